@@ -1,0 +1,1 @@
+"""The nouns a user configures: image APIs, job stores, the bucket."""

@@ -1,0 +1,281 @@
+"""The bucket that images and records go to.
+
+boto3 does everything but one thing: the images themselves, the only hot path, go through obstore, which
+costs a fifth of boto3's CPU an object (``benchmarks/`` has the figures). Both use boto3's credentials.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote, urlsplit
+
+import boto3
+import obstore
+from boto3.s3.transfer import TransferConfig
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
+from obstore.auth.boto3 import Boto3CredentialProvider
+from obstore.exceptions import BaseError as ObstoreError
+from obstore.store import S3Store
+
+from blocks.errors import InputError, StoreUnavailableError
+
+if TYPE_CHECKING:
+    from botocore.client import BaseClient
+
+_SMALL = TransferConfig(multipart_threshold=64 * 2**20)
+_LISTED_WHOLE = 1_000
+"""Below this many wanted keys each is looked for by itself, once a bucket holds more than a page."""
+
+MEDIA_TYPES = {"png": "image/png", "jpg": "image/jpeg", "webp": "image/webp"}
+"""Media types by the extension of an image."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredImage:
+    """An image in the bucket: its name below the output prefix, and its size in bytes."""
+
+    name: str
+    size: int
+
+
+class ImageBucket:
+    """A bucket and a prefix in it. Methods block, but for :meth:`put_image`.
+
+    Args:
+        uri: ``s3://BUCKET`` or ``s3://BUCKET/PREFIX``.
+        endpoint_url: the S3 server, where it is not AWS.
+        session: where the credentials come from; boto3's own search by default.
+
+    Raises:
+        InputError: the URI is none, or there are no credentials.
+    """
+
+    def __init__(
+        self, uri: str, *, endpoint_url: str | None = None, session: boto3.Session | None = None
+    ) -> None:
+        parts = urlsplit(uri)
+        if parts.scheme != "s3" or not parts.netloc:
+            raise InputError(f"The output {uri!r} is not of the form s3://BUCKET/PREFIX.")
+        if endpoint_url and urlsplit(endpoint_url).scheme not in {"http", "https"}:
+            raise InputError(f"The S3 endpoint {endpoint_url!r} is not an http or https address.")
+        self.name = parts.netloc
+        self.prefix = f"{parts.path.strip('/')}/" if parts.path.strip("/") else ""
+        self.uri = f"s3://{self.name}/{self.prefix}".rstrip("/")
+        self.endpoint_url = endpoint_url
+        self._session = session or boto3.Session()
+        try:
+            credentials = self._session.get_credentials()
+        except BotoCoreError as error:
+            raise InputError(f"S3 credentials cannot be read: {error}") from error
+        if credentials is None:
+            raise InputError(
+                "There are no S3 credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a"
+                " profile in AWS_PROFILE, or give the name of an S3Bucket block."
+            )
+        self._client: BaseClient = self._session.client(
+            "s3",
+            endpoint_url=endpoint_url,
+            region_name=self._region,
+            config=Config(
+                retries={"max_attempts": 6, "mode": "standard"},
+                connect_timeout=5,
+                read_timeout=30,
+                max_pool_connections=32,
+                s3={"addressing_style": "path"} if endpoint_url else {},
+            ),
+        )
+        self._images = self._image_store()
+
+    @property
+    def _region(self) -> str:
+        return self._session.region_name or "us-east-1"
+
+    def _image_store(self) -> S3Store:
+        options: dict[str, Any] = {"endpoint": self.endpoint_url} if self.endpoint_url else {}
+        return S3Store(
+            self.name,
+            region=self._region,
+            virtual_hosted_style_request=self.endpoint_url is None,
+            credential_provider=Boto3CredentialProvider(self._session, ttl=timedelta(minutes=5)),
+            client_options={
+                "allow_http": (self.endpoint_url or "").startswith("http://"),
+                "connect_timeout": timedelta(seconds=5),
+                "timeout": timedelta(seconds=30),
+            },
+            retry_config={"max_retries": 8, "retry_timeout": timedelta(seconds=60)},
+            **options,
+        )
+
+    def check(self) -> None:
+        """See that the bucket is there and lets us in.
+
+        Raises:
+            InputError: it is not, or does not; says which.
+        """
+        where = f" at {self.endpoint_url}" if self.endpoint_url else ""
+        try:
+            self._client.head_bucket(Bucket=self.name)
+        except ClientError as error:
+            status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+            if status == 404:
+                reason = "does not exist: create it, or correct the name"
+            elif status in {400, 401, 403}:
+                reason = "refused these credentials: check the access key, its rights and the region"
+            else:
+                reason = f"answered with HTTP {status}: try again later"
+            raise InputError(f"The bucket {self.name!r}{where} {reason}.") from error
+        except NoCredentialsError as error:
+            raise InputError("There are no S3 credentials.") from error
+        except BotoCoreError as error:
+            raise InputError(
+                f"The bucket {self.name!r}{where} cannot be reached ({type(error).__name__}): check the"
+                " endpoint and the network."
+            ) from error
+
+    def uri_of(self, name: str) -> str:
+        """The s3:// address of an object below the prefix."""
+        return f"s3://{self.name}/{self.prefix}{name}"
+
+    async def put_image(self, name: str, content: bytes, metadata: dict[str, str]) -> None:
+        """Write one image, with its media type and metadata (ASCII). Writing it again changes nothing.
+
+        Raises:
+            StoreUnavailableError: the bucket refused or did not answer, after all retries.
+        """
+        attributes = {
+            "Content-Type": MEDIA_TYPES[name.rpartition(".")[2]],
+            "Cache-Control": "public, max-age=31536000, immutable",
+            **metadata,
+        }
+        try:
+            await obstore.put_async(
+                self._images,
+                self.prefix + name,
+                content,
+                attributes=attributes,
+                use_multipart=False,
+            )
+        except (ObstoreError, OSError) as error:
+            raise StoreUnavailableError(
+                f"The bucket {self.name!r} did not take an image ({_first_line(error)})."
+            ) from error
+
+    def images(self, keys: Iterable[str]) -> dict[str, StoredImage]:
+        """Which of these keys have their image in the bucket already."""
+        wanted = set(keys)
+        if not wanted:
+            return {}
+        first_page = list(self._list("images/", pages=1))
+        if len(first_page) < 1000:
+            found = first_page
+        elif len(wanted) <= _LISTED_WHOLE:
+            with ThreadPoolExecutor(16) as threads:
+                prefixes = (f"{image_folder(key)}/{key}." for key in wanted)
+                found = [o for page in threads.map(lambda p: list(self._list(p)), prefixes) for o in page]
+        else:
+            with ThreadPoolExecutor(16) as threads:
+                prefixes = (f"images/{digit}" for digit in "0123456789abcdef")
+                found = [o for page in threads.map(lambda p: list(self._list(p)), prefixes) for o in page]
+        images = {}
+        for image in found:
+            key = image.name.rpartition("/")[2].partition(".")[0]
+            if key in wanted and image.size:
+                images[key] = image
+        return images
+
+    def _list(self, prefix: str, pages: int | None = None) -> Iterator[StoredImage]:
+        paginator = self._client.get_paginator("list_objects_v2")
+        start = len(self.prefix)
+        with _outages_named(self.name):
+            for number, page in enumerate(
+                paginator.paginate(Bucket=self.name, Prefix=self.prefix + prefix), start=1
+            ):
+                for item in page.get("Contents", []):
+                    yield StoredImage(item["Key"][start:], item["Size"])
+                if number == pages:
+                    return
+
+    def upload(self, path: Path, name: str, media_type: str) -> str:
+        """Write a file as one object, replacing what was there at once; its address."""
+        with _outages_named(self.name):
+            self._client.upload_file(
+                str(path),
+                self.name,
+                self.prefix + name,
+                ExtraArgs={"ContentType": media_type},
+                Config=_SMALL,
+            )
+        return self.uri_of(name)
+
+    def read(self, name: str) -> bytes | None:
+        """An object's content; None where there is no such object."""
+        try:
+            with _outages_named(self.name):
+                answer = self._client.get_object(Bucket=self.name, Key=self.prefix + name)
+                body: bytes = answer["Body"].read()
+                return body
+        except FileNotFoundError:
+            return None
+
+    def copy(self, source: str, target: str) -> None:
+        """Copy an object within the bucket, on the server."""
+        with _outages_named(self.name):
+            self._client.copy_object(
+                Bucket=self.name,
+                Key=self.prefix + target,
+                CopySource={"Bucket": self.name, "Key": self.prefix + source},
+            )
+
+    def close(self) -> None:
+        """Let go of the connections."""
+        self._client.close()
+
+
+class _outages_named:  # noqa: N801 - reads as the context it is
+    """Turns boto3's errors into the project's own."""
+
+    def __init__(self, bucket: str) -> None:
+        self._bucket = bucket
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, _type: object, error: BaseException | None, _traceback: object) -> None:
+        if isinstance(error, ClientError):
+            code = error.response.get("Error", {}).get("Code")
+            if code in {"NoSuchKey", "404"}:
+                raise FileNotFoundError(str(error)) from error
+            raise StoreUnavailableError(f"The bucket {self._bucket!r} answered {code}.") from error
+        if isinstance(error, BotoCoreError):
+            raise StoreUnavailableError(
+                f"The bucket {self._bucket!r} did not answer ({type(error).__name__})."
+            ) from error
+
+
+def image_folder(key: str) -> str:
+    """The folder of a key's image: 256 of them, so that a listing can be split."""
+    return f"images/{key[:2]}"
+
+
+def image_name(key: str, extension: str) -> str:
+    """The name of a key's image, below the output prefix."""
+    return f"{image_folder(key)}/{key}.{extension}"
+
+
+def copy_name(row_id: str, extension: str) -> str:
+    """The name of a row's own copy: the id cannot leave its folder, whatever it says."""
+    safe = quote(row_id, safe=" ()+,=@!")
+    if safe.strip(". ") == "":
+        safe = safe.replace(".", "%2E")
+    return f"catalog/{safe[:200]}.{extension}"
+
+
+def _first_line(error: Exception) -> str:
+    return re.sub(r"\s+", " ", str(error))[:200]

@@ -1,0 +1,146 @@
+"""What can go wrong with a request, and the one table that says what happens then.
+
+The table is DESIGN's: each class of error has its own retry budget and its own end. The engine looks
+nothing up anywhere else; an image API only decides which class an answer belongs to.
+"""
+
+from __future__ import annotations
+
+import email.utils
+import random
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class ErrorClass(StrEnum):
+    """The classes of error a generation request can end in."""
+
+    RATE_LIMITED = "rate_limited"
+    SERVER_ERROR = "server_error"
+    TIMEOUT = "timeout"
+    BAD_REQUEST = "bad_request"
+    CONTENT_FILTERED = "content_filtered"
+    INVALID_IMAGE = "invalid_image"
+    UNAUTHORIZED = "unauthorized"
+    OUT_OF_BUDGET = "out_of_budget"
+
+
+class Outcome(StrEnum):
+    """What becomes of a job whose budget for one class of error is spent."""
+
+    RETRYABLE = "retryable"
+    """The job fails; running it again later may well succeed."""
+    PERMANENT = "permanent"
+    """The job fails; the same input will fail again."""
+    STOP = "stop"
+    """The run stops; the job and all others that are not finished stay pending."""
+
+
+@dataclass(frozen=True, slots=True)
+class RetryRule:
+    """How often one class of error is retried, and how long each retry waits.
+
+    The wait before retry ``n`` (from 1) is ``base_s * 2 ** (n - 1)`` seconds, at most ``max_s``; with
+    ``jitter`` a random share of it ("full jitter"). A Retry-After of the API wins over both.
+    """
+
+    retries: int
+    outcome: Outcome
+    base_s: float = 0.0
+    max_s: float = 60.0
+    jitter: bool = False
+
+    def wait_s(self, retry: int, retry_after_s: float | None, rng: random.Random) -> float:
+        """Seconds to wait before retry number ``retry`` (from 1)."""
+        if retry_after_s is not None:
+            # Everybody was told the same moment: a little jitter keeps them from coming back as one.
+            return retry_after_s + rng.uniform(0.0, 0.1 * retry_after_s + 0.1)
+        wait = min(self.max_s, self.base_s * 2.0 ** (retry - 1))
+        return rng.uniform(0.0, wait) if self.jitter else wait
+
+
+RETRY_RULES: Mapping[ErrorClass, RetryRule] = {
+    ErrorClass.RATE_LIMITED: RetryRule(3, Outcome.RETRYABLE, base_s=2.0, jitter=True),
+    ErrorClass.SERVER_ERROR: RetryRule(1, Outcome.RETRYABLE, base_s=2.0),
+    ErrorClass.TIMEOUT: RetryRule(3, Outcome.RETRYABLE, base_s=1.0, jitter=True),
+    ErrorClass.BAD_REQUEST: RetryRule(0, Outcome.PERMANENT),
+    ErrorClass.CONTENT_FILTERED: RetryRule(0, Outcome.PERMANENT),
+    ErrorClass.INVALID_IMAGE: RetryRule(1, Outcome.RETRYABLE),
+    ErrorClass.UNAUTHORIZED: RetryRule(0, Outcome.STOP),
+    ErrorClass.OUT_OF_BUDGET: RetryRule(0, Outcome.STOP),
+}
+"""The retry table: one rule, one budget, one counter for each class."""
+
+
+class ApiError(Exception):
+    """A generation request that brought no usable image, with the class that decides what follows.
+
+    ``keep_request`` says that the API still knows the request: a retry asks about it again instead of
+    paying for a new one. ``charged`` says that the API made an image and will bill it all the same.
+    """
+
+    def __init__(
+        self,
+        error_class: ErrorClass,
+        message: str,
+        *,
+        code: str | None = None,
+        retry_after_s: float | None = None,
+        keep_request: bool = False,
+        charged: bool = False,
+    ) -> None:
+        super().__init__(message)
+        self.error_class = error_class
+        self.message = message
+        self.code = code or error_class.value
+        self.retry_after_s = retry_after_s
+        self.keep_request = keep_request
+        self.charged = charged
+
+
+class InputError(Exception):
+    """Something a user gave cannot be used: one sentence that says what, which, and what to do."""
+
+
+class StoreUnavailableError(Exception):
+    """The bucket or the job store did not answer, again and again: the run can be resumed later."""
+
+
+def class_of_status(status: int, *, has_retry_after: bool = False) -> ErrorClass:
+    """The class of an HTTP status code, where the vendor gives no better reason."""
+    if status == 429 or (status in {503, 529} and has_retry_after):
+        return ErrorClass.RATE_LIMITED
+    if status in {401, 403}:
+        return ErrorClass.UNAUTHORIZED
+    if status == 402:
+        return ErrorClass.OUT_OF_BUDGET
+    if status == 408:
+        return ErrorClass.TIMEOUT
+    if status >= 500:
+        return ErrorClass.SERVER_ERROR
+    return ErrorClass.BAD_REQUEST
+
+
+def retry_after_seconds(headers: Mapping[str, str], *, now: float | None = None) -> float | None:
+    """Seconds that a Retry-After header asks to wait, from 0 to one hour; None where there is none.
+
+    Both forms of RFC 9110, 10.2.3 are read, seconds and an HTTP date, and the milliseconds of
+    ``retry-after-ms`` that some vendors send. ``now`` is in Unix seconds.
+    """
+    for name, scale in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
+        raw = headers.get(name, "").strip()
+        if not raw:
+            continue
+        try:
+            seconds = float(raw) * scale
+        except ValueError:
+            try:
+                at = email.utils.parsedate_to_datetime(raw)
+                seconds = at.timestamp() - (time.time() if now is None else now)
+            except (ValueError, OverflowError, OSError):
+                continue
+        if seconds == seconds:  # not NaN
+            return min(max(seconds, 0.0), 3600.0)
+    return None

@@ -1,0 +1,40 @@
+"""Pictures: deterministic in prompt, seed and size, with the prompt readable on them."""
+
+from __future__ import annotations
+
+import io
+from random import Random
+from typing import TYPE_CHECKING
+
+from PIL import Image
+
+from emulator.caption import write_caption
+from emulator.scenery import scenery
+
+if TYPE_CHECKING:
+    from emulator.order import Shot
+
+__all__ = ["draw"]
+
+_JPEG_QUALITY = 86
+_PNG_LEVEL = 2
+
+
+def draw(shot: Shot) -> bytes:
+    """Return the encoded picture of a shot, as PNG or JPEG; sizes are in pixels."""
+    size = (shot.width, shot.height)
+    if shot.black:
+        return _encoded(Image.new("RGB", size), shot)
+    image = scenery(shot.width, shot.height, Random(shot.digest))
+    footer = f"seed {shot.seed} · {shot.width}×{shot.height} · {shot.steps} steps"  # noqa: RUF001
+    write_caption(image, shot.prompt, footer)
+    return _encoded(image, shot)
+
+
+def _encoded(image: Image.Image, shot: Shot) -> bytes:
+    file = io.BytesIO()
+    if shot.format == "png":
+        image.save(file, "PNG", compress_level=_PNG_LEVEL)
+    else:
+        image.save(file, "JPEG", quality=_JPEG_QUALITY)
+    return file.getvalue()

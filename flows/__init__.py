@@ -1,0 +1,1 @@
+"""The flows: thin, one file each."""

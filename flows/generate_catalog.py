@@ -1,0 +1,99 @@
+"""The main job: a Parquet catalog becomes images on S3."""
+
+# No "from __future__ import annotations" here: Prefect reads the types of a flow's parameters as objects.
+
+import time
+from datetime import UTC, datetime
+from typing import cast
+
+from prefect import flow, get_run_logger, unmapped
+from prefect.runtime import flow_run
+from prefect.states import Completed
+from prefect.task_runners import ThreadPoolTaskRunner
+
+from tasks.engine.engine import StopKind
+from tasks.generate import generate_shard
+from tasks.measure import count, measure
+from tasks.prepare import prepare
+from tasks.publish import publish
+from tasks.session import open_session
+from tasks.settings import (
+    Api,
+    Catalog,
+    ExecutionSettings,
+    LimitSettings,
+    Output,
+    PictureSettings,
+    RunSettings,
+)
+from tasks.summary import RunStoppedError, RunSummary
+from tasks.verb import without_traceback
+
+
+@flow(name="generate-catalog", persist_result=False)
+@without_traceback
+def generate_catalog(
+    catalog: Catalog,
+    output: Output,
+    api: Api = "together",  # type: ignore[assignment] # a name stands for the settings
+    picture: PictureSettings = PictureSettings(),
+    limits: LimitSettings = LimitSettings(),
+    execution: ExecutionSettings = ExecutionSettings(),
+) -> RunSummary:
+    """Generate an image for each row of a catalog; a run that exists is resumed.
+
+    Args:
+        catalog: Where the prompts are: a path, or more about it.
+        output: Where images and records go: s3://BUCKET/PREFIX, or more about it.
+        api: Which image API: a vendor's name, or more about it.
+        picture: What rows say nothing about.
+        limits: How fast, and how much money.
+        execution: How the work is divided and where it is kept.
+
+    Returns:
+        The run's summary.
+
+    Raises:
+        InputError: something given cannot be used; nothing was asked of the API.
+        RunStoppedError: the run stopped early (key refused, budget, interrupted, bucket or store away)
+            and can be resumed; it carries the summary.
+    """
+    begun = time.monotonic()
+    settings = RunSettings(
+        run_id=execution.run_id or _default_run_id(),
+        catalog=catalog,
+        api=api,
+        output=output,
+        picture=picture,
+        limits=limits,
+        execution=execution,
+    )
+    with open_session(settings) as session:
+        prepared = prepare(settings)
+        # A runner of this run's own size: the flow's one is fixed before its parameters are known.
+        with ThreadPoolTaskRunner(max_workers=execution.workers) as runner:  # type: ignore[var-annotated]
+            shards = {"settings": unmapped(settings), "shard": prepared.shards}
+            runner.map(generate_shard, shards).result()
+        stopped = session.engine.stopped
+        if stopped and stopped.kind is StopKind.INTERRUPTED:
+            summary = count(session, prepared.counts, time.monotonic() - begun)
+        else:
+            publish(settings)
+            summary = measure(settings, prepared.counts, time.monotonic() - begun)
+    if stopped:
+        raise RunStoppedError(summary)
+    if prepared.counts.negative_prompts:
+        get_run_logger().warning(
+            "%s rows have a negative prompt, which this model does not use.",
+            f"{prepared.counts.negative_prompts:,}",
+        )
+    if summary.failed:
+        message = f"{summary.failed:,} of {summary.unique:,} images failed; failed.parquet says why."
+        return cast("RunSummary", Completed(name="CompletedWithFailures", message=message, data=summary))
+    return summary
+
+
+def _default_run_id() -> str:
+    """A run id that a retry of the same flow run finds again, and so resumes."""
+    started = flow_run.get_scheduled_start_time() or datetime.now(UTC)
+    return f"{started:%Y%m%d-%H%M%S}-{str(flow_run.get_id())[-6:]}"

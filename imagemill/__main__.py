@@ -1,0 +1,7 @@
+"""``python -m imagemill``."""
+
+import sys
+
+from imagemill.command import main
+
+sys.exit(main())

@@ -1,0 +1,163 @@
+"""The command ``imagemill``."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+DONE, FAILURES, UNUSABLE, STOPPED = 0, 1, 2, 3
+"""Exit codes: every job done; finished with failed jobs; unusable input; stopped early, resumable."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; its exit code."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if given[:1] == ["emulator"]:
+        # The emulator is a program of its own, which nothing here imports.
+        return subprocess.call([sys.executable, "-m", "emulator", *given[1:]])  # noqa: S603
+    _prepare_prefect()
+    from imagemill.options import Parser
+
+    parser = _parser(Parser)
+    chosen = parser.parse_args(given)
+    from blocks.errors import InputError, StoreUnavailableError
+    from imagemill.terminal import complain
+
+    run: Callable[[argparse.Namespace], int] = chosen.run
+    try:
+        return run(chosen)
+    except (InputError, StoreUnavailableError) as error:
+        complain(str(error))
+        return UNUSABLE
+    except KeyboardInterrupt:
+        complain("Interrupted before anything was asked of the API.")
+        return STOPPED
+
+
+def _prepare_prefect() -> None:
+    """Keep Prefect to itself: its own console lines would break the progress bar and --json."""
+    quiet = {
+        "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
+        "PREFECT_SERVER_LOGGING_LEVEL": "CRITICAL",
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
+        # No worker or UI looks at the temporary server's work pools and schedules.
+        "PREFECT_CLI_COLORS": "false",
+    }
+    for name, value in quiet.items():
+        os.environ.setdefault(name, value)
+
+
+def _parser(kind: type[argparse.ArgumentParser]) -> argparse.ArgumentParser:
+    from imagemill.options import RESUME_OPTIONS, add_options
+
+    parser = kind(
+        prog="imagemill",
+        description="Turn a Parquet catalog of prompts into images on S3.",
+        epilog="Exit codes: 0 every image is done; 1 finished, some failed; 2 unusable input;"
+        " 3 stopped early and resumable.",
+    )
+    parser.add_argument("--version", action="version", version=f"imagemill {version('imagemill')}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    run = commands.add_parser("run", help="generate the images of a catalog", allow_abbrev=False)
+    run.add_argument("catalog", metavar="CATALOG", help="a Parquet file, folder or glob; local or s3://")
+    add_options(run)
+    run.add_argument("--dry-run", action="store_true", help="only say what the run would do and cost")
+    run.set_defaults(run=_run)
+
+    estimate = commands.add_parser("estimate", help="say what a run would do and cost", allow_abbrev=False)
+    estimate.add_argument("catalog", metavar="CATALOG", help="as for run")
+    add_options(estimate)
+    estimate.set_defaults(run=_estimate)
+
+    resume = commands.add_parser("resume", help="go on with a run that stopped", allow_abbrev=False)
+    resume.add_argument("run_id", metavar="RUN_ID", help="the run, as it was named when it stopped")
+    add_options(resume, RESUME_OPTIONS)
+    resume.set_defaults(run=_resume)
+
+    demo = commands.add_parser("demo", help="see it all work on this machine, at no cost")
+    demo.add_argument(
+        "--folder",
+        type=Path,
+        default=Path("imagemill-demo"),
+        help="where pictures and report are left (default: %(default)s)",
+    )
+    demo.add_argument("--images", type=int, default=150, help="rows of the catalog (default: %(default)s)")
+    demo.set_defaults(run=_demo)
+
+    for command in (run, estimate, resume, demo):
+        command.add_argument("--json", action="store_true", help="print one JSON object on stdout")
+    commands.add_parser("emulator", help="vendors' image APIs on this machine; see emulator --help")
+    return parser
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    if arguments.dry_run:
+        return _estimate(arguments)
+    from blocks.errors import InputError
+    from imagemill.options import settings_of
+    from imagemill.running import run_and_show
+
+    if getattr(arguments, "api.provider") is None and getattr(arguments, "api.block") is None:
+        raise InputError("Name the image API: --provider together or --provider fal.")
+    if getattr(arguments, "output.uri") is None:
+        raise InputError("Say where the images go: --output s3://BUCKET/PREFIX.")
+    return run_and_show(
+        {
+            "catalog": settings_of(arguments, "catalog", path=arguments.catalog),
+            **{
+                group: settings_of(arguments, group)
+                for group in ("output", "api", "picture", "limits", "execution")
+            },
+        },
+        as_json=arguments.json,
+    )
+
+
+def _estimate(arguments: argparse.Namespace) -> int:
+    from imagemill.options import settings_of
+    from imagemill.terminal import show_estimate
+    from tasks.estimate import estimate
+
+    has_output = getattr(arguments, "output.uri") is not None
+    found = estimate(
+        settings_of(arguments, "catalog", path=arguments.catalog),
+        settings_of(arguments, "api"),
+        settings_of(arguments, "picture"),
+        settings_of(arguments, "limits"),
+        settings_of(arguments, "output") if has_output else None,
+    )
+    if arguments.json:
+        print(found.model_dump_json())
+    else:
+        show_estimate(found)
+    return DONE
+
+
+def _resume(arguments: argparse.Namespace) -> int:
+    from imagemill.options import settings_of
+    from imagemill.running import recorded_settings, run_and_show
+
+    recorded = recorded_settings(arguments.run_id)
+    limits = settings_of(arguments, "limits")
+    changed = {name: getattr(limits, name) for name in limits.model_fields_set}
+    recorded["limits"] = recorded["limits"].model_copy(update=changed)
+    return run_and_show(recorded, as_json=arguments.json)
+
+
+def _demo(arguments: argparse.Namespace) -> int:
+    from imagemill.demo import demo
+
+    return demo(arguments.folder, images=arguments.images, as_json=arguments.json)
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    sys.exit(main())

@@ -1,0 +1,125 @@
+"""Runs the flow for a person: checks first, then Prefect, progress while it runs, a table at its end."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+from prefect.client.orchestration import get_client
+
+from blocks.errors import InputError
+from flows.generate_catalog import generate_catalog
+from imagemill.command import DONE, FAILURES, STOPPED
+from imagemill.terminal import complain, progress_shown, say, show_summary, stderr
+from tasks.run_folder import RunFolder
+from tasks.session import catalog_of, image_api, interrupt, open_bucket
+from tasks.summary import RunStoppedError, RunSummary
+
+
+def run_and_show(settings: dict[str, Any], *, as_json: bool) -> int:
+    """Run ``generate_catalog`` with these arguments; print its summary; the exit code."""
+    check(settings)
+    outcome = run(settings)
+    stopped = isinstance(outcome, RunStoppedError)
+    summary = outcome.summary if isinstance(outcome, RunStoppedError) else outcome
+    if as_json:
+        print(summary.model_dump_json())
+    else:
+        show_summary(summary)
+    if stopped:
+        complain(
+            f"{summary.stopped} {summary.done:,} of {summary.unique:,} images are done and kept,"
+            f" {summary.pending:,} are pending. Go on with: imagemill resume {summary.run_id}"
+        )
+        return STOPPED
+    if summary.failed:
+        if not as_json:
+            say(f"{summary.failed:,} images failed; runs/{summary.run_id}/failed.parquet says why.")
+        return FAILURES
+    return DONE
+
+
+def run(settings: dict[str, Any]) -> RunSummary | RunStoppedError:
+    """Run the flow with progress on stderr. A stop is given back, not raised."""
+    with interrupts_stop_the_run(), progress_shown():
+        _start_prefect()
+        try:
+            summary: RunSummary = generate_catalog(**settings)
+        except RunStoppedError as stop:
+            return stop
+        return summary
+
+
+def check(settings: dict[str, Any]) -> None:
+    """Find what cannot be used before anything is started.
+
+    Raises:
+        InputError: says what, and what to do.
+    """
+    run_id = settings["execution"].run_id
+    if run_id is None or RunFolder(run_id).read_record() is None:
+        catalog_of(settings["catalog"], settings["output"])
+    image_api(settings["api"])
+    open_bucket(settings["output"]).close()
+
+
+def recorded_settings(run_id: str) -> dict[str, Any]:
+    """The arguments a run began with, from its folder on this machine.
+
+    Raises:
+        InputError: this machine knows no such run.
+    """
+    folder = RunFolder(run_id)
+    record = folder.read_record()
+    if record is None:
+        raise InputError(
+            f"This machine knows no run {run_id!r} (looked in {folder.path}): where it ran elsewhere,"
+            " start the same 'imagemill run' with --run-id."
+        )
+    settings, _ = record
+    return {
+        "catalog": settings.catalog,
+        "output": settings.output,
+        "api": settings.api,
+        "picture": settings.picture,
+        "limits": settings.limits,
+        "execution": settings.execution.model_copy(update={"run_id": run_id}),
+    }
+
+
+@contextmanager
+def interrupts_stop_the_run() -> Iterator[None]:
+    """Let Ctrl-C and SIGTERM stop the run cleanly; a second one ends the process at once."""
+
+    def stop(number: int, _frame: FrameType | None) -> None:
+        if interrupted.is_set() or not interrupt("Interrupted."):
+            signal.signal(number, signal.SIG_DFL)
+            raise KeyboardInterrupt
+        interrupted.set()
+        stderr.print("Stopping: what is finished is kept.", style="yellow")
+
+    interrupted = threading.Event()
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _start_prefect() -> None:
+    """Start Prefect's temporary server, where none is configured, deaf to the terminal's Ctrl-C.
+
+    It is a child in the terminal's process group: without this, Ctrl-C would end it before the run has
+    said how it ended. A blocked signal stays blocked in a child.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        with get_client(sync_client=True):
+            pass
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})

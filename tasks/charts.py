@@ -1,0 +1,238 @@
+"""Geometry of the report's charts: values over time become paths, points and ticks.
+
+All coordinates are percent of a plot, from its upper left corner, so that one drawing fits every width.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+_DAY_S = 86_400
+_TIME_STEPS_S = (
+    1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1_800, 3_600, 7_200, 10_800, 21_600, 43_200, _DAY_S,
+)  # fmt: skip
+_MOST_TIME_TICKS = 7
+_HEADROOM = 1.08
+
+Values = Sequence[float | None]
+"""A value for each bucket; None where there is none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """A gridline and its label."""
+
+    at: float
+    label: str
+
+
+@dataclass(frozen=True, slots=True)
+class Box:
+    """A rectangle: a pause of the whole run, or a bar."""
+
+    left: float
+    top: float
+    width: float
+    height: float
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """A bucket in a chart: its column, the place of its value, and what it tells."""
+
+    left: float
+    width: float
+    x: float
+    y: float | None
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Chart:
+    """One chart, ready to be drawn. ``stat`` is what its caption says of its values."""
+
+    title: str
+    unit: str
+    stat: str
+    description: str
+    ticks: Sequence[Tick]
+    line: str
+    points: Sequence[Point]
+    marked: Sequence[Point] = ()
+    area: str = ""
+    faint_line: str = ""
+    bars: Sequence[Box] = ()
+    bar_ticks: Sequence[Tick] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class TimeAxis:
+    """The time that all charts share. ``spans`` are start and width of the buckets, in Unix seconds."""
+
+    spans: Sequence[tuple[float, float]]
+
+    @property
+    def begin(self) -> float:
+        """Where the first bucket starts."""
+        return self.spans[0][0]
+
+    @property
+    def end(self) -> float:
+        """Where the last bucket ends."""
+        return sum(self.spans[-1])
+
+    def x(self, at: float) -> float:
+        """The place of a moment."""
+        return round(100 * (at - self.begin) / (self.end - self.begin), 2)
+
+    def column(self, index: int) -> tuple[float, float, float]:
+        """Left edge, middle and right edge of a bucket."""
+        start, width = self.spans[index]
+        return self.x(start), self.x(start + width / 2), self.x(start + width)
+
+    def follows(self, index: int) -> bool:
+        """Whether a bucket follows the one before it without a gap."""
+        if index == 0:
+            return False
+        start, width = self.spans[index - 1]
+        return self.spans[index][0] < start + 1.5 * width
+
+    def pauses(self) -> list[Box]:
+        """The gaps between buckets, over the whole height."""
+        gaps = [i for i in range(1, len(self.spans)) if not self.follows(i)]
+        edges = [(self.column(i - 1)[2], self.column(i)[0]) for i in gaps]
+        return [Box(left, 0, round(right - left, 2), 100) for left, right in edges]
+
+    def ticks(self) -> list[Tick]:
+        """Round moments in UTC, at most eight."""
+        length = self.end - self.begin
+        days = math.ceil(length / _DAY_S / _MOST_TIME_TICKS) * _DAY_S
+        step = next((s for s in _TIME_STEPS_S if length / s <= _MOST_TIME_TICKS), days)
+        first, last = math.ceil(self.begin / step), math.floor(self.end / step)
+        return [Tick(self.x(i * step), _moment_label(i * step, step)) for i in range(first, last + 1)]
+
+
+def _moment_label(at: int, step: int) -> str:
+    moment = datetime.fromtimestamp(at, UTC)
+    if at % _DAY_S == 0:
+        return f"{moment:%-d %b}"
+    return f"{moment:%H:%M}" if step % 60 == 0 else f"{moment:%H:%M:%S}"
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """A vertical axis from zero to ``top``, drawn between two heights of the plot."""
+
+    top: float
+    ticks: Sequence[Tick]
+    high: float = 0.0
+    low: float = 100.0
+
+    def y(self, value: float) -> float:
+        """The place of a value."""
+        return _place(value, self.top, self.high, self.low)
+
+
+def scale(
+    values: Values,
+    label: Callable[[float, int], str],
+    *,
+    least: float,
+    whole: bool = False,
+    band: tuple[float, float] = (0.0, 100.0),
+) -> Scale:
+    """A scale that holds all values, with one to four round ticks.
+
+    Args:
+        values: what it must hold; none below zero.
+        label: words a tick, given its value and the decimals that the step between ticks needs.
+        least: the top where all values are zero.
+        whole: whether the values are counts, which ticks between whole numbers would make odd.
+        band: the heights of the plot that it lies between.
+    """
+    largest = max((value for value in values if value is not None), default=0.0)
+    top = largest * _HEADROOM if largest > 0 else least
+    rough = top / 4
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * 0.999)
+    step = max(step, 1.0) if whole else step
+    decimals = max(0, -math.floor(math.log10(step) + 1e-9))
+    high, low = band
+    ticks = [
+        Tick(_place(i * step, top, high, low), label(i * step, decimals))
+        for i in range(math.floor(top / step + 1e-9) + 1)
+    ]
+    return Scale(top, ticks, high, low)
+
+
+def _place(value: float, top: float, high: float, low: float) -> float:
+    return round(low - (low - high) * value / top, 2)
+
+
+def _runs(axis: TimeAxis, values: Values) -> Iterator[list[tuple[int, float]]]:
+    """Values by bucket, cut where buckets or values are missing."""
+    run: list[tuple[int, float]] = []
+    for index, value in enumerate(values):
+        if run and (value is None or not axis.follows(index)):
+            yield run
+            run = []
+        if value is not None:
+            run.append((index, value))
+    if run:
+        yield run
+
+
+def line_path(axis: TimeAxis, measure: Scale, values: Values) -> str:
+    """A line through the middles of the buckets, broken at gaps; a lone value is a dot."""
+    parts = []
+    for run in _runs(axis, values):
+        places = [f"{axis.column(i)[1]:g} {measure.y(value):g}" for i, value in run]
+        parts.append("M" + "L".join(places) + ("h0" if len(run) == 1 else ""))
+    return "".join(parts)
+
+
+def area_path(axis: TimeAxis, measure: Scale, values: Values) -> str:
+    """The area beneath :func:`line_path`."""
+    parts = []
+    for run in _runs(axis, values):
+        if len(run) > 1:
+            places = "L".join(f"{axis.column(i)[1]:g} {measure.y(value):g}" for i, value in run)
+            first, last = axis.column(run[0][0])[1], axis.column(run[-1][0])[1]
+            parts.append(f"M{first:g} {measure.low:g}L{places}L{last:g} {measure.low:g}Z")
+    return "".join(parts)
+
+
+def step_path(axis: TimeAxis, measure: Scale, values: Values) -> str:
+    """A line that keeps each value over its bucket's whole width, broken at gaps."""
+    parts = []
+    for run in _runs(axis, values):
+        for place, (index, value) in enumerate(run):
+            left, _, right = axis.column(index)
+            height = measure.y(value)
+            parts.append(f"V{height:g}" if place else f"M{left:g} {height:g}")
+            parts.append(f"H{right:g}")
+    return "".join(parts)
+
+
+def bars(axis: TimeAxis, measure: Scale, values: Values) -> list[Box]:
+    """A bar for each value above zero, as wide as its bucket."""
+    boxes = []
+    for index, value in enumerate(values):
+        if value:
+            left, _, right = axis.column(index)
+            top = measure.y(value)
+            boxes.append(Box(left, top, round(right - left, 2), round(measure.low - top, 2)))
+    return boxes
+
+
+def points(axis: TimeAxis, measure: Scale, values: Values, texts: Sequence[str]) -> list[Point]:
+    """One point a bucket, with its text."""
+    made = []
+    for index, (value, text) in enumerate(zip(values, texts, strict=True)):
+        left, middle, right = axis.column(index)
+        height = None if value is None else measure.y(value)
+        made.append(Point(left, round(right - left, 2), middle, height, text))
+    return made

@@ -1,0 +1,1 @@
+"""The engine: pacing, retries, checks, cost. Knows nothing of Prefect."""

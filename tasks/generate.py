@@ -1,0 +1,15 @@
+"""Generates a shard: a few hundred jobs in one Prefect task run, on the process's one engine."""
+
+from __future__ import annotations
+
+from blocks.stores import Shard
+from tasks.session import open_session
+from tasks.settings import RunSettings
+from tasks.verb import verb
+
+
+@verb("generate-shard", task_run_name="jobs {shard.first} to {shard.last}")
+def generate_shard(settings: RunSettings, shard: Shard) -> None:
+    """Work off the unfinished jobs of a shard. A failed job never fails the shard."""
+    with open_session(settings) as session:
+        session.wait(session.engine.run_shard, *shard)

@@ -1,0 +1,113 @@
+"""Prepares a run: its plan made or taken up again, its jobs in the store, images already there found."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+from blocks.errors import InputError
+from blocks.jobs import Job
+from blocks.stores import Shard, shards
+from tasks.plan import Planner, planned_jobs, write_plan
+from tasks.run_folder import PlanCounts
+from tasks.session import Session, catalog_of, open_session
+from tasks.settings import RunSettings
+from tasks.verb import verb
+
+_LOOKED_UP_AT_ONCE = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """What is left to do: the plan's counts, and shards of unfinished jobs."""
+
+    counts: PlanCounts
+    shards: list[Shard]
+
+
+@verb("prepare")
+def prepare(settings: RunSettings) -> Prepared:
+    """Plan the run, or take up the plan it has; then find out what is left to do.
+
+    Raises:
+        InputError: the catalog cannot be used, or the run's id belongs to another run.
+    """
+    with open_session(settings) as session:
+        counts = _plan(session)
+        _find_images(session)
+        totals = session.wait(session.store.totals)
+        session.recorder.begin(
+            unique=counts.unique, done=totals.done, failed=totals.failed, cost_usd=totals.cost_usd
+        )
+        unfinished = session.wait(session.store.unfinished_numbers)
+        return Prepared(counts, shards(unfinished, settings.execution.shard_size))
+
+
+def refuse_other_run(settings: RunSettings, known: RunSettings) -> None:
+    """A run id stands for one catalog, one API and one place.
+
+    Raises:
+        InputError: the run of this id is another one.
+    """
+    given = settings.identity()
+    for name, value in known.identity().items():
+        if given[name] != value:
+            raise InputError(
+                f"Run {settings.run_id!r} exists with the {name} {value!r}, not {given[name]!r}: resume"
+                " it with what it began with, or choose another run id."
+            )
+
+
+def _plan(session: Session) -> PlanCounts:
+    settings, folder, store = session.settings, session.folder, session.store
+    record = folder.read_record()
+    if record is not None:
+        known, counts = record
+        refuse_other_run(settings, known)
+        if not session.wait(store.is_planned):
+            # Another machine's run, or a lost store: its jobs are all in the plan.
+            _restore_jobs(session, known)
+        return counts
+    session.wait(store.clear)
+    catalog = catalog_of(settings.catalog, settings.output)
+    planner = Planner(session.api, settings.picture)
+    counts = write_plan(
+        planner, catalog, folder.plan, folder.rejected, lambda jobs: session.wait(store.add, jobs)
+    )
+    session.wait(store.mark_planned)
+    folder.write_record(settings, counts)
+    folder.publish_plan(session.bucket)
+    return counts
+
+
+def _restore_jobs(session: Session, known: RunSettings) -> None:
+    session.wait(session.store.clear)
+    for jobs in planned_jobs(session.folder.plan, session.api.model, known.picture.format):
+        session.wait(session.store.add, jobs)
+    session.wait(session.store.mark_planned)
+
+
+def _find_images(session: Session) -> None:
+    """Mark the jobs done whose images lie in the bucket: made by an earlier run, or just before a crash."""
+    store = session.store
+    blocks = shards(session.wait(store.unfinished_numbers), _LOOKED_UP_AT_ONCE)
+    jobs = [job for block in blocks for job in session.wait(store.unfinished, *block)]
+    images = session.bucket.images(job.key for job in jobs)
+    found: list[Job] = []
+    for job in jobs:
+        image = images.get(job.key)
+        if image is None:
+            continue
+        asked = job.attempts > 0  # then this run paid for it, and died before it could say so
+        if asked and not job.cost_usd:
+            job.cost_usd = session.api.price_usd(job.width, job.height)
+        job.finish(time.time(), image=image.name, image_bytes=image.size, latency_s=None, reused=not asked)
+        found.append(job)
+
+    async def save() -> None:
+        for job in found:
+            store.save(job)
+        await store.commit()
+
+    if found:
+        session.wait(save)

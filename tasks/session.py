@@ -1,0 +1,217 @@
+"""What a run holds open in one process: event loop, HTTP client, bucket, job store, engine.
+
+Threads of one process share it: the flow opens it, each shard joins it, the last to leave closes it. A
+process that only got a shard, on another machine, opens its own.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from typing import TypeVar
+
+import anyio
+import boto3
+import httpx
+from anyio.from_thread import BlockingPortal, start_blocking_portal
+from prefect.blocks.core import Block
+from prefect_aws.s3 import S3Bucket
+from pydantic import ValidationError
+
+from blocks.apis import PROVIDERS, ImageApi
+from blocks.bucket import ImageBucket
+from blocks.errors import InputError
+from blocks.stores import JobStore, open_store
+from tasks.catalog import CatalogFiles, open_catalog
+from tasks.engine.cost import CostLimit
+from tasks.engine.engine import Engine, StopKind
+from tasks.engine.pacer import CEILING, Pacer
+from tasks.engine.recorder import Recorder
+from tasks.run_folder import RunFolder
+from tasks.settings import ApiSettings, CatalogSettings, OutputSettings, RunSettings, input_error
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """A run's open resources. ``portal`` runs coroutines on the run's event loop, from any thread."""
+
+    settings: RunSettings
+    folder: RunFolder
+    api: ImageApi
+    bucket: ImageBucket
+    store: JobStore
+    recorder: Recorder
+    cost: CostLimit
+    engine: Engine
+    portal: BlockingPortal
+
+    def wait(self, function: Callable[..., Awaitable[T]], *arguments: object) -> T:
+        """Run a coroutine function on the run's event loop and wait for it."""
+        return self.portal.call(function, *arguments)
+
+
+@dataclass(slots=True)
+class _Shared:
+    session: Session
+    stack: ExitStack
+    users: int = 0
+
+
+_sessions: dict[str, _Shared] = {}
+_lock = threading.Lock()
+
+
+@contextmanager
+def open_session(settings: RunSettings) -> Iterator[Session]:
+    """The run's session in this process; opened by the first to ask, closed by the last to leave.
+
+    Raises:
+        InputError: something the settings name cannot be used; says what.
+    """
+    with _lock:
+        shared = _sessions.get(settings.run_id)
+        if shared is None:
+            shared = _open(settings)
+            _sessions[settings.run_id] = shared
+        shared.users += 1
+    try:
+        yield shared.session
+    finally:
+        with _lock:
+            shared.users -= 1
+            last = shared.users == 0
+            if last:
+                del _sessions[settings.run_id]
+        if last:
+            shared.stack.close()
+
+
+def interrupt(reason: str) -> bool:
+    """Stop all runs of this process, resumably. False where there is none."""
+    with _lock:
+        sessions = [shared.session for shared in _sessions.values()]
+    for session in sessions:
+        session.portal.start_task_soon(session.engine.stop, StopKind.INTERRUPTED, reason)
+    return bool(sessions)
+
+
+def image_api(settings: ApiSettings, *, needs_key: bool = True) -> ImageApi:
+    """The image API that the settings name: a saved block, or the vendor with the environment's key.
+
+    ``needs_key=False`` is for estimates, which ask the API nothing.
+    """
+    if settings.block:
+        try:
+            block = Block.load(settings.block)
+        except ValueError as error:
+            raise InputError(f"There is no saved block {settings.block!r}: {error}") from error
+        if not isinstance(block, ImageApi):
+            raise InputError(f"The block {settings.block!r} is not an image API.")
+        return block
+    api = PROVIDERS.get(settings.provider)
+    if api is None:
+        raise InputError(
+            f"There is no provider {settings.provider!r}: choose one of {', '.join(sorted(PROVIDERS))}."
+        )
+    given = {
+        "base_url": settings.base_url or "",
+        "model": settings.model or "",
+        "request_timeout_s": settings.request_timeout_s,
+    }
+    try:
+        return api.from_environment(**given) if needs_key else api(api_key="none", **given)
+    except ValidationError as error:
+        raise input_error(error) from error
+
+
+def aws_session(output: OutputSettings) -> tuple[boto3.Session, str | None]:
+    """The boto3 session and S3 endpoint that the settings name: a saved S3Bucket block's, or boto3's own."""
+    if not output.s3_bucket_block:
+        return boto3.Session(), output.s3_endpoint_url
+    try:
+        block = S3Bucket.load(output.s3_bucket_block)
+    except ValueError as error:
+        raise InputError(f"There is no saved block {output.s3_bucket_block!r}: {error}") from error
+    credentials = block.credentials
+    parameters = getattr(credentials, "aws_client_parameters", None)
+    endpoint = output.s3_endpoint_url or (parameters and parameters.endpoint_url)
+    return credentials.get_boto3_session(), endpoint
+
+
+def catalog_of(catalog: CatalogSettings, output: OutputSettings | None) -> CatalogFiles:
+    """The catalog, its files found and their columns checked; s3:// is reached as the output is."""
+    if not catalog.path.startswith("s3://"):
+        return open_catalog(catalog)
+    session, endpoint_url = aws_session(output) if output else (boto3.Session(), None)
+    return open_catalog(catalog, session=session, endpoint_url=endpoint_url)
+
+
+def open_bucket(output: OutputSettings) -> ImageBucket:
+    """The bucket that the settings name; seen to be there."""
+    session, endpoint_url = aws_session(output)
+    bucket = ImageBucket(output.uri, endpoint_url=endpoint_url, session=session)
+    bucket.check()
+    return bucket
+
+
+def _open(settings: RunSettings) -> _Shared:
+    with ExitStack() as stack:
+        api = image_api(settings.api)
+        bucket = open_bucket(settings.output)
+        stack.callback(bucket.close)
+        folder = RunFolder(settings.run_id)
+        folder.fetch(bucket)
+        record = folder.read_record()
+        rows = record[1].rows if record else catalog_of(settings.catalog, settings.output).rows
+        folder.create()
+        store = open_store(settings.execution.store, rows=rows, run_id=settings.run_id, folder=folder.path)
+        portal = stack.enter_context(start_blocking_portal(name="imagemill-engine"))
+        session = stack.enter_context(
+            portal.wrap_async_context_manager(_running(settings, folder, api, bucket, store, portal))
+        )
+        return _Shared(session, stack.pop_all())
+
+
+@asynccontextmanager
+async def _running(
+    settings: RunSettings,
+    folder: RunFolder,
+    api: ImageApi,
+    bucket: ImageBucket,
+    store: JobStore,
+    portal: BlockingPortal,
+) -> AsyncIterator[Session]:
+    limits = settings.limits
+    fixed = limits.concurrency if isinstance(limits.concurrency, int) else None
+    connections = (fixed or CEILING) + 8
+    async with AsyncExitStack() as stack:
+        http = await stack.enter_async_context(
+            httpx.AsyncClient(
+                timeout=httpx.Timeout(settings.api.request_timeout_s, connect=10.0),
+                limits=httpx.Limits(max_connections=connections, max_keepalive_connections=connections),
+                trust_env=True,
+            )
+        )
+        await stack.enter_async_context(store)
+        pacer = Pacer(fixed, limits.max_images_per_minute)
+        recorder = Recorder(settings.run_id, folder.log, pacer)
+        stack.callback(recorder.close)
+        cost = CostLimit(limits.max_cost_usd, (await store.totals()).cost_usd)
+        engine = Engine(
+            api=api,
+            http=http,
+            bucket=bucket,
+            store=store,
+            pacer=pacer,
+            cost=cost,
+            recorder=recorder,
+        )
+        watch = await stack.enter_async_context(anyio.create_task_group())
+        watch.start_soon(recorder.keep_time)
+        watch.start_soon(engine.abandon_when_interrupted)
+        stack.callback(watch.cancel_scope.cancel)
+        yield Session(settings, folder, api, bucket, store, recorder, cost, engine, portal)

@@ -1,0 +1,48 @@
+"""The summary of a run: what the flow returns and the command prints."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class RunSummary(BaseModel):
+    """A run's result. Costs in USD, latencies and ``wall_s`` in seconds."""
+
+    model_config = ConfigDict(frozen=True)
+
+    run_id: str
+    rows: int = Field(description="Rows read from the catalog.")
+    rejected: int = Field(description="Rows that never became jobs; rejected.parquet says why.")
+    unique: int = Field(description="Jobs: different pictures asked for.")
+    duplicates: int = Field(description="Rows whose picture another row asked for already.")
+    done: int = Field(description="Jobs whose image is in the bucket.")
+    failed: int = Field(description="Jobs that failed; failed.parquet says why.")
+    pending: int = Field(description="Jobs that a resume would take up.")
+    generated: int = Field(description="Images this run paid for.")
+    reused: int = Field(description="Images found in the bucket.")
+    images_per_minute: float = Field(description="Generated images over the time that took.")
+    error_rate: float = Field(description="Failed jobs over finished jobs, from 0 to 1.")
+    p50_latency_s: float | None
+    p95_latency_s: float | None
+    cost_usd: float
+    saved_usd: float = Field(description="What duplicates and images found would have cost.")
+    requests: int = Field(description="Requests for an image, retries included.")
+    rate_limited: int = Field(description="Requests answered with a 429.")
+    retries: int
+    errors: dict[str, int] = Field(description="Failed attempts by class of error.")
+    wall_s: float = Field(description="From the run's first event to its last, pauses between excluded.")
+    manifest: str | None
+    metrics: str | None
+    report: str | None
+    stopped: str | None = Field(default=None, description="Why the run stopped before its end.")
+
+
+class RunStoppedError(Exception):
+    """The run stopped early and can be resumed; ``summary`` says how far it came."""
+
+    def __init__(self, summary: RunSummary) -> None:
+        super().__init__(
+            f"{summary.stopped} {summary.done:,} of {summary.unique:,} images are done;"
+            f" {summary.pending:,} are pending. Resume with run id {summary.run_id}."
+        )
+        self.summary = summary

@@ -1,0 +1,43 @@
+"""A Prefect task as imagemill uses it: nothing cached, no result kept, no traceback for a user's mistake."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar, cast
+
+from prefect import Task, task
+from prefect.cache_policies import NO_CACHE
+from prefect.states import Failed
+
+from blocks.errors import InputError, StoreUnavailableError
+from tasks.summary import RunStoppedError
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def without_traceback(function: Callable[P, R]) -> Callable[P, R]:
+    """Let an error that a user can cause become the state of a flow or task run, with its sentence.
+
+    Prefect logs no traceback for a state that is returned; whoever called gets the exception as it was.
+    """
+
+    @functools.wraps(function)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return function(*args, **kwargs)
+        except (InputError, StoreUnavailableError, RunStoppedError) as error:
+            return cast("R", Failed(message=str(error), data=error))
+
+    return run
+
+
+def verb(name: str, **options: Any) -> Callable[[Callable[P, R]], Task[P, R]]:  # noqa: ANN401
+    """Make a function a Prefect task called ``name``."""
+
+    def decorate(function: Callable[P, R]) -> Task[P, R]:
+        made = task(name=name, cache_policy=NO_CACHE, persist_result=False, **options)
+        return cast("Task[P, R]", made(without_traceback(function)))
+
+    return decorate
