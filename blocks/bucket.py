@@ -79,18 +79,7 @@ class ImageBucket:
                 "There are no S3 credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a"
                 " profile in AWS_PROFILE, or give the name of an S3Bucket block."
             )
-        self._client: BaseClient = self._session.client(
-            "s3",
-            endpoint_url=endpoint_url,
-            region_name=self._region,
-            config=Config(
-                retries={"max_attempts": 6, "mode": "standard"},
-                connect_timeout=5,
-                read_timeout=30,
-                max_pool_connections=32,
-                s3={"addressing_style": "path"} if endpoint_url else {},
-            ),
-        )
+        self._client = self._connect(attempts=6)
         self._images = self._image_store()
 
     @property
@@ -113,6 +102,20 @@ class ImageBucket:
             **options,
         )
 
+    def _connect(self, attempts: int) -> BaseClient:
+        return self._session.client(
+            "s3",
+            endpoint_url=self.endpoint_url,
+            region_name=self._region,
+            config=Config(
+                retries={"max_attempts": attempts, "mode": "standard"},
+                connect_timeout=5,
+                read_timeout=30,
+                max_pool_connections=32,
+                s3={"addressing_style": "path"} if self.endpoint_url else {},
+            ),
+        )
+
     def check(self) -> None:
         """See that the bucket is there and lets us in.
 
@@ -120,8 +123,9 @@ class ImageBucket:
             InputError: it is not, or does not; says which.
         """
         where = f" at {self.endpoint_url}" if self.endpoint_url else ""
+        client = self._connect(attempts=2)  # a person waits for the answer
         try:
-            self._client.head_bucket(Bucket=self.name)
+            client.head_bucket(Bucket=self.name)
         except ClientError as error:
             status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
             if status == 404:
@@ -138,6 +142,8 @@ class ImageBucket:
                 f"The bucket {self.name!r}{where} cannot be reached ({type(error).__name__}): check the"
                 " endpoint and the network."
             ) from error
+        finally:
+            client.close()
 
     def uri_of(self, name: str) -> str:
         """The s3:// address of an object below the prefix."""

@@ -69,7 +69,7 @@ def generate_catalog(
         execution=execution,
     )
     with open_session(settings) as session:
-        prepared = prepare(settings)
+        prepared = prepare(settings, return_state=True).result()
         # A runner of this run's own size: the flow's one is fixed before its parameters are known.
         with ThreadPoolTaskRunner(max_workers=execution.workers) as runner:  # type: ignore[var-annotated]
             shards = {"settings": unmapped(settings), "shard": prepared.shards}
@@ -78,10 +78,11 @@ def generate_catalog(
         if stopped and stopped.kind is StopKind.INTERRUPTED:
             summary = count(session, prepared.counts, time.monotonic() - begun)
         else:
-            publish(settings)
-            summary = measure(settings, prepared.counts, time.monotonic() - begun)
+            publish(settings, return_state=True).result()
+            wall_s = time.monotonic() - begun
+            summary = measure(settings, prepared.counts, wall_s, return_state=True).result()
     if stopped:
-        raise RunStoppedError(summary)
+        raise RunStoppedError(summary, stopped.kind)
     if prepared.counts.negative_prompts:
         get_run_logger().warning(
             "%s rows have a negative prompt, which this model does not use.",

@@ -47,8 +47,7 @@ def _prepare_prefect() -> None:
         "PREFECT_SERVER_LOGGING_LEVEL": "CRITICAL",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
-        # No worker or UI looks at the temporary server's work pools and schedules.
-        "PREFECT_CLI_COLORS": "false",
+        "DO_NOT_TRACK": "1",
     }
     for name, value in quiet.items():
         os.environ.setdefault(name, value)

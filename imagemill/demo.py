@@ -90,7 +90,7 @@ def demo(folder: Path, *, images: int, as_json: bool) -> int:
     if isinstance(outcome, RunStoppedError):
         complain(str(summary.stopped))
         return STOPPED
-    return FAILURES if summary.pending else DONE
+    return FAILURES if summary.failed else DONE
 
 
 def sample_catalog(path: Path, rows: int) -> None:

@@ -30,7 +30,7 @@ from tasks.engine.pacer import Pacer, Slot, StoppedError
 from tasks.engine.picture import Picture, check_picture
 from tasks.engine.recorder import Recorder
 
-INTERRUPT_GRACE_S = 0.8
+INTERRUPT_GRACE_S = 0.5
 """How long requests in flight may still finish once the run is interrupted, in seconds."""
 
 _UPLOADS = 32
