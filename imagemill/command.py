@@ -104,8 +104,6 @@ def _run(arguments: argparse.Namespace) -> int:
     from imagemill.options import settings_of
     from imagemill.running import run_and_show
 
-    if getattr(arguments, "api.provider") is None and getattr(arguments, "api.block") is None:
-        raise InputError("Name the image API: --provider together or --provider fal.")
     if getattr(arguments, "output.uri") is None:
         raise InputError("Say where the images go: --output s3://BUCKET/PREFIX.")
     return run_and_show(

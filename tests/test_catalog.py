@@ -9,7 +9,6 @@ from typing import Any
 import pandas as pd
 import pyarrow as pa
 import pytest
-from conftest import BUCKET, Place
 from pydantic import SecretStr
 
 from blocks.apis import Fal, Together
@@ -25,6 +24,7 @@ from tasks.settings import (
     OutputSettings,
     PictureSettings,
 )
+from tests.conftest import BUCKET, Place
 
 
 def plan(path: str, api: Any = Together, **settings: Any) -> tuple[list[Job], list[dict[str, Any]], Planner]:

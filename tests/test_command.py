@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Command, Place
 
 from emulator import Emulator
 from imagemill.command import main
+from tests.conftest import Command, Place
 
 RUN_TIMEOUT_S = 60
 

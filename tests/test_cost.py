@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import anyio
 import pytest
-from virtual_time import run
 
 from tasks.engine.cost import BudgetSpentError, CostLimit
+from tests.virtual_time import run
 
 
 def test_a_promise_waits_for_what_is_in_flight_before_it_gives_up() -> None:

@@ -10,11 +10,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import Command, Place
 from PIL import Image
-from test_command import wait_for
 
 from emulator import Emulator
+from tests.conftest import Command, Place
+from tests.test_command import wait_for
 
 PARTI = Path(__file__).parents[2] / "shared" / "catalogs" / "parti_prompts.parquet"
 

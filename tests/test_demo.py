@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from conftest import Command
 from PIL import Image
+
+from tests.conftest import Command
 
 
 @pytest.mark.slow

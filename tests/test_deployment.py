@@ -9,13 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import Place
 from prefect.client.orchestration import get_client
 from prefect.deployments import run_deployment
 from prefect.exceptions import PrefectHTTPStatusError
 
 from emulator import Emulator
 from flows.generate_catalog import generate_catalog
+from tests.conftest import Place
 
 ROOT = Path(__file__).parents[1]
 

@@ -8,12 +8,12 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from conftest import Place
 
 from emulator import Emulator
 from flows.generate_catalog import generate_catalog
 from tasks.engine.engine import StopKind
 from tasks.summary import RunStoppedError
+from tests.conftest import Place
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 

@@ -8,12 +8,12 @@ from typing import Any
 
 import duckdb
 import pytest
-from conftest import Place
 from PIL import Image
 from prefect.states import State
 
 from emulator import Emulator
 from flows.generate_catalog import generate_catalog
+from tests.conftest import Place
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 

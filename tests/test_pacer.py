@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 
 import anyio
 import pytest
-from virtual_time import run
 
 from tasks.engine.pacer import Pacer, StoppedError
+from tests.virtual_time import run
 
 
 @dataclass
