@@ -6,6 +6,7 @@ costs a fifth of boto3's CPU an object (``benchmarks/`` has the figures). Both u
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -29,6 +30,7 @@ from blocks.errors import InputError, StoreUnavailableError
 if TYPE_CHECKING:
     from botocore.client import BaseClient
 
+_LONGEST_NAME = 200
 _SMALL = TransferConfig(multipart_threshold=64 * 2**20)
 _LISTED_WHOLE = 1_000
 """Below this many wanted keys each is looked for by itself, once a bucket holds more than a page."""
@@ -276,11 +278,14 @@ def image_name(key: str, extension: str) -> str:
 
 
 def copy_name(row_id: str, extension: str) -> str:
-    """The name of a row's own copy: the id cannot leave its folder, whatever it says."""
+    """The name of a row's own copy: the id cannot leave its folder, and no two ids share a name."""
     safe = quote(row_id, safe=" ()+,=@!")
     if safe.strip(". ") == "":
-        safe = safe.replace(".", "%2E")
-    return f"catalog/{safe[:200]}.{extension}"
+        safe = safe.replace(".", "%2E").replace(" ", "%20")
+    if len(safe) > _LONGEST_NAME:
+        digest = hashlib.blake2b(row_id.encode("utf-8", "surrogatepass"), digest_size=12).hexdigest()
+        safe = f"{safe[: _LONGEST_NAME - 25]}~{digest}"
+    return f"catalog/{safe}.{extension}"
 
 
 def _first_line(error: Exception) -> str:
