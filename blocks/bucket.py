@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import timedelta
@@ -37,6 +37,10 @@ _LISTED_WHOLE = 1_000
 
 MEDIA_TYPES = {"png": "image/png", "jpg": "image/jpeg", "webp": "image/webp"}
 """Media types by the extension of an image."""
+
+
+class ConflictError(Exception):
+    """Somebody else wrote the object in the meantime."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,13 +228,42 @@ class ImageBucket:
 
     def read(self, name: str) -> bytes | None:
         """An object's content; None where there is no such object."""
+        found = self.read_version(name)
+        return found and found[0]
+
+    def read_version(self, name: str) -> tuple[bytes, str] | None:
+        """An object's content and its ETag; None where there is no such object."""
         try:
             with _outages_named(self.name):
                 answer = self._client.get_object(Bucket=self.name, Key=self.prefix + name)
-                body: bytes = answer["Body"].read()
-                return body
+                return answer["Body"].read(), answer["ETag"]
         except FileNotFoundError:
             return None
+
+    def replace(self, path: Path, name: str, media_type: str, etag: str | None) -> str:
+        """Write a file as one object if it is still the one of ``etag`` (None: not there yet); the new ETag.
+
+        Raises:
+            ConflictError: somebody else wrote it in the meantime.
+        """
+        condition = {"IfNoneMatch": "*"} if etag is None else {"IfMatch": etag}
+        with _outages_named(self.name), path.open("rb") as content:
+            answer = self._client.put_object(
+                Bucket=self.name,
+                Key=self.prefix + name,
+                Body=content,
+                ContentType=media_type,
+                **condition,
+            )
+            etag_now: str = answer["ETag"]
+        return etag_now
+
+    def delete(self, names: Sequence[str]) -> None:
+        """Delete objects, a thousand a request."""
+        for start in range(0, len(names), 1000):
+            objects = [{"Key": self.prefix + name} for name in names[start : start + 1000]]
+            with _outages_named(self.name):
+                self._client.delete_objects(Bucket=self.name, Delete={"Objects": objects, "Quiet": True})
 
     def copy(self, source: str, target: str) -> None:
         """Copy an object within the bucket, on the server."""
@@ -260,6 +293,8 @@ class _outages_named:  # noqa: N801 - reads as the context it is
             code = error.response.get("Error", {}).get("Code")
             if code in {"NoSuchKey", "404"}:
                 raise FileNotFoundError(str(error)) from error
+            if code in {"PreconditionFailed", "ConditionalRequestConflict", "412"}:
+                raise ConflictError from error
             raise StoreUnavailableError(f"The bucket {self._bucket!r} answered {code}.") from error
         if isinstance(error, BotoCoreError):
             raise StoreUnavailableError(

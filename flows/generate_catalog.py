@@ -63,7 +63,7 @@ def generate_catalog(
     """
     return run(
         RunSettings(
-            run_id=execution.run_id or _default_run_id(),
+            run_id=execution.run_id or default_run_id(),
             catalog=catalog,
             api=api,
             output=output,
@@ -74,10 +74,17 @@ def generate_catalog(
     )
 
 
-def run(settings: RunSettings, *, before: Callable[[RunSettings], object] | None = None) -> RunSummary:
+def run(
+    settings: RunSettings,
+    *,
+    before: Callable[[RunSettings], object] | None = None,
+    retire: bool = False,
+    prune: bool = False,
+) -> RunSummary:
     """The whole of a run, within a flow run: prepare, generate, publish, measure.
 
-    ``before`` is called once the run's parts are open and before anything else.
+    ``before`` is called once the run's parts are open and before anything else; ``retire`` and ``prune``
+    are what :func:`tasks.publish.publish` makes of them.
     """
     begun = time.monotonic()
     with open_session(settings) as session:
@@ -89,7 +96,7 @@ def run(settings: RunSettings, *, before: Callable[[RunSettings], object] | None
         with ThreadPoolTaskRunner(max_workers=workers) as runner:  # type: ignore[var-annotated]
             shards = {"settings": unmapped(settings), "shard": prepared.shards}
             runner.map(generate_shard, shards).result()
-        summary = _conclude(session, prepared.counts, begun)
+        summary = _conclude(session, prepared.counts, begun, retire=retire, prune=prune)
         stopped = session.engine.stopped
     if stopped:
         raise RunStoppedError(summary, stopped.kind)
@@ -104,20 +111,20 @@ def run(settings: RunSettings, *, before: Callable[[RunSettings], object] | None
     return summary
 
 
-def _conclude(session: Session, counts: PlanCounts, begun: float) -> RunSummary:
+def _conclude(session: Session, counts: PlanCounts, begun: float, *, retire: bool, prune: bool) -> RunSummary:
     """Publish and measure; only count where the run was interrupted or its bucket is away."""
     stopped = session.engine.stopped
     if not (stopped and stopped.kind is StopKind.INTERRUPTED):
         try:
-            publish(session.settings, return_state=True).result()
+            changes = publish(session.settings, retire=retire, prune=prune, return_state=True).result()
             wall_s = time.monotonic() - begun
-            return measure(session.settings, counts, wall_s, return_state=True).result()
+            return measure(session.settings, counts, changes, wall_s, return_state=True).result()
         except StoreUnavailableError as error:
             session.portal.call(session.engine.stop, StopKind.UNAVAILABLE, str(error))
     return count(session, counts, time.monotonic() - begun)
 
 
-def _default_run_id() -> str:
+def default_run_id() -> str:
     """A run id that a retry of the same flow run finds again, and so resumes."""
     started = flow_run.get_scheduled_start_time() or datetime.now(UTC)
     return f"{started:%Y%m%d-%H%M%S}-{str(flow_run.get_id())[-6:]}"
