@@ -146,9 +146,10 @@ def _resume(arguments: argparse.Namespace) -> int:
     from imagemill.running import recorded_settings, run_and_show
 
     recorded = recorded_settings(arguments.run_id)
-    limits = settings_of(arguments, "limits")
-    changed = {name: getattr(limits, name) for name in limits.model_fields_set}
-    recorded["limits"] = recorded["limits"].model_copy(update=changed)
+    for group in ("limits", "execution"):
+        told = settings_of(arguments, group)
+        changed = {name: getattr(told, name) for name in told.model_fields_set}
+        recorded[group] = recorded[group].model_copy(update=changed)
     return run_and_show(recorded, as_json=arguments.json)
 
 

@@ -56,7 +56,7 @@ _OPTIONS: tuple[tuple[str, str, str, str], ...] = (
     ("--max-cost", "USD", "limits", "max_cost_usd"),
 )
 
-RESUME_OPTIONS = ("--concurrency", "--max-images-per-minute", "--max-cost")
+RESUME_OPTIONS = ("--concurrency", "--max-images-per-minute", "--max-cost", "--store")
 """What a resume may be told anew."""
 
 
