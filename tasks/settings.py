@@ -155,8 +155,8 @@ class ExecutionSettings(_Settings):
     store: str | None = Field(
         default=None,
         description="The job store: memory, sqlite, sqlite:PATH, postgresql://USER@HOST/DATABASE or"
-        " redis://HOST, its password in IMAGEMILL_STORE_PASSWORD; by default memory up to 1,000 rows,"
-        " sqlite beyond.",
+        " redis://HOST, its password in IMAGEMILL_STORE_PASSWORD, or block:TYPE/NAME; by default"
+        " memory up to 1,000 rows, sqlite beyond.",
     )
     shard_size: int = Field(
         default=250,

@@ -38,8 +38,13 @@ def without_password(store: str) -> str:
         password = unquote(found["password"])
         stripped = _IN_QUERY.sub(r"\g<mark>", stripped).rstrip("?&")
     if password:
-        _passwords[stripped] = password
+        remember(stripped, password)
     return stripped
+
+
+def remember(store: str, password: str) -> None:
+    """Keep the password of a store's address, which holds none, for :func:`address_of`."""
+    _passwords[store] = password
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from pydantic import SecretStr, ValidationError
 
 from blocks.errors import InputError
 from blocks.stores import open_store
 from blocks.stores.address import address_of, without_password
+from blocks.stores.servers import PostgresStore, RedisStore, StoreServer
 from tasks.run_folder import PlanCounts, RunFolder
 from tasks.settings import ExecutionSettings, RunSettings
 
@@ -83,3 +85,18 @@ def test_neither_settings_nor_the_record_hold_a_password(
     assert record[0].execution.store == "postgresql://mill@db/jobs"
     # The process that was told it can still open the store.
     assert address_of(record[0].execution.store, port=5432, options=()).password == SECRET
+
+
+@pytest.mark.parametrize("block", [PostgresStore, RedisStore])
+def test_a_block_keeps_the_password_secret(block: type[StoreServer]) -> None:
+    url = f"{block.schemes[0]}://mill@db/0"
+    saved = block(url=url, password=SecretStr(SECRET))
+    assert SECRET not in repr(saved) + str(saved.model_dump())
+    assert saved.store() == url
+    assert address_of(url, port=1, options=()).password == SECRET
+    for bad in (f"{block.schemes[0]}://mill:{SECRET}@db", "http://db"):
+        with pytest.raises(ValidationError, match=r"password belongs|must begin with") as refused:
+            block(url=bad)
+        assert SECRET not in str(refused.value)
+    assert block.get_description()
+    assert block.get_code_example()
