@@ -88,18 +88,18 @@ class SqlStore(JobStore):
         )
 
     async def unfinished_numbers(self) -> Sequence[int]:
-        numbers = array("q")
-        while True:
-            query = (
-                sa.select(JOBS.c.number)
-                .where(self._of_run, _UNFINISHED, JOBS.c.number > (numbers[-1] if numbers else -1))
-                .order_by(JOBS.c.number)
-                .limit(_PAGE)
-            )
-            page = [row[0] for row in await self._rows(query)]
-            numbers.extend(page)
-            if len(page) < _PAGE:
-                return numbers
+        query = sa.select(JOBS.c.number).where(self._of_run, _UNFINISHED).order_by(JOBS.c.number)
+
+        async def read() -> array[int]:
+            numbers = array("q")
+            async with self._engine.connect() as connection:
+                # One scan: right after a bulk insert a planner without statistics may choose one a page.
+                result = await connection.stream(query, execution_options={"yield_per": _PAGE})
+                async for page in result.scalars().partitions():
+                    numbers.extend(page)
+            return numbers
+
+        return await self.patiently(read)
 
     async def unfinished(self, first: int, last: int) -> list[Job]:
         query = (
