@@ -6,6 +6,7 @@ costs a fifth of boto3's CPU an object (``benchmarks/`` has the figures). Both u
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -29,6 +30,7 @@ from blocks.errors import InputError, StoreUnavailableError
 if TYPE_CHECKING:
     from botocore.client import BaseClient
 
+_LONGEST_NAME = 200
 _SMALL = TransferConfig(multipart_threshold=64 * 2**20)
 _LISTED_WHOLE = 1_000
 """Below this many wanted keys each is looked for by itself, once a bucket holds more than a page."""
@@ -79,18 +81,7 @@ class ImageBucket:
                 "There are no S3 credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a"
                 " profile in AWS_PROFILE, or give the name of an S3Bucket block."
             )
-        self._client: BaseClient = self._session.client(
-            "s3",
-            endpoint_url=endpoint_url,
-            region_name=self._region,
-            config=Config(
-                retries={"max_attempts": 6, "mode": "standard"},
-                connect_timeout=5,
-                read_timeout=30,
-                max_pool_connections=32,
-                s3={"addressing_style": "path"} if endpoint_url else {},
-            ),
-        )
+        self._client = self._connect(attempts=6)
         self._images = self._image_store()
 
     @property
@@ -113,6 +104,20 @@ class ImageBucket:
             **options,
         )
 
+    def _connect(self, attempts: int) -> BaseClient:
+        return self._session.client(
+            "s3",
+            endpoint_url=self.endpoint_url,
+            region_name=self._region,
+            config=Config(
+                retries={"max_attempts": attempts, "mode": "standard"},
+                connect_timeout=5,
+                read_timeout=30,
+                max_pool_connections=32,
+                s3={"addressing_style": "path"} if self.endpoint_url else {},
+            ),
+        )
+
     def check(self) -> None:
         """See that the bucket is there and lets us in.
 
@@ -120,8 +125,9 @@ class ImageBucket:
             InputError: it is not, or does not; says which.
         """
         where = f" at {self.endpoint_url}" if self.endpoint_url else ""
+        client = self._connect(attempts=2)  # a person waits for the answer
         try:
-            self._client.head_bucket(Bucket=self.name)
+            client.head_bucket(Bucket=self.name)
         except ClientError as error:
             status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
             if status == 404:
@@ -138,6 +144,8 @@ class ImageBucket:
                 f"The bucket {self.name!r}{where} cannot be reached ({type(error).__name__}): check the"
                 " endpoint and the network."
             ) from error
+        finally:
+            client.close()
 
     def uri_of(self, name: str) -> str:
         """The s3:// address of an object below the prefix."""
@@ -270,11 +278,14 @@ def image_name(key: str, extension: str) -> str:
 
 
 def copy_name(row_id: str, extension: str) -> str:
-    """The name of a row's own copy: the id cannot leave its folder, whatever it says."""
+    """The name of a row's own copy: the id cannot leave its folder, and no two ids share a name."""
     safe = quote(row_id, safe=" ()+,=@!")
     if safe.strip(". ") == "":
-        safe = safe.replace(".", "%2E")
-    return f"catalog/{safe[:200]}.{extension}"
+        safe = safe.replace(".", "%2E").replace(" ", "%20")
+    if len(safe) > _LONGEST_NAME:
+        digest = hashlib.blake2b(row_id.encode("utf-8", "surrogatepass"), digest_size=12).hexdigest()
+        safe = f"{safe[: _LONGEST_NAME - 25]}~{digest}"
+    return f"catalog/{safe}.{extension}"
 
 
 def _first_line(error: Exception) -> str:

@@ -3,6 +3,7 @@
 # No "from __future__ import annotations" here: Prefect reads the types of a flow's parameters as objects.
 
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import cast
 
@@ -11,12 +12,14 @@ from prefect.runtime import flow_run
 from prefect.states import Completed
 from prefect.task_runners import ThreadPoolTaskRunner
 
+from blocks.errors import StoreUnavailableError
 from tasks.engine.engine import StopKind
 from tasks.generate import generate_shard
 from tasks.measure import count, measure
 from tasks.prepare import prepare
 from tasks.publish import publish
-from tasks.session import open_session
+from tasks.run_folder import PlanCounts
+from tasks.session import Session, open_session
 from tasks.settings import (
     Api,
     Catalog,
@@ -58,30 +61,38 @@ def generate_catalog(
         RunStoppedError: the run stopped early (key refused, budget, interrupted, bucket or store away)
             and can be resumed; it carries the summary.
     """
-    begun = time.monotonic()
-    settings = RunSettings(
-        run_id=execution.run_id or _default_run_id(),
-        catalog=catalog,
-        api=api,
-        output=output,
-        picture=picture,
-        limits=limits,
-        execution=execution,
+    return run(
+        RunSettings(
+            run_id=execution.run_id or _default_run_id(),
+            catalog=catalog,
+            api=api,
+            output=output,
+            picture=picture,
+            limits=limits,
+            execution=execution,
+        )
     )
+
+
+def run(settings: RunSettings, *, before: Callable[[RunSettings], object] | None = None) -> RunSummary:
+    """The whole of a run, within a flow run: prepare, generate, publish, measure.
+
+    ``before`` is called once the run's parts are open and before anything else.
+    """
+    begun = time.monotonic()
     with open_session(settings) as session:
-        prepared = prepare(settings)
+        if before is not None:
+            before(settings)
+        prepared = prepare(settings, return_state=True).result()
         # A runner of this run's own size: the flow's one is fixed before its parameters are known.
-        with ThreadPoolTaskRunner(max_workers=execution.workers) as runner:  # type: ignore[var-annotated]
+        workers = settings.execution.workers
+        with ThreadPoolTaskRunner(max_workers=workers) as runner:  # type: ignore[var-annotated]
             shards = {"settings": unmapped(settings), "shard": prepared.shards}
             runner.map(generate_shard, shards).result()
+        summary = _conclude(session, prepared.counts, begun)
         stopped = session.engine.stopped
-        if stopped and stopped.kind is StopKind.INTERRUPTED:
-            summary = count(session, prepared.counts, time.monotonic() - begun)
-        else:
-            publish(settings)
-            summary = measure(settings, prepared.counts, time.monotonic() - begun)
     if stopped:
-        raise RunStoppedError(summary)
+        raise RunStoppedError(summary, stopped.kind)
     if prepared.counts.negative_prompts:
         get_run_logger().warning(
             "%s rows have a negative prompt, which this model does not use.",
@@ -91,6 +102,19 @@ def generate_catalog(
         message = f"{summary.failed:,} of {summary.unique:,} images failed; failed.parquet says why."
         return cast("RunSummary", Completed(name="CompletedWithFailures", message=message, data=summary))
     return summary
+
+
+def _conclude(session: Session, counts: PlanCounts, begun: float) -> RunSummary:
+    """Publish and measure; only count where the run was interrupted or its bucket is away."""
+    stopped = session.engine.stopped
+    if not (stopped and stopped.kind is StopKind.INTERRUPTED):
+        try:
+            publish(session.settings, return_state=True).result()
+            wall_s = time.monotonic() - begun
+            return measure(session.settings, counts, wall_s, return_state=True).result()
+        except StoreUnavailableError as error:
+            session.portal.call(session.engine.stop, StopKind.UNAVAILABLE, str(error))
+    return count(session, counts, time.monotonic() - begun)
 
 
 def _default_run_id() -> str:

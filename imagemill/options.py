@@ -54,9 +54,18 @@ _OPTIONS: tuple[tuple[str, str, str, str], ...] = (
     ("--concurrency", "auto|N", "limits", "concurrency"),
     ("--max-images-per-minute", "N", "limits", "max_images_per_minute"),
     ("--max-cost", "USD", "limits", "max_cost_usd"),
+    ("--outage-share", "SHARE", "limits", "outage_share"),
+    ("--outage-timeout", "S", "limits", "outage_timeout_s"),
 )
 
-RESUME_OPTIONS = ("--concurrency", "--max-images-per-minute", "--max-cost", "--store")
+RESUME_OPTIONS = (
+    "--concurrency",
+    "--max-images-per-minute",
+    "--max-cost",
+    "--outage-share",
+    "--outage-timeout",
+    "--store",
+)
 """What a resume may be told anew."""
 
 

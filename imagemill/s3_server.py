@@ -90,6 +90,7 @@ def s3_server(folder: Path) -> Iterator[S3Server]:
         "s3.port": ports[6],
         "s3.port.grpc": ports[7],
         "s3.port.iceberg": 0,
+        "s3.port.lance": 0,
         "s3.config": keys,
     }
     command = [_weed(), "server", "-filer", "-s3", *[f"-{k}={v}" for k, v in options.items()]]

@@ -39,12 +39,11 @@ def progress_shown() -> Iterator[None]:
     bar = Progress(
         SpinnerColumn(),
         TextColumn("{task.description}"),
-        BarColumn(bar_width=None),
+        BarColumn(bar_width=30),
         MofNCompleteColumn(),
         TextColumn("{task.fields[pace]}"),
         TimeElapsedColumn(),
         console=stderr,
-        expand=True,
         refresh_per_second=5,
     )
     task = bar.add_task("Preparing", total=None, pace="")
@@ -73,6 +72,8 @@ class _PlainLines:
     def tell(self, progress: RunProgress) -> None:
         now = time.monotonic()
         ended = progress.unique > 0 and progress.left == 0
+        if not progress.unique:
+            return
         if now >= self._next_at or (ended and not self._ended):
             self._next_at = now + _PLAIN_EVERY_S
             self._ended = ended

@@ -16,6 +16,8 @@ _TIME_STEPS_S = (
 )  # fmt: skip
 _MOST_TIME_TICKS = 7
 _HEADROOM = 1.08
+_LOW_BAND = 60
+"""Percent of a plot up to which a scale gets fewer ticks."""
 
 Values = Sequence[float | None]
 """A value for each bucket; None where there is none."""
@@ -144,7 +146,7 @@ def scale(
     whole: bool = False,
     band: tuple[float, float] = (0.0, 100.0),
 ) -> Scale:
-    """A scale that holds all values, with one to four round ticks.
+    """A scale that holds all values, with a few round ticks.
 
     Args:
         values: what it must hold; none below zero.
@@ -155,12 +157,15 @@ def scale(
     """
     largest = max((value for value in values if value is not None), default=0.0)
     top = largest * _HEADROOM if largest > 0 else least
-    rough = top / 4
+    high, low = band
+    rough = top / (5 if low - high > _LOW_BAND else 3)
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * 0.999)
-    step = max(step, 1.0) if whole else step
+    if largest <= 0:
+        step = top
+    elif whole:
+        step = max(step, 1.0)
     decimals = max(0, -math.floor(math.log10(step) + 1e-9))
-    high, low = band
     ticks = [
         Tick(_place(i * step, top, high, low), label(i * step, decimals))
         for i in range(math.floor(top / step + 1e-9) + 1)

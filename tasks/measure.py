@@ -120,11 +120,11 @@ def summarize(
         error_rate=round(totals.failed / finished, 6) if finished else 0.0,
         p50_latency_s=_quantile(latencies, 0.5),
         p95_latency_s=_quantile(latencies, 0.95),
-        cost_usd=round(totals.cost_usd, 6),
-        saved_usd=round(counts.duplicates_usd + totals.reused * price, 6),
-        requests=int(pace.seconds["requests"].sum()),
-        rate_limited=int(pace.seconds["rate_limited"].sum()),
-        retries=int(pace.seconds["retries"].sum()),
+        cost_usd=round(totals.cost_usd, 12),
+        saved_usd=round(counts.duplicates_usd + totals.reused * price, 12),
+        requests=totals.attempts,
+        rate_limited=pace.errors["rate_limited"],
+        retries=totals.retries,
         errors=dict(pace.errors),
         wall_s=round(wall_s, 2),
         manifest=None,
@@ -141,14 +141,16 @@ def read_pace(session: Session) -> Pace:
     errors: Counter[str] = Counter()
     with session.folder.log.open("rb") as log:
         for line in log:
-            if b'"event":"pace"' not in line:
+            if b'"event":"pace"' not in line and b'"event":"attempt_failed"' not in line:
                 continue
             try:
-                second = orjson.loads(line)
-                errors.update(second["errors"])
-                rows.append(second)
-            except (orjson.JSONDecodeError, KeyError, TypeError):
+                event = orjson.loads(line)
+            except orjson.JSONDecodeError:
                 continue  # a line that a kill cut short
+            if event["event"] == "pace":
+                rows.append(event)
+            elif event["event"] == "attempt_failed":
+                errors[event["error_class"]] += 1
     columns = ["at", "requests", "rate_limited", "retries", "concurrency", "in_flight"]
     seconds = pd.DataFrame(rows, columns=columns)
     seconds["at"] = pd.to_datetime(seconds["at"], utc=True)

@@ -115,6 +115,7 @@ class Planner:
                 if has_id:
                     name = _identifier(row_id)
                 job = self._job(name, prompt, negative, width, height, seed, steps)
+                number = self._number(job, known_by_id=has_id)
             except _Rejected as verdict:
                 self._rejected += 1
                 reason = str(verdict)
@@ -123,7 +124,6 @@ class Planner:
                 rejected.append((row, reason, *texts))
                 planned.append((row, name, texts[0], *[None] * 7, reason))
                 continue
-            number = self._numbers.setdefault(job.key, job.number)
             if number == job.number:
                 jobs.append(job)
             planned.append(
@@ -185,16 +185,6 @@ class Planner:
             seed=seed,
             image_format=image_format,
         )
-        number = self._numbers.get(key, len(self._numbers))
-        if self._ids.setdefault(row_id, number) != number:
-            raise _Rejected("id seen before with other content")
-        if negative:
-            self._negative_prompts += 1
-        price = self.api.price_usd(width, height)
-        if number == len(self._numbers):
-            self._cost_usd += price
-        else:
-            self._duplicates_usd += price
         return Job(
             number=len(self._numbers),
             id=row_id,
@@ -208,6 +198,21 @@ class Planner:
             model=self.api.model,
             format=image_format,
         )
+
+    def _number(self, job: Job, *, known_by_id: bool) -> int:
+        """The number of the job that makes this picture: a new one, or an earlier row's."""
+        number = self._numbers.get(job.key, job.number)
+        if known_by_id and self._ids.setdefault(job.id, number) != number:
+            raise _Rejected("id seen before with other content")
+        if job.negative_prompt:
+            self._negative_prompts += 1
+        price = self.api.price_usd(job.width, job.height)
+        if number == job.number:
+            self._numbers[job.key] = number
+            self._cost_usd += price
+        else:
+            self._duplicates_usd += price
+        return number
 
     def _seed(self, prompt: str, raw: object) -> int:
         if raw is not None and raw == raw:  # not NaN

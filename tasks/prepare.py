@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
+from blocks.bucket import MEDIA_TYPES, image_name
 from blocks.errors import InputError
 from blocks.jobs import Job
 from blocks.stores import Shard, shards
@@ -34,6 +35,7 @@ def prepare(settings: RunSettings) -> Prepared:
     """
     with open_session(settings) as session:
         counts = _plan(session)
+        _upload_unsaved(session)
         _find_images(session)
         totals = session.wait(session.store.totals)
         session.recorder.begin(
@@ -85,6 +87,14 @@ def _restore_jobs(session: Session, known: RunSettings) -> None:
     for jobs in planned_jobs(session.folder.plan, session.api.model, known.picture.format):
         session.wait(session.store.add, jobs)
     session.wait(session.store.mark_planned)
+
+
+def _upload_unsaved(session: Session) -> None:
+    """Bring images to the bucket that were paid for while it was away."""
+    for image in session.folder.unsaved.glob("*.*"):
+        extension = image.suffix[1:]
+        session.bucket.upload(image, image_name(image.stem, extension), MEDIA_TYPES[extension])
+        image.unlink()
 
 
 def _find_images(session: Session) -> None:

@@ -115,6 +115,7 @@ def _environment() -> jinja2.Environment:
     environment.filters.update(
         cut=_cut,
         money=_money,
+        price=_price,
         percent=_percent,
         rate=_rate,
         seconds=_seconds,
@@ -153,7 +154,12 @@ def _utc(moment: datetime) -> datetime:
 
 
 def _money(usd: float) -> str:
-    """Cents from a dollar up; below, two or three significant digits."""
+    """A sum: cents, and below ten of them as many digits as it takes."""
+    return f"${usd:,.2f}" if abs(usd) >= 0.1 else _price(usd)
+
+
+def _price(usd: float) -> str:
+    """The price of one image: below a dollar, two or three significant digits."""
     if abs(usd) >= 1 or abs(usd) < 1e-9:
         return f"${usd:,.2f}"
     decimals = 2 - math.floor(math.log10(abs(usd)))
@@ -166,7 +172,9 @@ def _percent(share: float) -> str:
         return "<0.01%"
     if 0.9995 <= share < 1:
         return ">99.9%"
-    return f"{100 * share:.3g}%" if share < 0.1 else f"{100 * share:.1f}".removesuffix(".0") + "%"
+    if share < 0.1:
+        return f"{100 * share:.{2 if share < 0.01 else 3}g}%"
+    return f"{100 * share:.1f}".removesuffix(".0") + "%"
 
 
 def _rate(value: float) -> str:
@@ -184,7 +192,7 @@ def _seconds(value: float | None) -> str:
 
 def _duration(value: float) -> str:
     if value < 60:
-        return _seconds(value) if value < 10 else f"{value:.0f} s"
+        return f"{value:.0f} s" if value >= 10 or value == int(value) else f"{value:.1f} s"
     minutes, seconds = divmod(round(value), 60)
     if minutes < 60:
         return f"{minutes} min {seconds:02} s"
@@ -344,11 +352,11 @@ class _Drawing:
             stat, marked = "no values", []
         else:
             highest, last = max(known), known[-1]
-            stat = f"last {words(last[0])}"
+            stat = words(last[0])
             if cumulative:
                 stat = f"total {words(last[0])}"
             elif len(known) > 1:
-                stat = f"highest {words(highest[0])} \u00b7 {stat}"
+                stat = f"highest {words(highest[0])} \u00b7 last {stat}"
             marked = [points[-place] for place in sorted({last[1], *([] if cumulative else [highest[1]])})]
         return Chart(
             title=title,

@@ -26,6 +26,7 @@ from blocks.errors import InputError
 from blocks.stores import JobStore, open_store
 from blocks.stores.servers import StoreServer
 from tasks.catalog import CatalogFiles, open_catalog
+from tasks.engine.breaker import Breaker
 from tasks.engine.cost import CostLimit
 from tasks.engine.engine import Engine, StopKind
 from tasks.engine.pacer import CEILING, Pacer
@@ -231,7 +232,9 @@ async def _running(
             store=store,
             pacer=pacer,
             cost=cost,
+            breaker=Breaker(limits.outage_share, limits.outage_timeout_s),
             recorder=recorder,
+            unsaved=folder.unsaved,
         )
         watch = await stack.enter_async_context(anyio.create_task_group())
         watch.start_soon(recorder.keep_time)

@@ -137,6 +137,19 @@ class LimitSettings(_Settings):
         default=None, ge=0, description="Stop, resumably, before the run costs more than this."
     )
 
+    outage_share: float = Field(
+        default=0.5,
+        ge=0,
+        le=1,
+        description="Pause, and only probe, once more than this share of the last 200 attempts failed as an"
+        " API that is down fails.",
+    )
+    outage_timeout_s: float = Field(
+        default=300.0,
+        ge=0,
+        description="Stop, resumably, once the API has been down this long, in seconds.",
+    )
+
     @field_validator("concurrency")
     @classmethod
     def _bounded(cls, concurrency: int | str) -> int | str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from tasks.engine.engine import StopKind
+
 
 class RunSummary(BaseModel):
     """A run's result. Costs in USD, latencies and ``wall_s`` in seconds."""
@@ -26,8 +28,8 @@ class RunSummary(BaseModel):
     p95_latency_s: float | None
     cost_usd: float
     saved_usd: float = Field(description="What duplicates and images found would have cost.")
-    requests: int = Field(description="Requests for an image, retries included.")
-    rate_limited: int = Field(description="Requests answered with a 429.")
+    requests: int = Field(description="Attempts at an image, retries included.")
+    rate_limited: int = Field(description="Attempts answered with a 429.")
     retries: int
     errors: dict[str, int] = Field(description="Failed attempts by class of error.")
     wall_s: float = Field(description="From the run's first event to its last, pauses between excluded.")
@@ -38,11 +40,12 @@ class RunSummary(BaseModel):
 
 
 class RunStoppedError(Exception):
-    """The run stopped early and can be resumed; ``summary`` says how far it came."""
+    """The run stopped early and can be resumed; ``summary`` says how far it came, ``kind`` why."""
 
-    def __init__(self, summary: RunSummary) -> None:
+    def __init__(self, summary: RunSummary, kind: StopKind) -> None:
         super().__init__(
             f"{summary.stopped} {summary.done:,} of {summary.unique:,} images are done;"
             f" {summary.pending:,} are pending. Resume with run id {summary.run_id}."
         )
         self.summary = summary
+        self.kind = kind

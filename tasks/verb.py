@@ -20,7 +20,8 @@ R = TypeVar("R")
 def without_traceback(function: Callable[P, R]) -> Callable[P, R]:
     """Let an error that a user can cause become the state of a flow or task run, with its sentence.
 
-    Prefect logs no traceback for a state that is returned; whoever called gets the exception as it was.
+    Prefect logs no traceback for a state that is returned. Whoever calls a flow gets the exception as it
+    was; a task has to be called with ``return_state=True`` and asked for its ``result()``.
     """
 
     @functools.wraps(function)

@@ -23,6 +23,7 @@ from blocks.errors import (
     ErrorClass,
     InputError,
     class_of_status,
+    printable,
     retry_after_seconds,
 )
 from blocks.jobs import Job
@@ -159,7 +160,7 @@ class ImageApi(Block):
     def clean(self, text: str) -> str:
         """Text that an API sent, fit for a log: bounded, no control characters, never the key."""
         text = text[:4000].replace(self.api_key.get_secret_value(), "***")
-        return "".join(c if c.isprintable() else " " for c in text)[:1000]
+        return printable(text)[:1000]
 
     @asynccontextmanager
     async def attempt(self, *, keep_request: bool = False) -> AsyncIterator[None]:
@@ -264,10 +265,8 @@ def parsed(body: bytes) -> dict[str, Any]:
 
 def unexpected_answer(body: bytes) -> ApiError:
     """The error for an answer of another shape than the vendor documents."""
-    start = "".join(c if c.isprintable() else " " for c in body[:80].decode("utf-8", "replace"))
-    return ApiError(
-        ErrorClass.SERVER_ERROR, f"an answer of an unknown shape: {start!r}", code="unknown_answer"
-    )
+    start = printable(body[:80].decode("utf-8", "replace"))
+    return ApiError(ErrorClass.SERVER_ERROR, f"an answer of an unknown shape: {start}", code="unknown_answer")
 
 
 def words_of(body: bytes) -> str:

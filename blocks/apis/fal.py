@@ -170,7 +170,7 @@ class Fal(ImageApi):
         words = words_of(body).lower()
         if status == 403 and ("balance" in words or "locked" in words):
             error.error_class = ErrorClass.OUT_OF_BUDGET
-        elif status == 422 and ("content_policy" in words or "nsfw" in words):
+        elif status == 422 and (b"content_policy" in body or "nsfw" in words):
             error.error_class = ErrorClass.CONTENT_FILTERED
         if error_type := headers.get("x-fal-error-type"):
             error.code = self.clean(error_type)[:60]

@@ -49,6 +49,7 @@ class JobTotals:
     failed: int = 0
     pending: int = 0
     reused: int = 0
+    attempts: int = 0
     retries: int = 0
     cost_usd: float = 0.0
 

@@ -80,6 +80,7 @@ class MemoryStore(JobStore):
             failed=failed,
             pending=len(jobs) - len(done) - failed,
             reused=sum(job.reused for job in done),
+            attempts=sum(job.attempts for job in jobs),
             retries=sum(job.retries for job in jobs),
             cost_usd=sum(job.cost_usd for job in jobs),
         )

@@ -131,6 +131,7 @@ class SqlStore(JobStore):
                 JOBS.c.status,
                 JOBS.c.reused,
                 sa.func.count(),
+                sa.func.sum(JOBS.c.attempts),
                 sa.func.sum(retries),
                 sa.func.sum(JOBS.c.cost_usd),
             )
@@ -139,15 +140,16 @@ class SqlStore(JobStore):
         )
         rows = await self._rows(query)
         counts = dict.fromkeys(JobStatus, 0)
-        for status, _, count, _, _ in rows:
+        for status, _, count, *_ in rows:
             counts[JobStatus(status)] += count
         return JobTotals(
             done=counts[JobStatus.DONE],
             failed=counts[JobStatus.FAILED],
             pending=counts[JobStatus.PENDING] + counts[JobStatus.RUNNING],
             reused=sum(n for status, reused, n, *_ in rows if reused and status == JobStatus.DONE),
-            retries=sum(int(row[3]) for row in rows),
-            cost_usd=sum(float(row[4]) for row in rows),
+            attempts=sum(int(row[3]) for row in rows),
+            retries=sum(int(row[4]) for row in rows),
+            cost_usd=sum(float(row[5]) for row in rows),
         )
 
     async def _rows(self, query: sa.Executable) -> list[tuple[Any, ...]]:

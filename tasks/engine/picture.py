@@ -17,7 +17,8 @@ from PIL import Image
 from blocks.errors import ApiError, ErrorClass
 
 BLANK_BYTES_PER_PIXEL = 0.05
-"""An image of one colour compresses to less than this; one that shows something, to more."""
+BLANK_HEADER_BYTES = 1_000
+"""An image of one colour compresses to less than this; one that shows something, mostly to more."""
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -47,7 +48,7 @@ def check_picture(content: bytes, width: int, height: int) -> Picture:
         raise _invalid(f"not an image: it begins with {content[:12]!r}", "not_an_image")
     if (picture.width, picture.height) != (width, height):
         raise _invalid(f"{picture.width} x {picture.height} pixels, not {width} x {height}", "wrong_size")
-    if len(content) < BLANK_BYTES_PER_PIXEL * width * height and _is_blank(content):
+    if len(content) < BLANK_HEADER_BYTES + BLANK_BYTES_PER_PIXEL * width * height and _is_blank(content):
         raise ApiError(
             ErrorClass.CONTENT_FILTERED,
             "the image is all black or all white, as APIs answer what they flagged",

@@ -6,7 +6,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -63,7 +63,6 @@ class _Second:
     requests: int = 0
     rate_limited: int = 0
     retries: int = 0
-    errors: Counter[str] = field(default_factory=Counter)
 
 
 class Recorder:
@@ -103,7 +102,6 @@ class Recorder:
         """An attempt brought no image; a retry follows, or not."""
         if error.error_class is ErrorClass.RATE_LIMITED:
             self._second.rate_limited += 1
-        self._second.errors[error.error_class.value] += 1
         self._errors[error.error_class.value] += 1
         if retry_in_s is not None:
             self._retries += 1
@@ -147,6 +145,10 @@ class Recorder:
             },
         )
 
+    def reopened(self, job: Job) -> None:
+        """A failed job is to be tried again: its line keeps why it had failed."""
+        self._write("reopened", job, error_class=job.error_class, error_code=job.error_code)
+
     def event(self, event: str, **details: object) -> None:
         """An event of the run itself."""
         self._write_line({"at": self._time(), "event": event, "run_id": self._run_id, **details})
@@ -184,13 +186,12 @@ class Recorder:
     def write_pace(self) -> None:
         """Write the line of the second that has passed, if anything happened in it."""
         second, self._second = self._second, _Second()
-        if second.requests or second.errors or self._pacer.in_flight:
+        if second.requests or second.retries or self._pacer.in_flight:
             self.event(
                 "pace",
                 requests=second.requests,
                 rate_limited=second.rate_limited,
                 retries=second.retries,
-                errors=dict(second.errors),
                 concurrency=self._pacer.concurrency,
                 in_flight=self._pacer.in_flight,
             )

@@ -173,7 +173,7 @@ async def test_totals(make: Make) -> None:
         await store.commit()
         totals = await store.totals()
         assert (totals.done, totals.failed, totals.pending) == (2, 1, 3)
-        assert (totals.reused, totals.generated, totals.retries) == (1, 1, 2)
+        assert (totals.reused, totals.generated, totals.retries, totals.attempts) == (1, 1, 2, 5)
         assert totals.cost_usd == pytest.approx(0.503)
 
 

@@ -1,0 +1,191 @@
+"""Real parts for the tests: one Prefect server and one S3 server a session, an emulated API a test."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from prefect.settings import (
+    PREFECT_FLOWS_HEARTBEAT_FREQUENCY,
+    PREFECT_SERVER_ANALYTICS_ENABLED,
+    get_current_settings,
+    temporary_settings,
+)
+from prefect.testing.utilities import prefect_test_harness
+
+from emulator import Emulator, Settings
+from imagemill.s3_server import S3Server, s3_server
+
+BUCKET = "tests"
+_prefixes = itertools.count()
+
+
+@pytest.fixture(scope="session")
+def prefect_server() -> Iterator[str]:
+    """A real Prefect server; its API's address."""
+    # Every flow run would wait a second at its end for its heartbeat.
+    with (
+        temporary_settings({PREFECT_SERVER_ANALYTICS_ENABLED: False}),
+        prefect_test_harness(server_startup_timeout=180),
+        temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}),
+    ):
+        yield str(get_current_settings().api.url)
+
+
+@pytest.fixture(scope="session")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    with s3_server(tmp_path_factory.mktemp("s3")) as server:
+        client = server.client()
+        client.create_bucket(Bucket=BUCKET)
+        client.close()
+        yield server
+
+
+@dataclass
+class Place:
+    """A prefix of its own in the test bucket."""
+
+    s3: S3Server
+    uri: str
+
+    @property
+    def prefix(self) -> str:
+        return self.uri.removeprefix(f"s3://{BUCKET}/") + "/"
+
+    def objects(self) -> dict[str, int]:
+        client = self.s3.client()
+        pages = client.get_paginator("list_objects_v2").paginate(Bucket=BUCKET, Prefix=self.prefix)
+        found = {
+            item["Key"].removeprefix(self.prefix): item["Size"]
+            for page in pages
+            for item in page.get("Contents", [])
+        }
+        client.close()
+        return found
+
+    def read(self, name: str) -> bytes:
+        client = self.s3.client()
+        body: bytes = client.get_object(Bucket=BUCKET, Key=self.prefix + name)["Body"].read()
+        client.close()
+        return body
+
+    def head(self, name: str) -> dict[str, Any]:
+        client = self.s3.client()
+        found: dict[str, Any] = client.head_object(Bucket=BUCKET, Key=self.prefix + name)
+        client.close()
+        return found
+
+    def table(self, name: str) -> list[dict[str, Any]]:
+        rows: list[dict[str, Any]] = pq.read_table(pa.BufferReader(self.read(name))).to_pylist()
+        return rows
+
+    def settings(self, **more: object) -> dict[str, Any]:
+        return {"uri": self.uri, "s3_endpoint_url": self.s3.endpoint_url, **more}
+
+
+@pytest.fixture
+def place(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> Place:
+    """Somewhere in the bucket that only this test writes to, with credentials in the environment."""
+    for name, value in s3.environment.items():
+        monkeypatch.setenv(name, value)
+    return Place(s3, f"s3://{BUCKET}/p{next(_prefixes)}")
+
+
+@pytest.fixture(autouse=True)
+def own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Runs keep their folders in the test's own folder; keys are the test's own."""
+    home = tmp_path / "home"
+    monkeypatch.setenv("IMAGEMILL_HOME", str(home))
+    monkeypatch.setenv("TOGETHER_API_KEY", "test-key-together")
+    monkeypatch.setenv("FAL_KEY", "test-key-fal")
+    return home
+
+
+@pytest.fixture
+def emulator() -> Iterator[Callable[..., Emulator]]:
+    """Starts emulated APIs: ``emulator(max_concurrent=20)``; quick and small unless said otherwise."""
+    running: list[Emulator] = []
+
+    def start(**settings: Any) -> Emulator:
+        made = Emulator(Settings(**{"latency_s": 0.0, "pictures": "fast", **settings}))
+        made.start()
+        running.append(made)
+        return made
+
+    yield start
+    for each in running:
+        each.stop()
+
+
+@pytest.fixture
+def catalog(tmp_path: Path) -> Callable[..., str]:
+    """Writes a catalog of columns; its path."""
+
+    def write(name: str = "catalog.parquet", **columns: Any) -> str:
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(pa.table(columns), path)
+        return str(path)
+
+    return write
+
+
+@dataclass
+class Command:
+    """A finished ``imagemill`` process."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> dict[str, Any]:
+        document: dict[str, Any] = json.loads(self.out)
+        return document
+
+
+@pytest.fixture
+def start_command(prefect_server: str, tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Starts ``imagemill`` as a process of its own, with the test's environment."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start(*arguments: str, **environment: str) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "imagemill", *arguments],
+            env={**os.environ, "PREFECT_API_URL": prefect_server, **environment},
+            cwd=tmp_path,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            stdin=subprocess.DEVNULL,
+            text=True,
+        )
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        if process.poll() is None:
+            process.kill()
+        process.communicate()
+
+
+@pytest.fixture
+def command(start_command: Callable[..., subprocess.Popen[str]]) -> Callable[..., Command]:
+    """Runs ``imagemill`` to its end."""
+
+    def run(*arguments: str, **environment: str) -> Command:
+        process = start_command(*arguments, **environment)
+        out, err = process.communicate(timeout=120)
+        return Command(process.returncode, out, err)
+
+    return run

@@ -1,0 +1,174 @@
+"""Catalogs as users have them: many files, odd columns, odd types, bad rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pytest
+from pydantic import SecretStr
+
+from blocks.apis import Fal, Together
+from blocks.errors import InputError
+from blocks.jobs import Job
+from tasks.catalog import open_catalog
+from tasks.estimate import estimate
+from tasks.plan import Planner
+from tasks.settings import (
+    ApiSettings,
+    CatalogSettings,
+    LimitSettings,
+    OutputSettings,
+    PictureSettings,
+)
+from tests.conftest import BUCKET, Place
+
+
+def plan(path: str, api: Any = Together, **settings: Any) -> tuple[list[Job], list[dict[str, Any]], Planner]:
+    planner = Planner(api(api_key=SecretStr("k")), PictureSettings(**settings.pop("picture", {})))
+    jobs: list[Job] = []
+    rejected: list[dict[str, Any]] = []
+    for _, refused, new in planner.plan(open_catalog(CatalogSettings(path=path, **settings))):
+        jobs += new
+        rejected += refused.to_pylist()
+    return jobs, rejected, planner
+
+
+def test_a_folder_and_a_glob_are_read_in_order(catalog: Callable[..., str], tmp_path: Path) -> None:
+    for name in ("b", "a", "c"):
+        catalog(f"parts/{name}.parquet", prompt=[f"{name}1", f"{name}2"])
+    jobs, _, _ = plan(str(tmp_path / "parts"))
+    assert [(job.id, job.prompt) for job in jobs] == [
+        ("0", "a1"), ("1", "a2"), ("2", "b1"), ("3", "b2"), ("4", "c1"), ("5", "c2"),
+    ]  # fmt: skip
+    jobs, _, _ = plan(str(tmp_path / "parts" / "[ab].parquet"), limit=3)
+    assert [job.prompt for job in jobs] == ["a1", "a2", "b1"]
+
+
+def test_a_catalog_on_s3(place: Place, catalog: Callable[..., str]) -> None:
+    client = place.s3.client()
+    for name in ("one", "two"):
+        client.upload_file(catalog(prompt=[name]), BUCKET, f"{place.prefix}in/{name}.parquet")
+    client.close()
+    output = OutputSettings(uri=place.uri, s3_endpoint_url=place.s3.endpoint_url)
+    for path in (f"{place.uri}/in", f"{place.uri}/in/*.parquet"):
+        found = estimate(
+            CatalogSettings(path=path), ApiSettings(), PictureSettings(), LimitSettings(), output
+        )
+        assert found.unique == 2
+    with pytest.raises(InputError, match="does not exist"):
+        estimate(
+            CatalogSettings(path=f"{place.uri}/none.parquet"),
+            ApiSettings(), PictureSettings(), LimitSettings(), output,
+        )  # fmt: skip
+
+
+def test_bad_rows_are_rejected_with_a_reason_and_the_rest_goes_on(catalog: Callable[..., str]) -> None:
+    path = catalog(
+        id=["a", "b", "c", "d", "e", "a", "a", None, "x" * 3000, "n"],
+        prompt=["p", None, " \n", "p", "p", "p", "q", "p", "p", "p" * 20_001],
+        width=pa.array([None, 512, 512, 100, 5000, None, None, 512, 512, 512], pa.float64()),
+        seed=[None, 1, 1, 1, 1, None, None, 1, 1, 2],
+    )
+    jobs, rejected, planner = plan(path)
+    assert [job.id for job in jobs] == ["a"]
+    assert {row["row"]: row["reason"] for row in rejected} == {
+        1: "blank prompt",
+        2: "blank prompt",
+        3: "width 100 is not a multiple of 16",
+        4: "width 5000 is not between 64 and 1792",
+        6: "id seen before with other content",
+        7: "blank id",
+        8: "id of 3,000 characters; at most 2,000",
+        9: "prompt of 20,001 characters; at most 20,000",
+    }
+    counts = planner.counts
+    assert (counts.rows, counts.rejected, counts.unique, counts.duplicates) == (10, 8, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "reason"),
+    [
+        ("seed", -1, "seed -1 is not between 0 and 4294967295"),
+        ("seed", 2**33, "seed 8589934592 is not between 0 and 4294967295"),
+        ("seed", "seven", "seed 'seven' is not a whole number"),
+        ("seed", 1.5, "seed '1.5' is not a whole number"),
+        ("seed", True, "seed 'True' is not a whole number"),
+        ("steps", 0, "steps 0 is not between 1 and 12"),
+        ("height", 63, "height 63 is not between 64 and 1792"),
+    ],
+)
+def test_numbers_that_the_api_would_refuse(
+    catalog: Callable[..., str], column: str, value: Any, reason: str
+) -> None:
+    jobs, rejected, _ = plan(catalog(prompt=["p"], **{column: [value]}))
+    assert jobs == []
+    assert rejected[0]["reason"] == reason
+
+
+def test_pandas_floats_and_categories_are_what_they_mean(tmp_path: Path) -> None:
+    path = tmp_path / "pandas.parquet"
+    pd.DataFrame(
+        {
+            "id": [1.0, 2.0, 3.0],
+            "prompt": pd.Categorical(["x", "y", "x"]),
+            "width": [512.0, None, 512.0],
+            "seed": [None, 4.0, None],
+        }
+    ).to_parquet(path)
+    jobs, rejected, _ = plan(str(path))
+    assert rejected == []
+    assert [(job.id, job.prompt, job.width) for job in jobs] == [("1", "x", 512), ("2", "y", 1024)]
+    assert jobs[1].seed == 4
+
+
+def test_a_negative_prompt_that_the_model_ignores_makes_no_other_picture(catalog: Callable[..., str]) -> None:
+    jobs, _, planner = plan(catalog(prompt=["p", "p"], negative_prompt=["blur", None]))
+    assert len(jobs) == 1
+    assert planner.counts.negative_prompts == 1
+
+
+def test_the_price_follows_the_vendors_rounding(catalog: Callable[..., str]) -> None:
+    path = catalog(prompt=["a", "b", "b"], width=[512, 1024, 1024], height=[512, 1024, 1024])
+    _, _, together = plan(path)
+    assert together.counts.cost_usd == pytest.approx(0.0027 * (512 * 512 + 1024 * 1024) / 1e6)
+    _, _, fal = plan(path, Fal)
+    assert fal.counts.cost_usd == pytest.approx(0.003 * (1 + 2))
+    assert fal.counts.duplicates_usd == pytest.approx(0.003 * 2)
+
+
+def test_an_empty_catalog_is_an_empty_plan(catalog: Callable[..., str]) -> None:
+    jobs, rejected, planner = plan(catalog(prompt=pa.array([], pa.string())))
+    assert (jobs, rejected, planner.counts.rows) == ([], [], 0)
+
+
+def test_numbers_are_no_prompts(catalog: Callable[..., str]) -> None:
+    with pytest.raises(InputError, match="holds int64, not text"):
+        plan(catalog(prompt=[1, 2]))
+
+
+def test_a_file_without_a_column_that_the_first_has(catalog: Callable[..., str], tmp_path: Path) -> None:
+    catalog("parts/a.parquet", prompt=["x"], shelf=["s"])
+    catalog("parts/b.parquet", prompt=["y"])
+    with pytest.raises(InputError, match=r"b\.parquet' lacks the column 'shelf'"):
+        plan(str(tmp_path / "parts"))
+
+
+def test_a_file_that_is_damaged_inside(catalog: Callable[..., str]) -> None:
+    path = Path(catalog(prompt=[f"prompt number {n}" for n in range(20_000)]))
+    content = bytearray(path.read_bytes())
+    content[2000:12000] = bytes(10_000)
+    path.write_bytes(content)
+    with pytest.raises(InputError, match="cannot be read to its end"):
+        plan(str(path))
+
+
+def test_an_empty_folder_and_a_glob_without_files(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match=r"holds no \.parquet files"):
+        plan(str(tmp_path / "empty"))
+    with pytest.raises(InputError, match="No file matches"):
+        plan(str(tmp_path / "*.none"))

@@ -1,0 +1,211 @@
+"""The command, as a process of its own."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from emulator import Emulator
+from imagemill.command import main
+from tests.conftest import Command, Place
+
+RUN_TIMEOUT_S = 60
+
+
+def arguments(place: Place, emulated: Emulator, *more: str) -> list[str]:
+    return [
+        *("--provider", "together", "--base-url", emulated.base_url),
+        *("--output", place.uri, "--s3-endpoint-url", place.s3.endpoint_url),
+        *("--width", "256", "--height", "256"),
+        *more,
+    ]
+
+
+def test_run_prints_one_json_object_and_nothing_else(
+    place: Place,
+    emulator: Callable[..., Emulator],
+    catalog: Callable[..., str],
+    command: Callable[..., Command],
+) -> None:
+    path = catalog(sku=[1, 2, 3], text=["a", "b", "a"])
+    columns = ("--column", "id=sku", "--column", "prompt=text")
+    done = command("run", path, *arguments(place, emulator(), *columns, "--json"))
+
+    assert done.code == 0, done.err
+    assert "Traceback" not in done.err
+    summary = done.json
+    expected = {
+        "run_id", "rows", "rejected", "unique", "duplicates", "done", "failed", "pending", "generated",
+        "reused", "images_per_minute", "error_rate", "p50_latency_s", "p95_latency_s", "cost_usd",
+        "saved_usd", "requests", "rate_limited", "wall_s", "manifest", "metrics", "report",
+    }  # fmt: skip
+    assert expected <= set(summary)
+    assert (summary["rows"], summary["unique"], summary["duplicates"]) == (3, 2, 1)
+    assert [row["id"] for row in place.table("manifest.parquet")] == ["1", "2", "3"]
+
+
+def test_failed_jobs_exit_with_1_and_a_person_gets_a_table(
+    place: Place,
+    emulator: Callable[..., Emulator],
+    catalog: Callable[..., str],
+    command: Callable[..., Command],
+) -> None:
+    done = command("run", catalog(prompt=["a", "b #fault:400"]), *arguments(place, emulator()))
+    assert done.code == 1
+    for text in ("images/min", "error rate", "p95 latency", "total cost", "failed.parquet", place.uri):
+        assert text in done.out
+    assert "Traceback" not in done.out + done.err
+
+
+@pytest.mark.parametrize("form", [("estimate",), ("run", "--dry-run")])
+def test_an_estimate_asks_nothing_of_the_api(
+    place: Place,
+    emulator: Callable[..., Emulator],
+    catalog: Callable[..., str],
+    command: Callable[..., Command],
+    form: tuple[str, ...],
+) -> None:
+    emulated = emulator()
+    path = catalog(prompt=["a", "b", "a", None])
+    done = command(form[0], path, *form[1:], *arguments(place, emulated, "--json"), TOGETHER_API_KEY="")
+
+    assert done.code == 0, done.err
+    found = done.json
+    assert (found["rows"], found["rejected"], found["unique"], found["duplicates"]) == (4, 1, 2, 1)
+    assert found["cost_usd"] == pytest.approx(2 * 0.0027 * 256 * 256 / 1e6)
+    assert found["seconds"] > 0
+    assert emulated.stats()["generation_requests"] == 0
+    assert place.objects() == {}
+
+
+BAD_INPUT: dict[str, tuple[dict[str, Any], str]] = {
+    # what is wrong: (changes, what the sentence says)
+    "missing file": ({"catalog": "nowhere.parquet"}, "'nowhere.parquet' does not exist"),
+    "not Parquet": ({"catalog": "TEXT"}, "is not a Parquet file"),
+    "no prompt column": ({"catalog": "CAPTIONS"}, "no column 'prompt'; the closest is 'caption'"),
+    "column names nothing": ({"more": ["--column", "id=skuu"]}, "no column 'skuu'"),
+    "unknown column name": ({"more": ["--column", "size=prompt"]}, "'size' is none of"),
+    "bucket missing": ({"output": "s3://no-such-bucket/x"}, "'no-such-bucket' at http"),
+    "bucket refused": ({"environment": {"AWS_SECRET_ACCESS_KEY": "wrong"}}, "refused these credentials"),
+    "no credentials": (
+        {"environment": {"AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": ""}},
+        "no S3 credentials",
+    ),
+    "not an s3 output": ({"output": "/tmp/x"}, "is not of the form s3://BUCKET/PREFIX"),
+    "endpoint away": ({"endpoint": "http://127.0.0.1:9"}, "cannot be reached"),
+    "no API key": ({"environment": {"TOGETHER_API_KEY": ""}}, "environment variable TOGETHER_API_KEY"),
+    "unknown provider": ({"more": ["--provider", "midjourney"]}, "no provider 'midjourney'"),
+    "bad base url": ({"more": ["--base-url", "ftp://x"]}, "is not an http or https address"),
+    "unreachable store": ({"more": ["--store", "sqlite:/proc/none/x.db"]}, "cannot be opened"),
+    "unknown store": ({"more": ["--store", "mongodb://x"]}, "no job store 'mongodb'"),
+    "bad number": ({"more": ["--concurrency", "many"]}, "--concurrency 'many' is neither auto nor"),
+    "bad width": ({"more": ["--width", "0"]}, "--width '0'"),
+    "bad run id": ({"more": ["--run-id", "../x"]}, "--run-id '../x'"),
+    "unknown option": ({"more": ["--speed", "9"]}, "unrecognized arguments: --speed 9"),
+}  # fmt: skip
+
+
+@pytest.mark.usefixtures("prefect_server")
+@pytest.mark.parametrize("case", BAD_INPUT)
+def test_bad_input_is_one_sentence_and_exit_code_2(
+    place: Place,
+    emulator: Callable[..., Emulator],
+    catalog: Callable[..., str],
+    tmp_path: Path,
+    own_home: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    case: str,
+) -> None:
+    changes, sentence = BAD_INPUT[case]
+    emulated = emulator()
+    (tmp_path / "text.parquet").write_text("no Parquet at all")
+    files = {
+        "TEXT": str(tmp_path / "text.parquet"),
+        "CAPTIONS": catalog("captions.parquet", caption=["a"], sku=[1]),
+        "GOOD": catalog("good.parquet", prompt=["a"], sku=[1]),
+    }
+    path = files.get(changes.get("catalog", "GOOD"), changes.get("catalog", ""))
+    given = ["run", path, *arguments(place, emulated)]
+    if "output" in changes:
+        given += ["--output", changes["output"]]
+    if "endpoint" in changes:
+        given += ["--s3-endpoint-url", changes["endpoint"]]
+    environment = {"AWS_EC2_METADATA_DISABLED": "true", "HOME": str(tmp_path)}
+    for name, value in {**environment, **changes.get("environment", {})}.items():
+        monkeypatch.setenv(name, value)
+
+    try:
+        code = main([*given, *changes.get("more", []), "--json"])
+    except SystemExit as exit_:  # as argparse ends
+        code = exit_.code
+
+    printed = capsys.readouterr()
+    assert (code, printed.out) == (2, "")
+    assert sentence in printed.err
+    assert printed.err.startswith("imagemill: ")
+    assert printed.err.count("\n") == 1
+    assert place.objects() == {}
+    assert not list(own_home.glob("runs/*/*"))
+    assert emulated.stats()["generation_requests"] == 0
+
+
+def test_a_run_id_stands_for_one_run(
+    place: Place,
+    emulator: Callable[..., Emulator],
+    catalog: Callable[..., str],
+    command: Callable[..., Command],
+) -> None:
+    emulated = emulator()
+    given = arguments(place, emulated, "--run-id", "mine")
+    assert command("run", catalog("one.parquet", prompt=["a"]), *given).code == 0
+    other = command("run", catalog("two.parquet", prompt=["b"]), *given)
+    assert other.code == 2
+    assert "Run 'mine' exists with the catalog" in other.err
+    unknown = command("resume", "yours")
+    assert unknown.code == 2
+    assert "knows no run 'yours'" in unknown.err
+
+
+def test_ctrl_c_keeps_what_is_finished_and_says_how_to_resume(
+    place: Place,
+    emulator: Callable[..., Emulator],
+    catalog: Callable[..., str],
+    start_command: Callable[..., subprocess.Popen[str]],
+    command: Callable[..., Command],
+) -> None:
+    emulated = emulator(latency_s=0.3)
+    path = catalog(prompt=[f"p{n}" for n in range(400)])
+    process = start_command("run", path, *arguments(place, emulated, "--run-id", "broken-off"))
+    wait_for(lambda: emulated.bill()["images"] >= 30, process)
+
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=RUN_TIMEOUT_S)
+
+    assert process.returncode == 3
+    assert "imagemill resume broken-off" in err
+    assert "Traceback" not in err
+    finished = len([name for name in place.objects() if name.startswith("images/")])
+    assert 30 - 10 <= finished < 400
+    paid = emulated.bill()["images"]
+
+    done = command("resume", "broken-off", "--concurrency", "40", "--json")
+    assert done.code == 0, done.err
+    assert done.json["done"] == 400
+    # What was in flight at the stop may have been charged; nothing that was finished is.
+    assert emulated.bill()["images"] <= 400 + (paid - finished)
+
+
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    """Poll a condition in the world outside until it holds, or the process ends."""
+    deadline = time.monotonic() + RUN_TIMEOUT_S
+    while not condition():
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.02)

@@ -1,0 +1,69 @@
+"""prefect.yaml, deployed for real: a work pool, a worker, a run with parameters."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from prefect.client.orchestration import get_client
+from prefect.deployments import run_deployment
+from prefect.exceptions import PrefectHTTPStatusError
+
+from emulator import Emulator
+from flows.generate_catalog import generate_catalog
+from tests.conftest import Place
+
+ROOT = Path(__file__).parents[1]
+
+
+def prefect(*arguments: str, server: str, cwd: Path = ROOT) -> str:
+    done = subprocess.run(
+        [sys.executable, "-m", "prefect", "--no-prompt", *arguments],
+        env={**os.environ, "PREFECT_API_URL": server},
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_the_deployment_runs_on_a_worker(
+    prefect_server: str, place: Place, emulator: Callable[..., Emulator], catalog: Callable[..., str]
+) -> None:
+    prefect("work-pool", "create", "--type", "process", "imagemill", server=prefect_server)
+    prefect("deploy", "--all", server=prefect_server)
+    flow_run = run_deployment(
+        "generate-catalog/on-demand",
+        parameters={
+            "catalog": {"path": catalog(prompt=["a", "b", "a"])},
+            "api": {"provider": "fal", "base_url": emulator().base_url},
+            "output": {"uri": place.uri, "s3_endpoint_url": place.s3.endpoint_url},
+            "picture": {"width": 256, "height": 256},
+        },
+        timeout=0,
+    )
+    with pytest.raises(PrefectHTTPStatusError, match="1"):  # refused before there is a run
+        run_deployment("generate-catalog/on-demand", parameters={"picture": {"width": 0}}, timeout=0)
+    prefect("worker", "start", "--pool", "imagemill", "--run-once", server=prefect_server)
+
+    with get_client(sync_client=True) as client:
+        state = client.read_flow_run(flow_run.id).state
+    assert state is not None
+    assert state.is_completed(), state
+    assert {row["status"] for row in place.table("manifest.parquet")} == {"done"}
+
+
+def test_each_field_of_the_form_explains_itself() -> None:
+    schema = generate_catalog.parameters.model_dump()
+    assert schema["required"] == ["catalog", "output"]
+    for definition in schema["definitions"].values():
+        for name, field in definition["properties"].items():
+            assert field.get("description"), name

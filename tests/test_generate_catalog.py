@@ -1,0 +1,203 @@
+"""The main job through the flow, on a real Prefect server, a real S3 server and real sockets."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from typing import Any
+
+import duckdb
+import pytest
+from PIL import Image
+from prefect.states import State
+
+from emulator import Emulator
+from flows.generate_catalog import generate_catalog
+from tests.conftest import Place
+
+pytestmark = pytest.mark.usefixtures("prefect_server")
+
+CATALOG = {
+    "id": ["a", "b", "c", "d", "e", "f", "g"],
+    "prompt": ["a red fox", "an owl", " a red fox ", "", "an owl", "a tram", "a tram"],
+    "seed": [None, None, None, None, 7, None, None],
+    "width": [256, 256, 256, 256, 256, 20_000, 256],
+    "shelf": ["x", "y", "z", "x", "y", "z", "x"],
+}
+"""Rows a and c are one picture; d is blank; e asks for another seed; f is too wide."""
+
+
+def run(place: Place, emulated: Emulator, provider: str, path: str, **more: Any) -> Any:
+    return generate_catalog(
+        catalog=path,
+        api={"provider": provider, "base_url": emulated.base_url},
+        output=place.settings(**more.pop("output", {})),
+        picture={"height": 256, "width": 256, **more.pop("picture", {})},
+        **more,
+    )
+
+
+@pytest.mark.parametrize("provider", ["together", "fal"])
+@pytest.mark.parametrize("store", ["memory", "sqlite"])
+def test_a_catalog_becomes_images_and_records(
+    place: Place,
+    emulator: Callable[..., Emulator],
+    catalog: Callable[..., str],
+    provider: str,
+    store: str,
+) -> None:
+    emulated = emulator()
+
+    summary = run(
+        place, emulated, provider, catalog(**CATALOG), execution={"store": store, "run_id": "first"}
+    )
+
+    assert (summary.rows, summary.rejected, summary.unique, summary.duplicates) == (7, 2, 4, 1)
+    assert (summary.done, summary.failed, summary.pending) == (4, 0, 0)
+    assert (summary.generated, summary.reused, summary.requests) == (4, 0, 4)
+    bill = emulated.bill()
+    assert bill["images"] == 4
+    assert summary.cost_usd == pytest.approx(bill["usd"], rel=1e-6)
+    assert summary.saved_usd == pytest.approx(bill["usd"] / 4, rel=1e-6)
+
+    objects = place.objects()
+    rows = {row["id"]: row for row in place.table("manifest.parquet")}
+    assert list(rows) == CATALOG["id"]
+    assert [row["shelf"] for row in rows.values()] == CATALOG["shelf"]
+    assert [row["status"] for row in rows.values()] == [
+        *["done"] * 3, "rejected", "done", "rejected", "done",
+    ]  # fmt: skip
+    assert rows["a"]["uri"] == rows["c"]["uri"]
+    assert rows["b"]["uri"] != rows["e"]["uri"]
+    for row in rows.values():
+        if row["status"] == "done":
+            name = f"images/{row['key'][:2]}/{row['key']}.png"
+            assert row["uri"] == f"{place.uri}/{name}"
+            with Image.open(io.BytesIO(place.read(name))) as image:
+                image.load()
+                assert (image.format, image.size) == ("PNG", (256, 256))
+            head = place.head(name)
+            assert head["ContentType"] == "image/png"
+            assert head["Metadata"]["key"] == row["key"]
+            assert head["Metadata"]["seed"] == str(row["seed"])
+    assert len([name for name in objects if name.startswith("images/")]) == 4
+
+    jobs = place.table("runs/first/jobs.parquet")
+    assert [(job["id"], job["status"], job["attempts"]) for job in jobs] == [
+        ("a", "done", 1), ("b", "done", 1), ("e", "done", 1), ("g", "done", 1),
+    ]  # fmt: skip
+    assert all(job["latency_s"] > 0 and job["cost_usd"] > 0 for job in jobs)
+    rejected = {row["id"]: row["reason"] for row in place.table("runs/first/rejected.parquet")}
+    assert rejected["d"] == "blank prompt"
+    assert "width 20000" in rejected["f"]
+    assert place.table("runs/first/failed.parquet") == []
+    metrics = place.table("runs/first/metrics.parquet")
+    assert sum(bucket["images"] for bucket in metrics) == 4
+    assert sum(bucket["duplicates_saved"] for bucket in metrics) == 1
+    assert metrics[-1]["cost_usd_total"] == pytest.approx(summary.cost_usd)
+    assert b"a red fox" in place.read("runs/first/report.html")
+    events = place.read("runs/first/log.jsonl").splitlines()
+    assert sum(b'"event":"done"' in event for event in events) == 4
+
+
+def test_metrics_of_all_runs_read_as_one_table(
+    place: Place, emulator: Callable[..., Emulator], catalog: Callable[..., str], tmp_path: Any
+) -> None:
+    emulated = emulator()
+    for number in (1, 2):
+        run(place, emulated, "together", catalog(prompt=["x"]), execution={"run_id": f"run-{number}"})
+
+    for name in place.objects():
+        if name.startswith("metrics/"):
+            target = tmp_path / name
+            target.parent.mkdir(parents=True)
+            target.write_bytes(place.read(name))
+    rows = duckdb.sql(
+        f"select run_id, generated, reused from '{tmp_path}/metrics/*/*.parquet' order by run_id"
+    ).fetchall()
+
+    assert rows == [("run-1", 1, 0), ("run-2", 0, 1)]
+
+
+def test_images_in_the_bucket_are_not_paid_again(
+    place: Place, emulator: Callable[..., Emulator], catalog: Callable[..., str]
+) -> None:
+    emulated = emulator()
+    first = run(place, emulated, "together", catalog(prompt=["a", "b", "c"]))
+    again = run(place, emulated, "together", catalog(prompt=["b", "c", "d"]))
+
+    assert first.run_id != again.run_id
+    assert (again.generated, again.reused, again.done) == (1, 2, 3)
+    assert emulated.bill()["images"] == 4
+    assert again.saved_usd == pytest.approx(2 * again.cost_usd)
+
+
+def test_copies_are_made_by_the_server_for_each_row(
+    place: Place, emulator: Callable[..., Emulator], catalog: Callable[..., str]
+) -> None:
+    emulated = emulator()
+    run(
+        place,
+        emulated,
+        "together",
+        catalog(id=["../up", "plain", "C:\\x\n"], prompt=["same", "same", "other"]),
+        output={"copies": True},
+    )
+
+    copies = {name for name in place.objects() if name.startswith("catalog/")}
+    assert copies == {"catalog/..%2Fup.png", "catalog/plain.png", "catalog/C%3A%5Cx%0A.png"}
+    assert place.read("catalog/plain.png") == place.read("catalog/..%2Fup.png")
+    rows = place.table("manifest.parquet")
+    assert rows[1]["copy_uri"] == f"{place.uri}/catalog/plain.png"
+    assert emulated.bill()["images"] == 2
+
+
+def test_one_shard_an_image_and_many_workers(
+    place: Place, emulator: Callable[..., Emulator], catalog: Callable[..., str]
+) -> None:
+    summary = run(
+        place,
+        emulator(),
+        "together",
+        catalog(prompt=[f"p{n}" for n in range(12)]),
+        execution={"shard_size": 1, "workers": 3},
+    )
+    assert summary.done == 12
+
+
+def test_seed_policies(place: Place, emulator: Callable[..., Emulator], catalog: Callable[..., str]) -> None:
+    path = catalog(prompt=["x", "x"])
+    fixed = run(place, emulator(), "together", path, picture={"seed_policy": "fixed:42"})
+    assert fixed.unique == 1
+    assert {row["seed"] for row in place.table("manifest.parquet")} == {42}
+
+    random = run(place, emulator(), "together", path, picture={"seed_policy": "random"})
+    assert (random.unique, random.duplicates) == (2, 0)
+
+
+def test_failed_jobs_end_in_a_completed_state_that_says_so(
+    place: Place, emulator: Callable[..., Emulator], catalog: Callable[..., str]
+) -> None:
+    state: State[Any] = generate_catalog(
+        catalog=catalog(prompt=["good", "bad #fault:400"]),
+        api={"provider": "together", "base_url": emulator().base_url},
+        output=place.settings(),
+        picture={"width": 256, "height": 256},
+        return_state=True,
+    )
+    assert state.is_completed()
+    assert state.name == "CompletedWithFailures"
+    assert state.message == "1 of 2 images failed; failed.parquet says why."
+
+
+def test_unusable_input_is_a_failed_state_with_one_sentence(
+    place: Place, emulator: Callable[..., Emulator]
+) -> None:
+    state: State[Any] = generate_catalog(
+        catalog="/nowhere.parquet",
+        api={"provider": "together", "base_url": emulator().base_url},
+        output=place.settings(),
+        return_state=True,
+    )
+    assert state.is_failed()
+    assert state.message == "The catalog '/nowhere.parquet' does not exist."

@@ -1,0 +1,47 @@
+"""The key decides what is one picture; the seed of a prompt is for ever."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tasks.keys import job_key, normalized, prompt_seed
+
+BASE: dict[str, Any] = {
+    "model": "fal/fal-ai/flux/schnell",
+    "prompt": "a red fox",
+    "negative_prompt": None,
+    "width": 1024,
+    "height": 1024,
+    "steps": 4,
+    "seed": 7,
+    "image_format": "png",
+}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"model": "together/x"}, {"prompt": "a red foxx"}, {"negative_prompt": "blur"}, {"width": 512},
+        {"height": 512}, {"steps": 3}, {"seed": 8}, {"image_format": "jpeg"},
+    ],
+)  # fmt: skip
+def test_everything_that_decides_the_picture_changes_the_key(change: dict[str, Any]) -> None:
+    assert job_key(**{**BASE, **change}) != job_key(**BASE)
+
+
+def test_fields_cannot_run_into_each_other() -> None:
+    one = job_key(**{**BASE, "prompt": 'a","b', "negative_prompt": "c"})
+    other = job_key(**{**BASE, "prompt": "a", "negative_prompt": 'b","c'})
+    assert one != other
+
+
+def test_keys_and_seeds_stay_what_they_were() -> None:
+    """Yesterday's pictures must be found tomorrow: a change here pays for every picture again."""
+    assert job_key(**BASE) == "4d852fc6b1204b3ecdbbca793ee4af94212afcd6"
+    assert prompt_seed("a red fox") == 2028092673
+
+
+def test_white_space_and_unicode_forms_are_one_prompt() -> None:
+    assert normalized("  cafe\u0301\n") == normalized("café") == "caf\u00e9"

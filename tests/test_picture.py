@@ -1,0 +1,93 @@
+"""Images are looked at before they are kept."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from blocks.errors import ApiError
+from tasks.engine.picture import check_picture
+
+SIZE = (96, 64)
+
+
+def encoded(kind: str, size: tuple[int, int] = SIZE, colour: Any = None, **options: Any) -> bytes:
+    image = Image.effect_noise(size, 80).convert("RGB") if colour is None else Image.new("RGB", size, colour)
+    out = io.BytesIO()
+    image.save(out, kind, **options)
+    return out.getvalue()
+
+
+def refusal(content: bytes) -> tuple[str, str]:
+    with pytest.raises(ApiError) as caught:
+        check_picture(content, *SIZE)
+    return caught.value.error_class.value, caught.value.code
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "extension"),
+    [
+        ("PNG", {}, "png"), ("JPEG", {}, "jpg"), ("JPEG", {"progressive": True}, "jpg"),
+        ("JPEG", {"comment": b"x" * 500, "quality": 30}, "jpg"), ("WEBP", {}, "webp"),
+    ],
+)  # fmt: skip
+def test_whole_images_pass(kind: str, options: dict[str, Any], extension: str) -> None:
+    picture = check_picture(encoded(kind, **options), *SIZE)
+    assert (picture.extension, picture.width, picture.height) == (extension, *SIZE)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
+@pytest.mark.parametrize("share", [0.05, 0.5, 0.9, 0.99])
+def test_cut_images_are_invalid(kind: str, share: float) -> None:
+    content = encoded(kind)
+    assert refusal(content[: int(len(content) * share)])[0] == "invalid_image"
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
+def test_the_wrong_size_is_invalid(kind: str) -> None:
+    assert refusal(encoded(kind, (64, 96))) == ("invalid_image", "wrong_size")
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
+@pytest.mark.parametrize("colour", ["black", "white", (2, 0, 1)])
+def test_blank_images_are_filtered(kind: str, colour: Any) -> None:
+    assert refusal(encoded(kind, colour=colour)) == ("content_filtered", "blank_image")
+
+
+def test_a_plain_colour_is_no_blank_image() -> None:
+    assert check_picture(encoded("PNG", colour=(30, 90, 160)), *SIZE).extension == "png"
+
+
+@pytest.mark.parametrize("content", [b"", b"<html></html>", b"GIF89a" + bytes(50), b"\xff\xd8\xff"])
+def test_what_is_no_image_is_invalid(content: bytes) -> None:
+    assert refusal(content)[0] == "invalid_image"
+
+
+def test_a_flipped_bit_in_a_png_is_found() -> None:
+    content = bytearray(encoded("PNG"))
+    content[len(content) // 2] ^= 1
+    assert refusal(bytes(content)) == ("invalid_image", "damaged_image")
+
+
+def test_a_pixel_bomb_is_refused_by_its_header() -> None:
+    header = struct.pack(">IIBBBBB", 20_000, 20_000, 8, 2, 0, 0, 0)
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    bomb = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(10_000_000)))
+    assert refusal(bomb + chunk(b"IEND", b"")) == ("invalid_image", "wrong_size")
+
+
+def test_a_png_whose_pixels_do_not_unpack_is_invalid() -> None:
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", *SIZE, 8, 2, 0, 0, 0)
+    content = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"junk") + chunk(b"IEND", b"")
+    assert refusal(content) == ("invalid_image", "damaged_image")
