@@ -172,14 +172,16 @@ def _retry_failed(arguments: argparse.Namespace) -> int:
 
 
 def _recorded(arguments: argparse.Namespace) -> dict[str, Any]:
-    """What a run began with, and the limits that the command line gives it anew."""
+    """What a run began with, and what the command line tells it anew."""
     from imagemill.options import settings_of
     from imagemill.running import resumed_arguments
 
     settings = resumed_arguments(arguments.run_id)
-    limits = settings_of(arguments, "limits")
-    changed = {name: getattr(limits, name) for name in limits.model_fields_set}
-    return {**settings, "limits": settings["limits"].model_copy(update=changed)}
+    for group in ("limits", "execution"):
+        told = settings_of(arguments, group)
+        changed = {name: getattr(told, name) for name in told.model_fields_set}
+        settings[group] = settings[group].model_copy(update=changed)
+    return settings
 
 
 def _demo(arguments: argparse.Namespace) -> int:

@@ -64,6 +64,7 @@ RESUME_OPTIONS = (
     "--max-cost",
     "--outage-share",
     "--outage-timeout",
+    "--store",
 )
 """What a resume may be told anew."""
 

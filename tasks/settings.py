@@ -20,6 +20,7 @@ from pydantic import (
 )
 
 from blocks.errors import InputError
+from blocks.stores.address import without_password
 
 SEED_POLICY = re.compile(r"prompt|random|fixed:(0|[1-9][0-9]{0,9})")
 RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,119}")
@@ -166,8 +167,9 @@ class ExecutionSettings(_Settings):
     )
     store: str | None = Field(
         default=None,
-        description="The job store: memory, sqlite or sqlite:PATH; by default memory up to 1,000 rows,"
-        " sqlite beyond.",
+        description="The job store: memory, sqlite, sqlite:PATH, postgresql://USER@HOST/DATABASE or"
+        " redis://HOST, its password in IMAGEMILL_STORE_PASSWORD, or block:TYPE/NAME; by default"
+        " memory up to 1,000 rows, sqlite beyond.",
     )
     shard_size: int = Field(
         default=250,
@@ -176,6 +178,11 @@ class ExecutionSettings(_Settings):
         description="Jobs in one task run; 1 shows each image in the UI.",
     )
     workers: int = Field(default=4, ge=1, le=64, description="Shards that are worked on at once.")
+
+    @field_validator("store")
+    @classmethod
+    def _no_password(cls, store: str | None) -> str | None:
+        return store and without_password(store)
 
     @field_validator("run_id")
     @classmethod
