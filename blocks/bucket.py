@@ -56,7 +56,7 @@ class ImageBucket:
 
     Args:
         uri: ``s3://BUCKET`` or ``s3://BUCKET/PREFIX``.
-        endpoint_url: the S3 server, where it is not AWS.
+        endpoint_url: the S3 server, where it is not AWS; else the one that boto3's configuration names.
         session: where the credentials come from; boto3's own search by default.
 
     Raises:
@@ -74,8 +74,8 @@ class ImageBucket:
         self.name = parts.netloc
         self.prefix = f"{parts.path.strip('/')}/" if parts.path.strip("/") else ""
         self.uri = f"s3://{self.name}/{self.prefix}".rstrip("/")
-        self.endpoint_url = endpoint_url
         self._session = session or boto3.Session()
+        self.endpoint_url = endpoint_url or self._configured_endpoint()
         try:
             credentials = self._session.get_credentials()
         except BotoCoreError as error:
@@ -87,6 +87,14 @@ class ImageBucket:
             )
         self._client = self._connect(attempts=6)
         self._images = self._image_store()
+
+    def _configured_endpoint(self) -> str | None:
+        """An S3 server that boto3's own configuration names (AWS_ENDPOINT_URL), for obstore to use too."""
+        client = self._session.client("s3", region_name=self._region)
+        endpoint: str = client.meta.endpoint_url
+        client.close()
+        host = urlsplit(endpoint).hostname or ""
+        return None if host.endswith((".amazonaws.com", ".amazonaws.com.cn")) else endpoint
 
     @property
     def _region(self) -> str:
