@@ -78,7 +78,7 @@ class Replicate:
         if early is not None:
             return early
         task = self._queue.add(admitted)
-        await _wait(task, request.headers.get("prefer", ""))
+        await self._wait(task, request.headers.get("prefer", ""))
         return self._prediction(request, task, 201)
 
     async def _admit(self, request: Request) -> Ticket | Response:
@@ -121,6 +121,23 @@ class Replicate:
             return task
         self._queue.cancel(task)
         return self._prediction(request, task)
+
+    async def _wait(self, task: Task, prefer: str) -> None:
+        """Wait for a task as long as the header `Prefer` asks."""
+        asked = _WAIT.search(prefer)
+        if asked is None:
+            return
+        seconds = min(int(asked[1] or _LONGEST_WAIT_S), _LONGEST_WAIT_S)
+        waits = [
+            asyncio.ensure_future(task.over.wait()),
+            asyncio.ensure_future(self._studio.pause(seconds)),
+        ]
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for wait in waits:
+                wait.cancel()
+            await asyncio.gather(*waits, return_exceptions=True)
 
     def _known(self, request: Request) -> bool:
         scheme, _, key = request.headers.get("authorization", "").partition(" ")
@@ -184,19 +201,6 @@ class Replicate:
         if done:
             content["metrics"] = {"predict_time": round(task.ticket.latency_s, 6)}
         return json_answer(content, status)
-
-
-async def _wait(task: Task, prefer: str) -> None:
-    """Wait for a task as long as the header `Prefer` asks."""
-    asked = _WAIT.search(prefer)
-    if asked is None:
-        await asyncio.sleep(0)
-        return
-    seconds = min(int(asked[1] or _LONGEST_WAIT_S), _LONGEST_WAIT_S)
-    try:
-        await asyncio.wait_for(task.over.wait(), seconds)
-    except TimeoutError:
-        return
 
 
 def _error(status: int, detail: str | None = None, *, headers: dict[str, str] | None = None) -> Response:

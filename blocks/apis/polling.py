@@ -15,8 +15,11 @@ from statistics import NormalDist
 SHARE = 0.51
 """The share of images still awaited that should be done at the next look; looks an image are its inverse."""
 
-_MEMORY = 200
+_MEMORY = 100
 """Images whose times count; older ones fade, so that the looks follow a vendor that changes its pace."""
+
+_TOO_LATE = 0.85
+"""The share of first looks that find the image done from which all looks must be too late."""
 
 _UNIT = NormalDist()
 
@@ -36,10 +39,16 @@ class CompletionTimes:
         self._mean = math.log(max(typical_s, 0.001))
         self._variance = 0.4**2
         self._samples = 4
+        self._at_once = SHARE
 
     def completed(self, after_s: float, by_s: float) -> None:
         """An image was not done ``after_s`` seconds after it was asked for, and was ``by_s`` after it."""
-        mean, variance = self._expected(after_s, by_s)
+        after_s = min(max(after_s, 0.0), 1e6)
+        mean, variance = self._expected(after_s, min(max(by_s, after_s * 1.001, 0.001), 2e6))
+        self._at_once += 0.1 * ((after_s == 0.0) - self._at_once)
+        if self._at_once > _TOO_LATE:
+            # "Done by then" hardly says how much earlier: learn from few until looks come too early again.
+            self._samples = min(self._samples, 10)
         self._samples = min(self._samples + 1, _MEMORY)
         rate = 1.0 / self._samples
         before = self._mean
@@ -67,7 +76,7 @@ class CompletionTimes:
 
     def _expected(self, after_s: float, by_s: float) -> tuple[float, float]:
         """Mean and variance of the logarithm of a time between two, as the fit has it."""
-        by = math.log(max(by_s, 1e-4))
+        by = math.log(by_s)
         after = math.log(after_s) if after_s > 0 else -math.inf
         spread = math.sqrt(self._variance)
         low, high = (after - self._mean) / spread, (by - self._mean) / spread

@@ -97,7 +97,10 @@ class Replicate(QueuedApi):
 
     @property
     def headers(self) -> dict[str, str]:
-        return {**super().headers, "prefer": f"wait={self.wait_s}"} if self.wait_s else super().headers
+        if not self.wait_s:
+            return super().headers
+        # Shorter than the request's own time limit: the answer must come, or its id is lost.
+        return {**super().headers, "prefer": f"wait={min(self.wait_s, int(self.request_timeout_s - 1) or 1)}"}
 
     def endpoint(self, job: Job) -> str:
         return f"{self.base_url}/v1/models/{quote(job.model)}/predictions"

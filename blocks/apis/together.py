@@ -10,8 +10,9 @@
 - Old requests cannot be asked about: an answer that was lost may have been paid.
 - Images come in the answer; links, which are not asked for, would point to Together's own hosts.
 
-From Together's API reference and its Python client. Not confirmed against the live service: that sizes are
-multiples of 16 up to 1,792, the limit of 12 steps, the headers of a 429, and a moderation error's wording.
+From Together's API reference and its Python client (which goes to api.together.ai by now). Not confirmed
+against the live service: that sizes are multiples of 16 up to 1,792, the limit of 12 steps, the headers of a
+429, and a moderation error's wording.
 """
 
 from __future__ import annotations
