@@ -193,6 +193,13 @@ class ImageApi(Block):
             ApiError: the answer says that there will be none, or is of an unknown shape.
         """
 
+    def source_in(self, answer: dict[str, Any]) -> ImageSource | None:
+        """What :meth:`read` finds; an answer that it stumbles over is one of an unknown shape."""
+        try:
+            return self.read(answer)
+        except (LookupError, TypeError, ValueError, AttributeError):
+            raise unexpected_answer(answer) from None
+
     @property
     def headers(self) -> dict[str, str]:
         """The headers of every request to the API itself; image links never get them."""
@@ -212,7 +219,7 @@ class ImageApi(Block):
         """
         async with self.attempt():
             answer = await self.post(http, job)
-            source = self.read(answer)
+            source = self.source_in(answer)
             if source is None:
                 raise unexpected_answer(answer)
             content = await self.content(http, source)
@@ -229,6 +236,8 @@ class ImageApi(Block):
 
     async def content(self, http: httpx.AsyncClient, source: ImageSource) -> bytes:
         """The bytes of an image, from the answer itself or from behind its link."""
+        if not isinstance(source.text, str):
+            raise unexpected_answer(source.text)
         if source.text.startswith(("http://", "https://")):
             return await self.download(http, source.text)
         return decoded(source.text)

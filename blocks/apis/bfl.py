@@ -39,6 +39,7 @@ class BlackForestLabs(QueuedApi):
         from blocks.apis import BlackForestLabs
 
         BlackForestLabs(api_key="...").save("bfl")
+        api = BlackForestLabs.load("BLOCK_NAME")
         ```
     """
 

@@ -41,6 +41,7 @@ class Fal(QueuedApi):
         from blocks.apis import Fal
 
         Fal(api_key="...").save("fal")
+        api = Fal.load("BLOCK_NAME")
         ```
     """
 
@@ -117,7 +118,7 @@ class Fal(QueuedApi):
             raise unexpected_answer(answer)
         code, headers, body = await fetch(http, "GET", url, headers=self.headers)
         if code == 200:
-            return self.read(parsed(body))
+            return self.source_in(parsed(body))
         if code in {408, 429, 502, 503, 504}:
             raise self.look_error(code, headers, body)
         # The generation itself ended in an error: a retry must be a new request.

@@ -50,6 +50,7 @@ class OpenAICompatible(ImageApi):
             extra_fields={"seed": "{seed}", "num_inference_steps": "{steps}"},
             usd_per_image=0,
         ).save("our-gpu")
+        api = OpenAICompatible.load("BLOCK_NAME")
         ```
     """
 

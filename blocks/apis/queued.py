@@ -85,7 +85,7 @@ class QueuedApi(ImageApi):
         Raises:
             ApiError: it ended without an image; or could not be asked about, then with ``keep_request``.
         """
-        return self.read(await self.ask(http, self.look_url(handle)))
+        return self.source_in(await self.ask(http, self.look_url(handle)))
 
     async def ask(self, http: httpx.AsyncClient, url: str) -> dict[str, Any]:
         """One question about a request, and its answer.

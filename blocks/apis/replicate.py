@@ -64,6 +64,7 @@ class Replicate(QueuedApi):
         from blocks.apis import Replicate
 
         Replicate(api_key="...").save("replicate")
+        api = Replicate.load("BLOCK_NAME")
         ```
     """
 
@@ -130,7 +131,7 @@ class Replicate(QueuedApi):
         return f"{self.base_url}/v1/predictions/{quote(handle, safe='')}"
 
     def read_at_once(self, answer: dict[str, Any]) -> ImageSource | None:
-        return self.read(answer) if self.wait_s else None
+        return self.source_in(answer) if self.wait_s else None
 
     def read(self, answer: dict[str, Any]) -> ImageSource | None:
         link = text_at(answer, "output", 0) or text_at(answer, "output")

@@ -38,6 +38,7 @@ class Together(ImageApi):
         from blocks.apis import Together
 
         Together(api_key="...").save("together")
+        api = Together.load("BLOCK_NAME")
         ```
     """
 

@@ -24,7 +24,7 @@ from tasks.engine.recorder import Recorder
 from tests.apis.variants import Outcome
 from tests.fast_clock import run_fast
 
-USUAL = Settings(latency_s=0, pictures="full")
+USUAL = Settings(latency_s=0, pictures="fast")
 
 
 @pytest.fixture(scope="module")
@@ -59,18 +59,18 @@ def bucket() -> Iterator[ImageBucket]:
 
 
 @pytest.fixture
-def work(bucket: ImageBucket, tmp_path: Path) -> Callable[[ImageApi, Job], Outcome]:
-    """Work off one job with the real engine, store, bucket and HTTP client; only the clock is fast."""
+def work_all(bucket: ImageBucket, tmp_path: Path) -> Callable[[ImageApi, list[Job]], list[Outcome]]:
+    """Work off jobs with the real engine, store, bucket and HTTP client; only the clock is fast."""
 
-    async def inside(api: ImageApi, job: Job) -> Outcome:
-        pacer = Pacer(4)
+    async def inside(api: ImageApi, jobs: list[Job]) -> list[Outcome]:
+        pacer = Pacer(10)
         recorder = Recorder("run", tmp_path / "log.jsonl", pacer)
         try:
             async with (
                 httpx.AsyncClient(timeout=None, trust_env=False) as http,
                 MemoryStore(tmp_path / "jobs.json") as store,
             ):
-                await store.add([job])
+                await store.add(jobs)
                 await store.mark_planned()
                 engine = Engine(
                     api=api,
@@ -84,10 +84,18 @@ def work(bucket: ImageBucket, tmp_path: Path) -> Callable[[ImageApi, Job], Outco
                     unsaved=tmp_path / "unsaved",
                     rng=random.Random(1),
                 )
-                await engine.run_shard(0, 0)
+                await engine.run_shard(0, len(jobs) - 1)
                 ended = [job async for batch in store.all_jobs() for job in batch]
         finally:
             recorder.close()
-        return Outcome(ended[0], engine.stopped, pacer.rate_limited)
+        return [Outcome(job, engine.stopped, pacer.rate_limited) for job in ended]
 
-    return lambda api, job: run_fast(inside, api, job)
+    return lambda api, jobs: run_fast(inside, api, jobs)
+
+
+@pytest.fixture
+def work(
+    work_all: Callable[[ImageApi, list[Job]], list[Outcome]],
+) -> Callable[[ImageApi, Job], Outcome]:
+    """Work off one job."""
+    return lambda api, job: work_all(api, [job])[0]
