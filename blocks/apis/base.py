@@ -274,7 +274,14 @@ class ImageApi(Block):
                 code="timeout",
                 keep_request=keep_request,
             ) from error
-        except httpx.TransportError as error:
+        except httpx.InvalidURL as error:
+            raise ApiError(
+                ErrorClass.BAD_REQUEST,
+                self.clean(f"a link that cannot be followed ({error})"),
+                code="bad_link",
+                charged=True,
+            ) from error
+        except (httpx.TransportError, httpx.DecodingError) as error:
             raise ApiError(
                 ErrorClass.TIMEOUT,
                 self.clean(f"connection lost ({type(error).__name__}: {error})"),
@@ -287,7 +294,7 @@ class ImageApi(Block):
         if not self.is_trusted_link(link):
             raise ApiError(
                 ErrorClass.BAD_REQUEST,
-                self.clean(f"the image link points to {urlsplit(link).hostname!r}, not a host of the vendor"),
+                self.clean(f"the image link {link[:200]!r} does not point to a host of the vendor"),
                 code="image_host_refused",
                 charged=True,
             )
@@ -327,7 +334,7 @@ class ImageApi(Block):
             return True
         try:
             parts = urlsplit(link)
-            host = parts.hostname or ""
+            host, _ = parts.hostname or "", parts.port  # a port that is none is refused here
         except ValueError:
             return False
         known = (*self.vendor_image_hosts, *self.image_hosts)

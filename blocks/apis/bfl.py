@@ -88,7 +88,7 @@ class BlackForestLabs(QueuedApi):
             return urlsplit(self.base_url).scheme != "https" or urlsplit(url).scheme == "https"
         try:
             parts = urlsplit(url)
-            host = parts.hostname or ""
+            host, _ = parts.hostname or "", parts.port  # a port that is none is refused here
         except ValueError:
             return False
         return parts.scheme == "https" and (host == "bfl.ai" or host.endswith(".bfl.ai"))

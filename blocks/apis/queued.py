@@ -60,10 +60,11 @@ class QueuedApi(ImageApi):
 
     async def generate(self, http: httpx.AsyncClient, job: Job, accepted: Accepted) -> GeneratedImage:
         """Submit, unless the job has a request id already; then wait for it and fetch the image."""
-        source = None
+        source = submitted_at = None
         if job.request_id is None:
             async with self.attempt():
                 answer = await self.post(http, job)
+            submitted_at = anyio.current_time()
             handle = self.handle_of(answer) or ""
             if not 0 < len(handle) <= MAX_HANDLE_LENGTH:
                 raise unexpected_answer(answer)
@@ -73,7 +74,7 @@ class QueuedApi(ImageApi):
         else:
             handle = job.request_id
         async with self.attempt(keep_request=True):
-            source = source or await self._completed(http, handle)
+            source = source or await self._completed(http, handle, submitted_at)
             content = await self._image(http, handle, source)
         return GeneratedImage(
             content, self.price_usd(job.width, job.height), flagged=source.flagged, request_id=handle
@@ -111,14 +112,21 @@ class QueuedApi(ImageApi):
         message = f"{self.provider} does not know the request any more"
         return ApiError(ErrorClass.TIMEOUT, message, code="request_gone")
 
-    async def _completed(self, http: httpx.AsyncClient, handle: str) -> ImageSource:
-        """Wait until the image is made. Being told to ask less often costs a wait, not the job's budget."""
-        begun = anyio.current_time()
+    async def _completed(
+        self, http: httpx.AsyncClient, handle: str, submitted_at: float | None
+    ) -> ImageSource:
+        """Wait until the image is made. Being told to ask less often costs a wait, not the job's budget.
+
+        A request from earlier, whose time of submission is not known, is looked at at once, and says nothing
+        about how long images take.
+        """
+        begun = anyio.current_time() if submitted_at is None else submitted_at
+        look_s = 0.0 if submitted_at is None else self._times.next_look(0.0)
         seen_at = pause_s = 0.0
         while True:
-            waited = anyio.current_time() - begun
-            await anyio.sleep(max(self._times.next_look(waited) - waited, pause_s))
+            await anyio.sleep(max(look_s + begun - anyio.current_time(), pause_s))
             looked_at = anyio.current_time() - begun
+            look_s = self._times.next_look(looked_at)
             try:
                 source = await self._looked(http, handle)
             except ApiError as error:
@@ -128,7 +136,8 @@ class QueuedApi(ImageApi):
                 continue
             pause_s = 0.0
             if source:
-                self._times.completed(seen_at, looked_at)
+                if submitted_at is not None:
+                    self._times.completed(seen_at, looked_at)
                 return source
             seen_at = looked_at
 

@@ -95,6 +95,24 @@ def test_a_stored_polling_url_is_looked_at_again_before_it_gets_the_key() -> Non
 
 
 @pytest.mark.parametrize(
+    ("link", "code"),
+    [
+        ("https://fal.media/\x00", "bad_link"),
+        ("https://fal.media:99999999/a", "image_host_refused"),
+        ("https://[::1/a", "image_host_refused"),
+        ("https://fal.media.evil.com/a", "image_host_refused"),
+        ("ftp://fal.media/a", "bad_base64"),
+    ],
+)
+def test_links_that_lead_nowhere_end_as_errors_of_the_api(link: str, code: str) -> None:
+    result = answer(images=[{"url": link}])
+    _, _, error = ask(Fal(api_key="k"), answer(status="COMPLETED"), result, request_id="1")
+    assert error is not None
+    assert error.code == code
+    assert error.charged
+
+
+@pytest.mark.parametrize(
     ("provider", "link", "trusted"),
     [
         ("bfl", "https://delivery.bfl.ai/a.png", True),
