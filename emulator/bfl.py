@@ -89,7 +89,8 @@ class BlackForestLabs:
 
     async def result(self, request: Request) -> Response:
         """Answer `GET polling_url`."""
-        self._studio.stats.polls += 1
+        if self._studio.poll():
+            return _error(429)
         if not self._known(request):
             return _error(403)
         task_id = request.query_params.get("id", "")

@@ -110,7 +110,9 @@ class Replicate:
 
     async def show(self, request: Request) -> Response:
         """Answer `GET /v1/predictions/{id}`."""
-        self._studio.stats.polls += 1
+        wait_s = self._studio.poll()
+        if wait_s:
+            return self._throttled(wait_s)
         task = self._task(request)
         return task if not isinstance(task, Task) else self._prediction(request, task)
 

@@ -39,7 +39,7 @@ class QueuedApi(ImageApi):
     def model_post_init(self, context: object, /) -> None:
         """Start with a guess on the early side: a look too early costs less than one too late."""
         super().model_post_init(context)
-        self._times = CompletionTimes(self.typical_latency_s / 2)
+        self._times = CompletionTimes(self.typical_latency_s / 3)
 
     @abstractmethod
     def handle_of(self, answer: dict[str, Any]) -> str | None:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from emulator import Emulator
 
 Work = Callable[[ImageApi, Job], Outcome]
+WorkAll = Callable[[ImageApi, list[Job]], list[Outcome]]
 
 FAILED, PENDING, DONE = JobStatus.FAILED, JobStatus.PENDING, JobStatus.DONE
 RETRYABLE, PERMANENT = True, False
@@ -152,3 +153,16 @@ def test_limits_are_rate_limits_and_a_spent_credit_stops(
     assert (spent.job.status, emulator.bill()["images"]) == (PENDING, 1)
     assert spent.stopped is not None
     assert spent.stopped.kind is StopKind.OUT_OF_BUDGET
+
+
+@pytest.mark.parametrize("variant", sorted(QUEUED - {"replicate waiting"}))
+def test_asking_too_often_costs_no_budget_and_slows_no_generation(
+    variant: str, emulator: Emulator, work_all: WorkAll
+) -> None:
+    emulator.configure(polls_per_minute=600, latency_s=0.02)
+    api = VARIANTS[variant](emulator.base_url)
+    ended = work_all(api, [make_job(api, f"Fox {n}", number=n) for n in range(12)])
+    assert {outcome.job.status for outcome in ended} == {DONE}
+    assert emulator.stats()["rate_limited"] > 0
+    assert ended[0].rate_limited == 0
+    assert emulator.stats()["generation_requests"] == 12

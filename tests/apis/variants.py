@@ -24,11 +24,13 @@ VARIANTS: dict[str, Callable[[str], ImageApi]] = {
 QUEUED = {"fal", "replicate", "replicate waiting", "bfl"}
 
 
-def make_job(api: ImageApi, prompt: str = "A lighthouse", **fields: Any) -> Job:
+def make_job(api: ImageApi, prompt: str = "A lighthouse", *, number: int = 0, **fields: Any) -> Job:
     """A job that every API takes: 512 x 512, a size of all of them."""
     given = {"width": 512, "height": 512, "steps": 4, "seed": 7, "format": "png", **fields}
     key = f"{abs(hash((prompt, *given.values()))):040x}"[:40]
-    return Job(number=0, id="0", key=key, prompt=prompt, negative_prompt=None, model=api.model, **given)
+    return Job(
+        number=number, id=str(number), key=key, prompt=prompt, negative_prompt=None, model=api.model, **given
+    )
 
 
 @dataclass(frozen=True)
