@@ -59,7 +59,10 @@ class CatalogSettings(_Settings):
 class ApiSettings(_Settings):
     """Which image API, and which model there."""
 
-    provider: str = Field(default="together", description="The vendor: together or fal.")
+    provider: str = Field(
+        default="together",
+        description="The vendor: together, fal, replicate, bfl, or openai, for any server that speaks it.",
+    )
     block: str | None = Field(
         default=None,
         description="The name of a saved image API block, which then holds key, address and model."
@@ -113,7 +116,9 @@ class PictureSettings(_Settings):
         default="prompt",
         description="The seed of rows without one: prompt (derived from the prompt), fixed:N or random.",
     )
-    format: Literal["png", "jpeg"] = Field(default="png", description="The format asked for.")
+    format: Literal["png", "jpeg", "webp"] = Field(
+        default="png", description="The format asked for: png, jpeg or, where the API makes it, webp."
+    )
 
     @field_validator("seed_policy")
     @classmethod

@@ -15,7 +15,7 @@ from prefect.client.schemas.filters import LogFilter
 from prefect.client.schemas.sorting import LogSort
 from pydantic import SecretStr
 
-from blocks.apis import Fal, Together, base
+from blocks.apis import Fal, Together, exchange
 from blocks.bucket import copy_name
 from blocks.errors import ApiError, InputError
 from blocks.jobs import Job
@@ -153,7 +153,7 @@ def ask(api: Together | Fal) -> ApiError:
 def test_a_body_that_never_ends_is_left(
     hostile: ThreadingHTTPServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(base, "MAX_ANSWER_BYTES", 3_000_000)
+    monkeypatch.setattr(exchange, "MAX_ANSWER_BYTES", 3_000_000)
     url = f"http://127.0.0.1:{hostile.server_port}/endless"
     error = ask(Together(api_key=SecretStr("k"), base_url=url))
     assert error.code == "answer_too_large"
