@@ -11,8 +11,17 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from blocks.apis import BlackForestLabs, Fal, OpenAICompatible, Replicate, Together
+    from blocks.stores.servers import PostgresServer, RedisServer
 
-__all__ = ["BlackForestLabs", "Fal", "OpenAICompatible", "Replicate", "Together"]
+__all__ = [
+    "BlackForestLabs",
+    "Fal",
+    "OpenAICompatible",
+    "PostgresServer",
+    "RedisServer",
+    "Replicate",
+    "Together",
+]
 
 
 def __dir__() -> list[str]:
@@ -22,5 +31,6 @@ def __dir__() -> list[str]:
 def __getattr__(name: str) -> object:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    found: object = getattr(import_module("blocks.apis"), name)
+    home = "blocks.stores.servers" if name.endswith("Server") else "blocks.apis"
+    found: object = getattr(import_module(home), name)
     return found

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 from prefect.blocks.core import Block
-from pydantic import ConfigDict, Field, SecretStr, field_validator
+from pydantic import ConfigDict, Field, HttpUrl, SecretStr, field_validator
 
 from blocks.stores.address import remember, without_password
 
@@ -37,18 +37,19 @@ class StoreServer(Block):
         return self.url
 
 
-class PostgresStore(StoreServer):
+class PostgresServer(StoreServer):
     """A Postgres database that holds the jobs of runs.
 
     Example:
         ```python
-        from blocks.stores.servers import PostgresStore
+        from blocks import PostgresServer
 
-        PostgresStore(url="postgresql://mill@db/jobs", password="...").save("jobs")
-        # then: execution={"store": "block:imagemill-postgres-store/jobs"}
+        server = PostgresServer.load("BLOCK_NAME")
+        generate_catalog(..., execution={"store": "block:imagemill-postgres-store/BLOCK_NAME"})
         ```
     """
 
+    _documentation_url = HttpUrl("https://www.postgresql.org/docs/current/libpq-connect.html")
     _block_type_name = "Job store: Postgres"
     _block_type_slug = "imagemill-postgres-store"
     _description = "A Postgres database that holds the jobs of runs, one table for all of them."
@@ -60,18 +61,19 @@ class PostgresStore(StoreServer):
     )
 
 
-class RedisStore(StoreServer):
+class RedisServer(StoreServer):
     """A Redis or Valkey server that holds the jobs of runs; it should persist them.
 
     Example:
         ```python
-        from blocks.stores.servers import RedisStore
+        from blocks import RedisServer
 
-        RedisStore(url="rediss://cache.example.com/0", password="...").save("jobs")
-        # then: execution={"store": "block:imagemill-redis-store/jobs"}
+        server = RedisServer.load("BLOCK_NAME")
+        generate_catalog(..., execution={"store": "block:imagemill-redis-store/BLOCK_NAME"})
         ```
     """
 
+    _documentation_url = HttpUrl("https://redis.io/docs/latest/develop/clients/")
     _block_type_name = "Job store: Redis"
     _block_type_slug = "imagemill-redis-store"
     _description = "A Redis or Valkey server that holds the jobs of runs, under keys imagemill:{RUN_ID}:*."

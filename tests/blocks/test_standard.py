@@ -13,6 +13,7 @@ from prefect.testing.standard_test_suites import BlockStandardTestSuite
 
 import blocks
 from blocks.apis import PROVIDERS
+from blocks.stores.servers import PostgresServer, RedisServer
 
 
 @pytest.mark.parametrize("block", PROVIDERS.values(), ids=list(PROVIDERS))
@@ -29,9 +30,19 @@ class TestImageApis(BlockStandardTestSuite):
         assert block.get_block_type_name().startswith("Image API: ")
 
 
-def test_the_package_exports_every_api() -> None:
+@pytest.mark.parametrize("block", [PostgresServer, RedisServer])
+class TestJobStores(BlockStandardTestSuite):
+    @pytest.fixture
+    def block(self) -> type[Block]:
+        raise NotImplementedError  # parametrized above
+
+    @pytest.mark.skip(reason="there is no logo: Prefect would fetch it from the network")
+    def test_has_a_valid_image(self, block: type[Block]) -> None: ...
+
+
+def test_the_package_exports_every_block() -> None:
     exported = [getattr(blocks, name) for name in dir(blocks)]
-    assert all(api in exported for api in PROVIDERS.values())
+    assert all(block in exported for block in (*PROVIDERS.values(), PostgresServer, RedisServer))
     with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
         _ = blocks.Nothing
 
@@ -58,4 +69,4 @@ def test_prefect_registers_them(tmp_path: Path) -> None:
         check=False,
     )
     assert registered.returncode == 0, registered.stderr
-    assert "Successfully registered 5 blocks" in registered.stdout
+    assert "Successfully registered 7 blocks" in registered.stdout

@@ -10,7 +10,7 @@ from pydantic import SecretStr, ValidationError
 from blocks.errors import InputError
 from blocks.stores import open_store
 from blocks.stores.address import address_of, without_password
-from blocks.stores.servers import PostgresStore, RedisStore, StoreServer
+from blocks.stores.servers import PostgresServer, RedisServer, StoreServer
 from tasks.run_folder import PlanCounts, RunFolder
 from tasks.settings import ExecutionSettings, RunSettings
 
@@ -87,7 +87,7 @@ def test_neither_settings_nor_the_record_hold_a_password(
     assert address_of(record[0].execution.store, port=5432, options=()).password == SECRET
 
 
-@pytest.mark.parametrize("block", [PostgresStore, RedisStore])
+@pytest.mark.parametrize("block", [PostgresServer, RedisServer])
 def test_a_block_keeps_the_password_secret(block: type[StoreServer]) -> None:
     url = f"{block.schemes[0]}://mill@db/0"
     saved = block(url=url, password=SecretStr(SECRET))
