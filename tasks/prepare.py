@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from blocks.bucket import MEDIA_TYPES, image_name
@@ -73,19 +76,36 @@ def _plan(session: Session) -> PlanCounts:
     session.wait(store.clear)
     catalog = catalog_of(settings.catalog, settings.output)
     planner = Planner(session.api, settings.picture)
-    counts = write_plan(
-        planner, catalog, folder.plan, folder.rejected, lambda jobs: session.wait(store.add, jobs)
-    )
+    with _adding(session) as add:
+        counts = write_plan(planner, catalog, folder.plan, folder.rejected, add)
     session.wait(store.mark_planned)
     folder.write_record(settings, counts)
     folder.publish_plan(session.bucket)
     return counts
 
 
+@contextmanager
+def _adding(session: Session) -> Iterator[Callable[[list[Job]], None]]:
+    """Adds batches of jobs to the store, each while the next one is planned."""
+    under_way: list[Future[None]] = []
+
+    def add(jobs: list[Job]) -> None:
+        wait()
+        under_way.append(session.portal.start_task_soon(session.store.add, jobs))
+
+    def wait() -> None:
+        while under_way:
+            under_way.pop().result()
+
+    yield add
+    wait()
+
+
 def _restore_jobs(session: Session, known: RunSettings) -> None:
     session.wait(session.store.clear)
-    for jobs in planned_jobs(session.folder.plan, session.api.model, known.picture.format):
-        session.wait(session.store.add, jobs)
+    with _adding(session) as add:
+        for jobs in planned_jobs(session.folder.plan, session.api.model, known.picture.format):
+            add(jobs)
     session.wait(session.store.mark_planned)
 
 

@@ -41,6 +41,7 @@ JOBS = sa.Table(
     sa.Column("retryable", sa.Boolean),
     sa.Column("started_at", sa.Double),
     sa.Column("finished_at", sa.Double),
+    sqlite_with_rowid=False,  # the rows lie in the order of their key: half the work of an insert
 )
 
 LEASES = sa.Table(
