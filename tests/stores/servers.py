@@ -92,6 +92,11 @@ class PostgresServer(Server):
         assert spec
         assert spec.submodule_search_locations
         package = Path(spec.submodule_search_locations[0])
+        if self.user and not all(folder.stat().st_mode & 0o001 for folder in package.parents):
+            # The environment lies in a folder that only root may enter.
+            for part in package.parent.glob(f"{package.name}*"):
+                shutil.copytree(part, self.folder / "packages" / part.name, symlinks=True)
+            package = self.folder / "packages" / package.name
         self._bin = next(package.glob("pginstall*/bin/initdb")).parent
         if self.user:
             owner = pwd.getpwnam(self.user)
