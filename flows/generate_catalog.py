@@ -13,6 +13,7 @@ from prefect.states import Completed
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from blocks.errors import StoreUnavailableError
+from tasks.approval import ask_approval
 from tasks.engine.engine import StopKind
 from tasks.generate import generate_shard
 from tasks.measure import count, measure
@@ -91,6 +92,9 @@ def run(
         if before is not None:
             before(settings)
         prepared = prepare(settings, return_state=True).result()
+        threshold = settings.limits.approve_above_usd
+        if threshold is not None and prepared.cost_usd > threshold:
+            ask_approval(prepared.images, prepared.cost_usd, threshold)
         # A runner of this run's own size: the flow's one is fixed before its parameters are known.
         workers = settings.execution.workers
         with ThreadPoolTaskRunner(max_workers=workers) as runner:  # type: ignore[var-annotated]

@@ -23,10 +23,12 @@ _LOOKED_UP_AT_ONCE = 10_000
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """What is left to do: the plan's counts, and shards of unfinished jobs."""
+    """What is left to do: the plan's counts, shards of unfinished jobs, how many, and at what cost."""
 
     counts: PlanCounts
     shards: list[Shard]
+    images: int
+    cost_usd: float
 
 
 @verb("prepare")
@@ -45,7 +47,8 @@ def prepare(settings: RunSettings) -> Prepared:
             unique=counts.unique, done=totals.done, failed=totals.failed, cost_usd=totals.cost_usd
         )
         unfinished = session.wait(session.store.unfinished_numbers)
-        return Prepared(counts, shards(unfinished, settings.execution.shard_size))
+        cost_usd = counts.cost_usd * len(unfinished) / counts.unique if counts.unique else 0.0
+        return Prepared(counts, shards(unfinished, settings.execution.shard_size), len(unfinished), cost_usd)
 
 
 def refuse_other_run(settings: RunSettings, known: RunSettings) -> None:

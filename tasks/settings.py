@@ -142,6 +142,11 @@ class LimitSettings(_Settings):
         default=None, ge=0, description="Stop, resumably, before the run costs more than this."
     )
 
+    approve_above_usd: float | None = Field(
+        default=None,
+        ge=0,
+        description="Pause before a run that would cost more than this, until somebody resumes it in the UI.",
+    )
     outage_share: float = Field(
         default=0.5,
         ge=0,
