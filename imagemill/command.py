@@ -58,7 +58,7 @@ def _prepare_prefect() -> None:
 
 
 def _parser(kind: type[argparse.ArgumentParser]) -> argparse.ArgumentParser:
-    from imagemill.options import RESUME_OPTIONS, add_options
+    from imagemill.options import BUCKET_OPTIONS, RESUME_OPTIONS, add_options
 
     parser = kind(
         prog="imagemill",
@@ -103,7 +103,13 @@ def _parser(kind: type[argparse.ArgumentParser]) -> argparse.ArgumentParser:
     demo.add_argument("--images", type=int, default=150, help="rows of the catalog (default: %(default)s)")
     demo.set_defaults(run=_demo)
 
-    for command in (run, estimate, resume, retry, demo):
+    dashboard = commands.add_parser(
+        "dashboard", help="draw the four metrics of all runs over weeks", allow_abbrev=False
+    )
+    add_options(dashboard, (*BUCKET_OPTIONS, "--regression-share"))
+    dashboard.set_defaults(run=_dashboard)
+
+    for command in (run, estimate, resume, retry, demo, dashboard):
         command.add_argument("--json", action="store_true", help="print one JSON object on stdout")
     commands.add_parser("emulator", help="vendors' image APIs on this machine; see emulator --help")
     return parser
@@ -182,6 +188,17 @@ def _recorded(arguments: argparse.Namespace) -> dict[str, Any]:
         changed = {name: getattr(told, name) for name in told.model_fields_set}
         settings[group] = settings[group].model_copy(update=changed)
     return settings
+
+
+def _dashboard(arguments: argparse.Namespace) -> int:
+    from blocks.errors import InputError
+    from imagemill.options import settings_of
+    from imagemill.running import draw_and_show
+
+    if getattr(arguments, "output.uri") is None:
+        raise InputError("Say where the runs' images went: --output s3://BUCKET/PREFIX.")
+    output, regressions = settings_of(arguments, "output"), settings_of(arguments, "regressions")
+    return draw_and_show(output, regressions, as_json=arguments.json)
 
 
 def _demo(arguments: argparse.Namespace) -> int:

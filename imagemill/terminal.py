@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import (
@@ -20,8 +21,11 @@ from rich.text import Text
 
 from tasks.engine.recorder import Progress as RunProgress
 from tasks.engine.recorder import watching
-from tasks.estimate import Estimate
-from tasks.summary import RunSummary
+
+if TYPE_CHECKING:  # a listing of runs does without Prefect, which these load
+    from tasks.dashboard import DashboardSummary
+    from tasks.estimate import Estimate
+    from tasks.summary import RunSummary
 
 _PLAIN_EVERY_S = 10.0
 
@@ -151,6 +155,17 @@ def show_estimate(estimate: Estimate) -> None:
     say(f"Time assumes {estimate.assuming}. Images already in the bucket cost nothing.")
     for reason, number in list(estimate.reasons.items())[:10]:
         say(f"Rejected: {number:,} x {reason}")
+
+
+def show_dashboard(summary: DashboardSummary) -> None:
+    """Print what a dashboard shows, and where it is."""
+    say(f"{summary.runs:,} runs, {summary.generated:,} images, {usd(summary.cost_usd)} in all.")
+    if summary.skipped:
+        say(f"{summary.skipped:,} files in metrics/ tell of no run.")
+    for each in summary.regressions:
+        if each.latest:
+            say(f"Regression: run {each.run_id}, {each.catalog} on {each.provider}: {each.in_words}")
+    say(f"Dashboard {summary.dashboard}")
 
 
 def say(text: str) -> None:

@@ -80,6 +80,8 @@ class Axis(ABC):
     begin: float
     end: float
     most_ticks: int
+    joins: bool
+    """Whether a line runs on over a column without a value."""
 
     def x(self, at: float) -> float:
         """The place of a moment."""
@@ -110,6 +112,7 @@ class TimeAxis(Axis):
     """Time in buckets. ``spans`` are their starts and widths, in Unix seconds."""
 
     most_ticks = 7
+    joins = False
 
     def __init__(self, spans: Sequence[tuple[float, float]]) -> None:
         self.spans = spans
@@ -141,7 +144,8 @@ class MomentAxis(Axis):
         end: where it ends.
     """
 
-    most_ticks = 3
+    most_ticks = 4
+    joins = True
 
     def __init__(self, moments: Sequence[float], *, begin: float, end: float) -> None:
         self.moments = moments
@@ -218,10 +222,10 @@ def _place(value: float, top: float, high: float, low: float) -> float:
 
 
 def _runs(axis: Axis, values: Values) -> Iterator[list[tuple[int, float]]]:
-    """Values by bucket, cut where buckets or values are missing."""
+    """Values by column, cut where the axis does not join them."""
     run: list[tuple[int, float]] = []
     for index, value in enumerate(values):
-        if run and (value is None or not axis.follows(index)):
+        if run and ((value is None and not axis.joins) or not axis.follows(index)):
             yield run
             run = []
         if value is not None:
