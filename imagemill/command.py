@@ -109,7 +109,20 @@ def _parser(kind: type[argparse.ArgumentParser]) -> argparse.ArgumentParser:
     add_options(dashboard, (*BUCKET_OPTIONS, "--regression-share"))
     dashboard.set_defaults(run=_dashboard)
 
-    for command in (run, estimate, resume, retry, demo, dashboard):
+    runs = commands.add_parser("runs", help="list runs, and say why jobs failed", allow_abbrev=False)
+    runs.add_argument("run_id", metavar="RUN_ID", nargs="?", help="one run; all by default")
+    runs.add_argument("--failed", action="store_true", help="why each failed job did, attempt by attempt")
+    runs.add_argument("--id", metavar="ID", help="what became of the catalog row with this id")
+    add_options(runs, BUCKET_OPTIONS)
+    runs.set_defaults(run=_runs)
+
+    for command in (run, resume, retry):
+        command.add_argument(
+            "--log-format",
+            choices=("text", "json"),
+            help="write a line a job to stderr, instead of the progress",
+        )
+    for command in (run, estimate, resume, retry, demo, dashboard, runs):
         command.add_argument("--json", action="store_true", help="print one JSON object on stdout")
     commands.add_parser("emulator", help="vendors' image APIs on this machine; see emulator --help")
     return parser
@@ -133,7 +146,9 @@ def _run(arguments: argparse.Namespace) -> int:
         },
     }
     check(settings)
-    return run_and_show(lambda: generate_catalog(**settings), as_json=arguments.json)
+    return run_and_show(
+        lambda: generate_catalog(**settings), as_json=arguments.json, log_format=arguments.log_format
+    )
 
 
 def _estimate(arguments: argparse.Namespace) -> int:
@@ -162,7 +177,9 @@ def _resume(arguments: argparse.Namespace) -> int:
 
     settings = _recorded(arguments)
     check(settings)
-    return run_and_show(lambda: generate_catalog(**settings), as_json=arguments.json)
+    return run_and_show(
+        lambda: generate_catalog(**settings), as_json=arguments.json, log_format=arguments.log_format
+    )
 
 
 def _retry_failed(arguments: argparse.Namespace) -> int:
@@ -174,6 +191,7 @@ def _retry_failed(arguments: argparse.Namespace) -> int:
     return run_and_show(
         lambda: retry_failed(arguments.run_id, arguments.permanent, None, settings["limits"]),
         as_json=arguments.json,
+        log_format=arguments.log_format,
     )
 
 
@@ -188,6 +206,12 @@ def _recorded(arguments: argparse.Namespace) -> dict[str, Any]:
         changed = {name: getattr(told, name) for name in told.model_fields_set}
         settings[group] = settings[group].model_copy(update=changed)
     return settings
+
+
+def _runs(arguments: argparse.Namespace) -> int:
+    from imagemill.listing import show_runs
+
+    return show_runs(arguments)
 
 
 def _dashboard(arguments: argparse.Namespace) -> int:

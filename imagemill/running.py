@@ -18,7 +18,15 @@ from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settin
 from flows.build_dashboard import build_dashboard
 from flows.retry_failed import recorded_settings
 from imagemill.command import DONE, FAILURES, STOPPED
-from imagemill.terminal import complain, progress_shown, say, show_dashboard, show_summary, stderr
+from imagemill.terminal import (
+    complain,
+    job_lines_shown,
+    progress_shown,
+    say,
+    show_dashboard,
+    show_summary,
+    stderr,
+)
 from tasks.dashboard import DashboardSummary
 from tasks.engine.engine import StopKind
 from tasks.run_folder import RunFolder
@@ -27,9 +35,9 @@ from tasks.settings import OutputSettings, RegressionSettings
 from tasks.summary import RunStoppedError, RunSummary
 
 
-def run_and_show(flow: Callable[[], RunSummary], *, as_json: bool) -> int:
+def run_and_show(flow: Callable[[], RunSummary], *, as_json: bool, log_format: str | None = None) -> int:
     """Run a flow that ends in a summary; print it; the exit code."""
-    outcome = run(flow)
+    outcome = run(flow, log_format)
     summary = outcome.summary if isinstance(outcome, RunStoppedError) else outcome
     if as_json:
         print(summary.model_dump_json())
@@ -50,9 +58,9 @@ def run_and_show(flow: Callable[[], RunSummary], *, as_json: bool) -> int:
     return DONE
 
 
-def run(flow: Callable[[], RunSummary]) -> RunSummary | RunStoppedError:
-    """Run a flow with progress on stderr. A stop is given back, not raised."""
-    with interrupts_stop_the_run(), progress_shown():
+def run(flow: Callable[[], RunSummary], log_format: str | None = None) -> RunSummary | RunStoppedError:
+    """Run a flow with its progress, or a line a job, on stderr. A stop is given back, not raised."""
+    with interrupts_stop_the_run(), job_lines_shown(log_format) if log_format else progress_shown():
         _start_prefect()
         try:
             # Its heartbeat costs every run a second at its end; a person watches this one.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from tasks.engine.job_log import JsonLines, jobs_logger
 from tasks.engine.recorder import Progress as RunProgress
 from tasks.engine.recorder import watching
 
@@ -64,6 +66,22 @@ def progress_shown() -> Iterator[None]:
 
     with bar, watching(tell):
         yield
+
+
+@contextmanager
+def job_lines_shown(form: str) -> Iterator[None]:
+    """Write a line a job event to stderr while the block runs: for people, or as JSON."""
+    handler = logging.StreamHandler()
+    plain = logging.Formatter("%(asctime)s %(levelname)-7s %(message)s")
+    handler.setFormatter(JsonLines() if form == "json" else plain)
+    before = jobs_logger.level
+    jobs_logger.setLevel(logging.INFO)
+    jobs_logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        jobs_logger.removeHandler(handler)
+        jobs_logger.setLevel(before)
 
 
 class _PlainLines:
