@@ -45,7 +45,7 @@ class ConflictError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class StoredImage:
-    """An image in the bucket: its name below the output prefix, and its size in bytes."""
+    """An image, or another object: its name below the output prefix, and its size in bytes."""
 
     name: str
     size: int
@@ -209,6 +209,10 @@ class ImageBucket:
             if key in wanted and image.size:
                 images[key] = image
         return images
+
+    def objects(self, folder: str) -> list[StoredImage]:
+        """The objects of a folder below the prefix, and of the folders in it."""
+        return list(self._list(folder.rstrip("/") + "/"))
 
     def _list(self, prefix: str, pages: int | None = None) -> Iterator[StoredImage]:
         paginator = self._client.get_paginator("list_objects_v2")

@@ -14,6 +14,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 
 from blocks.errors import StoreUnavailableError
 from tasks.approval import ask_approval
+from tasks.artifacts import shown_in_prefect
 from tasks.engine.engine import StopKind
 from tasks.generate import generate_shard
 from tasks.measure import count, measure
@@ -88,7 +89,11 @@ def run(
     are what :func:`tasks.publish.publish` makes of them.
     """
     begun = time.monotonic()
-    with open_session(settings) as session:
+    with (
+        open_session(settings) as session,
+        shown_in_prefect(session) as shown,
+        session.recorder.telemetry.run(),
+    ):
         if before is not None:
             before(settings)
         prepared = prepare(settings, return_state=True).result()
@@ -101,6 +106,7 @@ def run(
             shards = {"settings": unmapped(settings), "shard": prepared.shards}
             runner.map(generate_shard, shards).result()
         summary = _conclude(session, prepared.counts, begun, retire=retire, prune=prune)
+        shown.conclude(summary)
         stopped = session.engine.stopped
     if stopped:
         raise RunStoppedError(summary, stopped.kind)

@@ -58,7 +58,7 @@ def _prepare_prefect() -> None:
 
 
 def _parser(kind: type[argparse.ArgumentParser]) -> argparse.ArgumentParser:
-    from imagemill.options import RESUME_OPTIONS, add_options
+    from imagemill.options import BUCKET_OPTIONS, RESUME_OPTIONS, add_options
 
     parser = kind(
         prog="imagemill",
@@ -103,7 +103,26 @@ def _parser(kind: type[argparse.ArgumentParser]) -> argparse.ArgumentParser:
     demo.add_argument("--images", type=int, default=150, help="rows of the catalog (default: %(default)s)")
     demo.set_defaults(run=_demo)
 
-    for command in (run, estimate, resume, retry, demo):
+    dashboard = commands.add_parser(
+        "dashboard", help="draw the four metrics of all runs over weeks", allow_abbrev=False
+    )
+    add_options(dashboard, (*BUCKET_OPTIONS, "--regression-share"))
+    dashboard.set_defaults(run=_dashboard)
+
+    runs = commands.add_parser("runs", help="list runs, and say why jobs failed", allow_abbrev=False)
+    runs.add_argument("run_id", metavar="RUN_ID", nargs="?", help="one run; all by default")
+    runs.add_argument("--failed", action="store_true", help="why each failed job did, attempt by attempt")
+    runs.add_argument("--id", metavar="ID", help="what became of the catalog row with this id")
+    add_options(runs, BUCKET_OPTIONS)
+    runs.set_defaults(run=_runs)
+
+    for command in (run, resume, retry):
+        command.add_argument(
+            "--log-format",
+            choices=("text", "json"),
+            help="write a line a job to stderr, instead of the progress",
+        )
+    for command in (run, estimate, resume, retry, demo, dashboard, runs):
         command.add_argument("--json", action="store_true", help="print one JSON object on stdout")
     commands.add_parser("emulator", help="vendors' image APIs on this machine; see emulator --help")
     return parser
@@ -127,7 +146,9 @@ def _run(arguments: argparse.Namespace) -> int:
         },
     }
     check(settings)
-    return run_and_show(lambda: generate_catalog(**settings), as_json=arguments.json)
+    return run_and_show(
+        lambda: generate_catalog(**settings), as_json=arguments.json, log_format=arguments.log_format
+    )
 
 
 def _estimate(arguments: argparse.Namespace) -> int:
@@ -156,7 +177,9 @@ def _resume(arguments: argparse.Namespace) -> int:
 
     settings = _recorded(arguments)
     check(settings)
-    return run_and_show(lambda: generate_catalog(**settings), as_json=arguments.json)
+    return run_and_show(
+        lambda: generate_catalog(**settings), as_json=arguments.json, log_format=arguments.log_format
+    )
 
 
 def _retry_failed(arguments: argparse.Namespace) -> int:
@@ -168,6 +191,7 @@ def _retry_failed(arguments: argparse.Namespace) -> int:
     return run_and_show(
         lambda: retry_failed(arguments.run_id, arguments.permanent, None, settings["limits"]),
         as_json=arguments.json,
+        log_format=arguments.log_format,
     )
 
 
@@ -182,6 +206,23 @@ def _recorded(arguments: argparse.Namespace) -> dict[str, Any]:
         changed = {name: getattr(told, name) for name in told.model_fields_set}
         settings[group] = settings[group].model_copy(update=changed)
     return settings
+
+
+def _runs(arguments: argparse.Namespace) -> int:
+    from imagemill.listing import show_runs
+
+    return show_runs(arguments)
+
+
+def _dashboard(arguments: argparse.Namespace) -> int:
+    from blocks.errors import InputError
+    from imagemill.options import settings_of
+    from imagemill.running import draw_and_show
+
+    if getattr(arguments, "output.uri") is None:
+        raise InputError("Say where the runs' images went: --output s3://BUCKET/PREFIX.")
+    output, regressions = settings_of(arguments, "output"), settings_of(arguments, "regressions")
+    return draw_and_show(output, regressions, as_json=arguments.json)
 
 
 def _demo(arguments: argparse.Namespace) -> int:

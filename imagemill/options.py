@@ -17,6 +17,7 @@ from tasks.settings import (
     LimitSettings,
     OutputSettings,
     PictureSettings,
+    RegressionSettings,
     input_error,
 )
 
@@ -27,6 +28,7 @@ GROUPS: dict[str, type[BaseModel]] = {
     "picture": PictureSettings,
     "limits": LimitSettings,
     "execution": ExecutionSettings,
+    "regressions": RegressionSettings,
 }
 
 OPTIONS: tuple[tuple[str, str, str, str], ...] = (
@@ -56,7 +58,14 @@ OPTIONS: tuple[tuple[str, str, str, str], ...] = (
     ("--max-cost", "USD", "limits", "max_cost_usd"),
     ("--outage-share", "SHARE", "limits", "outage_share"),
     ("--outage-timeout", "S", "limits", "outage_timeout_s"),
+    ("--regression-share", "SHARE", "regressions", "share"),
 )
+
+RUN_OPTIONS = tuple(option for option, _, group, _ in OPTIONS if group != "regressions")
+"""What a run and its estimate may be told."""
+
+BUCKET_OPTIONS = ("--output", "--s3-endpoint-url", "--s3-bucket-block")
+"""What says where a bucket is."""
 
 RESUME_OPTIONS = (
     "--concurrency",
@@ -78,10 +87,10 @@ class Parser(argparse.ArgumentParser):
         sys.exit(2)
 
 
-def add_options(parser: argparse.ArgumentParser, only: Sequence[str] | None = None) -> None:
-    """Give a parser the options of a run, or some of them."""
+def add_options(parser: argparse.ArgumentParser, only: Sequence[str] = RUN_OPTIONS) -> None:
+    """Give a parser the options of a run, or others."""
     for option, metavar, group, name in OPTIONS:
-        if only is not None and option not in only:
+        if option not in only:
             continue
         field = GROUPS[group].model_fields[name]
         help_text = (field.description or "").replace("%", "%%")

@@ -15,18 +15,29 @@ from prefect.client.orchestration import get_client
 from prefect.server.api.server import SubprocessASGIServer
 from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 
+from flows.build_dashboard import build_dashboard
 from flows.retry_failed import recorded_settings
 from imagemill.command import DONE, FAILURES, STOPPED
-from imagemill.terminal import complain, progress_shown, say, show_summary, stderr
+from imagemill.terminal import (
+    complain,
+    job_lines_shown,
+    progress_shown,
+    say,
+    show_dashboard,
+    show_summary,
+    stderr,
+)
+from tasks.dashboard import DashboardSummary
 from tasks.engine.engine import StopKind
 from tasks.run_folder import RunFolder
 from tasks.session import catalog_of, image_api, interrupt, open_bucket
+from tasks.settings import OutputSettings, RegressionSettings
 from tasks.summary import RunStoppedError, RunSummary
 
 
-def run_and_show(flow: Callable[[], RunSummary], *, as_json: bool) -> int:
+def run_and_show(flow: Callable[[], RunSummary], *, as_json: bool, log_format: str | None = None) -> int:
     """Run a flow that ends in a summary; print it; the exit code."""
-    outcome = run(flow)
+    outcome = run(flow, log_format)
     summary = outcome.summary if isinstance(outcome, RunStoppedError) else outcome
     if as_json:
         print(summary.model_dump_json())
@@ -47,9 +58,9 @@ def run_and_show(flow: Callable[[], RunSummary], *, as_json: bool) -> int:
     return DONE
 
 
-def run(flow: Callable[[], RunSummary]) -> RunSummary | RunStoppedError:
-    """Run a flow with progress on stderr. A stop is given back, not raised."""
-    with interrupts_stop_the_run(), progress_shown():
+def run(flow: Callable[[], RunSummary], log_format: str | None = None) -> RunSummary | RunStoppedError:
+    """Run a flow with its progress, or a line a job, on stderr. A stop is given back, not raised."""
+    with interrupts_stop_the_run(), job_lines_shown(log_format) if log_format else progress_shown():
         _start_prefect()
         try:
             # Its heartbeat costs every run a second at its end; a person watches this one.
@@ -57,6 +68,19 @@ def run(flow: Callable[[], RunSummary]) -> RunSummary | RunStoppedError:
                 return flow()
         except RunStoppedError as stop:
             return stop
+
+
+def draw_and_show(output: OutputSettings, regressions: RegressionSettings, *, as_json: bool) -> int:
+    """Run ``build_dashboard``; say what it shows; the exit code."""
+    open_bucket(output).close()
+    _start_prefect()
+    with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
+        summary: DashboardSummary = build_dashboard(output=output, regressions=regressions)
+    if as_json:
+        print(summary.model_dump_json())
+    else:
+        show_dashboard(summary)
+    return DONE
 
 
 def check(settings: dict[str, Any]) -> None:

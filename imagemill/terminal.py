@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import (
@@ -18,10 +20,14 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from tasks.engine.job_log import JsonLines, jobs_logger
 from tasks.engine.recorder import Progress as RunProgress
 from tasks.engine.recorder import watching
-from tasks.estimate import Estimate
-from tasks.summary import RunSummary
+
+if TYPE_CHECKING:  # a listing of runs does without Prefect, which these load
+    from tasks.dashboard import DashboardSummary
+    from tasks.estimate import Estimate
+    from tasks.summary import RunSummary
 
 _PLAIN_EVERY_S = 10.0
 
@@ -60,6 +66,22 @@ def progress_shown() -> Iterator[None]:
 
     with bar, watching(tell):
         yield
+
+
+@contextmanager
+def job_lines_shown(form: str) -> Iterator[None]:
+    """Write a line a job event to stderr while the block runs: for people, or as JSON."""
+    handler = logging.StreamHandler()
+    plain = logging.Formatter("%(asctime)s %(levelname)-7s %(message)s")
+    handler.setFormatter(JsonLines() if form == "json" else plain)
+    before = jobs_logger.level
+    jobs_logger.setLevel(logging.INFO)
+    jobs_logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        jobs_logger.removeHandler(handler)
+        jobs_logger.setLevel(before)
 
 
 class _PlainLines:
@@ -151,6 +173,17 @@ def show_estimate(estimate: Estimate) -> None:
     say(f"Time assumes {estimate.assuming}. Images already in the bucket cost nothing.")
     for reason, number in list(estimate.reasons.items())[:10]:
         say(f"Rejected: {number:,} x {reason}")
+
+
+def show_dashboard(summary: DashboardSummary) -> None:
+    """Print what a dashboard shows, and where it is."""
+    say(f"{summary.runs:,} runs, {summary.generated:,} images, {usd(summary.cost_usd)} in all.")
+    if summary.skipped:
+        say(f"{summary.skipped:,} files in metrics/ tell of no run.")
+    for each in summary.regressions:
+        if each.latest:
+            say(f"Regression: run {each.run_id}, {each.catalog} on {each.provider}: {each.in_words}")
+    say(f"Dashboard {summary.dashboard}")
 
 
 def say(text: str) -> None:

@@ -1,4 +1,4 @@
-"""Geometry of the report's charts: values over time become paths, points and ticks.
+"""Geometry of all charts: values over time become paths, points and ticks.
 
 All coordinates are percent of a plot, from its upper left corner, so that one drawing fits every width.
 """
@@ -6,6 +6,7 @@ All coordinates are percent of a plot, from its upper left corner, so that one d
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -14,7 +15,6 @@ _DAY_S = 86_400
 _TIME_STEPS_S = (
     1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1_800, 3_600, 7_200, 10_800, 21_600, 43_200, _DAY_S,
 )  # fmt: skip
-_MOST_TIME_TICKS = 7
 _HEADROOM = 1.08
 _LOW_BAND = 60
 """Percent of a plot up to which a scale gets fewer ticks."""
@@ -54,7 +54,10 @@ class Point:
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """One chart, ready to be drawn. ``stat`` is what its caption says of its values."""
+    """One chart, ready to be drawn. ``stat`` is what its caption says of its values.
+
+    ``marked`` points are worth a look, ``flagged`` ones a worry.
+    """
 
     title: str
     unit: str
@@ -64,57 +67,98 @@ class Chart:
     line: str
     points: Sequence[Point]
     marked: Sequence[Point] = ()
+    flagged: Sequence[Point] = ()
     area: str = ""
     faint_line: str = ""
     bars: Sequence[Box] = ()
     bar_ticks: Sequence[Tick] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class TimeAxis:
-    """The time that all charts share. ``spans`` are start and width of the buckets, in Unix seconds."""
+class Axis(ABC):
+    """The time that charts share, in Unix seconds, and where each value has its column in it."""
 
-    spans: Sequence[tuple[float, float]]
-
-    @property
-    def begin(self) -> float:
-        """Where the first bucket starts."""
-        return self.spans[0][0]
-
-    @property
-    def end(self) -> float:
-        """Where the last bucket ends."""
-        return sum(self.spans[-1])
+    begin: float
+    end: float
+    most_ticks: int
+    joins: bool
+    """Whether a line runs on over a column without a value."""
 
     def x(self, at: float) -> float:
         """The place of a moment."""
         return round(100 * (at - self.begin) / (self.end - self.begin), 2)
 
+    @abstractmethod
     def column(self, index: int) -> tuple[float, float, float]:
-        """Left edge, middle and right edge of a bucket."""
+        """Left edge, place of the value and right edge of a column."""
+
+    @abstractmethod
+    def follows(self, index: int) -> bool:
+        """Whether a line joins a value to the one before it."""
+
+    def pauses(self) -> list[Box]:
+        """The gaps in which there was nothing, over the whole height."""
+        return []
+
+    def ticks(self) -> list[Tick]:
+        """Round moments in UTC, at most one more than ``most_ticks``."""
+        length = self.end - self.begin
+        days = math.ceil(length / _DAY_S / self.most_ticks) * _DAY_S
+        step = next((s for s in _TIME_STEPS_S if length / s <= self.most_ticks), days)
+        first, last = math.ceil(self.begin / step), math.floor(self.end / step)
+        return [Tick(self.x(i * step), _moment_label(i * step, step)) for i in range(first, last + 1)]
+
+
+class TimeAxis(Axis):
+    """Time in buckets. ``spans`` are their starts and widths, in Unix seconds."""
+
+    most_ticks = 7
+    joins = False
+
+    def __init__(self, spans: Sequence[tuple[float, float]]) -> None:
+        self.spans = spans
+        if spans:
+            self.begin, self.end = spans[0][0], sum(spans[-1])
+
+    def column(self, index: int) -> tuple[float, float, float]:
         start, width = self.spans[index]
         return self.x(start), self.x(start + width / 2), self.x(start + width)
 
     def follows(self, index: int) -> bool:
-        """Whether a bucket follows the one before it without a gap."""
         if index == 0:
             return False
         start, width = self.spans[index - 1]
         return self.spans[index][0] < start + 1.5 * width
 
     def pauses(self) -> list[Box]:
-        """The gaps between buckets, over the whole height."""
         gaps = [i for i in range(1, len(self.spans)) if not self.follows(i)]
         edges = [(self.column(i - 1)[2], self.column(i)[0]) for i in gaps]
         return [Box(left, 0, round(right - left, 2), 100) for left, right in edges]
 
-    def ticks(self) -> list[Tick]:
-        """Round moments in UTC, at most eight."""
-        length = self.end - self.begin
-        days = math.ceil(length / _DAY_S / _MOST_TIME_TICKS) * _DAY_S
-        step = next((s for s in _TIME_STEPS_S if length / s <= _MOST_TIME_TICKS), days)
-        first, last = math.ceil(self.begin / step), math.floor(self.end / step)
-        return [Tick(self.x(i * step), _moment_label(i * step, step)) for i in range(first, last + 1)]
+
+class MomentAxis(Axis):
+    """Single moments, each with a column that reaches half-way to its neighbours.
+
+    Args:
+        moments: ascending, in Unix seconds.
+        begin: where the axis starts: that of several charts, so that they stand under each other.
+        end: where it ends.
+    """
+
+    most_ticks = 4
+    joins = True
+
+    def __init__(self, moments: Sequence[float], *, begin: float, end: float) -> None:
+        self.moments = moments
+        self.begin, self.end = begin, end
+
+    def column(self, index: int) -> tuple[float, float, float]:
+        here, last = self.moments[index], len(self.moments) - 1
+        left = (self.moments[index - 1] + here) / 2 if index else self.begin
+        right = (here + self.moments[index + 1]) / 2 if index < last else self.end
+        return self.x(left), self.x(here), self.x(right)
+
+    def follows(self, index: int) -> bool:
+        return index > 0
 
 
 def _moment_label(at: int, step: int) -> str:
@@ -177,11 +221,11 @@ def _place(value: float, top: float, high: float, low: float) -> float:
     return round(low - (low - high) * value / top, 2)
 
 
-def _runs(axis: TimeAxis, values: Values) -> Iterator[list[tuple[int, float]]]:
-    """Values by bucket, cut where buckets or values are missing."""
+def _runs(axis: Axis, values: Values) -> Iterator[list[tuple[int, float]]]:
+    """Values by column, cut where the axis does not join them."""
     run: list[tuple[int, float]] = []
     for index, value in enumerate(values):
-        if run and (value is None or not axis.follows(index)):
+        if run and ((value is None and not axis.joins) or not axis.follows(index)):
             yield run
             run = []
         if value is not None:
@@ -190,7 +234,7 @@ def _runs(axis: TimeAxis, values: Values) -> Iterator[list[tuple[int, float]]]:
         yield run
 
 
-def line_path(axis: TimeAxis, measure: Scale, values: Values) -> str:
+def line_path(axis: Axis, measure: Scale, values: Values) -> str:
     """A line through the middles of the buckets, broken at gaps; a lone value is a dot."""
     parts = []
     for run in _runs(axis, values):
@@ -199,7 +243,7 @@ def line_path(axis: TimeAxis, measure: Scale, values: Values) -> str:
     return "".join(parts)
 
 
-def area_path(axis: TimeAxis, measure: Scale, values: Values) -> str:
+def area_path(axis: Axis, measure: Scale, values: Values) -> str:
     """The area beneath :func:`line_path`."""
     parts = []
     for run in _runs(axis, values):
@@ -210,7 +254,7 @@ def area_path(axis: TimeAxis, measure: Scale, values: Values) -> str:
     return "".join(parts)
 
 
-def step_path(axis: TimeAxis, measure: Scale, values: Values) -> str:
+def step_path(axis: Axis, measure: Scale, values: Values) -> str:
     """A line that keeps each value over its bucket's whole width, broken at gaps."""
     parts = []
     for run in _runs(axis, values):
@@ -222,7 +266,7 @@ def step_path(axis: TimeAxis, measure: Scale, values: Values) -> str:
     return "".join(parts)
 
 
-def bars(axis: TimeAxis, measure: Scale, values: Values) -> list[Box]:
+def bars(axis: Axis, measure: Scale, values: Values) -> list[Box]:
     """A bar for each value above zero, as wide as its bucket."""
     boxes = []
     for index, value in enumerate(values):
@@ -233,7 +277,7 @@ def bars(axis: TimeAxis, measure: Scale, values: Values) -> list[Box]:
     return boxes
 
 
-def points(axis: TimeAxis, measure: Scale, values: Values, texts: Sequence[str]) -> list[Point]:
+def points(axis: Axis, measure: Scale, values: Values, texts: Sequence[str]) -> list[Point]:
     """One point a bucket, with its text."""
     made = []
     for index, (value, text) in enumerate(zip(values, texts, strict=True)):

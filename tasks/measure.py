@@ -89,13 +89,17 @@ def measure(settings: RunSettings, counts: PlanCounts, changes: Changes, wall_s:
         bucket.upload(report, f"{run}/report.html", "text/html; charset=utf-8")
         pq.write_table(_run_table(settings, summary, jobs), folder / "run.parquet")
         bucket.upload(folder / "run.parquet", f"metrics/run_id={settings.run_id}/run.parquet", PARQUET)
+        session.folder.write_summary(summary)
+        bucket.upload(session.folder.summary, f"{run}/summary.json", "application/json")
         return summary
 
 
 def count(session: Session, counts: PlanCounts, wall_s: float) -> RunSummary:
     """The summary of a run that was interrupted: counted, nothing published."""
     no_jobs = pd.DataFrame({name: [] for name in ("status", "reused", "latency_s")})
-    return summarize(session, counts, no_jobs, read_pace(session), wall_s)
+    summary = summarize(session, counts, no_jobs, read_pace(session), wall_s)
+    session.folder.write_summary(summary)
+    return summary
 
 
 def summarize(

@@ -40,6 +40,7 @@ def prepare(settings: RunSettings) -> Prepared:
     """
     with open_session(settings) as session:
         counts = _plan(session)
+        session.folder.forget_summary()
         _upload_unsaved(session)
         _find_images(session)
         totals = session.wait(session.store.totals)

@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import base64
-import functools
-import math
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
-
-import jinja2
-from markupsafe import Markup
+from datetime import datetime
 
 from tasks import charts
 from tasks.charts import Chart, TimeAxis
+from tasks.pages import cut, environment, money, percent, rate, seconds, utc
 from tasks.summary import RunSummary
 
 
@@ -83,9 +77,9 @@ class Report:
 def render_report(report: Report) -> str:
     """The report as one HTML document."""
     summary = report.summary
-    axis = TimeAxis([(_utc(b.bucket_start).timestamp(), b.bucket_s) for b in report.buckets])
+    axis = TimeAxis([(utc(b.bucket_start).timestamp(), b.bucket_s) for b in report.buckets])
     return (
-        _environment()
+        environment()
         .get_template("report.html.j2")
         .render(
             report=report,
@@ -100,104 +94,6 @@ def render_report(report: Report) -> str:
             or f"{report.output.rstrip('/')}/runs/{summary.run_id}",
         )
     )
-
-
-@functools.cache
-def _environment() -> jinja2.Environment:
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("tasks"),
-        autoescape=True,
-        finalize=_harmless,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(
-        cut=_cut,
-        money=_money,
-        price=_price,
-        percent=_percent,
-        rate=_rate,
-        seconds=_seconds,
-        duration=_duration,
-        utc=_utc,
-        base64=lambda content: base64.b64encode(content).decode(),
-    )
-    return environment
-
-
-_INVISIBLE = re.compile(
-    "[\0-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u180e\u200b\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\uffff"
-    "\ud800-\udfff\U000e0000-\U000e0fff]"
-)
-"""Characters that show nothing, or turn text around. Joiners and plain direction marks, which the
-scripts that need them need, are not among them."""
-
-
-def _harmless(value: object) -> object:
-    """What a template prints: text with its invisible characters spelled out."""
-    if isinstance(value, str) and not isinstance(value, Markup):
-        return _INVISIBLE.sub(lambda found: f"\u27e8U+{ord(found[0]):04X}\u27e9", value)
-    return value
-
-
-def _cut(text: str, length: int = 300) -> str:
-    """Text on one line, its end cut off where it is too long."""
-    line = " ".join(text[: 4 * length].split())
-    if len(line) <= length and len(text) <= 4 * length:
-        return line
-    return line[:length].rstrip() + "\u2026"
-
-
-def _utc(moment: datetime) -> datetime:
-    return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
-
-
-def _money(usd: float) -> str:
-    """A sum: cents, and below ten of them as many digits as it takes."""
-    return f"${usd:,.2f}" if abs(usd) >= 0.1 else _price(usd)
-
-
-def _price(usd: float) -> str:
-    """The price of one image: below a dollar, two or three significant digits."""
-    if abs(usd) >= 1 or abs(usd) < 1e-9:
-        return f"${usd:,.2f}"
-    decimals = 2 - math.floor(math.log10(abs(usd)))
-    digits = f"{usd:.{decimals}f}"
-    return f"${digits.removesuffix('0')}"
-
-
-def _percent(share: float) -> str:
-    if 0 < share < 0.0001:
-        return "<0.01%"
-    if 0.9995 <= share < 1:
-        return ">99.9%"
-    if share < 0.1:
-        return f"{100 * share:.{2 if share < 0.01 else 3}g}%"
-    return f"{100 * share:.1f}".removesuffix(".0") + "%"
-
-
-def _rate(value: float) -> str:
-    decimals = 0 if value >= 100 or value == 0 else 1 if value >= 10 else 2
-    return f"{value:,.{decimals}f}"
-
-
-def _seconds(value: float | None) -> str:
-    if value is None:
-        return "\u2013"
-    if value < 0.1:
-        return f"{1000 * value:.0f} ms"
-    return f"{value:,.{0 if value >= 100 else 1 if value >= 10 else 2}f} s"
-
-
-def _duration(value: float) -> str:
-    if value < 60:
-        return f"{value:.0f} s" if value >= 10 or value == int(value) else f"{value:.1f} s"
-    minutes, seconds = divmod(round(value), 60)
-    if minutes < 60:
-        return f"{minutes} min {seconds:02} s"
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02} min"
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,7 +114,7 @@ def _status(summary: RunSummary) -> _Status:
         counted = "The one image is done" if done else "The one image is not done"
     failed = f"; {summary.failed:,} failed" if summary.failed else ""
     if summary.stopped:
-        reason = _cut(summary.stopped)
+        reason = cut(summary.stopped)
         reason += "" if reason.endswith((".", "!", "?", "\u2026")) else "."
         resume = f"{summary.pending:,} pending; resume with run id {summary.run_id}."
         sentence = f"Stopped early: {reason} {resume}"
@@ -239,7 +135,7 @@ def _period(report: Report) -> str:
     """When the run was, in UTC."""
     if report.started is None:
         return ""
-    started, ended = _utc(report.started), _utc(report.ended or report.started)
+    started, ended = utc(report.started), utc(report.ended or report.started)
     end = f"{ended:%H:%M:%S}" if started.date() == ended.date() else f"{ended:%-d %b %Y, %H:%M:%S}"
     return f"{started:%-d %b %Y, %H:%M:%S} \u2013 {end} UTC"
 
@@ -273,21 +169,19 @@ def _charts(axis: TimeAxis, buckets: Sequence[MetricsBucket]) -> list[Chart]:
             "Throughput",
             "images per minute",
             [b.images_per_minute for b in buckets],
-            _rate,
+            rate,
             tick=lambda value, decimals: f"{value:,.{decimals}f}",
-            told=[f"{_rate(b.images_per_minute)} images/min" for b in buckets],
+            told=[f"{rate(b.images_per_minute)} images/min" for b in buckets],
             least=1.0,
         ),
         draw.metric(
             "Error rate",
             "% of finished jobs that failed",
             shares,
-            _percent,
+            percent,
             tick=lambda value, decimals: f"{100 * value:.{max(0, decimals - 2)}f}%",
             told=[
-                f"{_percent(b.error_rate)}, {b.failed:,} of {number:,} failed"
-                if number
-                else "no job finished"
+                f"{percent(b.error_rate)}, {b.failed:,} of {number:,} failed" if number else "no job finished"
                 for b, number in zip(buckets, finished, strict=True)
             ],
             least=0.01,
@@ -296,12 +190,12 @@ def _charts(axis: TimeAxis, buckets: Sequence[MetricsBucket]) -> list[Chart]:
             "p95 latency",
             "seconds; p50 fainter",
             [b.p95_latency_s for b in buckets],
-            _seconds,
+            seconds,
             tick=lambda value, decimals: f"{value:,.{decimals}f}",
             told=[
                 "no image finished"
                 if b.p95_latency_s is None
-                else f"p95 {_seconds(b.p95_latency_s)}, p50 {_seconds(b.p50_latency_s)}"
+                else f"p95 {seconds(b.p95_latency_s)}, p50 {seconds(b.p50_latency_s)}"
                 for b in buckets
             ],
             least=1.0,
@@ -311,9 +205,9 @@ def _charts(axis: TimeAxis, buckets: Sequence[MetricsBucket]) -> list[Chart]:
             "Total cost",
             "USD, cumulative",
             [b.cost_usd_total for b in buckets],
-            _money,
+            money,
             tick=lambda value, decimals: f"${value:,.{decimals if decimals == 0 else max(2, decimals)}f}",
-            told=[f"{_money(b.cost_usd_total)} in all, {_money(b.cost_usd)} here" for b in buckets],
+            told=[f"{money(b.cost_usd_total)} in all, {money(b.cost_usd)} here" for b in buckets],
             least=0.01,
             cumulative=True,
         ),
@@ -327,7 +221,7 @@ class _Drawing:
     def __init__(self, axis: TimeAxis, buckets: Sequence[MetricsBucket]) -> None:
         self._axis = axis
         self._buckets = buckets
-        moments = [_utc(b.bucket_start) for b in buckets]
+        moments = [utc(b.bucket_start) for b in buckets]
         one_day = moments[0].date() == moments[-1].date()
         self._times = [f"{m:%H:%M:%S}" if one_day else f"{m:%-d %b %H:%M:%S}" for m in moments]
 

@@ -6,14 +6,17 @@ import os
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import orjson
 from pydantic import ValidationError
 
-from blocks.bucket import ImageBucket
 from blocks.errors import InputError
 from tasks.settings import RunSettings, input_error
+
+if TYPE_CHECKING:  # a listing of the runs on this machine needs no bucket
+    from blocks.bucket import ImageBucket
+    from tasks.summary import RunSummary
 
 PARQUET = "application/vnd.apache.parquet"
 JSON_LINES = "application/x-ndjson"
@@ -48,6 +51,7 @@ class RunFolder:
         self.rejected = self.path / "rejected.parquet"
         self.log = self.path / "log.jsonl"
         self.record = self.path / "run.json"
+        self.summary = self.path / "summary.json"
         self.unsaved = self.path / "unsaved"
 
     def create(self) -> None:
@@ -93,6 +97,14 @@ class RunFolder:
                 f"The record {self.record} of run {self.run_id!r} is damaged: move its folder aside and"
                 " start the run again; images in the bucket are found there."
             ) from error
+
+    def write_summary(self, summary: RunSummary) -> None:
+        """Write down how the run ended."""
+        self.summary.write_text(summary.model_dump_json(indent=2), encoding="utf-8")
+
+    def forget_summary(self) -> None:
+        """The run goes on: how it ended before says nothing any more."""
+        self.summary.unlink(missing_ok=True)
 
     def fetch(self, bucket: ImageBucket) -> None:
         """Bring a run that another machine planned from the bucket; nothing where there is none."""

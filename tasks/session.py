@@ -29,8 +29,10 @@ from tasks.catalog import CatalogFiles, open_catalog
 from tasks.engine.breaker import Breaker
 from tasks.engine.cost import CostLimit
 from tasks.engine.engine import Engine, StopKind
+from tasks.engine.job_log import JobLog
 from tasks.engine.pacer import CEILING, Pacer
 from tasks.engine.recorder import Recorder
+from tasks.engine.telemetry import Telemetry
 from tasks.run_folder import RunFolder
 from tasks.settings import (
     ApiSettings,
@@ -222,7 +224,8 @@ async def _running(
         )
         await stack.enter_async_context(store)
         pacer = Pacer(fixed, limits.max_images_per_minute)
-        recorder = Recorder(settings.run_id, folder.log, pacer)
+        telemetry = Telemetry(settings.run_id, settings.api.provider, api.model)
+        recorder = Recorder(settings.run_id, JobLog(settings.run_id, folder.log), pacer, telemetry)
         stack.callback(recorder.close)
         cost = CostLimit(limits.max_cost_usd, (await store.totals()).cost_usd)
         engine = Engine(

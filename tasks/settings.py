@@ -202,6 +202,23 @@ class ExecutionSettings(_Settings):
         return run_id
 
 
+class RegressionSettings(_Settings):
+    """When a run counts as a regression, on the dashboard and in its events."""
+
+    share: float = Field(
+        default=0.2,
+        gt=0,
+        le=10,
+        description="How much worse than the median of the runs before is a regression, as a share:"
+        " 0.2 is 20 % less throughput, or 20 % more latency, errors or cost per image.",
+    )
+    runs_before: int = Field(
+        default=3,
+        ge=1,
+        description="Runs of the same catalog and API there must have been before.",
+    )
+
+
 def _wrapped(name: str) -> BeforeValidator:
     """Lets a plain string stand for a model whose first field it is."""
     return BeforeValidator(lambda value: {name: value} if isinstance(value, str) else value)

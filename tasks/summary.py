@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from pydantic import BaseModel, ConfigDict, Field
 
-from tasks.engine.engine import StopKind
+if TYPE_CHECKING:  # the engine loads Prefect, which those who only read a summary do without
+    from tasks.engine.engine import StopKind
 
 
 class RunSummary(BaseModel):

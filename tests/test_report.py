@@ -104,7 +104,7 @@ def report(
 class Page(HTMLParser):
     """A rendered report as a reader finds it: its tags, its text, its charts."""
 
-    _VOID = frozenset({"meta", "link", "img", "br"})
+    _VOID = frozenset({"meta", "link", "img", "br", "input"})
 
     def __init__(self, markup: str) -> None:
         super().__init__()

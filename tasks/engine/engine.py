@@ -165,7 +165,8 @@ class Engine:
             admitted: Slot | None = slot
             while admitted is not None:
                 try:
-                    await self._attempt(job, admitted)
+                    with self._recorder.telemetry.attempt(job):
+                        await self._attempt(job, admitted)
                 except ApiError as error:
                     wait_s = self._verdict(job, error, failures)
                     if wait_s is None:
@@ -239,7 +240,7 @@ class Engine:
             self._pacer.release(slot)
             if charged:
                 job.cost_usd += price
-                self._recorder.cost_usd += price
+                self._recorder.charged(price)
             self._cost.settle(price, charged=charged, doubtful=doubtful)
         return image, latency_s
 

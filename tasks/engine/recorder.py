@@ -7,16 +7,14 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from pathlib import Path
-from typing import Any, BinaryIO
 
 import anyio
-import orjson
 
 from blocks.errors import ApiError, ErrorClass
 from blocks.jobs import Job
+from tasks.engine.job_log import JobLog
 from tasks.engine.pacer import Pacer
+from tasks.engine.telemetry import Telemetry
 
 _WINDOW_S = 30
 """Live throughput is that of the last so many seconds."""
@@ -66,20 +64,13 @@ class _Second:
 
 
 class Recorder:
-    """The log and the counters of one run in one process.
+    """The log, the telemetry and the counters of one run in one process."""
 
-    Args:
-        log: log.jsonl, appended to; written line by line, so that a killed process loses none.
-        wall: Unix seconds.
-    """
-
-    def __init__(
-        self, run_id: str, log: Path, pacer: Pacer, *, wall: Callable[[], float] = time.time
-    ) -> None:
+    def __init__(self, run_id: str, log: JobLog, pacer: Pacer, telemetry: Telemetry) -> None:
         self._run_id = run_id
-        self._file: BinaryIO = log.open("ab", buffering=0)
+        self._log = log
         self._pacer = pacer
-        self._wall = wall
+        self.telemetry = telemetry
         self._second = _Second()
         self._latencies: deque[float] = deque(maxlen=500)
         self._finished: deque[float] = deque()
@@ -98,6 +89,11 @@ class Recorder:
         """A request for an image leaves."""
         self._second.requests += 1
 
+    def charged(self, usd: float) -> None:
+        """The API charges for an image."""
+        self.cost_usd += usd
+        self.telemetry.charged(usd)
+
     def attempt_failed(self, job: Job, error: ApiError, retry_in_s: float | None) -> None:
         """An attempt brought no image; a retry follows, or not."""
         if error.error_class is ErrorClass.RATE_LIMITED:
@@ -107,7 +103,8 @@ class Recorder:
             self._retries += 1
             self._second.retries += 1
             retry_in_s = round(retry_in_s, 3)
-        self._write(
+        self.telemetry.attempt_failed(error)
+        self._log.job(
             "attempt_failed",
             job,
             error_class=error.error_class,
@@ -122,12 +119,14 @@ class Recorder:
         if job.latency_s is not None:
             self._latencies.append(job.latency_s)
         self._finished.append(time.monotonic())
-        self._write("done", job, latency_s=job.latency_s and round(job.latency_s, 4), image=job.image)
+        self.telemetry.finished(job)
+        self._log.job("done", job, latency_s=job.latency_s and round(job.latency_s, 4), image=job.image)
 
     def gave_up(self, job: Job) -> None:
         """The job failed. Its whole input goes into the log, for the API's own words mean little alone."""
         self.failed += 1
-        self._write(
+        self.telemetry.finished(job)
+        self._log.job(
             "failed",
             job,
             error_class=job.error_class,
@@ -147,11 +146,11 @@ class Recorder:
 
     def reopened(self, job: Job) -> None:
         """A failed job is to be tried again: its line keeps why it had failed."""
-        self._write("reopened", job, error_class=job.error_class, error_code=job.error_code)
+        self._log.job("reopened", job, error_class=job.error_class, error_code=job.error_code)
 
     def event(self, event: str, **details: object) -> None:
         """An event of the run itself."""
-        self._write_line({"at": self._time(), "event": event, "run_id": self._run_id, **details})
+        self._log.event(event, **details)
 
     def progress(self) -> Progress:
         """The run as of now."""
@@ -200,32 +199,10 @@ class Recorder:
         """Write what is left and close the log."""
         self.write_pace()
         self._tell()
-        self._file.close()
+        self._log.close()
 
     def _tell(self) -> None:
         if _listeners:
             progress = self.progress()
             for listener in _listeners:
                 listener(progress)
-
-    def _write(self, event: str, job: Job, **details: object) -> None:
-        self._write_line(
-            {
-                "at": self._time(),
-                "event": event,
-                "run_id": self._run_id,
-                "job": job.number,
-                "id": job.id,
-                "key": job.key,
-                "status": job.status,
-                "attempt": job.attempts,
-                "request_id": job.request_id,
-                **details,
-            }
-        )
-
-    def _write_line(self, line: dict[str, Any]) -> None:
-        self._file.write(orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE))
-
-    def _time(self) -> str:
-        return datetime.fromtimestamp(self._wall(), UTC).isoformat(timespec="milliseconds")

@@ -1,0 +1,150 @@
+"""Report and dashboard in a real browser, from files, with no network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from tasks.dashboard import render_dashboard
+from tasks.history import History
+from tasks.regressions import find_regressions
+from tasks.report import FailureGroup, render_report
+from tasks.settings import RegressionSettings
+from tests.past import past_runs
+from tests.test_report import bucket, report, tile
+
+playwright = pytest.importorskip("playwright.sync_api")
+
+CHROMIUM = Path("/usr/bin/chromium")
+FLAGS = (
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync",
+)  # fmt: skip
+SCRIPT = "<script>document.title = 'taken'</script><img src=x onerror=\"document.title='taken'\">"
+
+pytestmark = pytest.mark.skipif(not CHROMIUM.exists(), reason="no chromium: apt-get install chromium")
+
+
+@dataclass
+class Opened:
+    """A page in the browser, and what it asked for and complained of."""
+
+    page: playwright.Page
+    asked: list[str]
+    complaints: list[str]
+
+    def count(self, selector: str) -> int:
+        return int(self.page.locator(selector).count())
+
+    def fits(self) -> bool:
+        return bool(
+            self.page.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
+        )
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[playwright.Browser]:
+    with playwright.sync_playwright() as started:
+        made = started.chromium.launch(executable_path=CHROMIUM, args=list(FLAGS))
+        yield made
+        made.close()
+
+
+@pytest.fixture
+def open_page(browser: playwright.Browser, tmp_path: Path) -> Iterator[Callable[..., Opened]]:
+    """Opens a document as a file."""
+    contexts: list[playwright.BrowserContext] = []
+
+    def open_it(markup: str, *, width: int = 1200, dark: bool = False) -> Opened:
+        file = tmp_path / "page.html"
+        file.write_text(markup, encoding="utf-8")
+        context = browser.new_context(
+            viewport={"width": width, "height": 900},
+            color_scheme="dark" if dark else "light",
+            offline=True,
+        )
+        contexts.append(context)
+        opened = Opened(context.new_page(), [], [])
+        opened.page.on("request", lambda request: opened.asked.append(request.url))
+        opened.page.on("console", lambda message: opened.complaints.append(message.text))
+        opened.page.on("pageerror", lambda error: opened.complaints.append(str(error)))
+        opened.page.goto(file.as_uri())
+        return opened
+
+    yield open_it
+    for context in contexts:
+        context.close()
+
+
+def a_report() -> str:
+    failure = FailureGroup("bad_request", "400", 1, False, SCRIPT, SCRIPT, SCRIPT)
+    return render_report(
+        report(
+            [bucket(10 * n) for n in range(30)],
+            failures=[failure],
+            tiles=[tile(1, SCRIPT), tile(2, "x" * 400)],
+            failed=1,
+        )
+    )
+
+
+def a_dashboard() -> str:
+    rows = past_runs()
+    rows[0] = rows[0].model_copy(update={"catalog": SCRIPT})
+    settings = RegressionSettings()
+    found = find_regressions(rows, settings)
+    built = datetime(2025, 11, 25, tzinfo=UTC)
+    return render_dashboard("s3://images/shop", History(rows, 0), found, settings, built)
+
+
+PAGES = {"report": a_report, "dashboard": a_dashboard}
+POINTS = {"report": 30 * 5, "dashboard": 40 * 4}
+
+
+@pytest.mark.parametrize("kind", PAGES)
+@pytest.mark.parametrize(("width", "dark"), [(1200, False), (360, True)])
+def test_opens_from_a_file_without_network_or_complaint(
+    open_page: Callable[..., Opened], kind: str, width: int, *, dark: bool
+) -> None:
+    opened = open_page(PAGES[kind](), width=width, dark=dark)
+    assert opened.complaints == []
+    assert [url for url in opened.asked if not url.startswith(("file:", "data:"))] == []
+    assert len([url for url in opened.asked if url.startswith("file:")]) == 1
+    assert opened.count(".point") == POINTS[kind]
+    assert opened.fits()
+    background = opened.page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert background == ("rgb(19, 21, 23)" if dark else "rgb(250, 250, 248)")
+
+
+@pytest.mark.parametrize("kind", PAGES)
+def test_a_script_in_a_prompt_or_a_name_stays_text(open_page: Callable[..., Opened], kind: str) -> None:
+    opened = open_page(PAGES[kind]())
+    assert "taken" not in opened.page.title()
+    assert opened.count("script") == 0
+    assert "<script>" in opened.page.inner_text("body")
+
+
+def test_a_point_tells_its_value_where_the_mouse_is(open_page: Callable[..., Opened]) -> None:
+    opened = open_page(a_dashboard())
+    point = opened.page.locator(".point").nth(2)
+    text = point.locator("text")
+    assert not text.is_visible()
+    point.locator("rect").hover()
+    assert text.is_visible()
+    assert "\u00b7" in text.inner_html()
+
+
+def test_apis_are_picked_with_the_keyboard(open_page: Callable[..., Opened]) -> None:
+    opened = open_page(a_dashboard())
+    page = opened.page
+    assert page.locator(".series:visible").count() == 6
+    page.focus("#api-0")
+    page.keyboard.press("ArrowRight")
+    assert page.locator(".series:visible").count() == 2
+    assert page.locator("#runs tbody tr:visible").count() < 40
+    page.keyboard.press("ArrowLeft")
+    assert page.locator(".series:visible").count() == 6
