@@ -79,7 +79,7 @@ def demo(folder: Path, *, images: int, as_json: bool) -> int:
     if as_json:
         print(summary.model_dump_json())
     else:
-        show_summary(summary)
+        show_summary(summary, places=False)
         say(f"\nThe emulated API's own bill: {bill['images']:,} images, {usd(float(bill['usd']))}.")
         say("All of the run is still there to look at:")
         say(f"  report    {folder / 'report.html'}")

@@ -119,8 +119,8 @@ def pace_line(progress: RunProgress, *, seconds_left: bool = False) -> str:
     return " · ".join(parts)
 
 
-def show_summary(summary: RunSummary) -> None:
-    """Print a run's summary as a table, and where everything is."""
+def show_summary(summary: RunSummary, *, places: bool = True) -> None:
+    """Print a run's summary as a table, and where everything is in the bucket."""
     table = Table(title=f"Run {summary.run_id}", title_justify="left", show_header=False, pad_edge=False)
     table.add_column(style="dim")
     table.add_column(justify="right")
@@ -152,7 +152,7 @@ def show_summary(summary: RunSummary) -> None:
     if summary.errors:
         classes = ", ".join(f"{name} {number:,}" for name, number in sorted(summary.errors.items()))
         say(f"Attempts that failed: {classes}")
-    for name in ("manifest", "metrics", "report"):
+    for name in ("manifest", "metrics", "report") if places else ():
         if place := getattr(summary, name):
             say(f"{name.capitalize():9} {place}")
 
