@@ -224,7 +224,8 @@ async def _running(
         pacer = Pacer(fixed, limits.max_images_per_minute)
         recorder = Recorder(settings.run_id, folder.log, pacer)
         stack.callback(recorder.close)
-        cost = CostLimit(limits.max_cost_usd, (await store.totals()).cost_usd)
+        before = await store.totals()
+        cost = CostLimit(limits.max_cost_usd, before.cost_usd, before.unanswered_usd)
         engine = Engine(
             api=api,
             http=http,

@@ -80,6 +80,7 @@ class Recorder:
         self._file: BinaryIO = log.open("ab", buffering=0)
         self._pacer = pacer
         self._wall = wall
+        self._torn = False
         self._second = _Second()
         self._latencies: deque[float] = deque(maxlen=500)
         self._finished: deque[float] = deque()
@@ -94,9 +95,14 @@ class Recorder:
         """What the run holds before this process does anything."""
         self.unique, self.done, self.failed, self.cost_usd = unique, done, failed, cost_usd
 
-    def sent(self) -> None:
-        """A request for an image leaves."""
+    def sent(self, job: Job) -> None:
+        """A request for an image leaves. Its line is written first, so that a resume knows of it."""
         self._second.requests += 1
+        self._write("sent", job)
+
+    def accepted(self, job: Job) -> None:
+        """A queued API took the request; the line holds its id."""
+        self._write("accepted", job)
 
     def attempt_failed(self, job: Job, error: ApiError, retry_in_s: float | None) -> None:
         """An attempt brought no image; a retry follows, or not."""
@@ -114,6 +120,7 @@ class Recorder:
             error_code=error.code,
             message=error.message,
             retry_in_s=retry_in_s,
+            **_paid(job),
         )
 
     def finished(self, job: Job) -> None:
@@ -134,6 +141,7 @@ class Recorder:
             error_code=job.error_code,
             message=job.error_message,
             retryable=job.retryable,
+            **_paid(job),
             input={
                 "prompt": job.prompt,
                 "negative_prompt": job.negative_prompt,
@@ -225,7 +233,22 @@ class Recorder:
         )
 
     def _write_line(self, line: dict[str, Any]) -> None:
-        self._file.write(orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE))
+        text = orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE)
+        if self._torn:
+            text = b"\n" + text
+        try:
+            self._torn = self._file.write(text) != len(text)
+        except OSError:
+            # A full disk: the store is what stops the run then, once it has been full for too long.
+            self._torn = True
 
     def _time(self) -> str:
         return datetime.fromtimestamp(self._wall(), UTC).isoformat(timespec="milliseconds")
+
+
+def _paid(job: Job) -> dict[str, float]:
+    return {
+        "cost_usd": round(job.cost_usd, 12),
+        "unanswered": job.unanswered,
+        "unanswered_usd": round(job.unanswered_usd, 12),
+    }
