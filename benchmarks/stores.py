@@ -25,8 +25,7 @@ import anyio
 
 from blocks.jobs import Job
 from blocks.stores import MEMORY_LIMIT, open_store
-from tests.stores.conftest import url_of
-from tests.stores.servers import PostgresServer, RedisServer
+from tests.servers import PostgresServer, RedisServer, url_of
 
 BATCH = 10_000
 

@@ -27,8 +27,9 @@ class Job:
 
     ``number`` is the job's place in its run, from 0; a shard is a range of numbers. Times are Unix
     seconds, ``latency_s`` runs from the request sent to the image's bytes held, waiting for a slot
-    excluded. ``cost_usd`` counts every image the API made for this job. ``image`` is the object's name
-    below the output prefix. ``reused`` says the image was there before this run asked for it.
+    excluded. ``cost_usd`` counts every image the API made for this job; ``unanswered`` its requests
+    whose answer never came, and ``unanswered_usd`` what the API may have charged for them. ``image`` is
+    the object's name below the output prefix. ``reused`` says the image was there before this run asked.
     """
 
     number: int
@@ -50,6 +51,8 @@ class Job:
     reused: bool = False
     latency_s: float | None = None
     cost_usd: float = 0.0
+    unanswered: int = 0
+    unanswered_usd: float = 0.0
     error_code: str | None = None
     error_class: str | None = None
     error_message: str | None = None
@@ -69,6 +72,11 @@ class Job:
         self.attempts += 1
         if self.started_at is None:
             self.started_at = at
+
+    def lose_answer(self, price_usd: float) -> None:
+        """The answer to a request never came, and nothing is kept to ask about: it may be charged."""
+        self.unanswered += 1
+        self.unanswered_usd += price_usd
 
     def requeue(self) -> None:
         """The attempt was broken off by a stop; a resume takes the job up again."""

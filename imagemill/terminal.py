@@ -149,6 +149,11 @@ def show_summary(summary: RunSummary, *, places: bool = True) -> None:
     for left, right in zip(cells[::2], cells[1::2], strict=True):
         table.add_row(*left, *right)
     stdout.print(table)
+    if summary.unanswered:
+        say(
+            f"Requests never answered: {summary.unanswered:,}; the API may have charged"
+            f" {usd(summary.unanswered_usd)} for them, which is not in the total."
+        )
     if summary.errors:
         classes = ", ".join(f"{name} {number:,}" for name, number in sorted(summary.errors.items()))
         say(f"Attempts that failed: {classes}")

@@ -127,6 +127,8 @@ def summarize(
         p50_latency_s=_quantile(latencies, 0.5),
         p95_latency_s=_quantile(latencies, 0.95),
         cost_usd=round(totals.cost_usd, 12),
+        unanswered=totals.unanswered,
+        unanswered_usd=round(totals.unanswered_usd, 12),
         saved_usd=round(counts.duplicates_usd + totals.reused * price, 12),
         requests=totals.attempts,
         rate_limited=pace.errors["rate_limited"],

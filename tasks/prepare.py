@@ -8,10 +8,11 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from blocks.bucket import MEDIA_TYPES, image_name
+from blocks.bucket import MEDIA_TYPES, StoredImage, image_name
 from blocks.errors import InputError
 from blocks.jobs import Job
 from blocks.stores import Shard, shards
+from tasks.aftermath import LastLine, catch_up, last_lines, was_unanswered
 from tasks.plan import Planner, planned_jobs, write_plan
 from tasks.run_folder import PlanCounts
 from tasks.session import Session, catalog_of, open_session
@@ -122,26 +123,41 @@ def _upload_unsaved(session: Session) -> None:
 
 
 def _find_images(session: Session) -> None:
-    """Mark the jobs done whose images lie in the bucket: made by an earlier run, or just before a crash."""
+    """Find out what became of each unfinished job: made by an earlier run, or just before a crash, or lost.
+
+    An image in the bucket makes it done. A request that was in flight when a process died, with nothing to
+    ask about, is counted as unanswered: it will be sent again, and a synchronous API may charge both.
+    """
     store = session.store
     blocks = shards(session.wait(store.unfinished_numbers), _LOOKED_UP_AT_ONCE)
     jobs = [job for block in blocks for job in session.wait(store.unfinished, *block)]
     images = session.bucket.images(job.key for job in jobs)
-    found: list[Job] = []
-    for job in jobs:
-        image = images.get(job.key)
-        if image is None:
-            continue
-        asked = job.attempts > 0  # then this run paid for it, and died before it could say so
-        if asked and not job.cost_usd:
-            job.cost_usd = session.api.price_usd(job.width, job.height)
-        job.finish(time.time(), image=image.name, image_bytes=image.size, latency_s=None, reused=not asked)
-        found.append(job)
+    lines = last_lines(session.folder.log, jobs)
+    changed = [job for job in jobs if _settle(session, job, images.get(job.key), lines.get(job.number))]
 
     async def save() -> None:
-        for job in found:
+        for job in changed:
             store.save(job)
         await store.commit()
 
-    if found:
+    if changed:
         session.wait(save)
+
+
+def _settle(session: Session, job: Job, image: StoredImage | None, line: LastLine | None) -> bool:
+    """Bring one unfinished job to where it stands; whether that changed it."""
+    missed = catch_up(job, line)
+    price = session.api.price_usd(job.width, job.height)
+    if image is not None:
+        asked = job.attempts > 0  # then this run paid for it, and died before it could say so
+        if asked and (missed or not job.cost_usd):
+            job.cost_usd += price
+            session.cost.spent_usd += price
+        job.finish(time.time(), image=image.name, image_bytes=image.size, latency_s=None, reused=not asked)
+        return True
+    if missed:
+        if was_unanswered(job, line):
+            job.lose_answer(price)
+            session.cost.doubtful_usd += price
+        job.requeue()
+    return missed

@@ -31,6 +31,8 @@ JOBS_SCHEMA = pa.schema(
         ("error_code", pa.string()),
         ("error_class", pa.string()),
         ("cost_usd", pa.float64()),
+        ("unanswered", pa.int32()),
+        ("unanswered_usd", pa.float64()),
         ("reused", pa.bool_()),
         ("request_id", pa.string()),
         ("image", pa.string()),

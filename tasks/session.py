@@ -227,7 +227,8 @@ async def _running(
         telemetry = Telemetry(settings.run_id, settings.api.provider, api.model)
         recorder = Recorder(settings.run_id, JobLog(settings.run_id, folder.log), pacer, telemetry)
         stack.callback(recorder.close)
-        cost = CostLimit(limits.max_cost_usd, (await store.totals()).cost_usd)
+        before = await store.totals()
+        cost = CostLimit(limits.max_cost_usd, before.cost_usd, before.unanswered_usd)
         engine = Engine(
             api=api,
             http=http,

@@ -30,6 +30,11 @@ class RunSummary(BaseModel):
     p50_latency_s: float | None
     p95_latency_s: float | None
     cost_usd: float
+    unanswered: int = Field(
+        default=0,
+        description="Requests that were never answered; a synchronous API may have charged for them.",
+    )
+    unanswered_usd: float = Field(default=0.0, description="What it may have charged for them.")
     saved_usd: float = Field(description="What duplicates and images found would have cost.")
     requests: int = Field(description="Attempts at an image, retries included.")
     rate_limited: int = Field(description="Attempts answered with a 429.")

@@ -25,6 +25,7 @@ from prefect.testing.utilities import prefect_test_harness
 
 from emulator import Emulator, Settings
 from imagemill.s3_server import S3Server, s3_server
+from tests.servers import PostgresServer, RedisServer, url_of
 
 BUCKET = "tests"
 _prefixes = itertools.count()
@@ -49,6 +50,28 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
         client.create_bucket(Bucket=BUCKET)
         client.close()
         yield server
+
+
+@pytest.fixture(scope="session")
+def redis_server() -> Iterator[RedisServer]:
+    with RedisServer() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[PostgresServer]:
+    with PostgresServer() as server:
+        yield server
+
+
+@pytest.fixture
+def store_url(request: pytest.FixtureRequest) -> Callable[[str], str]:
+    """What ``--store`` takes for a kind of store, its server started."""
+
+    def of(kind: str) -> str:
+        return url_of(request.getfixturevalue(f"{kind}_server")) if kind in {"postgres", "redis"} else kind
+
+    return of
 
 
 @dataclass

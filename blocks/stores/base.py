@@ -43,7 +43,10 @@ CONNECT_S = 5.0
 
 @dataclass(frozen=True, slots=True)
 class JobTotals:
-    """The jobs of a run, counted. Costs in USD; ``reused_jobs`` of ``done`` were found in the bucket."""
+    """The jobs of a run, counted. Costs in USD; ``reused`` of ``done`` were found in the bucket.
+
+    ``unanswered`` requests were never answered; the API may have charged ``unanswered_usd`` for them.
+    """
 
     done: int = 0
     failed: int = 0
@@ -52,6 +55,8 @@ class JobTotals:
     attempts: int = 0
     retries: int = 0
     cost_usd: float = 0.0
+    unanswered: int = 0
+    unanswered_usd: float = 0.0
 
     @property
     def generated(self) -> int:

@@ -83,6 +83,8 @@ class MemoryStore(JobStore):
             attempts=sum(job.attempts for job in jobs),
             retries=sum(job.retries for job in jobs),
             cost_usd=sum(job.cost_usd for job in jobs),
+            unanswered=sum(job.unanswered for job in jobs),
+            unanswered_usd=sum(job.unanswered_usd for job in jobs),
         )
 
     async def _open(self) -> None:

@@ -153,20 +153,22 @@ class RedisStore(JobStore):
         states = await self.patiently(self._redis.hlen, self._key("states"))
         if not states:
             return JobTotals(pending=len(numbers))
-        done = failed = reused = attempts = retries = 0
-        cost_usd = 0.0
+        done = failed = reused = attempts = retries = unanswered = 0
+        cost_usd = unanswered_usd = 0.0
         for start in range(0, len(numbers), _PAGE):
             page = numbers[start : start + _PAGE].tolist()
             for state in await self.patiently(self._redis.hmget, self._key("states"), page):
                 if state is None:
                     continue
-                status, tries, _, _, _, was_reused, _, cost, *_ = from_json(state)
+                status, tries, _, _, _, was_reused, _, cost, lost, lost_usd, *_ = from_json(state)
                 done += status == JobStatus.DONE
                 failed += status == JobStatus.FAILED
                 reused += status == JobStatus.DONE and was_reused
                 attempts += tries
                 retries += max(0, tries - 1)
                 cost_usd += cost
+                unanswered += lost
+                unanswered_usd += lost_usd
         return JobTotals(
             done=done,
             failed=failed,
@@ -175,6 +177,8 @@ class RedisStore(JobStore):
             attempts=attempts,
             retries=retries,
             cost_usd=cost_usd,
+            unanswered=unanswered,
+            unanswered_usd=unanswered_usd,
         )
 
     def _key(self, name: str) -> str:

@@ -134,6 +134,8 @@ class SqlStore(JobStore):
                 sa.func.sum(JOBS.c.attempts),
                 sa.func.sum(retries),
                 sa.func.sum(JOBS.c.cost_usd),
+                sa.func.sum(JOBS.c.unanswered),
+                sa.func.sum(JOBS.c.unanswered_usd),
             )
             .where(self._of_run)
             .group_by(JOBS.c.status, JOBS.c.reused)
@@ -150,6 +152,8 @@ class SqlStore(JobStore):
             attempts=sum(int(row[3]) for row in rows),
             retries=sum(int(row[4]) for row in rows),
             cost_usd=sum(float(row[5]) for row in rows),
+            unanswered=sum(int(row[6]) for row in rows),
+            unanswered_usd=sum(float(row[7]) for row in rows),
         )
 
     async def _rows(self, query: sa.Executable) -> list[tuple[Any, ...]]:

@@ -35,6 +35,8 @@ JOBS = sa.Table(
     sa.Column("reused", sa.Boolean, nullable=False),
     sa.Column("latency_s", sa.Double),
     sa.Column("cost_usd", sa.Double, nullable=False),
+    sa.Column("unanswered", sa.Integer, nullable=False),
+    sa.Column("unanswered_usd", sa.Double, nullable=False),
     sa.Column("error_code", sa.Text),
     sa.Column("error_class", sa.Text),
     sa.Column("error_message", sa.Text),

@@ -16,11 +16,11 @@ class CostLimit:
     the limit, since the limit must hold, but not as cost.
     """
 
-    def __init__(self, limit_usd: float | None, spent_usd: float = 0.0) -> None:
+    def __init__(self, limit_usd: float | None, spent_usd: float = 0.0, doubtful_usd: float = 0.0) -> None:
         self.limit_usd = limit_usd
         self.spent_usd = spent_usd
         self.promised_usd = 0.0
-        self.doubtful_usd = 0.0
+        self.doubtful_usd = doubtful_usd
         self._changed = anyio.Event()
 
     async def promise(self, price_usd: float, *, already_asked: bool = False) -> None:

@@ -35,6 +35,9 @@ from tasks.engine.recorder import Recorder
 INTERRUPT_GRACE_S = 0.5
 """How long requests in flight may still finish once the run is interrupted, in seconds."""
 
+_NEVER_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
+"""No connection, no request: nothing can have been charged."""
+
 _UPLOADS = 32
 """Images held in memory while they go to the bucket, beside the requests in flight."""
 
@@ -214,11 +217,12 @@ class Engine:
         charged = doubtful = False
         job.start(self._wall())
         self._store.save(job)
-        self._recorder.sent()
+        self._recorder.sent(job)
         sent = self._clock()
 
         async def accepted(request_id: str) -> None:
             job.request_id = request_id
+            self._recorder.accepted(job)  # on disk at once, where a commit takes its time
             self._store.save(job)
             await self._store.commit()
 
@@ -234,13 +238,19 @@ class Engine:
             slot.retry_after_s = error.retry_after_s
             if not error.keep_request:
                 charged = error.charged
-                doubtful = error.error_class is ErrorClass.TIMEOUT
+                timed_out = error.error_class is ErrorClass.TIMEOUT
+                doubtful = timed_out and not isinstance(error.__cause__, _NEVER_SENT)
+            raise
+        except anyio.get_cancelled_exc_class():
+            doubtful = not charged and job.request_id is None
             raise
         finally:
             self._pacer.release(slot)
             if charged:
                 job.cost_usd += price
                 self._recorder.charged(price)
+            elif doubtful:
+                job.lose_answer(price)
             self._cost.settle(price, charged=charged, doubtful=doubtful)
         return image, latency_s
 
@@ -250,7 +260,7 @@ class Engine:
         metadata = {"key": job.key, "seed": str(job.seed), "model": job.model, "prompt-sha256": digest}
         try:
             await self._bucket.put_image(name, content, metadata)
-        except StoreUnavailableError:
+        except (StoreUnavailableError, anyio.get_cancelled_exc_class()):
             # It is paid for: a resume uploads it from here instead of asking for it again.
             with contextlib.suppress(OSError):
                 self._unsaved.mkdir(parents=True, exist_ok=True)

@@ -21,7 +21,13 @@ from blocks.jobs import Job
 
 jobs_logger = logging.getLogger("imagemill.jobs")
 
-_LEVELS = {"done": logging.INFO, "attempt_failed": logging.WARNING, "failed": logging.ERROR}
+_LEVELS = {
+    "sent": logging.DEBUG,
+    "accepted": logging.DEBUG,
+    "done": logging.INFO,
+    "attempt_failed": logging.WARNING,
+    "failed": logging.ERROR,
+}
 
 
 class JobLog:
@@ -39,6 +45,7 @@ class JobLog:
         self._file: BinaryIO = path.open("ab", buffering=0)
         fcntl.flock(self._file, fcntl.LOCK_SH)
         self._wall = wall
+        self._torn = False
 
     def job(self, event: str, job: Job, **details: object) -> None:
         """Write the line of a job event."""
@@ -70,7 +77,14 @@ class JobLog:
         self._file.close()
 
     def _write(self, line: dict[str, Any]) -> None:
-        self._file.write(orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE))
+        text = orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE)
+        if self._torn:
+            text = b"\n" + text
+        try:
+            self._torn = self._file.write(text) != len(text)
+        except OSError:
+            # A full disk: the store is what stops the run then, once it has been full for too long.
+            self._torn = True
 
     def _time(self) -> str:
         return datetime.fromtimestamp(self._wall(), UTC).isoformat(timespec="milliseconds")

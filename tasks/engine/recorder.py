@@ -85,9 +85,14 @@ class Recorder:
         """What the run holds before this process does anything."""
         self.unique, self.done, self.failed, self.cost_usd = unique, done, failed, cost_usd
 
-    def sent(self) -> None:
-        """A request for an image leaves."""
+    def sent(self, job: Job) -> None:
+        """A request for an image leaves. Its line is written first, so that a resume knows of it."""
         self._second.requests += 1
+        self._log.job("sent", job)
+
+    def accepted(self, job: Job) -> None:
+        """A queued API took the request; the line holds its id."""
+        self._log.job("accepted", job)
 
     def charged(self, usd: float) -> None:
         """The API charges for an image."""
@@ -111,6 +116,7 @@ class Recorder:
             error_code=error.code,
             message=error.message,
             retry_in_s=retry_in_s,
+            **_paid(job),
         )
 
     def finished(self, job: Job) -> None:
@@ -133,6 +139,7 @@ class Recorder:
             error_code=job.error_code,
             message=job.error_message,
             retryable=job.retryable,
+            **_paid(job),
             input={
                 "prompt": job.prompt,
                 "negative_prompt": job.negative_prompt,
@@ -206,3 +213,11 @@ class Recorder:
             progress = self.progress()
             for listener in _listeners:
                 listener(progress)
+
+
+def _paid(job: Job) -> dict[str, float]:
+    return {
+        "cost_usd": round(job.cost_usd, 12),
+        "unanswered": job.unanswered,
+        "unanswered_usd": round(job.unanswered_usd, 12),
+    }

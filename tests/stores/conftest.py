@@ -1,39 +1,19 @@
-"""The four job stores, and the servers of two of them."""
+"""The four job stores, as they are opened for a run of a test."""
 
 from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from urllib.parse import quote
 
 import pytest
 
 from blocks.stores import JobStore, open_store
-from tests.stores.servers import PASSWORD, PostgresServer, RedisServer, Server
+from tests.servers import Server, url_of
 
 STORES = ["memory", "sqlite", "postgres", "redis"]
 Make = Callable[..., JobStore]
-
-
-@pytest.fixture(scope="session")
-def redis_server() -> Iterator[RedisServer]:
-    with RedisServer() as server:
-        yield server
-
-
-@pytest.fixture(scope="session")
-def postgres_server() -> Iterator[PostgresServer]:
-    with PostgresServer() as server:
-        yield server
-
-
-def url_of(server: Server, password: str | None = PASSWORD) -> str:
-    secret = "" if password is None else ":" + quote(password, safe="")
-    if isinstance(server, PostgresServer):
-        return f"postgresql://mill{secret}@127.0.0.1:{server.port}/postgres"
-    return f"redis://default{secret}@127.0.0.1:{server.port}/0"
 
 
 @pytest.fixture(params=STORES)

@@ -13,9 +13,9 @@ from blocks.errors import InputError, StoreUnavailableError
 from blocks.jobs import Job
 from blocks.stores import JobStore, JobTotals, open_store
 from blocks.stores.address import without_password
+from tests.servers import PASSWORD, Server
 from tests.stores.conftest import Make
 from tests.stores.sample import done, job
-from tests.stores.servers import PASSWORD, Server
 
 pytestmark = pytest.mark.anyio
 

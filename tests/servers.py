@@ -13,6 +13,7 @@ import time
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Self
+from urllib.parse import quote
 
 PASSWORD = "s3cret:p@ss/w0rd"
 
@@ -125,3 +126,11 @@ class PostgresServer(Server):
     def answers(self) -> bool:
         ready = [self._bin / "pg_isready", "-q", "-h", "127.0.0.1", "-p", str(self.port)]
         return subprocess.run(ready, check=False).returncode == 0
+
+
+def url_of(server: Server, password: str | None = PASSWORD, port: int | None = None) -> str:
+    """The address as ``--store`` takes it; ``port`` is that of a proxy before the server."""
+    secret = "" if password is None else ":" + quote(password, safe="")
+    if isinstance(server, PostgresServer):
+        return f"postgresql://mill{secret}@127.0.0.1:{port or server.port}/postgres"
+    return f"redis://default{secret}@127.0.0.1:{port or server.port}/0"
