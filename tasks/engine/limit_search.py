@@ -117,18 +117,18 @@ class LimitSearch:
         """A refusal at more in flight than were ever let in: about the number, or else about the rate."""
         self._beyond += 1
         paced = sent.paced and (self.rate.holds_back or sent.in_flight <= START)
-        if self.rate.bound and paced and self._beyond == 1:
+        probed = self.window.probing and sent.in_flight >= self.window.limit
+        if self.rate.bound and paced and self._beyond == 1 and not probed:
             self.rate.refused(sent.number, sent.at, now)
             return 1.0 / self.rate.per_s
         self._beyond = 0
         self._about_number = True
-        expected = self.window.probing
         self.window.refused(sent.in_flight, now)
-        if not paced:
+        if not paced and not self.rate.holds_back:
             self.rate.freed()
         elif not self.rate.bound:
             self.rate.doubted()
-        return 0.0 if expected else self._refusal_s
+        return 0.0 if probed else self._refusal_s
 
     def _settle(self, now: float) -> None:
         """Count those as let in whose refusal would be here by now."""

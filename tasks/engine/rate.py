@@ -13,9 +13,10 @@ _RAMP_DOUBLING_S = 0.6
 _PROBE_DOUBLING_S = 4.0
 _CREEP = 5e-5
 """Growth with each request while the limit holds."""
-_CUT = 0.99
+_LEAST_CUT, _MOST_CUT = 0.01, 0.15
 _FIRST_CUT = 0.8
-_AGAIN = 0.85
+_DOUBT = 0.6
+_FALL = 0.7
 _AFTER_PROBE = 0.995
 """What a probe that was refused leaves of the pace before it: as much as it has crept up since the last."""
 _QUIET_REQUESTS = 250
@@ -23,7 +24,7 @@ _SOON_REQUESTS = 40
 """Requests until the next probe, and those that prove a pace, while the limit is still being searched."""
 _LEAST_SOON_S = 0.8
 _MOST_SOON_S = 3.0
-_SOON_DOUBLING_S = 2.5
+_SOON_DOUBLING_S = 1.5
 _LIKELY_BURST = 15.0
 _WORTH = 1.05
 _MOST_PATIENCE = 16
@@ -85,10 +86,8 @@ class RateSearch:
                 if self._probe is None:
                     self._probe = (self._sent, now)
                     self._held = self.per_s
-                    if self._trial is not None:
-                        self._trial, self._patience = None, 1
+                    self._trial = None
                     self._doubling_s = _SOON_DOUBLING_S if self._searching else _PROBE_DOUBLING_S
-                    self._searching = False
                 self.per_s *= 2.0 ** (1.0 / (self._doubling_s * self.per_s))
         return self._sent
 
@@ -106,7 +105,7 @@ class RateSearch:
 
     def doubted(self) -> None:
         """A refusal that may be about the rate: slow down, and grow more carefully."""
-        self.per_s *= 0.7
+        self.per_s *= _DOUBT
         self._ramp_s = 4.0 * _RAMP_DOUBLING_S
 
     def refused(self, number: int, sent_at: float, now: float) -> None:
@@ -116,7 +115,7 @@ class RateSearch:
         if not self.bound:
             self.bound = True
             if not self.holds_back:
-                self.per_s = self._measured(now)
+                self.per_s = max(self._measured(now), 0.75 * self.per_s)
             self.per_s *= _FIRST_CUT
             self._searching = True
         elif late:
@@ -126,13 +125,11 @@ class RateSearch:
         elif self._trial is not None and number - self._trial[0] < _SOON_REQUESTS:
             self.per_s = self._trial[1] * _AFTER_PROBE
             self._trial = None
-            self._patience = min(2 * self._patience, _MOST_PATIENCE)
-            self._untried = 0
             self._searching = False
-        elif number - self._cut_number < _FEWEST:
-            self.per_s *= _AGAIN
         else:
-            self.per_s *= _CUT
+            # One refused of so many is one more than flowed into the bucket meanwhile.
+            excess = 1.0 / max(1, number - self._cut_number)
+            self.per_s *= 1.0 - min(max(excess, _LEAST_CUT), _MOST_CUT)
         self._marks.append((number, sent_at, self._refusals))
         if not late:
             self._cut_at, self._cut_number = now, self._sent
@@ -145,7 +142,7 @@ class RateSearch:
 
     def fallen(self, now: float) -> None:
         """Refusal upon refusal, whatever the reason: slow down."""
-        self.per_s *= 0.7
+        self.per_s *= _FALL
         self._probe = self._trial = None
         self._cut_at = now
         self._searching = True
@@ -155,17 +152,21 @@ class RateSearch:
         """The pace of a probe was refused: back to what held, or half way where more was let in."""
         self._probe = None
         excess = self._sent - first - self._held * (now - began)
-        self._untried += 1
         risen = excess > _LIKELY_BURST
-        if risen or (self.per_s > _WORTH * self._held and self._untried >= self._patience):
+        apart = self.per_s > _WORTH * self._held
+        self._untried += 1
+        if risen or (apart and (self._searching or self._untried >= self._patience)):
             # The limit lies between what held and what was refused: half way, unless a bucket's reserve
             # had only hidden that nothing has changed. Then the next refusal follows at once.
+            self._patience = 1 if risen else min(2 * self._patience, _MOST_PATIENCE)
+            self._untried = 0
             self._trial = None if risen else (self._sent, self._held)
             self.per_s = self._held + (0.75 if risen else 0.5) * (self.per_s - self._held)
             self._searching = True
             self._marks.clear()
         else:
             self.per_s = self._held * _AFTER_PROBE
+            self._searching = False
 
     def _narrow(self) -> None:
         """Keep the pace between the bounds that pairs of refusals give."""
@@ -184,7 +185,7 @@ class RateSearch:
                     self._marks.popleft()
                 break
             lowest, highest = max(lowest, low), min(highest, high)
-        self.per_s = max(min(self.per_s, highest), lowest * _CUT, 0.05)
+        self.per_s = max(min(self.per_s, highest), lowest * (1.0 - _LEAST_CUT), 0.05)
 
     def _measured(self, now: float) -> float:
         """Requests sent a second, of late."""
