@@ -6,8 +6,9 @@ costs a fifth of boto3's CPU an object (``benchmarks/`` has the figures). Both u
 
 from __future__ import annotations
 
+import hashlib
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import timedelta
@@ -29,12 +30,17 @@ from blocks.errors import InputError, StoreUnavailableError
 if TYPE_CHECKING:
     from botocore.client import BaseClient
 
+_LONGEST_NAME = 200
 _SMALL = TransferConfig(multipart_threshold=64 * 2**20)
 _LISTED_WHOLE = 1_000
 """Below this many wanted keys each is looked for by itself, once a bucket holds more than a page."""
 
 MEDIA_TYPES = {"png": "image/png", "jpg": "image/jpeg", "webp": "image/webp"}
 """Media types by the extension of an image."""
+
+
+class ConflictError(Exception):
+    """Somebody else wrote the object in the meantime."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +56,7 @@ class ImageBucket:
 
     Args:
         uri: ``s3://BUCKET`` or ``s3://BUCKET/PREFIX``.
-        endpoint_url: the S3 server, where it is not AWS.
+        endpoint_url: the S3 server, where it is not AWS; else the one that boto3's configuration names.
         session: where the credentials come from; boto3's own search by default.
 
     Raises:
@@ -68,8 +74,8 @@ class ImageBucket:
         self.name = parts.netloc
         self.prefix = f"{parts.path.strip('/')}/" if parts.path.strip("/") else ""
         self.uri = f"s3://{self.name}/{self.prefix}".rstrip("/")
-        self.endpoint_url = endpoint_url
         self._session = session or boto3.Session()
+        self.endpoint_url = endpoint_url or self._configured_endpoint()
         try:
             credentials = self._session.get_credentials()
         except BotoCoreError as error:
@@ -81,6 +87,14 @@ class ImageBucket:
             )
         self._client = self._connect(attempts=6)
         self._images = self._image_store()
+
+    def _configured_endpoint(self) -> str | None:
+        """An S3 server that boto3's own configuration names (AWS_ENDPOINT_URL), for obstore to use too."""
+        client = self._session.client("s3", region_name=self._region)
+        endpoint: str = client.meta.endpoint_url
+        client.close()
+        host = urlsplit(endpoint).hostname or ""
+        return None if host.endswith((".amazonaws.com", ".amazonaws.com.cn")) else endpoint
 
     @property
     def _region(self) -> str:
@@ -222,13 +236,42 @@ class ImageBucket:
 
     def read(self, name: str) -> bytes | None:
         """An object's content; None where there is no such object."""
+        found = self.read_version(name)
+        return found and found[0]
+
+    def read_version(self, name: str) -> tuple[bytes, str] | None:
+        """An object's content and its ETag; None where there is no such object."""
         try:
             with _outages_named(self.name):
                 answer = self._client.get_object(Bucket=self.name, Key=self.prefix + name)
-                body: bytes = answer["Body"].read()
-                return body
+                return answer["Body"].read(), answer["ETag"]
         except FileNotFoundError:
             return None
+
+    def replace(self, path: Path, name: str, media_type: str, etag: str | None) -> str:
+        """Write a file as one object if it is still the one of ``etag`` (None: not there yet); the new ETag.
+
+        Raises:
+            ConflictError: somebody else wrote it in the meantime.
+        """
+        condition = {"IfNoneMatch": "*"} if etag is None else {"IfMatch": etag}
+        with _outages_named(self.name), path.open("rb") as content:
+            answer = self._client.put_object(
+                Bucket=self.name,
+                Key=self.prefix + name,
+                Body=content,
+                ContentType=media_type,
+                **condition,
+            )
+            etag_now: str = answer["ETag"]
+        return etag_now
+
+    def delete(self, names: Sequence[str]) -> None:
+        """Delete objects, a thousand a request."""
+        for start in range(0, len(names), 1000):
+            objects = [{"Key": self.prefix + name} for name in names[start : start + 1000]]
+            with _outages_named(self.name):
+                self._client.delete_objects(Bucket=self.name, Delete={"Objects": objects, "Quiet": True})
 
     def copy(self, source: str, target: str) -> None:
         """Copy an object within the bucket, on the server."""
@@ -258,6 +301,8 @@ class _outages_named:  # noqa: N801 - reads as the context it is
             code = error.response.get("Error", {}).get("Code")
             if code in {"NoSuchKey", "404"}:
                 raise FileNotFoundError(str(error)) from error
+            if code in {"PreconditionFailed", "ConditionalRequestConflict", "412"}:
+                raise ConflictError from error
             raise StoreUnavailableError(f"The bucket {self._bucket!r} answered {code}.") from error
         if isinstance(error, BotoCoreError):
             raise StoreUnavailableError(
@@ -276,11 +321,14 @@ def image_name(key: str, extension: str) -> str:
 
 
 def copy_name(row_id: str, extension: str) -> str:
-    """The name of a row's own copy: the id cannot leave its folder, whatever it says."""
+    """The name of a row's own copy: the id cannot leave its folder, and no two ids share a name."""
     safe = quote(row_id, safe=" ()+,=@!")
     if safe.strip(". ") == "":
-        safe = safe.replace(".", "%2E")
-    return f"catalog/{safe[:200]}.{extension}"
+        safe = safe.replace(".", "%2E").replace(" ", "%20")
+    if len(safe) > _LONGEST_NAME:
+        digest = hashlib.blake2b(row_id.encode("utf-8", "surrogatepass"), digest_size=12).hexdigest()
+        safe = f"{safe[: _LONGEST_NAME - 25]}~{digest}"
+    return f"catalog/{safe}.{extension}"
 
 
 def _first_line(error: Exception) -> str:

@@ -103,9 +103,22 @@ class ApiError(Exception):
 class InputError(Exception):
     """Something a user gave cannot be used: one sentence that says what, which, and what to do."""
 
+    def __init__(self, sentence: str) -> None:
+        super().__init__(printable(sentence))
+
 
 class StoreUnavailableError(Exception):
     """The bucket or the job store did not answer, again and again: the run can be resumed later."""
+
+    def __init__(self, sentence: str) -> None:
+        super().__init__(printable(sentence))
+
+
+def printable(text: str) -> str:
+    """Text of a catalog or a server, fit for a terminal and a log: control characters spelled out."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def class_of_status(status: int, *, has_retry_after: bool = False) -> ErrorClass:

@@ -101,9 +101,17 @@ class Job:
         self.retryable = retryable
         self.finished_at = at
 
+    def reopen(self) -> None:
+        """A failed job is to be tried again; what its attempts cost stays with it."""
+        self._leave(JobStatus.FAILED)
+        self.status = JobStatus.PENDING
+        self.request_id = None
+        self.error_class = self.error_code = self.error_message = None
+        self.retryable = self.finished_at = None
+
     def _leave(self, *allowed: JobStatus) -> None:
         if self.status not in allowed:
-            raise ValueError(f"job {self.number} is {self.status}: it cannot change any more")
+            raise ValueError(f"job {self.number} is {self.status}: it cannot change so")
 
 
 JOB_FIELDS: tuple[str, ...] = tuple(field.name for field in fields(Job))

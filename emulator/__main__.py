@@ -33,7 +33,7 @@ def _parser() -> argparse.ArgumentParser:
     usual = Settings()
     parser = _Parser(
         prog="python -m emulator",
-        description="Run vendors' image APIs (Together, fal) for FLUX.1 [schnell] on loopback.",
+        description="Run vendors' image APIs for FLUX.1 [schnell] on loopback.",
         epilog="Faults: " + ", ".join(sorted(NAMES)) + ". A prompt that contains #fault:NAME "
         "gets that fault each time, #fault:NAME*2 its first two times. Bill, statistics and "
         "settings are at /__bill, /__stats and /__config.",

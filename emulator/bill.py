@@ -13,13 +13,21 @@ _UNITS_A_USD = 10**10
 _TOGETHER_UNITS_A_PIXEL = 27
 _FAL_UNITS_A_MEGAPIXEL = 30_000_000
 _PIXELS_A_MEGAPIXEL = 10**6
+_UNITS_AN_IMAGE = {"replicate": 30_000_000, "openai": 30_000_000, "bfl": 250_000_000}
+_UNITS_AN_IMAGE_OF_PRO = 400_000_000
 
 
 def price(order: Order) -> int:
     """Return the price of one picture of an order, in units of 1e-10 USD.
 
     Together: 0.0027 USD a megapixel. fal: 0.003 USD a megapixel, rounded up to whole ones.
+    Replicate and OpenAI-compatible servers: 0.003 USD a picture. Black Forest Labs: 0.025 USD a
+    picture, of flux-pro-1.1 0.04 USD.
     """
+    if order.model == "flux-pro-1.1":
+        return _UNITS_AN_IMAGE_OF_PRO
+    if order.provider in _UNITS_AN_IMAGE:
+        return _UNITS_AN_IMAGE[order.provider]
     pixels = order.width * order.height
     if order.provider == "fal":
         return -(-pixels // _PIXELS_A_MEGAPIXEL) * _FAL_UNITS_A_MEGAPIXEL

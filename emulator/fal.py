@@ -110,7 +110,8 @@ class Fal:
 
     async def status(self, request: Request) -> Response:
         """Answer a poll: 202 until the request is completed."""
-        self._studio.stats.polls += 1
+        if self._studio.poll():
+            return _error(429)
         job = self._job(request)
         if isinstance(job, Response):
             return job

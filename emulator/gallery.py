@@ -80,12 +80,15 @@ class Gallery:
 
 
 def stamp(image: bytes, text: str) -> bytes:
-    """Return the PNG or JPEG file with a comment in it, which makes the file unique."""
+    """Return the PNG, JPEG or WebP file with a comment in it, which makes the file unique."""
     note = text.encode("ascii")
     if image.startswith(b"\x89PNG"):
         body = b"tEXtComment\0" + note
         chunk = (len(body) - 4).to_bytes(4, "big") + body + zlib.crc32(body).to_bytes(4, "big")
         return image[:_PNG_HEAD_BYTES] + chunk + image[_PNG_HEAD_BYTES:]
+    if image.startswith(b"RIFF"):
+        chunk = b"note" + len(note).to_bytes(4, "little") + note + b"\0" * (len(note) % 2)
+        return image[:4] + (len(image) - 8 + len(chunk)).to_bytes(4, "little") + image[8:] + chunk
     segment = b"\xff\xfe" + (len(note) + 2).to_bytes(2, "big") + note
     cut = _JPEG_START_BYTES
     if image[2:4] == b"\xff\xe0":

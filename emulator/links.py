@@ -31,6 +31,7 @@ class Link:
     fault: str | None
     made_at: float
     downloads: int = 0
+    signature: str | None = None
 
 
 class Links:
@@ -42,11 +43,12 @@ class Links:
         self._clock = clock
         self._links: dict[str, Link] = {}
 
-    def mint(self, request: Request, shot: Shot, fault: str | None) -> Link:
-        """Return a new link on the base URL of a request."""
+    def mint(self, request: Request, shot: Shot, fault: str | None, *, signed: bool = False) -> Link:
+        """Return a new link on the base URL of a request; a signed one only works as it was given."""
         name = f"{uuid.uuid4().hex}.{shot.extension}"
-        url = f"{base_url(request)}/files/{name}"
-        link = Link(url, shot, fault, self._clock())
+        signature = uuid.uuid4().hex if signed else None
+        url = f"{base_url(request)}/files/{name}" + (f"?sig={signature}" if signature else "")
+        link = Link(url, shot, fault, self._clock(), signature=signature)
         self._links[name] = link
         return link
 
@@ -65,6 +67,8 @@ class Links:
         link = self._links.get(request.path_params["name"])
         if link is None:
             return json_answer({"detail": "There is no such file."}, 404)
+        if link.signature != request.query_params.get("sig"):
+            return json_answer({"detail": "The signature does not match."}, 403)
         if self.expired(link):
             return json_answer({"detail": "The link has expired."}, 403)
         link.downloads += 1

@@ -10,7 +10,7 @@ from typing import Literal
 
 __all__ = ["Format", "Order", "Shot"]
 
-Format = Literal["jpeg", "png"]
+Format = Literal["jpeg", "png", "webp"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,7 @@ class Shot:
     @property
     def extension(self) -> str:
         """The file name's extension, without the dot."""
-        return "png" if self.format == "png" else "jpg"
+        return "jpg" if self.format == "jpeg" else self.format
 
     @property
     def digest(self) -> str:

@@ -21,7 +21,7 @@ _PNG_LEVEL = 2
 
 
 def draw(shot: Shot) -> bytes:
-    """Return the encoded picture of a shot, as PNG or JPEG; sizes are in pixels."""
+    """Return the encoded picture of a shot, as PNG, JPEG or WebP; sizes are in pixels."""
     size = (shot.width, shot.height)
     if shot.black:
         return _encoded(Image.new("RGB", size), shot)
@@ -35,6 +35,8 @@ def _encoded(image: Image.Image, shot: Shot) -> bytes:
     file = io.BytesIO()
     if shot.format == "png":
         image.save(file, "PNG", compress_level=_PNG_LEVEL)
+    elif shot.format == "webp":
+        image.save(file, "WEBP", quality=_JPEG_QUALITY, method=0)
     else:
         image.save(file, "JPEG", quality=_JPEG_QUALITY)
     return file.getvalue()

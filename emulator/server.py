@@ -15,10 +15,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from emulator.answers import json_answer
+from emulator.answers import BodyTooLargeError, json_answer, read_body
+from emulator.bfl import BlackForestLabs
 from emulator.console import Console
 from emulator.fal import APPLICATION, Fal
 from emulator.fal import PATH as FAL_PATH
+from emulator.openai import OpenAI, speaks_openai
+from emulator.replicate import Replicate
 from emulator.settings import Settings
 from emulator.studio import Studio
 from emulator.together import PATH as TOGETHER_PATH
@@ -241,12 +244,20 @@ def _listen(port: int) -> socket.socket:
 
 
 def _application(studio: Studio) -> Starlette:
-    together, fal, console = Together(studio), Fal(studio), Console(studio)
+    together, openai, fal, console = Together(studio), OpenAI(studio), Fal(studio), Console(studio)
+    replicate, bfl = Replicate(studio), BlackForestLabs(studio)
     request_path = APPLICATION + "/requests/{request_id}"
 
     def route(method: str, path: str, handler: _Handler, *, counted: bool = True) -> Route:
         endpoint = _counted(studio, f"{method} {path}", handler) if counted else handler
         return Route(path, endpoint, methods=[method])
+
+    async def images(request: Request) -> Response:
+        try:
+            body = await read_body(request)
+        except BodyTooLargeError:
+            return together.too_large()
+        return await (openai if speaks_openai(body) else together).generate(request, body)
 
     async def refuse(request: Request, error: Exception) -> Response:
         status = error.status_code if isinstance(error, HTTPException) else 500
@@ -255,7 +266,12 @@ def _application(studio: Studio) -> Starlette:
         return json_answer({"detail": "There is no such route."}, status)
 
     routes = [
-        route("POST", TOGETHER_PATH, together.generate),
+        route("POST", TOGETHER_PATH, images),
+        route("POST", "/v1/models/{owner}/{name}/predictions", replicate.create),
+        route("GET", "/v1/predictions/{id}", replicate.show),
+        route("POST", "/v1/predictions/{id}/cancel", replicate.cancel),
+        route("POST", "/v1/{model}", bfl.submit),
+        route("GET", "/v1/get_result", bfl.result),
         route("POST", FAL_PATH, fal.submit),
         route("POST", f"/sync{FAL_PATH}", fal.run),
         route("GET", f"{request_path}/status", fal.status),

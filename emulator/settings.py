@@ -25,6 +25,8 @@ class Settings:
         max_concurrent: Concurrency limit: generation requests in flight at once. None: no limit.
         per_minute: Rate limit as a token bucket, in generation requests a minute. None: no limit.
         burst: Capacity of the token bucket, in requests.
+        polls_per_minute: Rate limit of questions about queued requests, apart from the other; a
+            second's worth at once. None: no limit.
         retry_after: Whether a 429 answer carries Retry-After where the wait is known.
         latency_s: Median of the lognormal generation latency, in seconds. 0: none.
         latency_sigma: Sigma of the lognormal latency (of the logarithm, so without a unit).
@@ -40,6 +42,7 @@ class Settings:
     max_concurrent: int | None = None
     per_minute: float | None = None
     burst: int = 1
+    polls_per_minute: float | None = None
     retry_after: bool = True
     latency_s: float = 0.4
     latency_sigma: float = 0.35
@@ -60,6 +63,7 @@ class Settings:
         _whole("max_concurrent", self.max_concurrent, least=1, optional=True)
         _real("per_minute", self.per_minute, optional=True, positive=True)
         _whole("burst", self.burst, least=1)
+        _real("polls_per_minute", self.polls_per_minute, optional=True, positive=True)
         _real("latency_s", self.latency_s)
         _real("latency_sigma", self.latency_sigma)
         _real("hang_s", self.hang_s)

@@ -18,7 +18,7 @@ from emulator.answers import Connections, Hang, Reset, gateway_page
 from emulator.bill import Bill
 from emulator.faults import CHARGED, FaultPlan
 from emulator.gallery import Gallery
-from emulator.limits import Limits
+from emulator.limits import Limits, TokenBucket
 from emulator.links import Links
 from emulator.stats import Stats
 
@@ -73,6 +73,7 @@ class Studio:
         self.links = Links(self, clock)
         self.faults = FaultPlan(settings.faults, settings.seed)
         self._clock = clock
+        self._polls: TokenBucket | None = None
         self._arrivals = 0
         self._pauses: set[asyncio.Future[bool]] = set()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -82,6 +83,8 @@ class Studio:
     def configure(self, settings: Settings) -> None:
         """Take other settings into use; requests in flight keep theirs."""
         self.settings = settings
+        rate = settings.polls_per_minute
+        self._polls = TokenBucket(rate, max(1, int(rate / 60)), self._clock()) if rate else None
         self.limits.configure(settings.max_concurrent, settings.per_minute, settings.burst, self._clock())
         self.faults.configure(settings.faults, settings.seed)
 
@@ -112,6 +115,11 @@ class Studio:
         """Say whether a key may use the API."""
         allowed = self.settings.api_keys
         return key in allowed if allowed else bool(key.strip())
+
+    def poll(self) -> float:
+        """Count a question about a queued request; return 0, or the seconds it should have waited."""
+        self.stats.polls += 1
+        return self._polls.take(self._clock()) if self._polls is not None else 0.0
 
     def admit(self, order: Order) -> Ticket:
         """Admit an order and draw its fault.

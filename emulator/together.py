@@ -13,14 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from starlette.responses import Response
 
-from emulator.answers import (
-    BodyTooLargeError,
-    Cut,
-    base64_text,
-    json_answer,
-    parse_object,
-    read_body,
-)
+from emulator.answers import Cut, base64_text, json_answer, parse_object
 from emulator.faults import STATUS, FaultPlan, UnknownFaultError
 from emulator.gallery import spoil
 from emulator.order import Order
@@ -67,12 +60,8 @@ class Together:
         """Make the pictures in this studio."""
         self._studio = studio
 
-    async def generate(self, request: Request) -> Response:
+    async def generate(self, request: Request, body: bytes) -> Response:
         """Answer a generation request."""
-        try:
-            body = await read_body(request)
-        except BodyTooLargeError:
-            return _error(413)
         self._studio.stats.keep(request.url.path, request.headers.raw, body)
         scheme, _, key = request.headers.get("authorization", "").partition(" ")
         if scheme.lower() != "bearer" or not self._studio.accepts(key):
@@ -91,6 +80,11 @@ class Together:
         for name, value in self._limit_headers(None).items():
             answer.headers.setdefault(name, value)
         return answer
+
+    @staticmethod
+    def too_large() -> Response:
+        """Answer a body that is too large."""
+        return _error(413)
 
     async def _answer(self, request: Request, ticket: Ticket, *, by_link: bool) -> Response:
         studio = self._studio

@@ -3,6 +3,7 @@
 # No "from __future__ import annotations" here: Prefect reads the types of a flow's parameters as objects.
 
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import cast
 
@@ -11,12 +12,15 @@ from prefect.runtime import flow_run
 from prefect.states import Completed
 from prefect.task_runners import ThreadPoolTaskRunner
 
+from blocks.errors import StoreUnavailableError
+from tasks.approval import ask_approval
 from tasks.engine.engine import StopKind
 from tasks.generate import generate_shard
 from tasks.measure import count, measure
 from tasks.prepare import prepare
 from tasks.publish import publish
-from tasks.session import open_session
+from tasks.run_folder import PlanCounts
+from tasks.session import Session, open_session
 from tasks.settings import (
     Api,
     Catalog,
@@ -58,29 +62,46 @@ def generate_catalog(
         RunStoppedError: the run stopped early (key refused, budget, interrupted, bucket or store away)
             and can be resumed; it carries the summary.
     """
-    begun = time.monotonic()
-    settings = RunSettings(
-        run_id=execution.run_id or _default_run_id(),
-        catalog=catalog,
-        api=api,
-        output=output,
-        picture=picture,
-        limits=limits,
-        execution=execution,
+    return run(
+        RunSettings(
+            run_id=execution.run_id or default_run_id(),
+            catalog=catalog,
+            api=api,
+            output=output,
+            picture=picture,
+            limits=limits,
+            execution=execution,
+        )
     )
+
+
+def run(
+    settings: RunSettings,
+    *,
+    before: Callable[[RunSettings], object] | None = None,
+    retire: bool = False,
+    prune: bool = False,
+) -> RunSummary:
+    """The whole of a run, within a flow run: prepare, generate, publish, measure.
+
+    ``before`` is called once the run's parts are open and before anything else; ``retire`` and ``prune``
+    are what :func:`tasks.publish.publish` makes of them.
+    """
+    begun = time.monotonic()
     with open_session(settings) as session:
+        if before is not None:
+            before(settings)
         prepared = prepare(settings, return_state=True).result()
+        threshold = settings.limits.approve_above_usd
+        if threshold is not None and prepared.cost_usd > threshold:
+            ask_approval(prepared.images, prepared.cost_usd, threshold)
         # A runner of this run's own size: the flow's one is fixed before its parameters are known.
-        with ThreadPoolTaskRunner(max_workers=execution.workers) as runner:  # type: ignore[var-annotated]
+        workers = settings.execution.workers
+        with ThreadPoolTaskRunner(max_workers=workers) as runner:  # type: ignore[var-annotated]
             shards = {"settings": unmapped(settings), "shard": prepared.shards}
             runner.map(generate_shard, shards).result()
+        summary = _conclude(session, prepared.counts, begun, retire=retire, prune=prune)
         stopped = session.engine.stopped
-        if stopped and stopped.kind is StopKind.INTERRUPTED:
-            summary = count(session, prepared.counts, time.monotonic() - begun)
-        else:
-            publish(settings, return_state=True).result()
-            wall_s = time.monotonic() - begun
-            summary = measure(settings, prepared.counts, wall_s, return_state=True).result()
     if stopped:
         raise RunStoppedError(summary, stopped.kind)
     if prepared.counts.negative_prompts:
@@ -94,7 +115,20 @@ def generate_catalog(
     return summary
 
 
-def _default_run_id() -> str:
+def _conclude(session: Session, counts: PlanCounts, begun: float, *, retire: bool, prune: bool) -> RunSummary:
+    """Publish and measure; only count where the run was interrupted or its bucket is away."""
+    stopped = session.engine.stopped
+    if not (stopped and stopped.kind is StopKind.INTERRUPTED):
+        try:
+            changes = publish(session.settings, retire=retire, prune=prune, return_state=True).result()
+            wall_s = time.monotonic() - begun
+            return measure(session.settings, counts, changes, wall_s, return_state=True).result()
+        except StoreUnavailableError as error:
+            session.portal.call(session.engine.stop, StopKind.UNAVAILABLE, str(error))
+    return count(session, counts, time.monotonic() - begun)
+
+
+def default_run_id() -> str:
     """A run id that a retry of the same flow run finds again, and so resumes."""
     started = flow_run.get_scheduled_start_time() or datetime.now(UTC)
     return f"{started:%Y%m%d-%H%M%S}-{str(flow_run.get_id())[-6:]}"

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 DONE, FAILURES, UNUSABLE, STOPPED = 0, 1, 2, 3
 """Exit codes: every job done; finished with failed jobs; unusable input; stopped early, resumable."""
@@ -32,9 +33,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     run: Callable[[argparse.Namespace], int] = chosen.run
     try:
         return run(chosen)
-    except (InputError, StoreUnavailableError) as error:
+    except InputError as error:
         complain(str(error))
         return UNUSABLE
+    except StoreUnavailableError as error:
+        complain(f"{error} Start the same command again: what is finished is kept.")
+        return STOPPED
     except KeyboardInterrupt:
         complain("Interrupted before anything was asked of the API.")
         return STOPPED
@@ -81,6 +85,14 @@ def _parser(kind: type[argparse.ArgumentParser]) -> argparse.ArgumentParser:
     add_options(resume, RESUME_OPTIONS)
     resume.set_defaults(run=_resume)
 
+    retry = commands.add_parser("retry-failed", help="try a run's failed jobs again", allow_abbrev=False)
+    retry.add_argument("run_id", metavar="RUN_ID", help="the run")
+    retry.add_argument(
+        "--permanent", action="store_true", help="also those that would fail again with the same input"
+    )
+    add_options(retry, RESUME_OPTIONS)
+    retry.set_defaults(run=_retry_failed)
+
     demo = commands.add_parser("demo", help="see it all work on this machine, at no cost")
     demo.add_argument(
         "--folder",
@@ -91,7 +103,7 @@ def _parser(kind: type[argparse.ArgumentParser]) -> argparse.ArgumentParser:
     demo.add_argument("--images", type=int, default=150, help="rows of the catalog (default: %(default)s)")
     demo.set_defaults(run=_demo)
 
-    for command in (run, estimate, resume, demo):
+    for command in (run, estimate, resume, retry, demo):
         command.add_argument("--json", action="store_true", help="print one JSON object on stdout")
     commands.add_parser("emulator", help="vendors' image APIs on this machine; see emulator --help")
     return parser
@@ -101,21 +113,21 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.dry_run:
         return _estimate(arguments)
     from blocks.errors import InputError
+    from flows.generate_catalog import generate_catalog
     from imagemill.options import settings_of
-    from imagemill.running import run_and_show
+    from imagemill.running import check, run_and_show
 
     if getattr(arguments, "output.uri") is None:
         raise InputError("Say where the images go: --output s3://BUCKET/PREFIX.")
-    return run_and_show(
-        {
-            "catalog": settings_of(arguments, "catalog", path=arguments.catalog),
-            **{
-                group: settings_of(arguments, group)
-                for group in ("output", "api", "picture", "limits", "execution")
-            },
+    settings = {
+        "catalog": settings_of(arguments, "catalog", path=arguments.catalog),
+        **{
+            group: settings_of(arguments, group)
+            for group in ("output", "api", "picture", "limits", "execution")
         },
-        as_json=arguments.json,
-    )
+    }
+    check(settings)
+    return run_and_show(lambda: generate_catalog(**settings), as_json=arguments.json)
 
 
 def _estimate(arguments: argparse.Namespace) -> int:
@@ -139,14 +151,37 @@ def _estimate(arguments: argparse.Namespace) -> int:
 
 
 def _resume(arguments: argparse.Namespace) -> int:
-    from imagemill.options import settings_of
-    from imagemill.running import recorded_settings, run_and_show
+    from flows.generate_catalog import generate_catalog
+    from imagemill.running import check, run_and_show
 
-    recorded = recorded_settings(arguments.run_id)
-    limits = settings_of(arguments, "limits")
-    changed = {name: getattr(limits, name) for name in limits.model_fields_set}
-    recorded["limits"] = recorded["limits"].model_copy(update=changed)
-    return run_and_show(recorded, as_json=arguments.json)
+    settings = _recorded(arguments)
+    check(settings)
+    return run_and_show(lambda: generate_catalog(**settings), as_json=arguments.json)
+
+
+def _retry_failed(arguments: argparse.Namespace) -> int:
+    from flows.retry_failed import retry_failed
+    from imagemill.running import check, run_and_show
+
+    settings = _recorded(arguments)
+    check(settings)
+    return run_and_show(
+        lambda: retry_failed(arguments.run_id, arguments.permanent, None, settings["limits"]),
+        as_json=arguments.json,
+    )
+
+
+def _recorded(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What a run began with, and what the command line tells it anew."""
+    from imagemill.options import settings_of
+    from imagemill.running import resumed_arguments
+
+    settings = resumed_arguments(arguments.run_id)
+    for group in ("limits", "execution"):
+        told = settings_of(arguments, group)
+        changed = {name: getattr(told, name) for name in told.model_fields_set}
+        settings[group] = settings[group].model_copy(update=changed)
+    return settings
 
 
 def _demo(arguments: argparse.Namespace) -> int:

@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from blocks.errors import InputError
+from flows.generate_catalog import generate_catalog
 from imagemill.command import DONE, FAILURES, STOPPED
 from imagemill.running import run
 from imagemill.s3_server import S3Server, s3_server
@@ -28,7 +29,6 @@ from tasks.settings import (
     ApiSettings,
     CatalogSettings,
     ExecutionSettings,
-    LimitSettings,
     OutputSettings,
     PictureSettings,
 )
@@ -65,14 +65,13 @@ def demo(folder: Path, *, images: int, as_json: bool) -> int:
         s3.client().create_bucket(Bucket=_BUCKET)
         with _environment({**s3.environment, "FAL_KEY": "demo-key", "IMAGEMILL_HOME": work}):
             outcome = run(
-                {
-                    "catalog": CatalogSettings(path=str(folder / "catalog.parquet")),
-                    "api": ApiSettings(provider="fal", base_url=base_url),
-                    "output": OutputSettings(uri=f"s3://{_BUCKET}/demo", s3_endpoint_url=s3.endpoint_url),
-                    "picture": PictureSettings(width=512, height=512, format="jpeg"),
-                    "limits": LimitSettings(),
-                    "execution": ExecutionSettings(shard_size=50),
-                }
+                lambda: generate_catalog(
+                    catalog=CatalogSettings(path=str(folder / "catalog.parquet")),
+                    api=ApiSettings(provider="fal", base_url=base_url),
+                    output=OutputSettings(uri=f"s3://{_BUCKET}/demo", s3_endpoint_url=s3.endpoint_url),
+                    picture=PictureSettings(width=512, height=512, format="jpeg"),
+                    execution=ExecutionSettings(shard_size=50),
+                )
             )
             summary = outcome.summary if isinstance(outcome, RunStoppedError) else outcome
             bill = _bill(base_url)

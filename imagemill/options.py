@@ -20,7 +20,7 @@ from tasks.settings import (
     input_error,
 )
 
-_GROUPS: dict[str, type[BaseModel]] = {
+GROUPS: dict[str, type[BaseModel]] = {
     "catalog": CatalogSettings,
     "api": ApiSettings,
     "output": OutputSettings,
@@ -29,7 +29,7 @@ _GROUPS: dict[str, type[BaseModel]] = {
     "execution": ExecutionSettings,
 }
 
-_OPTIONS: tuple[tuple[str, str, str, str], ...] = (
+OPTIONS: tuple[tuple[str, str, str, str], ...] = (
     # option, metavar, group of settings, field
     ("--provider", "NAME", "api", "provider"),
     ("--base-url", "URL", "api", "base_url"),
@@ -54,9 +54,18 @@ _OPTIONS: tuple[tuple[str, str, str, str], ...] = (
     ("--concurrency", "auto|N", "limits", "concurrency"),
     ("--max-images-per-minute", "N", "limits", "max_images_per_minute"),
     ("--max-cost", "USD", "limits", "max_cost_usd"),
+    ("--outage-share", "SHARE", "limits", "outage_share"),
+    ("--outage-timeout", "S", "limits", "outage_timeout_s"),
 )
 
-RESUME_OPTIONS = ("--concurrency", "--max-images-per-minute", "--max-cost")
+RESUME_OPTIONS = (
+    "--concurrency",
+    "--max-images-per-minute",
+    "--max-cost",
+    "--outage-share",
+    "--outage-timeout",
+    "--store",
+)
 """What a resume may be told anew."""
 
 
@@ -71,10 +80,10 @@ class Parser(argparse.ArgumentParser):
 
 def add_options(parser: argparse.ArgumentParser, only: Sequence[str] | None = None) -> None:
     """Give a parser the options of a run, or some of them."""
-    for option, metavar, group, name in _OPTIONS:
+    for option, metavar, group, name in OPTIONS:
         if only is not None and option not in only:
             continue
-        field = _GROUPS[group].model_fields[name]
+        field = GROUPS[group].model_fields[name]
         help_text = (field.description or "").replace("%", "%%")
         kind: dict[str, Any] = {"metavar": metavar}
         if not metavar:
@@ -94,7 +103,7 @@ def settings_of(arguments: argparse.Namespace, group: str, **given: object) -> A
         InputError: a value is refused; says which and why.
     """
     values = dict(given)
-    for option, _, owner, name in _OPTIONS:
+    for option, _, owner, name in OPTIONS:
         value = getattr(arguments, f"{group}.{name}", None) if owner == group else None
         if value is None:
             continue
@@ -104,10 +113,10 @@ def settings_of(arguments: argparse.Namespace, group: str, **given: object) -> A
             value = _whole(option, value)
         values[name] = value
     try:
-        return _GROUPS[group](**values)
+        return GROUPS[group](**values)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        for option, _, owner, name in _OPTIONS:
+        for option, _, owner, name in OPTIONS:
             if owner == group and first["loc"] and first["loc"][0] == name:
                 message = str(first["msg"]).removeprefix("Value error, ")
                 raise InputError(f"{option} {first['input']!r}: {message}.") from error

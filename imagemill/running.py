@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
@@ -15,8 +15,7 @@ from prefect.client.orchestration import get_client
 from prefect.server.api.server import SubprocessASGIServer
 from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 
-from blocks.errors import InputError
-from flows.generate_catalog import generate_catalog
+from flows.retry_failed import recorded_settings
 from imagemill.command import DONE, FAILURES, STOPPED
 from imagemill.terminal import complain, progress_shown, say, show_summary, stderr
 from tasks.engine.engine import StopKind
@@ -25,10 +24,9 @@ from tasks.session import catalog_of, image_api, interrupt, open_bucket
 from tasks.summary import RunStoppedError, RunSummary
 
 
-def run_and_show(settings: dict[str, Any], *, as_json: bool) -> int:
-    """Run ``generate_catalog`` with these arguments; print its summary; the exit code."""
-    check(settings)
-    outcome = run(settings)
+def run_and_show(flow: Callable[[], RunSummary], *, as_json: bool) -> int:
+    """Run a flow that ends in a summary; print it; the exit code."""
+    outcome = run(flow)
     summary = outcome.summary if isinstance(outcome, RunStoppedError) else outcome
     if as_json:
         print(summary.model_dump_json())
@@ -49,17 +47,16 @@ def run_and_show(settings: dict[str, Any], *, as_json: bool) -> int:
     return DONE
 
 
-def run(settings: dict[str, Any]) -> RunSummary | RunStoppedError:
-    """Run the flow with progress on stderr. A stop is given back, not raised."""
+def run(flow: Callable[[], RunSummary]) -> RunSummary | RunStoppedError:
+    """Run a flow with progress on stderr. A stop is given back, not raised."""
     with interrupts_stop_the_run(), progress_shown():
         _start_prefect()
         try:
             # Its heartbeat costs every run a second at its end; a person watches this one.
             with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
-                summary: RunSummary = generate_catalog(**settings)
+                return flow()
         except RunStoppedError as stop:
             return stop
-        return summary
 
 
 def check(settings: dict[str, Any]) -> None:
@@ -75,20 +72,13 @@ def check(settings: dict[str, Any]) -> None:
     open_bucket(settings["output"]).close()
 
 
-def recorded_settings(run_id: str) -> dict[str, Any]:
+def resumed_arguments(run_id: str) -> dict[str, Any]:
     """The arguments a run began with, from its folder on this machine.
 
     Raises:
         InputError: this machine knows no such run.
     """
-    folder = RunFolder(run_id)
-    record = folder.read_record()
-    if record is None:
-        raise InputError(
-            f"This machine knows no run {run_id!r} (looked in {folder.path}): where it ran elsewhere,"
-            " start the same 'imagemill run' with --run-id."
-        )
-    settings, _ = record
+    settings = recorded_settings(run_id, None)
     return {
         "catalog": settings.catalog,
         "output": settings.output,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import unicodedata
 
 KEY_VERSION = 1
@@ -31,9 +30,13 @@ def job_key(
     ``model`` names the API and its model; ``prompt`` is normalized; ``negative_prompt`` is None where the
     model uses none. Equal keys are one job, one object and one payment.
     """
-    fields = [KEY_VERSION, model, prompt, negative_prompt, width, height, steps, seed, image_format]
-    canonical = json.dumps(fields, ensure_ascii=True, separators=(",", ":"))
-    return hashlib.blake2b(canonical.encode(), digest_size=20).hexdigest()
+    # Texts are preceded by their lengths, so that none can pass for a part of another.
+    negative = "-" if negative_prompt is None else f"{len(negative_prompt)}:{negative_prompt}"
+    canonical = (
+        f"{KEY_VERSION}|{len(model)}:{model}|{len(image_format)}:{image_format}"
+        f"|{width}|{height}|{steps}|{seed}|{negative}|{prompt}"
+    )
+    return hashlib.blake2b(canonical.encode("utf-8", "surrogatepass"), digest_size=20).hexdigest()
 
 
 def prompt_seed(prompt: str) -> int:

@@ -7,7 +7,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -19,6 +19,7 @@ from PIL import Image
 
 from blocks.errors import StoreUnavailableError
 from blocks.stores import JobTotals
+from tasks.manifest import Changes
 from tasks.report import FailureGroup, MetricsBucket, Report, Tile, render_report
 from tasks.run_folder import PARQUET, PlanCounts
 from tasks.session import Session, open_session
@@ -65,7 +66,7 @@ class Pace:
 
 
 @verb("measure")
-def measure(settings: RunSettings, counts: PlanCounts, wall_s: float) -> RunSummary:
+def measure(settings: RunSettings, counts: PlanCounts, changes: Changes, wall_s: float) -> RunSummary:
     """Write metrics, report and the run's row into the bucket; the summary."""
     with open_session(settings) as session:
         folder, bucket = session.folder.path, session.bucket
@@ -77,6 +78,7 @@ def measure(settings: RunSettings, counts: PlanCounts, wall_s: float) -> RunSumm
         metrics_uri = bucket.upload(folder / "metrics.parquet", f"{run}/metrics.parquet", PARQUET)
         summary = summarize(session, counts, jobs, pace, wall_s).model_copy(
             update={
+                **asdict(changes),
                 "manifest": bucket.uri_of("manifest.parquet"),
                 "metrics": metrics_uri,
                 "report": bucket.uri_of(f"{run}/report.html"),

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from blocks.apis import ImageApi
+from blocks.errors import InputError
 from blocks.jobs import Job
 from tasks.catalog import CatalogFiles
 from tasks.keys import job_key, normalized, prompt_seed
@@ -61,6 +62,9 @@ class Planner:
     Args:
         api: whose limits, price and model count; nothing is asked of it.
         picture: what a row says nothing about.
+
+    Raises:
+        InputError: the API does not make images in the format asked for.
     """
 
     api: ImageApi
@@ -75,6 +79,11 @@ class Planner:
     _negative_prompts: int = 0
 
     def __post_init__(self) -> None:
+        if self.picture.format not in self.api.formats:
+            raise InputError(
+                f"The provider {self.api.provider} makes no {self.picture.format} images:"
+                f" choose {' or '.join(sorted(self.api.formats))}."
+            )
         policy = self.picture.seed_policy
         self._fixed_seed = int(policy.partition(":")[2]) if policy.startswith("fixed:") else None
         self._random = random.SystemRandom() if policy == "random" else None
@@ -169,7 +178,7 @@ class Planner:
         steps = _whole("steps", raw_steps, self.picture.steps)
         size = (width, height, steps)
         if size not in self._refusals:
-            self._refusals[size] = self.api.sizes.refusal(*size)
+            self._refusals[size] = self.api.refusal(*size)
         if refusal := self._refusals[size]:
             raise _Rejected(refusal)
         seed = self._seed(prompt, raw_seed)
@@ -178,7 +187,7 @@ class Planner:
         key = job_key(
             model=self._model,
             prompt=prompt,
-            negative_prompt=None,
+            negative_prompt=(negative or None) if self.api.uses_negative_prompt else None,
             width=width,
             height=height,
             steps=steps,
@@ -204,7 +213,7 @@ class Planner:
         number = self._numbers.get(job.key, job.number)
         if known_by_id and self._ids.setdefault(job.id, number) != number:
             raise _Rejected("id seen before with other content")
-        if job.negative_prompt:
+        if job.negative_prompt and not self.api.uses_negative_prompt:
             self._negative_prompts += 1
         price = self.api.price_usd(job.width, job.height)
         if number == job.number:

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass
 
+from blocks.bucket import MEDIA_TYPES, image_name
 from blocks.errors import InputError
 from blocks.jobs import Job
 from blocks.stores import Shard, shards
@@ -19,10 +23,12 @@ _LOOKED_UP_AT_ONCE = 10_000
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """What is left to do: the plan's counts, and shards of unfinished jobs."""
+    """What is left to do: the plan's counts, shards of unfinished jobs, how many, and at what cost."""
 
     counts: PlanCounts
     shards: list[Shard]
+    images: int
+    cost_usd: float
 
 
 @verb("prepare")
@@ -34,13 +40,15 @@ def prepare(settings: RunSettings) -> Prepared:
     """
     with open_session(settings) as session:
         counts = _plan(session)
+        _upload_unsaved(session)
         _find_images(session)
         totals = session.wait(session.store.totals)
         session.recorder.begin(
             unique=counts.unique, done=totals.done, failed=totals.failed, cost_usd=totals.cost_usd
         )
         unfinished = session.wait(session.store.unfinished_numbers)
-        return Prepared(counts, shards(unfinished, settings.execution.shard_size))
+        cost_usd = counts.cost_usd * len(unfinished) / counts.unique if counts.unique else 0.0
+        return Prepared(counts, shards(unfinished, settings.execution.shard_size), len(unfinished), cost_usd)
 
 
 def refuse_other_run(settings: RunSettings, known: RunSettings) -> None:
@@ -71,20 +79,45 @@ def _plan(session: Session) -> PlanCounts:
     session.wait(store.clear)
     catalog = catalog_of(settings.catalog, settings.output)
     planner = Planner(session.api, settings.picture)
-    counts = write_plan(
-        planner, catalog, folder.plan, folder.rejected, lambda jobs: session.wait(store.add, jobs)
-    )
+    with _adding(session) as add:
+        counts = write_plan(planner, catalog, folder.plan, folder.rejected, add)
     session.wait(store.mark_planned)
     folder.write_record(settings, counts)
     folder.publish_plan(session.bucket)
     return counts
 
 
+@contextmanager
+def _adding(session: Session) -> Iterator[Callable[[list[Job]], None]]:
+    """Adds batches of jobs to the store, each while the next one is planned."""
+    under_way: list[Future[None]] = []
+
+    def add(jobs: list[Job]) -> None:
+        wait()
+        under_way.append(session.portal.start_task_soon(session.store.add, jobs))
+
+    def wait() -> None:
+        while under_way:
+            under_way.pop().result()
+
+    yield add
+    wait()
+
+
 def _restore_jobs(session: Session, known: RunSettings) -> None:
     session.wait(session.store.clear)
-    for jobs in planned_jobs(session.folder.plan, session.api.model, known.picture.format):
-        session.wait(session.store.add, jobs)
+    with _adding(session) as add:
+        for jobs in planned_jobs(session.folder.plan, session.api.model, known.picture.format):
+            add(jobs)
     session.wait(session.store.mark_planned)
+
+
+def _upload_unsaved(session: Session) -> None:
+    """Bring images to the bucket that were paid for while it was away."""
+    for image in session.folder.unsaved.glob("*.*"):
+        extension = image.suffix[1:]
+        session.bucket.upload(image, image_name(image.stem, extension), MEDIA_TYPES[extension])
+        image.unlink()
 
 
 def _find_images(session: Session) -> None:

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from blocks.bucket import copy_name
 from blocks.jobs import Job, JobStatus
-from tasks.plan import PLAN_SCHEMA
+from tasks.manifest import Changes, Outcomes, replace_manifest, write_manifest
 from tasks.run_folder import JSON_LINES, PARQUET
 from tasks.session import Session, open_session
 from tasks.settings import RunSettings
@@ -63,15 +63,14 @@ FAILED_SCHEMA = pa.schema(
     ]
 )
 
-_MANIFEST_OWN = (
-    "id", "prompt", "negative_prompt", "width", "height", "seed", "steps",
-    "key", "status", "uri", "copy_uri", "error_code",
-)  # fmt: skip
-
 
 @verb("publish")
-def publish(settings: RunSettings) -> str:
-    """Write all records of a run into the bucket, the manifest last; its address."""
+def publish(settings: RunSettings, *, retire: bool = False, prune: bool = False) -> Changes:
+    """Write all records of a run into the bucket, the manifest last; what changed against the one before.
+
+    With ``retire``, rows that the manifest has and the catalog has no more stay in it as retired; with
+    ``prune`` their images are deleted, unless another row uses them.
+    """
     with open_session(settings) as session:
         folder = session.folder.path
         outcomes = _write_jobs(session, folder / "jobs.parquet", folder / "failed.parquet")
@@ -84,27 +83,12 @@ def publish(settings: RunSettings) -> str:
             session.bucket.upload(folder / name, f"runs/{settings.run_id}/{name}", media_type)
         if settings.output.copies:
             _copy_images(session, outcomes)
-        _write_manifest(session, outcomes, folder / "manifest.parquet")
-        return session.bucket.upload(folder / "manifest.parquet", "manifest.parquet", PARQUET)
+        write_manifest(session, outcomes, folder / "manifest.parquet")
+        return replace_manifest(session, retire=retire, prune=prune)
 
 
-class _Outcomes:
-    """How each job ended, by its number: all that the manifest needs of a million jobs."""
-
-    def __init__(self) -> None:
-        self.status: list[str] = []
-        self.image: list[str | None] = []
-        self.error_code: list[str | None] = []
-
-    def add(self, job: Job) -> None:
-        unfinished = job.status is JobStatus.RUNNING
-        self.status.append(JobStatus.PENDING if unfinished else job.status)
-        self.image.append(job.image)
-        self.error_code.append(job.error_code)
-
-
-def _write_jobs(session: Session, jobs_file: Path, failed_file: Path) -> _Outcomes:
-    outcomes = _Outcomes()
+def _write_jobs(session: Session, jobs_file: Path, failed_file: Path) -> Outcomes:
+    outcomes = Outcomes()
     with (
         pq.ParquetWriter(jobs_file, JOBS_SCHEMA, compression="zstd") as jobs_writer,
         pq.ParquetWriter(failed_file, FAILED_SCHEMA, compression="zstd") as failed_writer,
@@ -139,7 +123,7 @@ def _table(jobs: list[Job], schema: pa.Schema) -> pa.Table:
     return pa.Table.from_arrays(columns, schema=schema)
 
 
-def _copy_images(session: Session, outcomes: _Outcomes) -> None:
+def _copy_images(session: Session, outcomes: Outcomes) -> None:
     def copy(row: tuple[str, str]) -> None:
         session.bucket.copy(row[1], copy_name(row[0], row[1].rpartition(".")[2]))
 
@@ -149,49 +133,3 @@ def _copy_images(session: Session, outcomes: _Outcomes) -> None:
             images = ((row_id, outcomes.image[job]) for row_id, job in rows if job is not None)
             for _ in threads.map(copy, [(i, image) for i, image in images if image is not None]):
                 pass
-
-
-def _write_manifest(session: Session, outcomes: _Outcomes, file: Path) -> None:
-    """The catalog as it stands: a row a catalog row, with what became of it."""
-    plan = pq.ParquetFile(session.folder.plan)
-    carried = [f for f in plan.schema_arrow if f.name not in PLAN_SCHEMA.names]
-    names = {field.name: field.name.removeprefix("carried:") for field in carried}
-    names.update({f: f"catalog_{n}" for f, n in names.items() if n in _MANIFEST_OWN})
-    copies = session.settings.output.copies
-    writer: pq.ParquetWriter | None = None
-    try:
-        for batch in plan.iter_batches():
-            planned = pa.Table.from_batches([batch])
-            table = _manifest_table(session, planned, outcomes, copies=copies)
-            for field in carried:
-                table = table.append_column(pa.field(names[field.name], field.type), planned[field.name])
-            writer = writer or pq.ParquetWriter(file, table.schema, compression="zstd")
-            writer.write_table(table)
-        if writer is None:
-            empty = plan.schema_arrow.empty_table()
-            table = _manifest_table(session, empty, outcomes, copies=copies)
-            writer = pq.ParquetWriter(file, table.schema)
-            writer.write_table(table)
-    finally:
-        if writer is not None:
-            writer.close()
-
-
-def _manifest_table(session: Session, planned: pa.Table, outcomes: _Outcomes, *, copies: bool) -> pa.Table:
-    jobs: list[int | None] = planned["job"].to_pylist()
-    images = [None if job is None else outcomes.image[job] for job in jobs]
-    uris = [image and session.bucket.uri_of(image) for image in images]
-    copy_uris = [
-        session.bucket.uri_of(copy_name(row_id, image.rpartition(".")[2])) if image and copies else None
-        for row_id, image in zip(planned["id"].to_pylist(), images, strict=True)
-    ]
-    own = {
-        "status": ["rejected" if job is None else outcomes.status[job] for job in jobs],
-        "uri": uris,
-        "copy_uri": copy_uris,
-        "error_code": [None if job is None else outcomes.error_code[job] for job in jobs],
-    }
-    columns = {
-        name: pa.array(own[name], pa.string()) if name in own else planned[name] for name in _MANIFEST_OWN
-    }
-    return pa.table(columns)

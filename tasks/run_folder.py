@@ -39,7 +39,7 @@ def home() -> Path:
 
 
 class RunFolder:
-    """The files of one run on this machine: job store, plan, log and record."""
+    """The files of one run on this machine: job store, plan, log and record, and images not uploaded yet."""
 
     def __init__(self, run_id: str) -> None:
         self.run_id = run_id
@@ -48,6 +48,7 @@ class RunFolder:
         self.rejected = self.path / "rejected.parquet"
         self.log = self.path / "log.jsonl"
         self.record = self.path / "run.json"
+        self.unsaved = self.path / "unsaved"
 
     def create(self) -> None:
         """Make the folder.

@@ -24,13 +24,22 @@ from blocks.apis import PROVIDERS, ImageApi
 from blocks.bucket import ImageBucket
 from blocks.errors import InputError
 from blocks.stores import JobStore, open_store
+from blocks.stores.servers import StoreServer
 from tasks.catalog import CatalogFiles, open_catalog
+from tasks.engine.breaker import Breaker
 from tasks.engine.cost import CostLimit
 from tasks.engine.engine import Engine, StopKind
 from tasks.engine.pacer import CEILING, Pacer
 from tasks.engine.recorder import Recorder
 from tasks.run_folder import RunFolder
-from tasks.settings import ApiSettings, CatalogSettings, OutputSettings, RunSettings, input_error
+from tasks.settings import (
+    ApiSettings,
+    CatalogSettings,
+    ExecutionSettings,
+    OutputSettings,
+    RunSettings,
+    input_error,
+)
 
 T = TypeVar("T")
 
@@ -128,6 +137,20 @@ def image_api(settings: ApiSettings, *, needs_key: bool = True) -> ImageApi:
         raise input_error(error) from error
 
 
+def store_of(settings: ExecutionSettings) -> str | None:
+    """The job store that the settings name: as it stands there, or of a saved block."""
+    kind, _, name = (settings.store or "").partition(":")
+    if kind != "block":
+        return settings.store
+    try:
+        block = Block.load(name)
+    except ValueError as error:
+        raise InputError(f"There is no saved block {name!r}: {error}") from error
+    if not isinstance(block, StoreServer):
+        raise InputError(f"The block {name!r} is not a job store.")
+    return block.store()
+
+
 def aws_session(output: OutputSettings) -> tuple[boto3.Session, str | None]:
     """The boto3 session and S3 endpoint that the settings name: a saved S3Bucket block's, or boto3's own."""
     if not output.s3_bucket_block:
@@ -168,7 +191,8 @@ def _open(settings: RunSettings) -> _Shared:
         record = folder.read_record()
         rows = record[1].rows if record else catalog_of(settings.catalog, settings.output).rows
         folder.create()
-        store = open_store(settings.execution.store, rows=rows, run_id=settings.run_id, folder=folder.path)
+        named = store_of(settings.execution)
+        store = open_store(named, rows=rows, run_id=settings.run_id, folder=folder.path)
         portal = stack.enter_context(start_blocking_portal(name="imagemill-engine"))
         session = stack.enter_context(
             portal.wrap_async_context_manager(_running(settings, folder, api, bucket, store, portal))
@@ -208,7 +232,9 @@ async def _running(
             store=store,
             pacer=pacer,
             cost=cost,
+            breaker=Breaker(limits.outage_share, limits.outage_timeout_s),
             recorder=recorder,
+            unsaved=folder.unsaved,
         )
         watch = await stack.enter_async_context(anyio.create_task_group())
         watch.start_soon(recorder.keep_time)

@@ -20,6 +20,7 @@ from pydantic import (
 )
 
 from blocks.errors import InputError
+from blocks.stores.address import without_password
 
 SEED_POLICY = re.compile(r"prompt|random|fixed:(0|[1-9][0-9]{0,9})")
 RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,119}")
@@ -58,7 +59,10 @@ class CatalogSettings(_Settings):
 class ApiSettings(_Settings):
     """Which image API, and which model there."""
 
-    provider: str = Field(default="together", description="The vendor: together or fal.")
+    provider: str = Field(
+        default="together",
+        description="The vendor: together, fal, replicate, bfl, or openai, for any server that speaks it.",
+    )
     block: str | None = Field(
         default=None,
         description="The name of a saved image API block, which then holds key, address and model."
@@ -112,7 +116,9 @@ class PictureSettings(_Settings):
         default="prompt",
         description="The seed of rows without one: prompt (derived from the prompt), fixed:N or random.",
     )
-    format: Literal["png", "jpeg"] = Field(default="png", description="The format asked for.")
+    format: Literal["png", "jpeg", "webp"] = Field(
+        default="png", description="The format asked for: png, jpeg or, where the API makes it, webp."
+    )
 
     @field_validator("seed_policy")
     @classmethod
@@ -136,6 +142,24 @@ class LimitSettings(_Settings):
         default=None, ge=0, description="Stop, resumably, before the run costs more than this."
     )
 
+    approve_above_usd: float | None = Field(
+        default=None,
+        ge=0,
+        description="Pause before a run that would cost more than this, until somebody resumes it in the UI.",
+    )
+    outage_share: float = Field(
+        default=0.5,
+        ge=0,
+        le=1,
+        description="Pause, and only probe, once more than this share of the last 200 attempts failed as an"
+        " API that is down fails.",
+    )
+    outage_timeout_s: float = Field(
+        default=300.0,
+        ge=0,
+        description="Stop, resumably, once the API has been down this long, in seconds.",
+    )
+
     @field_validator("concurrency")
     @classmethod
     def _bounded(cls, concurrency: int | str) -> int | str:
@@ -153,8 +177,9 @@ class ExecutionSettings(_Settings):
     )
     store: str | None = Field(
         default=None,
-        description="The job store: memory, sqlite or sqlite:PATH; by default memory up to 1,000 rows,"
-        " sqlite beyond.",
+        description="The job store: memory, sqlite, sqlite:PATH, postgresql://USER@HOST/DATABASE or"
+        " redis://HOST, its password in IMAGEMILL_STORE_PASSWORD, or block:TYPE/NAME; by default"
+        " memory up to 1,000 rows, sqlite beyond.",
     )
     shard_size: int = Field(
         default=250,
@@ -163,6 +188,11 @@ class ExecutionSettings(_Settings):
         description="Jobs in one task run; 1 shows each image in the UI.",
     )
     workers: int = Field(default=4, ge=1, le=64, description="Shards that are worked on at once.")
+
+    @field_validator("store")
+    @classmethod
+    def _no_password(cls, store: str | None) -> str | None:
+        return store and without_password(store)
 
     @field_validator("run_id")
     @classmethod

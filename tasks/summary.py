@@ -32,6 +32,11 @@ class RunSummary(BaseModel):
     rate_limited: int = Field(description="Attempts answered with a 429.")
     retries: int
     errors: dict[str, int] = Field(description="Failed attempts by class of error.")
+    added: int = Field(default=0, description="Rows that the manifest before did not have.")
+    changed: int = Field(default=0, description="Rows that ask for another picture than before.")
+    unchanged: int = Field(default=0, description="Rows that ask for the same picture as before.")
+    retired: int = Field(default=0, description="Rows of the manifest before that the catalog lacks.")
+    pruned: int = Field(default=0, description="Images of retired and changed rows that were deleted.")
     wall_s: float = Field(description="From the run's first event to its last, pauses between excluded.")
     manifest: str | None
     metrics: str | None

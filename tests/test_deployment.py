@@ -7,14 +7,16 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 from prefect.client.orchestration import get_client
 from prefect.deployments import run_deployment
 from prefect.exceptions import PrefectHTTPStatusError
+from prefect.flows import load_flow_from_entrypoint
 
 from emulator import Emulator
-from flows.generate_catalog import generate_catalog
 from tests.conftest import Place
 
 ROOT = Path(__file__).parents[1]
@@ -61,9 +63,21 @@ def test_the_deployment_runs_on_a_worker(
     assert {row["status"] for row in place.table("manifest.parquet")} == {"done"}
 
 
-def test_each_field_of_the_form_explains_itself() -> None:
-    schema = generate_catalog.parameters.model_dump()
-    assert schema["required"] == ["catalog", "output"]
-    for definition in schema["definitions"].values():
-        for name, field in definition["properties"].items():
-            assert field.get("description"), name
+DEPLOYMENTS = yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]
+
+
+@pytest.mark.parametrize("deployment", DEPLOYMENTS, ids=lambda d: d["entrypoint"])
+def test_each_deployment_fits_its_flow_and_its_form_explains_itself(deployment: dict[str, Any]) -> None:
+    flow = load_flow_from_entrypoint(deployment["entrypoint"])
+    parameters = deployment.get("parameters", {})
+    schema = flow.parameters.model_dump()
+    missing = set(schema.get("required", [])) - set(parameters)
+    assert missing <= {"run_id"}
+    assert flow.validate_parameters({**dict.fromkeys(missing, "some-run"), **parameters})
+    definitions = schema.get("definitions", {})
+    fields = {**schema["properties"]}
+    for definition in definitions.values():
+        fields |= definition["properties"]
+    for name, field in fields.items():
+        described = definitions.get(field.get("$ref", "").rpartition("/")[2], field)
+        assert described.get("description"), name

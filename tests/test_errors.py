@@ -121,4 +121,4 @@ def test_image_links_are_followed_only_to_the_vendors_hosts(
     link: str,
     may: bool,  # noqa: FBT001 - a parameter of the test
 ) -> None:
-    assert Fal(api_key=SecretStr("k"), base_url=base_url)._may_fetch(link) is may
+    assert Fal(api_key=SecretStr("k"), base_url=base_url).is_trusted_link(link) is may

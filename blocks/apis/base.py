@@ -1,9 +1,11 @@
-"""The small interface behind which every image API stands, and what all of them share."""
+"""The small interface behind which every image API stands, and what all of them share.
+
+A vendor's module says where to post (:meth:`ImageApi.endpoint`), what (:meth:`ImageApi.body`), and where the
+image is in the answer (:meth:`ImageApi.read`); :mod:`blocks.apis.queued` adds submitting and polling.
+"""
 
 from __future__ import annotations
 
-import ipaddress
-import math
 import os
 from abc import abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -14,21 +16,29 @@ from urllib.parse import urlsplit
 
 import anyio
 import httpx
-import orjson
 from prefect.blocks.core import Block
 from pydantic import Field, SecretStr, field_validator
 
+from blocks.apis.exchange import (
+    decoded,
+    fetch,
+    is_loopback,
+    parsed,
+    seconds_in_words,
+    text_at,
+    unexpected_answer,
+    words_of,
+)
+from blocks.apis.prices import list_price
 from blocks.errors import (
     ApiError,
     ErrorClass,
     InputError,
     class_of_status,
+    printable,
     retry_after_seconds,
 )
 from blocks.jobs import Job
-
-MAX_ANSWER_BYTES = 96 * 1024 * 1024
-"""No answer and no image may be larger; a 2048 x 2048 PNG is at most some 16 MB."""
 
 Accepted: TypeAlias = Callable[[str], Awaitable[None]]
 """Called with a queued API's request id; returns once the id is stored."""
@@ -42,6 +52,26 @@ class GeneratedImage:
     cost_usd: float
     flagged: bool = False
     request_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ImageSource:
+    """Where an answer has the image: an http(s) link, a data URI or bare base64."""
+
+    text: str
+    flagged: bool = False
+
+    @classmethod
+    def of_list(cls, answer: dict[str, Any]) -> ImageSource:
+        """The image of ``{"data": [{"b64_json" or "url": ...}]}``, the shape that OpenAI made common.
+
+        Raises:
+            ApiError: the answer has another shape.
+        """
+        found = text_at(answer, "data", 0, "b64_json") or text_at(answer, "data", 0, "url")
+        if found is None:
+            raise unexpected_answer(answer)
+        return cls(found)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +105,10 @@ class ImageApi(Block):
     sizes: ClassVar[SizeLimits]
     default_base_url: ClassVar[str]
     default_model: ClassVar[str]
-    default_usd_per_megapixel: ClassVar[float]
+    authorization: ClassVar[tuple[str, str]] = ("authorization", "Bearer {key}")
+    formats: ClassVar[frozenset[str]] = frozenset({"png", "jpeg"})
+    uses_negative_prompt: ClassVar[bool] = False
+    success: ClassVar[frozenset[int]] = frozenset({200})
     typical_latency_s: ClassVar[float] = 0.8
     largest_seed: ClassVar[int] = 2**32 - 1
     vendor_image_hosts: ClassVar[tuple[str, ...]] = ()
@@ -87,6 +120,9 @@ class ImageApi(Block):
         examples=["http://127.0.0.1:8700"],
     )
     model: str = Field(default="", description="The model's name at this vendor. Empty: FLUX.1 [schnell].")
+    usd_per_image: float | None = Field(
+        default=None, ge=0, description="Your price, in USD an image, where it is not the list price."
+    )
     usd_per_megapixel: float | None = Field(
         default=None,
         ge=0,
@@ -129,29 +165,93 @@ class ImageApi(Block):
         return cls(api_key=SecretStr(key), **settings)
 
     def price_usd(self, width: int, height: int) -> float:
-        """What one image of this size costs, in USD."""
-        rate = self.default_usd_per_megapixel if self.usd_per_megapixel is None else self.usd_per_megapixel
-        return rate * self.billed_megapixels(width, height)
+        """What one image of this size costs, in USD: the block's own price, or the price table's."""
+        if self.usd_per_image is not None:
+            return self.usd_per_image
+        if self.usd_per_megapixel is not None:
+            return self.usd_per_megapixel * width * height / 1e6
+        price = list_price(self.provider, self.model)
+        return price.of(width, height) if price else 0.0
 
-    def billed_megapixels(self, width: int, height: int) -> float:
-        """Megapixels that the vendor bills for one image."""
-        return width * height / 1e6
+    def refusal(self, width: int, height: int, steps: int) -> str | None:
+        """Why the API would refuse a picture of this size, in pixels; None where it would not."""
+        return self.sizes.refusal(width, height, steps)
 
     @abstractmethod
-    async def generate(self, http: httpx.AsyncClient, job: Job, accepted: Accepted) -> GeneratedImage:
+    def endpoint(self, job: Job) -> str:
+        """The address that a generation request is posted to."""
+
+    @abstractmethod
+    def body(self, job: Job) -> dict[str, Any]:
+        """The JSON body of a generation request."""
+
+    @abstractmethod
+    def read(self, answer: dict[str, Any]) -> ImageSource | None:
+        """Where an answer has its image; None while the image is still being made.
+
+        Raises:
+            ApiError: the answer says that there will be none, or is of an unknown shape.
+        """
+
+    def source_in(self, answer: dict[str, Any]) -> ImageSource | None:
+        """What :meth:`read` finds; an answer that it stumbles over is one of an unknown shape."""
+        try:
+            return self.read(answer)
+        except (LookupError, TypeError, ValueError, AttributeError):
+            raise unexpected_answer(answer) from None
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """The headers of every request to the API itself; image links never get them."""
+        name, value = self.authorization
+        return {name: value.format(key=self.api_key.get_secret_value())}
+
+    async def generate(
+        self,
+        http: httpx.AsyncClient,
+        job: Job,
+        accepted: Accepted,  # noqa: ARG002 - an API that answers at once has nothing to ask about later
+    ) -> GeneratedImage:
         """Make one image. A job with a ``request_id`` is asked about first and not sent again.
 
         Raises:
             ApiError: there is no image, with the class of error that decides what follows.
         """
+        async with self.attempt():
+            answer = await self.post(http, job)
+            source = self.source_in(answer)
+            if source is None:
+                raise unexpected_answer(answer)
+            content = await self.content(http, source)
+        return GeneratedImage(content, self.price_usd(job.width, job.height), flagged=source.flagged)
+
+    async def post(self, http: httpx.AsyncClient, job: Job) -> dict[str, Any]:
+        """Send a generation request; its answer, where the API took it."""
+        status, headers, body = await fetch(
+            http, "POST", self.endpoint(job), headers=self.headers, json=self.body(job)
+        )
+        if status not in self.success:
+            raise self.error_of(status, headers, body)
+        return parsed(body)
+
+    async def content(self, http: httpx.AsyncClient, source: ImageSource) -> bytes:
+        """The bytes of an image, from the answer itself or from behind its link."""
+        if not isinstance(source.text, str):
+            raise unexpected_answer(source.text)
+        if source.text.startswith(("http://", "https://")):
+            return await self.download(http, source.text)
+        return decoded(source.text)
 
     def error_of(self, status: int, headers: Mapping[str, str], body: bytes) -> ApiError:
         """The error that an HTTP answer stands for, with the API's own words."""
         retry_after_s = retry_after_seconds(headers)
+        words = words_of(body)
         error_class = class_of_status(status, has_retry_after=retry_after_s is not None)
+        if error_class is ErrorClass.RATE_LIMITED and retry_after_s is None:
+            retry_after_s = seconds_in_words(words)
         return ApiError(
             error_class,
-            self.clean(f"HTTP {status}: {words_of(body) or 'no reason given'}"),
+            self.clean(f"HTTP {status}: {words or 'no reason given'}"),
             code=f"http_{status}",
             retry_after_s=retry_after_s,
         )
@@ -159,7 +259,7 @@ class ImageApi(Block):
     def clean(self, text: str) -> str:
         """Text that an API sent, fit for a log: bounded, no control characters, never the key."""
         text = text[:4000].replace(self.api_key.get_secret_value(), "***")
-        return "".join(c if c.isprintable() else " " for c in text)[:1000]
+        return printable(text)[:1000]
 
     @asynccontextmanager
     async def attempt(self, *, keep_request: bool = False) -> AsyncIterator[None]:
@@ -174,7 +274,14 @@ class ImageApi(Block):
                 code="timeout",
                 keep_request=keep_request,
             ) from error
-        except httpx.TransportError as error:
+        except httpx.InvalidURL as error:
+            raise ApiError(
+                ErrorClass.BAD_REQUEST,
+                self.clean(f"a link that cannot be followed ({error})"),
+                code="bad_link",
+                charged=True,
+            ) from error
+        except (httpx.TransportError, httpx.DecodingError) as error:
             raise ApiError(
                 ErrorClass.TIMEOUT,
                 self.clean(f"connection lost ({type(error).__name__}: {error})"),
@@ -184,14 +291,21 @@ class ImageApi(Block):
 
     async def download(self, http: httpx.AsyncClient, link: str) -> bytes:
         """The bytes behind an image link, without the key, from a host that may be trusted with it."""
-        if not self._may_fetch(link):
+        if not self.is_trusted_link(link):
             raise ApiError(
                 ErrorClass.BAD_REQUEST,
-                self.clean(f"the image link points to {urlsplit(link).hostname!r}, not a host of the vendor"),
+                self.clean(f"the image link {link[:200]!r} does not point to a host of the vendor"),
                 code="image_host_refused",
                 charged=True,
             )
         status, headers, content = await fetch(http, "GET", link)
+        if status in {401, 403, 404, 410}:
+            raise ApiError(
+                ErrorClass.INVALID_IMAGE,
+                f"the image link answered HTTP {status}: it has expired",
+                code="image_link_expired",
+                charged=True,
+            )
         if status != 200:
             raise ApiError(
                 ErrorClass.TIMEOUT,
@@ -203,103 +317,25 @@ class ImageApi(Block):
             )
         return content
 
-    def _may_fetch(self, link: str) -> bool:
+    def is_own_address(self, url: str) -> bool:
+        """Whether a URL leads to the host and port that requests are sent to, or both are loopback."""
         try:
-            parts, base = urlsplit(link), urlsplit(self.base_url)
+            parts, base = urlsplit(url), urlsplit(self.base_url)
             same_place = (parts.hostname, parts.port) == (base.hostname, base.port)
         except ValueError:
             return False
-        host = parts.hostname
-        if parts.scheme not in {"http", "https"} or not host:
+        if parts.scheme not in {"http", "https"} or not parts.hostname:
             return False
-        if same_place or (_is_loopback(host) and _is_loopback(base.hostname or "")):
+        return same_place or (is_loopback(parts.hostname) and is_loopback(base.hostname or ""))
+
+    def is_trusted_link(self, link: str) -> bool:
+        """Whether an image link leads to the API itself, or over https to a host that is known."""
+        if self.is_own_address(link):
             return True
+        try:
+            parts = urlsplit(link)
+            host, _ = parts.hostname or "", parts.port  # a port that is none is refused here
+        except ValueError:
+            return False
         known = (*self.vendor_image_hosts, *self.image_hosts)
         return parts.scheme == "https" and any(host == h or host.endswith(f".{h}") for h in known)
-
-
-async def fetch(
-    http: httpx.AsyncClient,
-    method: str,
-    url: str,
-    *,
-    headers: Mapping[str, str] | None = None,
-    json: Mapping[str, object] | None = None,
-) -> tuple[int, httpx.Headers, bytes]:
-    """One HTTP exchange, its body bounded: status, headers, body. Redirects are not followed."""
-    content = None
-    sent = {"accept-encoding": "identity", **(headers or {})}
-    if json is not None:
-        content = orjson.dumps(json)
-        sent["content-type"] = "application/json"
-    async with http.stream(method, url, headers=sent, content=content, follow_redirects=False) as answer:
-        chunks: list[bytes] = []
-        held = 0
-        async for chunk in answer.aiter_bytes():
-            chunks.append(chunk)
-            held += len(chunk)
-            if held > MAX_ANSWER_BYTES:
-                raise ApiError(
-                    ErrorClass.INVALID_IMAGE,
-                    f"the answer is larger than {MAX_ANSWER_BYTES // 2**20} MB",
-                    code="answer_too_large",
-                )
-        return answer.status_code, answer.headers, b"".join(chunks)
-
-
-def parsed(body: bytes) -> dict[str, Any]:
-    """The JSON object of an answer that should be one.
-
-    Raises:
-        ApiError: it is something else, such as a proxy's HTML page with status 200.
-    """
-    try:
-        document = orjson.loads(body)
-    except orjson.JSONDecodeError:
-        document = None
-    if not isinstance(document, dict):
-        raise unexpected_answer(body)
-    return document
-
-
-def unexpected_answer(body: bytes) -> ApiError:
-    """The error for an answer of another shape than the vendor documents."""
-    start = "".join(c if c.isprintable() else " " for c in body[:80].decode("utf-8", "replace"))
-    return ApiError(
-        ErrorClass.SERVER_ERROR, f"an answer of an unknown shape: {start!r}", code="unknown_answer"
-    )
-
-
-def words_of(body: bytes) -> str:
-    """The sentence in an error body, whichever of the vendors' shapes it has."""
-    try:
-        document = orjson.loads(body)
-    except orjson.JSONDecodeError:
-        return body[:300].decode("utf-8", "replace").strip()
-    found = document
-    if isinstance(document, dict):
-        found = document.get("error") or document.get("detail") or document.get("message") or document
-    if isinstance(found, dict):
-        found = found.get("message") or found
-    if isinstance(found, list):
-        found = "; ".join(
-            f"{'.'.join(map(str, item.get('loc', [])))}: {item.get('msg', '')}"
-            if isinstance(item, dict)
-            else str(item)
-            for item in found[:5]
-        )
-    return found if isinstance(found, str) else orjson.dumps(found).decode()[:300]
-
-
-def whole_megapixels(width: int, height: int) -> int:
-    """Megapixels, rounded up."""
-    return math.ceil(width * height / 1e6)
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

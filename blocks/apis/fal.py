@@ -1,36 +1,39 @@
-"""fal: queued. Submit, ask for the status, fetch the result, download the image.
+"""fal: queued, or synchronous with ``queued=False``.
 
-Wire facts from fal's queue reference and its Python client. Not confirmed against the live service: the
-largest size, and that an exhausted balance always comes as 403 with that word.
+Queued: submit, ask for the status, fetch the result, download the image. Synchronous (fal.run): one request,
+and the image is in the answer as a data URI; what is lost on the way is lost.
+
+- Authorization: ``Key KEY``, from FAL_KEY.
+- Sizes from 64 to 2,048 pixels, any multiple; 1 to 12 steps. Formats: jpeg, png. Seeds are used; a negative
+  prompt is not taken.
+- Errors: ``{"detail": [{loc, msg, type}]}`` with 422, else ``{"detail": "..."}``; the code is in
+  ``X-Fal-Error-Type``. 429: so many requests at once an account, without a number or a Retry-After. An
+  exhausted balance is a 403 that says so. A flagged image comes back black, with ``has_nsfw_concepts``.
+- Old requests can be asked about, and give fresh links to their images.
+- Images come from fal.media.
+
+From fal's queue reference and its Python client. Not confirmed against the live service: the largest size,
+``X-Fal-Error-Type``, that an exhausted balance always comes as 403 with that word, and that the synchronous
+form gives PNG data URIs for this model.
 """
 
 from __future__ import annotations
 
-import binascii
 from collections.abc import Mapping
 from typing import Any, ClassVar
 from urllib.parse import quote
 
-import anyio
 import httpx
-from pydantic import HttpUrl, PrivateAttr
+from pydantic import Field, HttpUrl
 
-from blocks.apis.base import (
-    Accepted,
-    GeneratedImage,
-    ImageApi,
-    SizeLimits,
-    fetch,
-    parsed,
-    unexpected_answer,
-    whole_megapixels,
-    words_of,
-)
+from blocks.apis.base import Accepted, GeneratedImage, ImageApi, ImageSource, SizeLimits
+from blocks.apis.exchange import fetch, parsed, text_at, unexpected_answer, words_of
+from blocks.apis.queued import QueuedApi
 from blocks.errors import ApiError, ErrorClass
 from blocks.jobs import Job
 
 
-class Fal(ImageApi):
+class Fal(QueuedApi):
     """FLUX.1 [schnell] at fal, through its queue: what is submitted once is never paid twice.
 
     Example:
@@ -38,6 +41,7 @@ class Fal(ImageApi):
         from blocks.apis import Fal
 
         Fal(api_key="...").save("fal")
+        api = Fal.load("BLOCK_NAME")
         ```
     """
 
@@ -48,121 +52,77 @@ class Fal(ImageApi):
 
     provider: ClassVar[str] = "fal"
     key_variable: ClassVar[str] = "FAL_KEY"
+    authorization: ClassVar[tuple[str, str]] = ("authorization", "Key {key}")
     default_base_url: ClassVar[str] = "https://queue.fal.run"
     default_model: ClassVar[str] = "fal-ai/flux/schnell"
-    default_usd_per_megapixel: ClassVar[float] = 0.003
     sizes: ClassVar[SizeLimits] = SizeLimits(smallest=64, largest=2048, multiple=1, most_steps=12)
     vendor_image_hosts: ClassVar[tuple[str, ...]] = ("fal.media", "fal.ai", "fal.run")
 
-    _typical_s: float = PrivateAttr(default=0.5)
+    queued: bool = Field(
+        default=True,
+        description="Use fal's queue, where a lost answer costs nothing; otherwise fal.run, one request an"
+        " image.",
+    )
 
-    def billed_megapixels(self, width: int, height: int) -> float:
-        """Fal rounds up to whole megapixels."""
-        return whole_megapixels(width, height)
+    def model_post_init(self, context: object, /) -> None:
+        """The synchronous form has its own host."""
+        if not self.queued:
+            self.base_url = self.base_url or "https://fal.run"
+        super().model_post_init(context)
 
-    async def generate(self, http: httpx.AsyncClient, job: Job, accepted: Accepted) -> GeneratedImage:
-        """Submit, unless the job has a request id already; then wait for it and fetch the image."""
-        if job.request_id is None:
-            async with self.attempt():
-                request_id = await self._submit(http, job)
-            await accepted(request_id)
-        else:
-            request_id = job.request_id
-        async with self.attempt(keep_request=True):
-            await self._completed(http, request_id)
-            result = await self._result(http, request_id)
-            flagged = any(flag is True for flag in result.get("has_nsfw_concepts") or [])
-            content = await self._content(http, request_id, result)
-        return GeneratedImage(
-            content, self.price_usd(job.width, job.height), flagged=flagged, request_id=request_id
-        )
+    def endpoint(self, job: Job) -> str:
+        return f"{self.base_url}/{job.model}"
 
-    @property
-    def _headers(self) -> dict[str, str]:
-        return {"authorization": f"Key {self.api_key.get_secret_value()}"}
+    def body(self, job: Job) -> dict[str, Any]:
+        fields = {
+            "prompt": job.prompt,
+            "image_size": {"width": job.width, "height": job.height},
+            "num_inference_steps": job.steps,
+            "seed": job.seed,
+            "num_images": 1,
+            "enable_safety_checker": True,
+            "output_format": job.format,
+        }
+        return fields if self.queued else {**fields, "sync_mode": True}
 
-    def _request_url(self, request_id: str) -> str:
+    def read(self, answer: dict[str, Any]) -> ImageSource:
+        link = text_at(answer, "images", 0, "url")
+        if link is None:
+            raise unexpected_answer(answer)
+        flags = answer.get("has_nsfw_concepts")
+        return ImageSource(link, flagged=isinstance(flags, list) and True in flags)
+
+    def handle_of(self, answer: dict[str, Any]) -> str | None:
+        return text_at(answer, "request_id")
+
+    def look_url(self, handle: str) -> str:
         # The documented place: the application without its sub-path. The links in an answer say the
         # same; the key is not sent to wherever a link may point.
         application = "/".join(self.model.split("/")[:2])
-        return f"{self.base_url}/{application}/requests/{quote(request_id, safe='')}"
+        return f"{self.base_url}/{application}/requests/{quote(handle, safe='')}"
 
-    async def _submit(self, http: httpx.AsyncClient, job: Job) -> str:
-        status, headers, body = await fetch(
-            http,
-            "POST",
-            f"{self.base_url}/{job.model}",
-            headers=self._headers,
-            json={
-                "prompt": job.prompt,
-                "image_size": {"width": job.width, "height": job.height},
-                "num_inference_steps": job.steps,
-                "seed": job.seed,
-                "num_images": 1,
-                "enable_safety_checker": True,
-                "output_format": job.format,
-            },
-        )
-        if status not in {200, 201, 202}:
-            raise self.error_of(status, headers, body)
-        request_id = parsed(body).get("request_id")
-        if not isinstance(request_id, str) or not 0 < len(request_id) <= 200:
-            raise unexpected_answer(body)
-        return request_id
+    async def generate(self, http: httpx.AsyncClient, job: Job, accepted: Accepted) -> GeneratedImage:
+        """Make one image, through the queue or at once."""
+        if self.queued:
+            return await super().generate(http, job, accepted)
+        return await ImageApi.generate(self, http, job, accepted)
 
-    async def _completed(self, http: httpx.AsyncClient, request_id: str) -> None:
-        """Wait until the request is completed; the first look comes when most are."""
-        begun = anyio.current_time()
-        url = f"{self._request_url(request_id)}/status"
-        wait = 0.7 * self._typical_s
-        while True:
-            await anyio.sleep(wait)
-            status, headers, body = await fetch(http, "GET", url, headers=self._headers)
-            if status not in {200, 202}:
-                raise self._lookup_error(status, headers, body)
-            state = parsed(body).get("status")
-            if state == "COMPLETED":
-                waited = anyio.current_time() - begun
-                self._typical_s += 0.05 * (min(waited, 30.0) - self._typical_s)
-                return
-            if state not in {"IN_QUEUE", "IN_PROGRESS"}:
-                raise unexpected_answer(body)
-            wait = min(max(0.2 * self._typical_s, 0.02), 2.0)
-
-    async def _result(self, http: httpx.AsyncClient, request_id: str) -> dict[str, Any]:
-        status, headers, body = await fetch(http, "GET", self._request_url(request_id), headers=self._headers)
-        if status == 200:
-            return parsed(body)
-        if status in {408, 429, 502, 503, 504}:
-            raise self._lookup_error(status, headers, body)
+    async def look(self, http: httpx.AsyncClient, handle: str) -> ImageSource | None:
+        """Ask for the status; once it is completed, for the result, where an error is the request's own."""
+        url = self.look_url(handle)
+        answer = await self.ask(http, f"{url}/status")
+        state = answer.get("status")
+        if state in {"IN_QUEUE", "IN_PROGRESS"}:
+            return None
+        if state != "COMPLETED":
+            raise unexpected_answer(answer)
+        code, headers, body = await fetch(http, "GET", url, headers=self.headers)
+        if code == 200:
+            return self.source_in(parsed(body))
+        if code in {408, 429, 502, 503, 504}:
+            raise self.look_error(code, headers, body)
         # The generation itself ended in an error: a retry must be a new request.
-        raise self.error_of(status, headers, body)
-
-    async def _content(self, http: httpx.AsyncClient, request_id: str, result: dict[str, Any]) -> bytes:
-        link = _link(result)
-        if link.startswith("data:"):
-            _, _, encoded = link.partition(";base64,")
-            try:
-                return binascii.a2b_base64(encoded)
-            except (binascii.Error, ValueError):
-                raise ApiError(
-                    ErrorClass.INVALID_IMAGE, "the image is not valid base64", charged=True
-                ) from None
-        try:
-            return await self.download(http, link)
-        except ApiError as error:
-            if error.code != "image_link":
-                raise
-        # An expired link: the result gives a fresh one, free of charge.
-        return await self.download(http, _link(await self._result(http, request_id)))
-
-    def _lookup_error(self, status: int, headers: Mapping[str, str], body: bytes) -> ApiError:
-        """An error met while asking about a request: it is still there, unless fal says it is not."""
-        error = self.error_of(status, headers, body)
-        if status == 404:
-            return ApiError(ErrorClass.TIMEOUT, "fal does not know the request any more", code="request_gone")
-        error.keep_request = True
-        return error
+        raise self.error_of(code, headers, body)
 
     def error_of(self, status: int, headers: Mapping[str, str], body: bytes) -> ApiError:
         """Fal's errors: an exhausted balance is told from a refused key by its words."""
@@ -175,13 +135,3 @@ class Fal(ImageApi):
         if error_type := headers.get("x-fal-error-type"):
             error.code = self.clean(error_type)[:60]
         return error
-
-
-def _link(result: dict[str, Any]) -> str:
-    try:
-        link = result["images"][0]["url"]
-    except (KeyError, IndexError, TypeError):
-        link = None
-    if not isinstance(link, str):
-        raise unexpected_answer(repr(result)[:80].encode())
-    return link

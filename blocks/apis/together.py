@@ -1,28 +1,29 @@
 """Together: synchronous, the image in the answer.
 
-Wire facts from Together's API reference and its Python client. Not confirmed against the live service:
-that sizes are multiples of 16 up to 1,792, the price, and the wording of a moderation error.
+- Authorization: ``Bearer KEY``, from TOGETHER_API_KEY.
+- Sizes from 64 to 1,792 pixels in multiples of 16; 1 to 12 steps. Formats: jpeg, png. Seeds are used.
+  There is a ``negative_prompt``, but FLUX.1 [schnell] is distilled and ignores it: it is not sent, and not
+  part of a picture's key.
+- Errors: ``{"error": {message, type, param, code}}``. 429 with Retry-After where the wait is known; also
+  ``x-ratelimit-*`` headers, which are not read, since a reset is when the whole allowance is back. 402: no
+  credit. A moderation error is told from other bad requests by its words.
+- Old requests cannot be asked about: an answer that was lost may have been paid.
+- Images come in the answer; links, which are not asked for, would point to Together's own hosts.
+
+From Together's API reference and its Python client (which goes to api.together.ai by now). Not confirmed
+against the live service: that sizes are multiples of 16 up to 1,792, the limit of 12 steps, the headers of a
+429, and a moderation error's wording.
 """
 
 from __future__ import annotations
 
-import binascii
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-import httpx
 from pydantic import HttpUrl
 
-from blocks.apis.base import (
-    Accepted,
-    GeneratedImage,
-    ImageApi,
-    SizeLimits,
-    fetch,
-    parsed,
-    unexpected_answer,
-    words_of,
-)
+from blocks.apis.base import ImageApi, ImageSource, SizeLimits
+from blocks.apis.exchange import words_of
 from blocks.errors import ApiError, ErrorClass
 from blocks.jobs import Job
 
@@ -37,6 +38,7 @@ class Together(ImageApi):
         from blocks.apis import Together
 
         Together(api_key="...").save("together")
+        api = Together.load("BLOCK_NAME")
         ```
     """
 
@@ -49,57 +51,28 @@ class Together(ImageApi):
     key_variable: ClassVar[str] = "TOGETHER_API_KEY"
     default_base_url: ClassVar[str] = "https://api.together.xyz"
     default_model: ClassVar[str] = "black-forest-labs/FLUX.1-schnell"
-    default_usd_per_megapixel: ClassVar[float] = 0.0027
     sizes: ClassVar[SizeLimits] = SizeLimits(smallest=64, largest=1792, multiple=16, most_steps=12)
     vendor_image_hosts: ClassVar[tuple[str, ...]] = ("together.xyz", "together.ai")
 
-    async def generate(
-        self,
-        http: httpx.AsyncClient,
-        job: Job,
-        accepted: Accepted,  # noqa: ARG002 - nothing is queued here
-    ) -> GeneratedImage:
-        """Ask for one image and wait for it."""
-        async with self.attempt():
-            status, headers, body = await fetch(
-                http,
-                "POST",
-                f"{self.base_url}/v1/images/generations",
-                headers={"authorization": f"Bearer {self.api_key.get_secret_value()}"},
-                json={
-                    "model": job.model,
-                    "prompt": job.prompt,
-                    "width": job.width,
-                    "height": job.height,
-                    "steps": job.steps,
-                    "seed": job.seed,
-                    "n": 1,
-                    "response_format": "base64",
-                    "output_format": job.format,
-                },
-            )
-            if status != 200:
-                raise self.error_of(status, headers, body)
-            answer = parsed(body)
-            content = await self._content(http, answer, body)
-        return GeneratedImage(content, self.price_usd(job.width, job.height))
+    def endpoint(self, job: Job) -> str:
+        del job
+        return f"{self.base_url}/v1/images/generations"
 
-    async def _content(self, http: httpx.AsyncClient, answer: dict[str, Any], body: bytes) -> bytes:
-        try:
-            item = answer["data"][0]
-            encoded, link = item.get("b64_json"), item.get("url")
-        except (KeyError, IndexError, TypeError, AttributeError):
-            raise unexpected_answer(body) from None
-        if isinstance(encoded, str):
-            try:
-                return binascii.a2b_base64(encoded)
-            except (binascii.Error, ValueError):
-                raise ApiError(
-                    ErrorClass.INVALID_IMAGE, "the image is not valid base64", charged=True
-                ) from None
-        if isinstance(link, str):
-            return await self.download(http, link)
-        raise unexpected_answer(body)
+    def body(self, job: Job) -> dict[str, Any]:
+        return {
+            "model": job.model,
+            "prompt": job.prompt,
+            "width": job.width,
+            "height": job.height,
+            "steps": job.steps,
+            "seed": job.seed,
+            "n": 1,
+            "response_format": "base64",
+            "output_format": job.format,
+        }
+
+    def read(self, answer: dict[str, Any]) -> ImageSource:
+        return ImageSource.of_list(answer)
 
     def error_of(self, status: int, headers: Mapping[str, str], body: bytes) -> ApiError:
         """Together's errors; a moderation error is told from other bad requests by its words."""

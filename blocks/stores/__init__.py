@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from blocks.errors import InputError
+from blocks.stores.address import address_of, without_password
 from blocks.stores.base import JobStore, JobTotals, Shard, shards
 from blocks.stores.memory import MemoryStore
-from blocks.stores.sql import SqlStore
+from blocks.stores.redis import RedisStore
+from blocks.stores.sql import PostgresStore, SqliteStore
 
 MEMORY_LIMIT = 1_000
 """Up to this many catalog rows the default store is memory; beyond, SQLite."""
@@ -17,21 +19,25 @@ __all__ = [
     "JobStore",
     "JobTotals",
     "MemoryStore",
+    "PostgresStore",
+    "RedisStore",
     "Shard",
-    "SqlStore",
+    "SqliteStore",
     "open_store",
     "shards",
+    "without_password",
 ]
 
 
-def open_store(store: str | None, *, rows: int, run_id: str, folder: Path) -> JobStore:
+def open_store(store: str | None, *, rows: int, run_id: str, folder: Path, join: bool = False) -> JobStore:
     """The job store that ``store`` names, for a run of about ``rows`` rows that keeps house in ``folder``.
 
-    ``memory``, ``sqlite`` (a file in the run's folder), ``sqlite:PATH``, or None: chosen by size, except
-    that a run goes on with the store it began with.
+    ``memory``, ``sqlite`` (a file in the run's folder), ``sqlite:PATH``, ``postgresql://…``,
+    ``redis://…``, ``rediss://…``, or None: chosen by size, except that a run goes on with the store it
+    began with. With ``join`` the process works on a run that another one holds.
 
     Raises:
-        InputError: there is no such store.
+        InputError: there is no such store, or it cannot be joined.
     """
     checkpoint, database = folder / "checkpoint.json", folder / "jobs.sqlite"
     if store is None:
@@ -42,11 +48,19 @@ def open_store(store: str | None, *, rows: int, run_id: str, folder: Path) -> Jo
         else:
             store = "sqlite"
     scheme, _, rest = store.partition(":")
+    if scheme in {"postgresql", "postgres"}:
+        address = address_of(store, port=5432, options=("sslmode",))
+        return PostgresStore(address, run_id, join=join)
+    if scheme in {"redis", "rediss"}:
+        return RedisStore(address_of(store, port=6379, options=("ssl_ca_certs",)), run_id, join=join)
+    if store != "memory" and scheme != "sqlite":
+        known = "memory, sqlite, sqlite:PATH, postgresql://…, redis://… and rediss://…"
+        raise InputError(f"There is no job store {scheme!r}: choose one of {known}.")
+    if join:
+        raise InputError(
+            f"The job store {scheme} is of one machine: a run on several needs Postgres or Redis, by"
+            " --store postgresql://… or --store redis://…."
+        )
     if store == "memory":
         return MemoryStore(checkpoint)
-    if store == "sqlite":
-        return SqlStore(database, run_id)
-    if scheme == "sqlite" and rest:
-        return SqlStore(Path(rest.removeprefix("//")).expanduser(), run_id)
-    known = "memory, sqlite, sqlite:PATH"
-    raise InputError(f"There is no job store {scheme!r}: choose one of {known}.")
+    return SqliteStore(Path(rest.removeprefix("//")).expanduser() if rest else database, run_id)

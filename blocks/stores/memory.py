@@ -7,22 +7,28 @@ the engine waits for a commit (a request id must be on disk before the first pol
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
+from array import array
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import asdict
+from functools import partial
+from operator import attrgetter
 from pathlib import Path
 
 import anyio.to_thread
-import orjson
 
 from blocks.errors import InputError
-from blocks.jobs import STATE_FIELDS, TERMINAL, Job, JobStatus
+from blocks.jobs import JOB_FIELDS, STATE_FIELDS, TERMINAL, Job, JobStatus
 from blocks.stores.base import JobState, JobStore, JobTotals
+from blocks.stores.encoding import from_json, to_json
+from blocks.stores.lease_file import LeaseFile
 
 CHECKPOINT_VERSION = 1
 CHECKPOINT_INTERVAL_S = 2.0
 """How old a checkpoint may be while jobs finish, in seconds."""
+
+_values_of = attrgetter(*JOB_FIELDS)
 
 
 class MemoryStore(JobStore):
@@ -33,25 +39,28 @@ class MemoryStore(JobStore):
     def __init__(self, path: Path) -> None:
         super().__init__()
         self._path = path
+        self._lease_file = LeaseFile(path.with_suffix(".lease"))
         self._jobs: dict[int, Job] = {}
         self._planned = False
         self._written_at = 0.0
+        self._unwritten = False
 
     async def is_planned(self) -> bool:
         return self._planned
 
     async def clear(self) -> None:
         self._jobs, self._planned = {}, False
+        await self.patiently(anyio.to_thread.run_sync, partial(self._path.unlink, missing_ok=True))
 
     async def add(self, jobs: Sequence[Job]) -> None:
         self._jobs.update((job.number, _copy(job)) for job in jobs)
 
     async def mark_planned(self) -> None:
         self._planned = True
-        await self._checkpoint()
+        await self.patiently(self._checkpoint)
 
     async def unfinished_numbers(self) -> Sequence[int]:
-        return [number for number, job in self._jobs.items() if job.status not in TERMINAL]
+        return array("q", (number for number, job in self._jobs.items() if job.status not in TERMINAL))
 
     async def unfinished(self, first: int, last: int) -> list[Job]:
         found = (self._jobs.get(number) for number in range(first, last + 1))
@@ -78,14 +87,24 @@ class MemoryStore(JobStore):
 
     async def _open(self) -> None:
         try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(
+                f"The folder {self._path.parent} of the run's checkpoint cannot be made ({error.strerror})."
+            ) from error
+
+    async def _load(self) -> None:
+        try:
             raw = self._path.read_bytes()
         except FileNotFoundError:
             return
         try:
-            document = orjson.loads(raw)
+            document = from_json(raw)
             version = document["version"]
-            jobs = [Job(**{**job, "status": JobStatus(job["status"])}) for job in document["jobs"]]
-        except (orjson.JSONDecodeError, KeyError, TypeError, ValueError) as error:
+            jobs = []
+            if version == CHECKPOINT_VERSION:
+                jobs = [Job(**{**job, "status": JobStatus(job["status"])}) for job in document["jobs"]]
+        except (KeyError, TypeError, ValueError) as error:
             aside = self._path.with_suffix(f".damaged-{time.time():.0f}")
             self._path.rename(aside)
             raise InputError(
@@ -101,35 +120,59 @@ class MemoryStore(JobStore):
         self._planned = True
 
     async def _close(self) -> None:
-        if self._planned:
-            await self._checkpoint()
+        if self._planned and self._unwritten:
+            with contextlib.suppress(OSError):  # whoever waited for a commit has heard of it
+                await self._checkpoint()
 
     async def _write(self, batch: Sequence[JobState], *, durable: bool) -> None:
         for number, *state in batch:
             job = self._jobs[number]
             for name, value in zip(STATE_FIELDS, state, strict=True):
                 setattr(job, name, value)
-        if durable or time.monotonic() - self._written_at >= CHECKPOINT_INTERVAL_S:
+        self._unwritten = self._unwritten or bool(batch)
+        if self._unwritten and (durable or self._is_due()):
             await self._checkpoint()
+
+    def _is_due(self) -> bool:
+        return time.monotonic() - self._written_at >= CHECKPOINT_INTERVAL_S
 
     async def _checkpoint(self) -> None:
         document = {
             "version": CHECKPOINT_VERSION,
-            "jobs": [asdict(job) for job in self._jobs.values()],
+            "jobs": [dict(zip(JOB_FIELDS, _values_of(job), strict=True)) for job in self._jobs.values()],
         }
-        await anyio.to_thread.run_sync(_write_atomically, self._path, orjson.dumps(document))
+        await anyio.to_thread.run_sync(_write_atomically, self._path, to_json(document))
         self._written_at = time.monotonic()
+        self._unwritten = False
+
+    async def _lease(self, holder: str, instead_of: str | None) -> str:
+        return await anyio.to_thread.run_sync(self._lease_file.take, holder, instead_of, self.lease_s)
+
+    async def _renew_lease(self, holder: str) -> bool:
+        return await anyio.to_thread.run_sync(self._lease_file.renew, holder, self.lease_s)
+
+    async def _free_lease(self, holder: str) -> None:
+        await anyio.to_thread.run_sync(self._lease_file.free, holder)
 
 
 def _copy(job: Job) -> Job:
-    return Job(**asdict(job))
+    return Job(*_values_of(job))
 
 
 def _write_atomically(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)  # half a file on a full disk helps nobody
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)  # or a power cut brings the old name back
+    finally:
+        os.close(folder)

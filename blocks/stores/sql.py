@@ -1,150 +1,144 @@
-"""The job store in SQL, through SQLAlchemy: SQLite in a file of its own, the embedded default.
+"""The job stores in SQL, through SQLAlchemy: SQLite in a file, the embedded default, and Postgres.
 
-One table holds the jobs of many runs, one the runs themselves. SQLite runs in WAL mode with
-``synchronous=NORMAL``: a commit survives the death of the process. What a power cut could undo is found
-again on resume, since an image is in the bucket before its job is done.
+One table holds the jobs of many runs, one the runs themselves, one their leases. SQLite runs in WAL mode
+with ``synchronous=NORMAL``: a commit survives the death of the process. What a power cut could undo is
+found again on resume, since an image is in the bucket before its job is done.
+
+The two roads that a million jobs take, adding them and reading their numbers, go through the drivers
+themselves: aiosqlite's executemany, and asyncpg's COPY.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+import sqlite3
+import time
+from abc import abstractmethod
+from array import array
+from collections.abc import AsyncIterator, Callable, Sequence
+from operator import attrgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+import anyio
+import asyncpg
 import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
-from blocks.errors import InputError
+from blocks.errors import InputError, StoreUnavailableError
 from blocks.jobs import JOB_FIELDS, STATE_FIELDS, Job, JobStatus
-from blocks.stores.base import JobState, JobStore, JobTotals
+from blocks.stores.address import PASSWORD_VARIABLE, StoreAddress
+from blocks.stores.base import CONNECT_S, JobState, JobStore, JobTotals, reason_of
+from blocks.stores.encoding import escape, is_odd, unescape
+from blocks.stores.tables import JOBS, LEASES, METADATA, RUNS
 
-_metadata = sa.MetaData()
-
-_runs = sa.Table(
-    "imagemill_runs",
-    _metadata,
-    sa.Column("run_id", sa.String(200), primary_key=True),
-)
-
-_jobs = sa.Table(
-    "imagemill_jobs",
-    _metadata,
-    sa.Column("run_id", sa.String(200), primary_key=True),
-    sa.Column("number", sa.BigInteger, primary_key=True, autoincrement=False),
-    sa.Column("id", sa.Text, nullable=False),
-    sa.Column("key", sa.String(64), nullable=False),
-    sa.Column("prompt", sa.Text, nullable=False),
-    sa.Column("negative_prompt", sa.Text),
-    sa.Column("width", sa.Integer, nullable=False),
-    sa.Column("height", sa.Integer, nullable=False),
-    sa.Column("seed", sa.BigInteger, nullable=False),
-    sa.Column("steps", sa.Integer, nullable=False),
-    sa.Column("model", sa.Text, nullable=False),
-    sa.Column("format", sa.String(8), nullable=False),
-    sa.Column("status", sa.String(8), nullable=False),
-    sa.Column("attempts", sa.Integer, nullable=False),
-    sa.Column("request_id", sa.Text),
-    sa.Column("image", sa.Text),
-    sa.Column("image_bytes", sa.BigInteger),
-    sa.Column("reused", sa.Boolean, nullable=False),
-    sa.Column("latency_s", sa.Double),
-    sa.Column("cost_usd", sa.Double, nullable=False),
-    sa.Column("error_code", sa.Text),
-    sa.Column("error_class", sa.String(32)),
-    sa.Column("error_message", sa.Text),
-    sa.Column("retryable", sa.Boolean),
-    sa.Column("started_at", sa.Double),
-    sa.Column("finished_at", sa.Double),
-)
-
-_UNFINISHED = _jobs.c.status.in_([JobStatus.PENDING, JobStatus.RUNNING])
-_COLUMNS = [_jobs.c[name] for name in JOB_FIELDS]
+_UNFINISHED = JOBS.c.status.in_([JobStatus.PENDING, JobStatus.RUNNING])
+_COLUMNS = [JOBS.c[name] for name in JOB_FIELDS]
 _STATUS = JOB_FIELDS.index("status")
+_TEXTS = [index for index, column in enumerate(_COLUMNS) if isinstance(column.type, sa.Text)]
+_STATE_TEXTS = [index for index in _TEXTS if index >= _STATUS]
+_values_of: Callable[[Job], tuple[Any, ...]] = attrgetter(*JOB_FIELDS)
+_PAGE = 50_000
+_SCHEMA_LOCK = 7_162_534_129
+"""Any number of our own: two processes that make the tables at once do it one after the other."""
 
 
 class SqlStore(JobStore):
-    """The jobs of ``run_id`` in the SQLite file ``path``."""
+    """The jobs of ``run_id`` in a database."""
 
-    name = "sqlite"
+    outages: ClassVar[tuple[type[Exception], ...]] = (sa.exc.DBAPIError, sa.exc.TimeoutError, OSError)
+    now: ClassVar[sa.ColumnElement[float]]
+    """The time by the database's clock, in Unix seconds."""
 
-    def __init__(self, path: Path, run_id: str) -> None:
-        super().__init__()
-        self._path = path
+    def __init__(self, engine: AsyncEngine, run_id: str, *, join: bool) -> None:
+        super().__init__(join=join)
+        self._engine = engine
         self._run_id = run_id
-        self._of_run = _jobs.c.run_id == run_id
-        self._engine: AsyncEngine = create_async_engine(sa.URL.create("sqlite+aiosqlite", database=str(path)))
-        sa.event.listen(self._engine.sync_engine, "connect", _configure_sqlite)
+        self._of_run = JOBS.c.run_id == run_id
         self._update = (
-            sa.update(_jobs)
-            .where(self._of_run, _jobs.c.number == sa.bindparam("b_number"))
+            sa.update(JOBS)
+            .where(self._of_run, JOBS.c.number == sa.bindparam("b_number"))
             .values({name: sa.bindparam(f"b_{name}") for name in STATE_FIELDS})
         )
 
     async def is_planned(self) -> bool:
-        async with self._engine.connect() as connection:
-            found = await connection.scalar(sa.select(_runs.c.run_id).where(_runs.c.run_id == self._run_id))
-        return found is not None
+        query = sa.select(RUNS.c.run_id).where(RUNS.c.run_id == self._run_id)
+        return bool(await self._rows(query))
 
     async def clear(self) -> None:
-        async with self._engine.begin() as connection:
-            await connection.execute(sa.delete(_runs).where(_runs.c.run_id == self._run_id))
-            await connection.execute(sa.delete(_jobs).where(self._of_run))
+        await self._change(
+            sa.delete(RUNS).where(RUNS.c.run_id == self._run_id), sa.delete(JOBS).where(self._of_run)
+        )
 
     async def add(self, jobs: Sequence[Job]) -> None:
-        rows = [{"run_id": self._run_id, **{name: getattr(job, name) for name in JOB_FIELDS}} for job in jobs]
-        async with self._engine.begin() as connection:
-            await connection.execute(sa.insert(_jobs), rows)
+        rows = [(self._run_id, *_escaped(_values_of(job), _TEXTS)) for job in jobs]
+        try:
+            async with self._engine.connect() as connection:
+                raw = await connection.get_raw_connection()
+                await self._add_rows(raw.driver_connection, rows)
+        except self.outages as error:
+            raise StoreUnavailableError(
+                f"{self._title} did not take the plan: {reason_of(error)}."
+            ) from error
 
     async def mark_planned(self) -> None:
-        async with self._engine.begin() as connection:
-            await connection.execute(sa.insert(_runs), {"run_id": self._run_id})
+        await self._change(
+            sa.delete(RUNS).where(RUNS.c.run_id == self._run_id),
+            sa.insert(RUNS).values(run_id=self._run_id),
+        )
 
     async def unfinished_numbers(self) -> Sequence[int]:
-        query = sa.select(_jobs.c.number).where(self._of_run, _UNFINISHED).order_by(_jobs.c.number)
-        async with self._engine.connect() as connection:
-            return (await connection.scalars(query)).all()
+        query = sa.select(JOBS.c.number).where(self._of_run, _UNFINISHED).order_by(JOBS.c.number)
+
+        async def read() -> array[int]:
+            numbers = array("q")
+            async with self._engine.connect() as connection:
+                # One scan: right after a bulk insert a planner without statistics may choose one a page.
+                result = await connection.stream(query, execution_options={"yield_per": _PAGE})
+                async for page in result.scalars().partitions():
+                    numbers.extend(page)
+            return numbers
+
+        return await self.patiently(read)
 
     async def unfinished(self, first: int, last: int) -> list[Job]:
         query = (
             sa.select(*_COLUMNS)
-            .where(self._of_run, _jobs.c.number.between(first, last), _UNFINISHED)
-            .order_by(_jobs.c.number)
+            .where(self._of_run, JOBS.c.number.between(first, last), _UNFINISHED)
+            .order_by(JOBS.c.number)
         )
-        async with self._engine.connect() as connection:
-            return [_job(row) for row in await connection.execute(query)]
+        return [_job(row) for row in await self._rows(query)]
 
     async def all_jobs(self, batch_size: int = 10_000) -> AsyncIterator[list[Job]]:
         last = -1
         while True:
             query = (
                 sa.select(*_COLUMNS)
-                .where(self._of_run, _jobs.c.number > last)
-                .order_by(_jobs.c.number)
+                .where(self._of_run, JOBS.c.number > last)
+                .order_by(JOBS.c.number)
                 .limit(batch_size)
             )
-            async with self._engine.connect() as connection:
-                jobs = [_job(row) for row in await connection.execute(query)]
+            jobs = [_job(row) for row in await self._rows(query)]
             if not jobs:
                 return
             yield jobs
             last = jobs[-1].number
 
     async def totals(self) -> JobTotals:
-        retries = sa.case((_jobs.c.attempts > 1, _jobs.c.attempts - 1), else_=0)
+        retries = sa.case((JOBS.c.attempts > 1, JOBS.c.attempts - 1), else_=0)
         query = (
             sa.select(
-                _jobs.c.status,
-                _jobs.c.reused,
+                JOBS.c.status,
+                JOBS.c.reused,
                 sa.func.count(),
-                sa.func.sum(_jobs.c.attempts),
+                sa.func.sum(JOBS.c.attempts),
                 sa.func.sum(retries),
-                sa.func.sum(_jobs.c.cost_usd),
+                sa.func.sum(JOBS.c.cost_usd),
             )
             .where(self._of_run)
-            .group_by(_jobs.c.status, _jobs.c.reused)
+            .group_by(JOBS.c.status, JOBS.c.reused)
         )
-        async with self._engine.connect() as connection:
-            rows = (await connection.execute(query)).all()
+        rows = await self._rows(query)
         counts = dict.fromkeys(JobStatus, 0)
         for status, _, count, *_ in rows:
             counts[JobStatus(status)] += count
@@ -158,33 +152,201 @@ class SqlStore(JobStore):
             cost_usd=sum(float(row[5]) for row in rows),
         )
 
-    async def _open(self) -> None:
-        try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
+    async def _rows(self, query: sa.Executable) -> list[tuple[Any, ...]]:
+        async def read() -> list[tuple[Any, ...]]:
+            async with self._engine.connect() as connection:
+                return [tuple(row) for row in await connection.execute(query)]
+
+        return await self.patiently(read)
+
+    async def _change(self, *statements: sa.Executable) -> None:
+        async def change() -> None:
             async with self._engine.begin() as connection:
-                await connection.run_sync(_metadata.create_all)
-        except (OSError, sa.exc.SQLAlchemyError) as error:
-            await self._engine.dispose()
-            reason = getattr(error, "orig", None) or error
-            raise InputError(
-                f"The job store sqlite:{self._path} cannot be opened ({reason}): give a path that can"
-                " be written, by --store sqlite:PATH."
-            ) from error
+                for statement in statements:
+                    await connection.execute(statement)
+
+        await self.patiently(change)
+
+    @abstractmethod
+    async def _add_rows(self, driver: Any, rows: list[tuple[Any, ...]]) -> None:  # noqa: ANN401
+        """Insert rows of the table of jobs, all or none, by the driver's own connection."""
 
     async def _close(self) -> None:
-        await self._engine.dispose()
+        with anyio.move_on_after(CONNECT_S):
+            await self._engine.dispose()
 
     async def _write(self, batch: Sequence[JobState], *, durable: bool) -> None:  # noqa: ARG002
         if not batch:
             return
         names = ["b_number", *[f"b_{name}" for name in STATE_FIELDS]]
-        rows = [dict(zip(names, state, strict=True)) for state in batch]
+        texts = [1 + index - _STATUS for index in _STATE_TEXTS]
+        # In one order always: two processes that update the same jobs must not wait for each other.
+        rows = [dict(zip(names, _escaped(state, texts), strict=True)) for state in sorted(batch, key=_number)]
         async with self._engine.begin() as connection:
             await connection.execute(self._update, rows)
 
+    async def _lease(self, holder: str, instead_of: str | None) -> str:
+        free = sa.or_(
+            LEASES.c.expires_at < self.now,
+            LEASES.c.holder == holder,
+            LEASES.c.holder == (instead_of or holder),
+        )
+        values = {"holder": holder, "expires_at": self.now + self.lease_s}
+        mine = LEASES.c.run_id == self._run_id
+        async with self._engine.begin() as connection:
+            taken = await connection.execute(sa.update(LEASES).where(mine, free).values(values))
+            if not taken.rowcount:
+                await connection.execute(self._insert_lease(values))
+            return str(await connection.scalar(sa.select(LEASES.c.holder).where(mine)))
 
-def _job(row: sa.Row[Any]) -> Job:
+    @abstractmethod
+    def _insert_lease(self, values: dict[str, Any]) -> sa.Executable:
+        """Insert the run's lease; nothing where there is one."""
+
+    async def _renew_lease(self, holder: str) -> bool:
+        update = sa.update(LEASES).where(LEASES.c.run_id == self._run_id, LEASES.c.holder == holder)
+        async with self._engine.begin() as connection:
+            done = await connection.execute(update.values(expires_at=self.now + self.lease_s))
+        return bool(done.rowcount)
+
+    async def _free_lease(self, holder: str) -> None:
+        delete = sa.delete(LEASES).where(LEASES.c.run_id == self._run_id, LEASES.c.holder == holder)
+        async with self._engine.begin() as connection:
+            await connection.execute(delete)
+
+
+class SqliteStore(SqlStore):
+    """The jobs of ``run_id`` in the SQLite file ``path``."""
+
+    name = "sqlite"
+    now = sa.bindparam(None, callable_=time.time, type_=sa.Double)  # the file's own machine's
+
+    def __init__(self, path: Path, run_id: str, *, join: bool = False) -> None:
+        engine = create_async_engine(
+            sa.URL.create("sqlite+aiosqlite", database=str(path)), hide_parameters=True
+        )
+        sa.event.listen(engine.sync_engine, "connect", _configure_sqlite)
+        super().__init__(engine, run_id, join=join)
+        self._path = path
+
+    async def _open(self) -> None:
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            async with self._engine.begin() as connection:
+                await connection.run_sync(METADATA.create_all)
+        except (OSError, sa.exc.SQLAlchemyError) as error:
+            await self._engine.dispose()
+            raise InputError(
+                f"The job store sqlite:{self._path} cannot be opened ({reason_of(error)}): give a path that"
+                " can be written, by --store sqlite:PATH."
+            ) from error
+
+    async def _add_rows(self, driver: Any, rows: list[tuple[Any, ...]]) -> None:  # noqa: ANN401
+        places = ", ".join("?" * len(JOBS.columns))
+        try:
+            await driver.executemany(f"INSERT INTO {JOBS.name} VALUES ({places})", rows)  # noqa: S608
+            await driver.commit()
+        except sqlite3.Error as error:
+            await driver.rollback()
+            raise OSError(str(error)) from error
+
+    def _insert_lease(self, values: dict[str, Any]) -> sa.Executable:
+        return sqlite.insert(LEASES).values(run_id=self._run_id, **values).on_conflict_do_nothing()
+
+
+class PostgresStore(SqlStore):
+    """The jobs of ``run_id`` in the Postgres database at ``address``."""
+
+    outages: ClassVar[tuple[type[Exception], ...]] = (
+        *SqlStore.outages,
+        asyncpg.PostgresError,
+        asyncpg.InterfaceError,
+    )
+    now = sa.cast(sa.func.extract("epoch", sa.func.clock_timestamp()), sa.Double)
+
+    def __init__(self, address: StoreAddress, run_id: str, *, join: bool = False) -> None:
+        self.name = f"Postgres at {address}"
+        self._address = address
+        url = sa.URL.create(
+            "postgresql+asyncpg",
+            username=address.user,
+            password=address.password,
+            host=address.host,
+            port=address.port,
+            database=address.database,
+        )
+        engine = create_async_engine(
+            url,
+            hide_parameters=True,
+            pool_size=4,
+            pool_timeout=30,
+            connect_args={
+                "timeout": CONNECT_S,
+                "command_timeout": 60,
+                "ssl": _ssl_of(address.query),
+                "server_settings": {"application_name": "imagemill"},
+            },
+        )
+        super().__init__(engine, run_id, join=join)
+
+    async def _open(self) -> None:
+        try:
+            with anyio.fail_after(CONNECT_S):
+                async with self._engine.connect() as connection:
+                    await connection.execute(sa.select(1))
+            async with self._engine.begin() as connection:
+                await connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_SCHEMA_LOCK)))
+                await connection.run_sync(METADATA.create_all)
+        except self.outages as error:
+            await self._engine.dispose()
+            raise InputError(f"{self._title} cannot be used: {self._advice(error)}.") from error
+
+    def _advice(self, error: Exception) -> str:
+        text = str(error)
+        user = f"the user {self._address.user!r}" if self._address.user else "this user"
+        if "password" in text.lower():
+            return f"it refuses {user} this password, or without one: set {PASSWORD_VARIABLE}"
+        if "InvalidCatalogNameError" in text or isinstance(error, asyncpg.InvalidCatalogNameError):
+            return f"it has no database {self._address.database!r}: create it"
+        if isinstance(error, TimeoutError):
+            return f"it has not answered within {CONNECT_S:.0f} s"
+        return reason_of(error)
+
+    async def _add_rows(self, driver: Any, rows: list[tuple[Any, ...]]) -> None:  # noqa: ANN401
+        await driver.copy_records_to_table(JOBS.name, records=rows, columns=list(JOBS.columns.keys()))
+
+    def _insert_lease(self, values: dict[str, Any]) -> sa.Executable:
+        return postgresql.insert(LEASES).values(run_id=self._run_id, **values).on_conflict_do_nothing()
+
+
+def _ssl_of(query: dict[str, str]) -> str:
+    mode = query.get("sslmode", "prefer")
+    if mode not in {"disable", "allow", "prefer", "require", "verify-ca", "verify-full"}:
+        raise InputError(f"The job store's sslmode {mode!r} is none that Postgres knows.")
+    return mode
+
+
+def _number(state: JobState) -> int:
+    number: int = state[0]
+    return number
+
+
+def _escaped(values: tuple[Any, ...], texts: list[int]) -> tuple[Any, ...]:
+    """The values with those at ``texts`` escaped; mostly there is nothing to do."""
+    if not is_odd("".join([values[index] or "" for index in texts])):
+        return values
+    escaped = list(values)
+    for index in texts:
+        if escaped[index] is not None:
+            escaped[index] = escape(escaped[index])
+    return tuple(escaped)
+
+
+def _job(row: tuple[Any, ...]) -> Job:
     values = list(row)
+    for index in _TEXTS:
+        if values[index] is not None:
+            values[index] = unescape(values[index])
     values[_STATUS] = JobStatus(values[_STATUS])
     return Job(*values)
 

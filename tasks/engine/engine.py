@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
+from pathlib import Path
 
 import anyio
 import httpx
@@ -25,6 +26,7 @@ from blocks.errors import (
 )
 from blocks.jobs import TERMINAL, Job
 from blocks.stores import JobStore
+from tasks.engine.breaker import OUTAGE, PROBE_S, Breaker, OutageError
 from tasks.engine.cost import BudgetSpentError, CostLimit
 from tasks.engine.pacer import Pacer, Slot, StoppedError
 from tasks.engine.picture import Picture, check_picture
@@ -58,7 +60,8 @@ class Engine:
     """Works off shards of jobs; one for a whole process, from one event loop.
 
     Everything it touches is passed in: the API and its HTTP client, the bucket, the store, the pacer, the
-    cost limit, the recorder, the clocks (``wall`` in Unix seconds) and the random numbers.
+    cost limit, the breaker, the recorder, the folder for images that the bucket did not take, the clocks
+    (``wall`` in Unix seconds) and the random numbers.
     """
 
     def __init__(
@@ -70,7 +73,9 @@ class Engine:
         store: JobStore,
         pacer: Pacer,
         cost: CostLimit,
+        breaker: Breaker,
         recorder: Recorder,
+        unsaved: Path,
         clock: Callable[[], float] = anyio.current_time,
         wall: Callable[[], float] = time.time,
         rng: random.Random | None = None,
@@ -81,6 +86,8 @@ class Engine:
         self._store = store
         self._pacer = pacer
         self._cost = cost
+        self._breaker = breaker
+        self._unsaved = unsaved
         self._recorder = recorder
         self._clock = clock
         self._wall = wall
@@ -95,8 +102,9 @@ class Engine:
         if self.stopped is None:
             self.stopped = Stop(kind, reason)
             self._recorder.event("stopping", kind=kind, reason=reason)
-            self._pacer.stop()
             self._stopping.set()
+            self._breaker.stop()
+            self._pacer.stop()
 
     async def run_shard(self, first: int, last: int) -> None:
         """Work off the unfinished jobs from number ``first`` to ``last``; returns when all are committed.
@@ -141,10 +149,14 @@ class Engine:
             )
             return None
         try:
+            await self._breaker.admit(self._stopping)
             return await self._pacer.acquire()
+        except OutageError:
+            self.stop(StopKind.UNAVAILABLE, "The API has been down for too long.")
         except StoppedError:
-            self._cost.settle(price, charged=False)
-            return None
+            pass
+        self._cost.settle(price, charged=False)
+        return None
 
     async def _work(self, job: Job, slot: Slot) -> None:
         """One job until it is done, failed, or left pending by a stop."""
@@ -213,8 +225,10 @@ class Engine:
             image = await self._api.generate(self._http, job, accepted)
             latency_s = self._clock() - sent
             charged = slot.served = True
+            self._note_health(None)
             await self._uploads.acquire()
         except ApiError as error:
+            self._note_health(error.error_class)
             slot.refused = error.error_class is ErrorClass.RATE_LIMITED
             slot.retry_after_s = error.retry_after_s
             if not error.keep_request:
@@ -231,11 +245,20 @@ class Engine:
 
     async def _keep(self, job: Job, picture: Picture, content: bytes) -> None:
         digest = hashlib.sha256(job.prompt.encode("utf-8", "surrogatepass")).hexdigest()
-        await self._bucket.put_image(
-            image_name(job.key, picture.extension),
-            content,
-            {"key": job.key, "seed": str(job.seed), "model": job.model, "prompt-sha256": digest},
-        )
+        name = image_name(job.key, picture.extension)
+        metadata = {"key": job.key, "seed": str(job.seed), "model": job.model, "prompt-sha256": digest}
+        try:
+            await self._bucket.put_image(name, content, metadata)
+        except StoreUnavailableError:
+            # It is paid for: a resume uploads it from here instead of asking for it again.
+            with contextlib.suppress(OSError):
+                self._unsaved.mkdir(parents=True, exist_ok=True)
+                (self._unsaved / Path(name).name).write_bytes(content)
+            raise
+
+    def _note_health(self, error_class: ErrorClass | None) -> None:
+        if self._breaker.record(error_class):
+            self._recorder.event("api_down" if self._breaker.is_open else "api_up")
 
     def _verdict(self, job: Job, error: ApiError, failures: Counter[ErrorClass]) -> float | None:
         """What becomes of a job after an error: seconds to wait before a retry, None where it ends."""
@@ -248,6 +271,10 @@ class Engine:
             self.stop(kind, f"{_STOP_WORDS[kind]}: {error.message}.")
             self._leave(job)
             return None
+        if self._breaker.is_open and error.error_class in OUTAGE:
+            # The API is down for everybody: that is no job's own failure, and spends no job's budget.
+            self._recorder.attempt_failed(job, error, PROBE_S)
+            return PROBE_S
         failures[error.error_class] += 1
         retry = failures[error.error_class]
         if retry <= rule.retries:

@@ -145,6 +145,10 @@ class Recorder:
             },
         )
 
+    def reopened(self, job: Job) -> None:
+        """A failed job is to be tried again: its line keeps why it had failed."""
+        self._write("reopened", job, error_class=job.error_class, error_code=job.error_code)
+
     def event(self, event: str, **details: object) -> None:
         """An event of the run itself."""
         self._write_line({"at": self._time(), "event": event, "run_id": self._run_id, **details})

@@ -1,0 +1,53 @@
+"""How text that a store's server would refuse is kept all the same: NUL, and halves of surrogate pairs.
+
+A catalog may hold NUL characters, an API's error message anything that JSON can spell.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+import orjson
+
+_MARK = "\x1a"
+"""SUBSTITUTE starts an escape, four hexadecimal digits follow; it escapes itself."""
+
+_ODD = re.compile("[\x00\x1a\ud800-\udfff]")
+_ESCAPE = re.compile("\x1a([0-9a-f]{4})")
+
+
+def is_odd(text: str) -> bool:
+    """Whether :func:`escape` would change the text."""
+    return _ODD.search(text) is not None
+
+
+def escape(text: str) -> str:
+    """The text as UTF-8 without NUL can hold it; most texts stay as they are."""
+    return _ODD.sub(lambda odd: f"{_MARK}{ord(odd[0]):04x}", text)
+
+
+def unescape(text: str) -> str:
+    """The text that :func:`escape` was given."""
+    return _ESCAPE.sub(lambda found: chr(int(found[1], 16)), text) if _MARK in text else text
+
+
+def to_json(value: object) -> bytes:
+    """JSON, whatever its strings hold."""
+    try:
+        return orjson.dumps(value)
+    except orjson.JSONEncodeError:  # half a surrogate pair, or a number beyond 64 bits
+        return json.dumps(value).encode()
+
+
+def from_json(text: bytes) -> Any:  # noqa: ANN401 - whatever was written
+    """What :func:`to_json` was given, tuples as lists.
+
+    Raises:
+        ValueError: it is no JSON.
+    """
+    try:
+        return orjson.loads(text)
+    except orjson.JSONDecodeError:
+        return json.loads(text)

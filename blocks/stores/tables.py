@@ -1,0 +1,53 @@
+"""The tables of the job stores in SQL."""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+
+METADATA = sa.MetaData()
+
+RUNS = sa.Table(
+    "imagemill_runs",
+    METADATA,
+    sa.Column("run_id", sa.Text, primary_key=True),
+)
+
+JOBS = sa.Table(
+    "imagemill_jobs",
+    METADATA,
+    sa.Column("run_id", sa.Text, primary_key=True),
+    sa.Column("number", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("id", sa.Text, nullable=False),
+    sa.Column("key", sa.Text, nullable=False),
+    sa.Column("prompt", sa.Text, nullable=False),
+    sa.Column("negative_prompt", sa.Text),
+    sa.Column("width", sa.Integer, nullable=False),
+    sa.Column("height", sa.Integer, nullable=False),
+    sa.Column("seed", sa.BigInteger, nullable=False),
+    sa.Column("steps", sa.Integer, nullable=False),
+    sa.Column("model", sa.Text, nullable=False),
+    sa.Column("format", sa.Text, nullable=False),
+    sa.Column("status", sa.Text, nullable=False),
+    sa.Column("attempts", sa.Integer, nullable=False),
+    sa.Column("request_id", sa.Text),
+    sa.Column("image", sa.Text),
+    sa.Column("image_bytes", sa.BigInteger),
+    sa.Column("reused", sa.Boolean, nullable=False),
+    sa.Column("latency_s", sa.Double),
+    sa.Column("cost_usd", sa.Double, nullable=False),
+    sa.Column("error_code", sa.Text),
+    sa.Column("error_class", sa.Text),
+    sa.Column("error_message", sa.Text),
+    sa.Column("retryable", sa.Boolean),
+    sa.Column("started_at", sa.Double),
+    sa.Column("finished_at", sa.Double),
+    sqlite_with_rowid=False,  # the rows lie in the order of their key: half the work of an insert
+)
+
+LEASES = sa.Table(
+    "imagemill_leases",
+    METADATA,
+    sa.Column("run_id", sa.Text, primary_key=True),
+    sa.Column("holder", sa.Text, nullable=False),
+    sa.Column("expires_at", sa.Double, nullable=False),  # Unix seconds of the database's own clock
+)

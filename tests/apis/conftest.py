@@ -1,0 +1,101 @@
+"""An emulated vendor a module, and an engine on real sockets whose clock runs fast."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import boto3
+import httpx
+import pytest
+from moto.server import ThreadedMotoServer
+
+from blocks.apis import ImageApi
+from blocks.bucket import ImageBucket
+from blocks.jobs import Job
+from blocks.stores.memory import MemoryStore
+from emulator import Emulator, Settings
+from tasks.engine.breaker import Breaker
+from tasks.engine.cost import CostLimit
+from tasks.engine.engine import Engine
+from tasks.engine.pacer import Pacer
+from tasks.engine.recorder import Recorder
+from tests.apis.variants import Outcome
+from tests.fast_clock import run_fast
+
+USUAL = Settings(latency_s=0, pictures="fast")
+
+
+@pytest.fixture(scope="module")
+def running() -> Iterator[Emulator]:
+    with Emulator(USUAL) as emulator:
+        yield emulator
+
+
+@pytest.fixture
+def emulator(running: Emulator) -> Emulator:
+    """The module's emulator with usual settings and a clear bill."""
+    running.configure(**USUAL.as_dict())
+    running.reset()
+    return running
+
+
+@pytest.fixture(scope="session")
+def bucket() -> Iterator[ImageBucket]:
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    try:
+        url = "http://{}:{}".format(*server.get_host_and_port())
+        session = boto3.Session("test", "test", region_name="us-east-1")
+        client = session.client("s3", endpoint_url=url)
+        client.create_bucket(Bucket="images")
+        client.close()
+        bucket = ImageBucket("s3://images/run", endpoint_url=url, session=session)
+        yield bucket
+        bucket.close()
+    finally:
+        server.stop()
+
+
+@pytest.fixture
+def work_all(bucket: ImageBucket, tmp_path: Path) -> Callable[[ImageApi, list[Job]], list[Outcome]]:
+    """Work off jobs with the real engine, store, bucket and HTTP client; only the clock is fast."""
+
+    async def inside(api: ImageApi, jobs: list[Job]) -> list[Outcome]:
+        pacer = Pacer(10)
+        recorder = Recorder("run", tmp_path / "log.jsonl", pacer)
+        try:
+            async with (
+                httpx.AsyncClient(timeout=None, trust_env=False) as http,
+                MemoryStore(tmp_path / "jobs.json") as store,
+            ):
+                await store.add(jobs)
+                await store.mark_planned()
+                engine = Engine(
+                    api=api,
+                    http=http,
+                    bucket=bucket,
+                    store=store,
+                    pacer=pacer,
+                    cost=CostLimit(None),
+                    breaker=Breaker(0.5, 300.0),
+                    recorder=recorder,
+                    unsaved=tmp_path / "unsaved",
+                    rng=random.Random(1),
+                )
+                await engine.run_shard(0, len(jobs) - 1)
+                ended = [job async for batch in store.all_jobs() for job in batch]
+        finally:
+            recorder.close()
+        return [Outcome(job, engine.stopped, pacer.rate_limited) for job in ended]
+
+    return lambda api, jobs: run_fast(inside, api, jobs)
+
+
+@pytest.fixture
+def work(
+    work_all: Callable[[ImageApi, list[Job]], list[Outcome]],
+) -> Callable[[ImageApi, Job], Outcome]:
+    """Work off one job."""
+    return lambda api, job: work_all(api, [job])[0]

@@ -1,0 +1,162 @@
+"""When queued APIs are asked: few looks, little waiting, whatever the latencies are. In virtual time."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from collections.abc import Callable
+
+import anyio
+import httpx
+import pytest
+
+from blocks.apis import Replicate
+from blocks.apis.polling import CompletionTimes
+from blocks.errors import ApiError, ErrorClass
+from tests.apis.variants import make_job
+from tests.fast_clock import run_fast
+
+
+def looks_and_delay(times: CompletionTimes, latencies: list[float], skip: int = 200) -> tuple[float, float]:
+    """Looks an image, and the latency that waiting for a look adds, as a share of the generation time."""
+    looks = added_s = total_s = 0.0
+    for number, latency_s in enumerate(latencies):
+        seen_s, count = 0.0, 0
+        while True:
+            look_s = times.next_look(seen_s)
+            assert look_s > seen_s
+            count += 1
+            if look_s >= latency_s:
+                break
+            seen_s = look_s
+        times.completed(seen_s, look_s)
+        if number >= skip:
+            looks, added_s, total_s = looks + count, added_s + look_s - latency_s, total_s + latency_s
+    return looks / (len(latencies) - skip), added_s / total_s
+
+
+def lognormal(median_s: float, sigma: float, count: int, seed: int = 1) -> list[float]:
+    draws = random.Random(seed)
+    return [median_s * math.exp(sigma * draws.gauss(0, 1)) for _ in range(count)]
+
+
+@pytest.mark.parametrize("median_s", [0.2, 0.8, 5.0])
+@pytest.mark.parametrize(
+    ("sigma", "most_added"),
+    # What blind looks must cost at two an image, by exact optimization: 0.10, 0.13, 0.17, 0.23.
+    [(0.2, 0.12), (0.25, 0.15), (0.35, 0.19), (0.5, 0.26)],
+)
+def test_looks_stay_under_two_and_add_little(median_s: float, sigma: float, most_added: float) -> None:
+    looks, added = looks_and_delay(CompletionTimes(0.4), lognormal(median_s, sigma, 3000))
+    assert looks < 2.0
+    assert added < most_added
+
+
+def test_the_looks_follow_a_vendor_that_changes_its_pace() -> None:
+    times = CompletionTimes(0.4)
+    looks_and_delay(times, lognormal(0.5, 0.25, 1000))
+    for median_s in (2.0, 0.5):
+        looks, added = looks_and_delay(times, lognormal(median_s, 0.25, 1500), skip=300)
+        assert looks < 2.0
+        assert added < 0.15
+
+
+def test_two_kinds_of_images_still_get_few_looks() -> None:
+    mixed = lognormal(0.5, 0.15, 2000) + lognormal(3.0, 0.15, 500)
+    random.Random(1).shuffle(mixed)
+    looks, added = looks_and_delay(CompletionTimes(0.4), mixed)
+    assert looks < 2.4
+    assert added < 0.5
+
+
+def test_an_image_that_takes_for_ever_is_looked_at_less_and_less() -> None:
+    times = CompletionTimes(0.4)
+    looks_and_delay(times, lognormal(0.5, 0.25, 500))
+    seen_s, count = 0.0, 0
+    while seen_s < 600:
+        before, seen_s = seen_s, times.next_look(seen_s)
+        assert seen_s - before <= 30
+        count += 1
+    assert count < 60
+
+
+def test_samples_of_any_kind_keep_the_looks_sane() -> None:
+    times = CompletionTimes(0.0)
+    for after_s, by_s in [(0, 0), (0, 1e9), (1e9, 1e9), (5, 5), (0, 1e-9), (1e-9, 2e-9), (3, 1)]:
+        times.completed(after_s, by_s)
+        for elapsed_s in (0.0, 1e-9, 0.5, 1e6):
+            assert elapsed_s < times.next_look(elapsed_s) < math.inf
+
+
+Handler = Callable[[httpx.Request], httpx.Response]
+
+
+def replicate_with(handler: Handler, request_id: str | None = "one") -> tuple[float, ApiError | None]:
+    """Generate through Replicate's module against a handler: seconds it took, and its error."""
+
+    async def generate() -> tuple[float, ApiError | None]:
+        api = Replicate(api_key="k", request_timeout_s=100)
+        job = make_job(api)
+        job.request_id = request_id
+
+        async def accepted(_: str) -> None:
+            return None
+
+        begun = anyio.current_time()
+        async with httpx.AsyncClient(transport=httpx.MockTransport(handler)) as http:
+            try:
+                await api.generate(http, job, accepted)
+            except ApiError as error:
+                return anyio.current_time() - begun, error
+        return anyio.current_time() - begun, None
+
+    return run_fast(generate)
+
+
+def answering(*answers: tuple[int, dict[str, str], object]) -> tuple[Handler, list[str]]:
+    left, asked = list(answers), []
+
+    def handle(request: httpx.Request) -> httpx.Response:
+        asked.append(f"{request.method} {request.url}")
+        status, headers, body = left.pop(0) if len(left) > 1 else left[0]
+        return httpx.Response(
+            status, headers=headers, content=body if isinstance(body, bytes) else json.dumps(body)
+        )
+
+    return handle, asked
+
+
+def test_looks_that_come_too_often_wait_and_cost_the_job_nothing() -> None:
+    done = {"status": "succeeded", "output": ["data:image/png;base64,aGVsbG8="]}
+    throttled = {"detail": "Request was throttled. Your rate limit resets in ~30s."}
+    handle, asked = answering((429, {}, throttled), (429, {"retry-after": "20"}, throttled), (200, {}, done))
+    seconds, error = replicate_with(handle)
+    assert error is None
+    assert len(asked) == 3
+    assert 50 <= seconds < 80
+
+
+@pytest.mark.parametrize(
+    ("answer", "error_class", "keep"),
+    [
+        ((500, {}, {"detail": "oh"}), ErrorClass.SERVER_ERROR, True),
+        ((200, {}, b"<html>"), ErrorClass.SERVER_ERROR, True),
+        ((200, {}, {"status": "dancing"}), ErrorClass.SERVER_ERROR, True),
+        ((200, {}, {"status": ["succeeded"], "output": [[]]}), ErrorClass.SERVER_ERROR, True),
+        ((404, {}, {"detail": "no"}), ErrorClass.TIMEOUT, False),
+        ((200, {}, {"status": "failed", "error": "CUDA"}), ErrorClass.SERVER_ERROR, False),
+        ((200, {}, {"status": "failed", "error": {"NSFW": 1}}), ErrorClass.CONTENT_FILTERED, False),
+        ((200, {}, {"status": "canceled"}), ErrorClass.SERVER_ERROR, False),
+        ((401, {}, {"detail": "no"}), ErrorClass.UNAUTHORIZED, True),
+    ],
+)
+def test_trouble_while_asking_keeps_the_request(
+    answer: tuple[int, dict[str, str], object],
+    error_class: ErrorClass,
+    keep: bool,  # noqa: FBT001
+) -> None:
+    handle, _ = answering(answer)
+    _, error = replicate_with(handle)
+    assert error is not None
+    assert (error.error_class, error.keep_request) == (error_class, keep)

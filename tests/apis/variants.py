@@ -1,0 +1,42 @@
+"""Every API in every form it can be used in, and jobs that all of them take."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from blocks.apis import PROVIDERS, Fal, ImageApi, Replicate
+from blocks.jobs import Job
+from tasks.engine.engine import Stop
+
+VARIANTS: dict[str, Callable[[str], ImageApi]] = {
+    "together": lambda base: PROVIDERS["together"](api_key="k", base_url=base),
+    "openai": lambda base: PROVIDERS["openai"](api_key="k", base_url=base),
+    "fal": lambda base: PROVIDERS["fal"](api_key="k", base_url=base),
+    "fal at once": lambda base: Fal(api_key="k", base_url=f"{base}/sync", queued=False),
+    "replicate": lambda base: PROVIDERS["replicate"](api_key="k", base_url=base),
+    "replicate waiting": lambda base: Replicate(api_key="k", base_url=base, wait_s=60),
+    "bfl": lambda base: PROVIDERS["bfl"](api_key="k", base_url=base),
+}
+"""Every API in every form it can be used in, by a name for the test's report."""
+
+QUEUED = {"fal", "replicate", "replicate waiting", "bfl"}
+
+
+def make_job(api: ImageApi, prompt: str = "A lighthouse", *, number: int = 0, **fields: Any) -> Job:
+    """A job that every API takes: 512 x 512, a size of all of them."""
+    given = {"width": 512, "height": 512, "steps": 4, "seed": 7, "format": "png", **fields}
+    key = f"{abs(hash((prompt, *given.values()))):040x}"[:40]
+    return Job(
+        number=number, id=str(number), key=key, prompt=prompt, negative_prompt=None, model=api.model, **given
+    )
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one job, and of the run."""
+
+    job: Job
+    stopped: Stop | None
+    rate_limited: int

@@ -1,0 +1,72 @@
+"""The blocks keep Prefect's own conventions, and Prefect finds them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from prefect.blocks.core import Block
+from prefect.testing.standard_test_suites import BlockStandardTestSuite
+
+import blocks
+from blocks.apis import PROVIDERS
+from blocks.stores.servers import PostgresServer, RedisServer
+
+
+@pytest.mark.parametrize("block", PROVIDERS.values(), ids=list(PROVIDERS))
+class TestImageApis(BlockStandardTestSuite):
+    @pytest.fixture
+    def block(self) -> type[Block]:
+        raise NotImplementedError  # parametrized above
+
+    @pytest.mark.skip(reason="there is no logo: Prefect would fetch it from the network")
+    def test_has_a_valid_image(self, block: type[Block]) -> None: ...
+
+    def test_its_slug_and_name_are_its_own(self, block: type[Block]) -> None:
+        assert block.get_block_type_slug().startswith("imagemill-")
+        assert block.get_block_type_name().startswith("Image API: ")
+
+
+@pytest.mark.parametrize("block", [PostgresServer, RedisServer])
+class TestJobStores(BlockStandardTestSuite):
+    @pytest.fixture
+    def block(self) -> type[Block]:
+        raise NotImplementedError  # parametrized above
+
+    @pytest.mark.skip(reason="there is no logo: Prefect would fetch it from the network")
+    def test_has_a_valid_image(self, block: type[Block]) -> None: ...
+
+
+def test_the_package_exports_every_block() -> None:
+    exported = [getattr(blocks, name) for name in dir(blocks)]
+    assert all(block in exported for block in (*PROVIDERS.values(), PostgresServer, RedisServer))
+    with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
+        _ = blocks.Nothing
+
+
+def test_the_errors_are_there_without_prefect() -> None:
+    command = "import sys, blocks.errors; sys.exit('prefect' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", command], check=False).returncode == 0
+
+
+@pytest.mark.slow
+def test_prefect_registers_them(tmp_path: Path) -> None:
+    environment = {
+        **os.environ,
+        "PREFECT_HOME": str(tmp_path),
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
+    }
+    registered = subprocess.run(
+        [sys.executable, "-m", "prefect", "block", "register", "-m", "blocks"],
+        env={**environment, "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "true"},
+        capture_output=True,
+        text=True,
+        timeout=180,
+        check=False,
+    )
+    assert registered.returncode == 0, registered.stderr
+    assert "Successfully registered 7 blocks" in registered.stdout

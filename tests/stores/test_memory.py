@@ -1,0 +1,196 @@
+"""The memory store's checkpoint on a disk that fails it, and the lease beside it."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from dataclasses import replace
+from pathlib import Path
+
+import anyio
+import anyio.lowlevel
+import orjson
+import pytest
+
+from blocks.errors import InputError, StoreUnavailableError
+from blocks.stores import MemoryStore
+from blocks.stores.lease import Holder
+from tests.stores.sample import done, job
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "checkpoint.json"
+
+
+async def write(path: Path) -> None:
+    async with MemoryStore(path) as store:
+        await store.add([job(number) for number in range(10)])
+        await store.mark_planned()
+        store.save(done(0))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda raw: raw[: len(raw) // 2],
+        lambda _: b"",
+        lambda _: b"\x00" * 4096,
+        lambda _: b"[]",
+        lambda _: b'{"version": 1, "jobs": [{"number": 0}]}',
+        lambda _: b'{"version": 1, "jobs": [{"number": 0, "status": "lost"}]}',
+    ],
+    ids=["truncated", "empty", "zeros", "no object", "fields missing", "unknown status"],
+)
+async def test_a_damaged_checkpoint_is_set_aside(path: Path, damage: object) -> None:
+    await write(path)
+    damaged = damage(path.read_bytes())  # type: ignore[operator]
+    path.write_bytes(damaged)
+    with pytest.raises(InputError, match=r"is damaged and was set aside as checkpoint\.damaged-\d+"):
+        await MemoryStore(path).__aenter__()
+    assert not path.exists()
+    assert [aside.read_bytes() for aside in path.parent.glob("*.damaged-*")] == [damaged]
+    async with MemoryStore(path) as store:
+        assert not await store.is_planned()
+
+
+async def test_another_version_is_left_alone(path: Path) -> None:
+    content = orjson.dumps({"version": 2, "jobs": [{"of": "the future"}]})
+    path.write_bytes(content)
+    with pytest.raises(InputError, match="has version 2; this imagemill reads version 1"):
+        await MemoryStore(path).__aenter__()
+    assert path.read_bytes() == content
+
+
+async def test_a_full_disk_stops_the_run_and_keeps_the_last_checkpoint(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await write(path)
+    before = path.read_bytes()
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    store = MemoryStore(path)
+    store.outage_s = 0.2
+    async with store:
+        monkeypatch.setattr("os.fsync", full)
+        store.save(done(1))
+        with pytest.raises(
+            StoreUnavailableError, match=r"\(memory\) has not answered for 0 s \(No space left on device\)"
+        ):
+            await store.commit()
+        with pytest.raises(StoreUnavailableError):
+            store.save(done(2))
+        assert (await store.totals()).done == 2  # what the summary of a stopped run reads
+    monkeypatch.undo()
+    assert path.read_bytes() == before
+    assert not list(path.parent.glob("*.tmp"))
+    async with MemoryStore(path) as resumed:
+        assert list(await resumed.unfinished_numbers()) == list(range(1, 10))
+
+
+async def test_a_disk_that_was_full_for_a_moment(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    await write(path)
+    failures = [OSError(errno.ENOSPC, "full"), OSError(errno.EIO, "broken")]
+    fsync = os.fsync
+
+    def flaky(descriptor: int) -> None:
+        if failures:
+            raise failures.pop()
+        fsync(descriptor)
+
+    async with MemoryStore(path) as store:
+        monkeypatch.setattr("os.fsync", flaky)
+        store.save(done(1))
+        await store.commit()
+        assert not failures
+        assert orjson.loads(path.read_bytes())["jobs"][1]["status"] == "done"
+
+
+async def test_the_name_is_safe_before_the_commit_is(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[str] = []
+    fsync = os.fsync
+
+    def noted(descriptor: int) -> None:
+        synced.append(str(Path(f"/proc/self/fd/{descriptor}").readlink()))
+        fsync(descriptor)
+
+    async with MemoryStore(path) as store:
+        monkeypatch.setattr("os.fsync", noted)
+        await store.add([job(0)])
+        await store.mark_planned()
+        assert synced == [str(path.with_suffix(".tmp")), str(path.parent)]
+
+
+async def take(path: Path, holder: Holder) -> None:
+    store = MemoryStore(path)
+    store._holder = holder
+    await store._open()
+    await store._lease(holder.to_text(), None)
+
+
+async def test_the_lease_of_another_host_holds_until_it_expires(path: Path) -> None:
+    other = replace(Holder.here(), host="elsewhere", token="other", pid=1)
+    await take(path, other)
+    with pytest.raises(InputError, match="by process 1 on elsewhere since"):
+        await MemoryStore(path).__aenter__()
+    lease = path.with_suffix(".lease")
+    os.utime(lease, (0, lease.stat().st_mtime - 31))
+    async with MemoryStore(path):
+        pass
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"started": "1"}, {"pid": 2**22 + 1}, {"boot": "another"}],
+    ids=["its number is another's now", "no such process", "before the last boot"],
+)
+async def test_the_lease_of_the_dead_is_taken_at_once(path: Path, changes: dict[str, object]) -> None:
+    here = replace(Holder.here(), machine="a" * 32)
+    gone = replace(here, token="gone", **changes)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Holder, "here", classmethod(lambda _: here))
+        await take(path, gone)
+        async with MemoryStore(path):
+            pass
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"host": "elsewhere"}, {"machine": "another"}, {"pid_space": "pid:[1]"}, {}],
+    ids=["host", "machine", "container", "alive"],
+)
+def test_who_may_be_alive_is_not_gone(changes: dict[str, object]) -> None:
+    pid = changes and 2**22 + 1
+    holder = replace(Holder.here(), **({"pid": pid} if pid else {}), **changes)
+    assert not holder.is_gone()
+    assert Holder.of_text(holder.to_text()) == holder
+    assert socket.gethostname() in str(replace(holder, host=socket.gethostname()))
+
+
+async def test_an_unreadable_lease_holds_nobody_up(path: Path) -> None:
+    path.with_suffix(".lease").write_bytes(b"\xff{")
+    async with MemoryStore(path):
+        pass
+
+
+async def test_a_cancelled_run_gives_its_lease_back(path: Path) -> None:
+    with anyio.CancelScope() as scope:
+        async with MemoryStore(path) as store:
+            await store.add([job(0)])
+            await store.mark_planned()
+            store.save(done(0))
+            scope.cancel()
+            await anyio.lowlevel.checkpoint()
+    assert path.with_suffix(".lease").read_bytes() == b""
+    async with MemoryStore(path) as store:
+        assert (await store.totals()).done == 1

@@ -1,0 +1,65 @@
+"""A run that would cost more than it may waits for a person, who answers in the UI."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.filters import FlowRunFilter
+from prefect.states import State
+
+from emulator import Emulator
+from flows.generate_catalog import generate_catalog
+from tests.conftest import Place
+
+
+def paused_flow_run(client: SyncPrefectClient) -> Any:
+    deadline = time.monotonic() + 60
+    only_paused = FlowRunFilter.model_validate({"state": {"type": {"any_": ["PAUSED"]}}})
+    while time.monotonic() < deadline:
+        if found := client.read_flow_runs(flow_run_filter=only_paused):
+            return found[0]
+        time.sleep(0.1)
+    raise AssertionError("the run did not pause")
+
+
+@pytest.mark.usefixtures("prefect_server")
+@pytest.mark.parametrize("approve", [True, False])
+def test_an_expensive_run_waits_for_approval(
+    place: Place,
+    emulator: Callable[..., Emulator],
+    catalog: Callable[..., str],
+    approve: bool,  # noqa: FBT001 - a parameter of the test
+) -> None:
+    emulated = emulator()
+    path = catalog(prompt=["a", "b"])
+    states: list[State[Any]] = []
+
+    def run() -> None:
+        states.append(
+            generate_catalog(
+                catalog=path,
+                api={"provider": "together", "base_url": emulated.base_url},
+                output=place.settings(),
+                picture={"width": 256, "height": 256},
+                limits={"approve_above_usd": 0.0001},
+                return_state=True,
+            )
+        )
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    with get_client(sync_client=True) as client:
+        flow_run = paused_flow_run(client)
+        assert emulated.stats()["generation_requests"] == 0
+        client.resume_flow_run(flow_run.id, run_input={"approve": approve})
+    thread.join(60)
+
+    assert emulated.bill()["images"] == (2 if approve else 0)
+    assert states[0].is_completed() is approve
+    if not approve:
+        assert "was not approved" in str(states[0].message)

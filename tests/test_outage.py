@@ -1,0 +1,147 @@
+"""The API or the bucket goes away in mid-run: the run waits, or stops resumably, and pays nothing twice."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import anyio
+import pytest
+
+from blocks.errors import ErrorClass
+from emulator import Emulator
+from tasks.engine.breaker import Breaker, OutageError
+from tests.conftest import Command, Place
+from tests.fault_proxy import FaultProxy
+from tests.test_command import arguments, wait_for
+from tests.virtual_time import run
+
+
+def test_the_breaker_opens_probes_and_closes() -> None:
+    async def scenario() -> None:
+        breaker, stopping = Breaker(0.5, patience_s=60), anyio.Event()
+        for number in range(60):
+            breaker.record(ErrorClass.SERVER_ERROR if number % 2 else None)
+        for _ in range(60):
+            breaker.record(ErrorClass.BAD_REQUEST)  # an API that refuses prompts is not down
+        assert not breaker.is_open
+        while not breaker.is_open:
+            breaker.record(ErrorClass.TIMEOUT)
+        begun = anyio.current_time()
+        for probe in (1, 2):
+            await breaker.admit(stopping)
+            assert anyio.current_time() - begun == 5 * probe
+            breaker.record(ErrorClass.TIMEOUT)
+        await breaker.admit(stopping)
+        assert breaker.record(None)
+        assert not breaker.is_open
+        await breaker.admit(stopping)
+        assert anyio.current_time() - begun == 15
+
+    run(scenario)
+
+
+def test_the_breaker_gives_up_after_its_patience() -> None:
+    async def scenario() -> None:
+        breaker, stopping = Breaker(0.5, patience_s=60), anyio.Event()
+        for _ in range(50):
+            breaker.record(ErrorClass.TIMEOUT)
+        begun = anyio.current_time()
+
+        async def probe_for_ever() -> None:
+            while True:
+                await breaker.admit(stopping)
+                breaker.record(ErrorClass.TIMEOUT)
+
+        with pytest.raises(OutageError):
+            await probe_for_ever()
+        assert 60 < anyio.current_time() - begun <= 66
+
+    run(scenario)
+
+
+def test_a_few_failures_are_no_outage() -> None:
+    async def scenario() -> None:
+        breaker = Breaker(0.5, patience_s=60)
+        for _ in range(49):
+            breaker.record(ErrorClass.TIMEOUT)
+        assert not breaker.is_open
+
+    run(scenario)
+
+
+def test_an_api_that_stays_down_stops_the_run_resumably(
+    place: Place,
+    emulator: Callable[..., Emulator],
+    catalog: Callable[..., str],
+    command: Callable[..., Command],
+) -> None:
+    emulated = emulator(faults={"502": 1.0})
+    path = catalog(prompt=[f"p{n}" for n in range(300)])
+    given = arguments(place, emulated, "--run-id", "down", "--json")
+    down = command("run", path, *given, "--outage-timeout", "8")
+    assert down.code == 3, down.err
+    assert "The API has been down" in down.err
+    assert down.json["failed"] <= 60  # those whose budget was spent before it was clear
+    assert down.json["pending"] >= 240
+
+    emulated.configure(faults={})
+    again = command("resume", "down", "--json")
+    assert again.code == (1 if down.json["failed"] else 0)
+    assert again.json["done"] == 300 - down.json["failed"]
+    retried = command("retry-failed", "down", "--json")
+    assert (retried.code, retried.json["done"], retried.json["failed"]) == (0, 300, 0)
+    assert emulated.bill()["images"] == 300
+
+
+@pytest.mark.slow
+def test_a_bucket_that_comes_back_is_waited_for(
+    place: Place,
+    emulator: Callable[..., Emulator],
+    catalog: Callable[..., str],
+    start_command: Callable[..., subprocess.Popen[str]],
+) -> None:
+    emulated = emulator(latency_s=0.2)
+    path = catalog(prompt=[f"p{n}" for n in range(300)])
+    with FaultProxy(urlsplit(place.s3.endpoint_url).port or 0) as proxy:
+        given = arguments(place, emulated, "--s3-endpoint-url", f"http://127.0.0.1:{proxy.port}")
+        process = start_command("run", path, *given, "--json")
+        wait_for(lambda: emulated.bill()["images"] >= 60, process)
+        proxy.away = True
+        wait_for(lambda: proxy.refused >= 60, process)
+        proxy.away = False
+        out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert '"done":300' in out
+    assert emulated.bill()["images"] == 300
+
+
+@pytest.mark.slow
+def test_images_that_the_bucket_did_not_take_are_kept_and_not_paid_again(
+    place: Place,
+    emulator: Callable[..., Emulator],
+    catalog: Callable[..., str],
+    start_command: Callable[..., subprocess.Popen[str]],
+    command: Callable[..., Command],
+    own_home: Path,
+) -> None:
+    emulated = emulator(latency_s=0.2)
+    path = catalog(prompt=[f"p{n}" for n in range(300)])
+    with FaultProxy(urlsplit(place.s3.endpoint_url).port or 0) as proxy:
+        given = arguments(place, emulated, "--s3-endpoint-url", f"http://127.0.0.1:{proxy.port}")
+        given += ["--run-id", "away", "--json"]
+        process = start_command("run", path, *given)
+        wait_for(lambda: emulated.bill()["images"] >= 60, process)
+        proxy.away = True
+        _, err = process.communicate(timeout=200)
+        assert process.returncode == 3, err
+        assert "imagemill resume away" in err
+        assert list((own_home / "runs" / "away" / "unsaved").iterdir())
+        proxy.away = False
+        done = command("run", path, *given)
+    assert done.code == 0, done.err
+    assert done.json["done"] == 300
+    assert emulated.bill()["images"] == 300
+    assert not list((own_home / "runs" / "away" / "unsaved").iterdir())

@@ -1,0 +1,96 @@
+"""A refresh generates what is new or changed, keeps what is unchanged, and retires what is gone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from blocks.errors import InputError
+from emulator import Emulator
+from flows.refresh_catalog import refresh_catalog
+from tests.conftest import BUCKET, Place
+
+pytestmark = pytest.mark.usefixtures("prefect_server")
+
+
+def refresh(place: Place, emulated: Emulator, path: str, **more: Any) -> Any:
+    return refresh_catalog(
+        catalog=path,
+        api={"provider": "fal", "base_url": emulated.base_url},
+        output=place.settings(),
+        picture={"width": 256, "height": 256},
+        **more,
+    )
+
+
+def test_only_what_changed_is_paid_for(
+    place: Place, emulator: Callable[..., Emulator], catalog: Callable[..., str]
+) -> None:
+    emulated = emulator()
+    first = refresh(
+        place, emulated, catalog(id=["a", "b", "c", "d"], prompt=["1", "2", "3", "3"], price=[1, 2, 3, 4])
+    )
+    assert (first.added, first.changed, first.unchanged, first.retired) == (4, 0, 0, 0)
+
+    monday = catalog(id=["a", "b", "d", "e"], prompt=["1", "two", "3", "5"], price=[9, 9, 9, 9])
+    second = refresh(place, emulated, monday)
+    assert (second.added, second.changed, second.unchanged, second.retired) == (1, 1, 2, 1)
+    assert (second.generated, second.reused) == (2, 2)
+    assert second.saved_usd == pytest.approx(second.cost_usd)
+    rows = {row["id"]: row for row in place.table("manifest.parquet")}
+    assert {name: row["status"] for name, row in rows.items()} == {
+        "a": "done", "b": "done", "d": "done", "e": "done", "c": "retired",
+    }  # fmt: skip
+    assert (rows["a"]["price"], rows["c"]["price"]) == (9, 3)
+
+    asked = emulated.stats()["generation_requests"]
+    third = refresh(place, emulated, monday, prune=True)
+    assert emulated.stats()["generation_requests"] == asked
+    assert (third.unchanged, third.retired, third.cost_usd) == (4, 0, 0)
+    # c shared its picture with d, which is still there; b's old picture went when b changed.
+    images = {name for name in place.objects() if name.startswith("images/")}
+    rows = {row["id"]: row for row in place.table("manifest.parquet")}
+    assert {row["uri"].removeprefix(f"{place.uri}/") for row in rows.values() if row["uri"]} <= images
+
+
+def test_pruning_deletes_what_no_row_uses_any_more(
+    place: Place, emulator: Callable[..., Emulator], catalog: Callable[..., str]
+) -> None:
+    emulated = emulator()
+    refresh(place, emulated, catalog(id=["a", "b", "c", "d"], prompt=["1", "2", "3", "3"]))
+    summary = refresh(place, emulated, catalog(id=["a", "b", "d"], prompt=["one", "2", "3"]), prune=True)
+
+    assert (summary.changed, summary.retired, summary.pruned) == (1, 1, 1)
+    images = {name for name in place.objects() if name.startswith("images/")}
+    rows = {row["id"]: row for row in place.table("manifest.parquet")}
+    assert {row["uri"].removeprefix(f"{place.uri}/") for row in rows.values() if row["uri"]} == images
+    assert (rows["c"]["status"], rows["c"]["uri"]) == ("retired", None)
+
+    back = refresh(place, emulated, catalog(id=["a", "b", "c", "d"], prompt=["one", "2", "3", "3"]))
+    assert (back.added, back.unchanged, back.generated) == (1, 3, 0)
+
+
+def test_two_refreshes_of_one_place_do_not_interleave(
+    place: Place, emulator: Callable[..., Emulator], catalog: Callable[..., str]
+) -> None:
+    emulated = emulator()
+    path = catalog(prompt=["x"])
+
+    def lease(expires: datetime) -> None:
+        client = place.s3.client()
+        body = json.dumps({"holder": "another", "expires_at": expires.isoformat()}).encode()
+        client.put_object(Bucket=BUCKET, Key=f"{place.prefix}refresh.lease", Body=body)
+        client.close()
+
+    lease(datetime.now(UTC) + timedelta(minutes=1))
+    with pytest.raises(InputError, match="Run another is refreshing"):
+        refresh(place, emulated, path)
+    assert emulated.stats()["generation_requests"] == 0
+
+    lease(datetime.now(UTC) - timedelta(seconds=1))
+    assert refresh(place, emulated, path).done == 1
+    assert "refresh.lease" not in place.objects()

@@ -1,0 +1,68 @@
+"""Failed jobs are tried again under the same run id, their history kept."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+
+import pytest
+
+from blocks.errors import InputError
+from emulator import Emulator
+from flows.generate_catalog import generate_catalog
+from flows.retry_failed import retry_failed
+from tests.conftest import Place
+
+pytestmark = pytest.mark.usefixtures("prefect_server")
+
+
+def test_retryable_failures_first_and_permanent_ones_when_asked(
+    place: Place, emulator: Callable[..., Emulator], catalog: Callable[..., str]
+) -> None:
+    emulated = emulator()
+    first = generate_catalog(
+        catalog=catalog(id=["a", "b", "c"], prompt=["x", "y #fault:garbage*2", "z #fault:400*2"]),
+        api={"provider": "together", "base_url": emulated.base_url},
+        output=place.settings(),
+        picture={"width": 256, "height": 256},
+        execution={"run_id": "again"},
+    )
+    assert (first.done, first.failed) == (1, 2)
+
+    second = retry_failed("again")
+    assert (second.done, second.failed) == (2, 1)
+    third = retry_failed("again", permanent=True)
+    assert (third.done, third.failed) == (2, 1)  # its second 400
+    fourth = retry_failed("again", permanent=True)
+    assert (fourth.done, fourth.failed, fourth.unique) == (3, 0, 3)
+
+    jobs = {job["id"]: job for job in place.table("runs/again/jobs.parquet")}
+    assert {name: job["attempts"] for name, job in jobs.items()} == {"a": 1, "b": 3, "c": 3}
+    events = [json.loads(line) for line in place.read("runs/again/log.jsonl").splitlines()]
+    history = [event["event"] for event in events if event.get("id") == "b"]
+    assert history == ["attempt_failed", "attempt_failed", "failed", "reopened", "done"]
+    assert place.table("runs/again/failed.parquet") == []
+    assert fourth.cost_usd == pytest.approx(emulated.bill()["usd"])
+
+
+def test_another_machine_finds_the_run_by_its_output(
+    place: Place,
+    emulator: Callable[..., Emulator],
+    catalog: Callable[..., str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: object,
+) -> None:
+    emulated = emulator()
+    generate_catalog(
+        catalog=catalog(prompt=["x", "y #fault:500*2"]),
+        api={"provider": "together", "base_url": emulated.base_url},
+        output=place.settings(),
+        picture={"width": 256, "height": 256},
+        execution={"run_id": "moved"},
+    )
+    monkeypatch.setenv("IMAGEMILL_HOME", f"{tmp_path}/another-machine")
+    with pytest.raises(InputError, match="knows no run 'moved'"):
+        retry_failed("moved")
+    summary = retry_failed("moved", output=place.settings())
+    assert (summary.done, summary.reused) == (2, 1)
+    assert emulated.bill()["images"] == 2
