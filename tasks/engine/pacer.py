@@ -1,88 +1,38 @@
 """Paces requests: how many at once, how many a minute, and when nobody may send at all.
 
-:class:`ConcurrencySearch` is a pure object fed with samples; :class:`Pacer` is what waits. The search
-starts at 10 and doubles until the API answers 429, then halves the distance between the last number that
-was good and the first that was bad, then holds, and looks a little higher now and then.
+:class:`~tasks.engine.limit_search.LimitSearch` finds the account's limit from what comes back; it is a pure
+object. :class:`Pacer` is what waits.
 """
 
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import anyio
 
-START = 10
-CEILING = 400
-HOLD_S = 15.0
-"""How long a limit that was found is held before a higher one is tried again, in seconds."""
+from tasks.engine.limit_search import Limit, LimitSearch, Sent
+from tasks.engine.window import CEILING
+
+__all__ = ["CEILING", "Limit", "Pacer", "Slot", "StoppedError"]
+
+_LONGEST_HOLD_S = 300.0
+_ROUNDED_UP_S = 1.0
+"""Retry-After is in whole seconds, rounded up: one second may mean a hundredth. The job that was told waits
+it out; the others, who are paced anyway, do not stand still for a second at each refusal."""
 
 
 class StoppedError(Exception):
     """The run is stopping: nothing more is sent."""
 
 
-class ConcurrencySearch:
-    """Finds how many requests an account takes at once, from which came back with a 429.
-
-    ``limit`` is the number in force. Each change begins a new round; what was sent in an earlier round
-    says nothing about this one.
-    """
-
-    def __init__(self, start: int = START, ceiling: int = CEILING) -> None:
-        self.limit = start
-        self.round = 0
-        self._ceiling = ceiling
-        self._good = 0
-        self._bad: int | None = None
-        self._answers = 0
-        self._busiest = 0
-        self._settled_at: float | None = None
-
-    def answered(self, sent_in: int, in_flight: int, now: float) -> None:
-        """A request was served; ``in_flight`` counts it. Raises the limit after a whole round."""
-        if sent_in != self.round:
-            return
-        self._answers += 1
-        self._busiest = max(self._busiest, in_flight)
-        if self._answers < 2 * self.limit or self._busiest < self.limit:
-            return
-        self._good = max(self._good, self.limit)
-        if self._bad is None:
-            self._move(min(self.limit * 2, self._ceiling))
-        elif self._bad - self._good > max(1, self._good // 20):
-            self._move((self._good + self._bad) // 2)
-        elif self._settled_at is None:
-            self._settled_at = now
-        elif now - self._settled_at >= HOLD_S:
-            self._bad = None
-            self._settled_at = None
-            self._move(min(self.limit + max(1, self.limit // 10), self._ceiling))
-
-    def refused(self, sent_in: int, in_flight: int, now: float) -> bool:
-        """A request came back with a 429; ``in_flight`` counts it. Whether the limit was lowered."""
-        if sent_in != self.round:
-            return False
-        self._bad = min(self.limit, max(2, in_flight))
-        if self._good >= self._bad:
-            self._good = self._bad // 2  # the account's limit has fallen
-        self._settled_at = now if self._bad - self._good <= 1 else None
-        self._move(max(1, (self._good + self._bad) // 2 if self._good else self._bad // 2))
-        return True
-
-    def _move(self, limit: int) -> None:
-        if limit != self.limit or self._bad is not None:
-            self.round += 1
-        self.limit = limit
-        self._answers = self._busiest = 0
-
-
 @dataclass(slots=True)
 class Slot:
-    """One request's place. ``served``: it was answered; ``refused``: with a 429."""
+    """One request's place. ``served``: it was answered with an image; ``refused``: with a 429."""
 
-    round: int
+    sent: Sent | None
     served: bool = False
     refused: bool = False
     retry_after_s: float | None = None
@@ -94,6 +44,7 @@ class Pacer:
     Args:
         concurrency: requests at once; None searches for the account's limit.
         per_minute: never more images a minute than this.
+        known: what the account took last; the search starts there, and not at 10 requests at once.
         clock: monotonic seconds.
     """
 
@@ -102,15 +53,17 @@ class Pacer:
         concurrency: int | None,
         per_minute: float | None = None,
         *,
+        known: Limit | None = None,
         clock: Callable[[], float] = anyio.current_time,
     ) -> None:
-        self._search = ConcurrencySearch() if concurrency is None else None
+        self._search = LimitSearch(known) if concurrency is None else None
         self._fixed = concurrency or 0
         self._interval = 60.0 / per_minute if per_minute else 0.0
         self._clock = clock
-        self._head = anyio.Lock()
-        self._changed = anyio.Event()
+        self._queue: deque[anyio.Event] = deque()
+        self._changed: anyio.Event | None = None
         self._next_at = -math.inf
+        self._next_paced_at = -math.inf
         self._paused_until = -math.inf
         self._stopped = False
         self.in_flight = 0
@@ -119,7 +72,11 @@ class Pacer:
     @property
     def concurrency(self) -> int:
         """Requests at once, as of now."""
-        return self._search.limit if self._search else self._fixed
+        return self._search.window.limit if self._search else self._fixed
+
+    def learned(self) -> Limit | None:
+        """What the search found; None where there was none."""
+        return self._search.learned() if self._search else None
 
     def stop(self) -> None:
         """Let nobody through any more; those who wait get a :class:`StoppedError`."""
@@ -132,44 +89,73 @@ class Pacer:
         Raises:
             StoppedError: the run is stopping.
         """
-        async with self._head:
-            while True:
-                if self._stopped:
-                    raise StoppedError
-                now = self._clock()
-                ready_at = max(self._paused_until, self._next_at)
-                if self.in_flight >= self.concurrency:
-                    await self._changed.wait()
-                elif ready_at > now:
-                    with anyio.move_on_after(ready_at - now):
-                        await self._changed.wait()
-                else:
-                    break
-            if self._interval:
-                self._next_at = max(self._next_at + self._interval, now)
-            self.in_flight += 1
-            return Slot(self._search.round if self._search else 0)
+        paced = False
+        if self._queue or self._wait_s() != 0:
+            paced = await self._queued()
+        elif self._stopped:
+            raise StoppedError
+        now = self._clock()
+        self.in_flight += 1
+        if self._interval:
+            self._next_at = max(self._next_at + self._interval, now)
+        if self._search is None:
+            return Slot(None)
+        sent = self._search.sent(self.in_flight, now, paced=paced)
+        self._next_paced_at = now + 1.0 / self._search.rate.per_s
+        return Slot(sent)
 
     def release(self, slot: Slot) -> None:
         """The request is over; the slot says what came back."""
+        now = self._clock()
         if slot.refused:
-            self._refuse(slot)
-        elif slot.served and self._search:
-            self._search.answered(slot.round, self.in_flight, self._clock())
+            self.rate_limited += 1
+            pause_s = self._search.refused(slot.sent, now) if self._search and slot.sent else 0.5
+            told = slot.retry_after_s
+            if told is not None and (told > _ROUNDED_UP_S or told < pause_s):
+                pause_s = min(told, _LONGEST_HOLD_S)
+            self._paused_until = max(self._paused_until, now + pause_s)
+        elif self._search and slot.sent:
+            self._search.admitted(slot.sent, now)
         self.in_flight -= 1
         self._notify()
 
-    def _refuse(self, slot: Slot) -> None:
-        self.rate_limited += 1
-        now = self._clock()
-        lowered = True
-        if self._search:
-            lowered = self._search.refused(slot.round, self.in_flight, now)
-        if slot.retry_after_s is not None:
-            self._paused_until = max(self._paused_until, now + min(slot.retry_after_s, 300.0))
-        elif lowered:
-            self._paused_until = max(self._paused_until, now + 0.5)
+    async def _queued(self) -> bool:
+        """Wait until it is this request's turn and it may be sent; whether the pace held it back."""
+        turn = anyio.Event()
+        self._queue.append(turn)
+        paced = False
+        try:
+            if self._queue[0] is not turn:
+                await turn.wait()
+            while True:
+                if self._stopped:
+                    raise StoppedError
+                wait_s = self._wait_s()
+                if wait_s == 0:
+                    return paced
+                paced = wait_s < math.inf and self._next_paced_at > self._clock()
+                self._changed = anyio.Event()
+                if wait_s == math.inf:
+                    await self._changed.wait()
+                else:
+                    with anyio.move_on_after(wait_s):
+                        await self._changed.wait()
+        finally:
+            self._changed = None
+            self._queue.remove(turn)
+            if self._queue:
+                self._queue[0].set()
+
+    def _wait_s(self) -> float:
+        """Seconds until the next request may leave: 0 now, infinite until one comes back."""
+        if self.in_flight >= self.concurrency:
+            return math.inf
+        ready_at = max(self._paused_until, self._next_at, self._next_paced_at)
+        if ready_at == -math.inf:
+            return 0.0
+        wait_s = ready_at - self._clock()
+        return wait_s if wait_s > 1e-9 else 0.0
 
     def _notify(self) -> None:
-        self._changed.set()
-        self._changed = anyio.Event()
+        if self._changed is not None:
+            self._changed.set()

@@ -1,0 +1,96 @@
+"""Runs the whole flow with ``auto`` before the emulated API with hidden limits; prints a Markdown table.
+
+    python -m benchmarks.pacer_emulator
+
+Real sockets, 2,000 images a run, median latency 0.5 s. ``delivered`` compares the time from the first image's
+request to the last image's arrival with what the limit allows.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
+from prefect.testing.utilities import prefect_test_harness
+
+from emulator import Emulator, Settings
+from flows.generate_catalog import generate_catalog
+from imagemill.s3_server import s3_server
+
+IMAGES = 2000
+MEAN_LATENCY_S = 0.5 * math.exp(0.35**2 / 2)
+CASES: dict[str, tuple[dict[str, object], dict[str, object] | None]] = {
+    "30 at once": ({"max_concurrent": 30}, None),
+    "1,800 a minute, bucket 5": ({"per_minute": 1800, "burst": 5}, None),
+    "1,800 a minute, bucket 5, bare 429s": ({"per_minute": 1800, "burst": 5, "retry_after": False}, None),
+    "20 at once and 3,000 a minute, bucket 5": ({"max_concurrent": 20, "per_minute": 3000, "burst": 5}, None),
+    "40 at once, after 20 s 20": ({"max_concurrent": 40}, {"max_concurrent": 20}),
+}
+CHANGED_AT_S = 20.0
+
+
+def allowed(limits: dict[str, object]) -> float:
+    """Images a second."""
+    by_number = float(limits.get("max_concurrent") or math.inf) / MEAN_LATENCY_S  # type: ignore[arg-type]
+    return min(by_number, float(limits.get("per_minute") or math.inf) / 60)  # type: ignore[arg-type]
+
+
+def change(emulated: Emulator, later: dict[str, object] | None, ended: threading.Event) -> None:
+    """Change the limits, so many seconds after the first request."""
+    began = None
+    while later and not ended.wait(0.05):
+        if began is None and emulated.stats()["generation_requests"]:
+            began = time.monotonic()
+        if began is not None and time.monotonic() - began >= CHANGED_AT_S:
+            emulated.configure(**later)
+            return
+
+
+def main() -> None:
+    """Run every case."""
+    print("| hidden limit | delivered | 429s | failed | wall s |\n|---|---|---|---|---|")
+    with (
+        tempfile.TemporaryDirectory() as work,
+        s3_server(Path(work)) as s3,
+        prefect_test_harness(server_startup_timeout=180),
+        temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}),
+    ):
+        s3.client().create_bucket(Bucket="pacer")
+        os.environ.update(s3.environment, IMAGEMILL_HOME=work, TOGETHER_API_KEY="benchmark")
+        catalog = Path(work) / "catalog.parquet"
+        pq.write_table(pa.table({"prompt": [f"pacer {n}" for n in range(IMAGES)]}), catalog)
+        for number, (name, (limits, later)) in enumerate(CASES.items()):
+            emulated = Emulator(Settings(latency_s=0.5, pictures="fast", **limits))  # type: ignore[arg-type]
+            emulated.start()
+            ended = threading.Event()
+            watcher = threading.Thread(target=change, args=(emulated, later, ended))
+            watcher.start()
+            summary = generate_catalog(
+                catalog=str(catalog),
+                output={"uri": f"s3://pacer/{number}", "s3_endpoint_url": s3.endpoint_url},
+                api={"provider": "together", "base_url": emulated.base_url},
+                picture={"width": 256, "height": 256},
+            )
+            ended.set()
+            watcher.join()
+            emulated.stop()
+            seconds = 60 * summary.generated / summary.images_per_minute
+            first = min(seconds, CHANGED_AT_S) if later else seconds
+            possible = allowed(limits) * first + (allowed(later) * (seconds - first) if later else 0)
+            print(
+                f"| {name} | {summary.generated / possible:.1%} |"
+                f" {summary.rate_limited / summary.requests:.2%}"
+                f" | {summary.failed} | {summary.wall_s:.0f} |",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()

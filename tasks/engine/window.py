@@ -1,0 +1,93 @@
+"""How many requests an account takes at once: found from the numbers in flight that it served and refused."""
+
+from __future__ import annotations
+
+START = 10
+CEILING = 400
+PROBE_EVERY_S = 5.0
+"""Seconds from one look above a limit that holds to the next."""
+
+_PROBE_REQUESTS = 120
+_MOST_QUIET_S = 20.0
+"""A probe costs a refusal: at few requests a second it waits for so many, but not longer than this."""
+
+_FIRST_PROBE_S = 0.5
+"""Seconds to the first probe after a refusal, each that is refused doubles them: was it about the number?"""
+_LEAST_PROOF = 3
+"""Requests served at a limit before the next step above it is taken."""
+_FALL = 0.7
+
+
+class WindowSearch:
+    """The limit on requests in flight; a pure object that is told what came back.
+
+    It grows by one with every answer, as TCP's slow start does, which doubles it in the time of one image.
+    A refusal at ``n`` in flight says that ``n - 1`` fit. A limit that holds is probed with one request more
+    every few seconds; where that is served, steps of 1, 2, 4 ... follow at once.
+    """
+
+    def __init__(self, start: int = START, ceiling: int = CEILING, *, known: bool = False) -> None:
+        self.limit = start
+        self._ceiling = ceiling
+        self._ramping = not known
+        self.probing = False
+        self._step = 1
+        self._proof = 0
+        self._changed_at: float | None = None
+        self._probe_after_s = _FIRST_PROBE_S
+
+    def admitted(self, in_flight: int, now: float) -> None:
+        """A request was let in; ``in_flight`` counts it and those beside it when it was sent."""
+        if self._changed_at is None:
+            self._changed_at = now
+        if in_flight < self.limit:
+            if self._ramping and in_flight >= self.limit // 2:
+                self._grow(1, now)
+            return
+        if self._ramping:
+            self._grow(1, now)
+            return
+        self._proof += 1
+        if self.probing:
+            if self._proof >= _LEAST_PROOF:
+                self._step = min(2 * self._step, max(1, self.limit // 4))
+                self._grow(self._step, now)
+        elif self._may_probe(now - self._changed_at):
+            self.probing, self._step = True, 1
+            self._grow(1, now)
+
+    def refused(self, in_flight: int, now: float) -> None:
+        """This many at once were too many."""
+        if self.probing and self._step == 1:
+            self._probe_after_s = min(2.0 * self._probe_after_s, PROBE_EVERY_S)
+        elif in_flight <= self.limit:
+            self._probe_after_s = _FIRST_PROBE_S
+        self._ramping = self.probing = False
+        self._changed_at = now
+        if in_flight <= self.limit:
+            self._set(in_flight - 1)
+
+    def resume(self) -> None:
+        """What was refused lately was not about the number: grow again as in the beginning."""
+        self._ramping = True
+
+    def fallen(self, in_flight: int, now: float) -> None:
+        """Refusal upon refusal: the account's limit has fallen far. Lower the limit, then climb again."""
+        if in_flight > self.limit:
+            return
+        self._set(int(in_flight * _FALL))
+        self._ramping, self.probing, self._step = False, True, 1
+        self._changed_at = now
+
+    def _may_probe(self, held_s: float) -> bool:
+        if self._probe_after_s < PROBE_EVERY_S:
+            return held_s >= self._probe_after_s
+        return held_s >= PROBE_EVERY_S and (self._proof >= _PROBE_REQUESTS or held_s >= _MOST_QUIET_S)
+
+    def _grow(self, by: int, now: float) -> None:
+        self._set(self.limit + by)
+        self._changed_at = now
+
+    def _set(self, limit: int) -> None:
+        self.limit = min(max(1, limit), self._ceiling)
+        self._proof = 0

@@ -1,0 +1,192 @@
+"""An account with a hidden limit, and the engine's workers before it, for the pacer in virtual time."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import anyio
+
+from blocks.errors import RETRY_RULES, ErrorClass
+from emulator.limits import TokenBucket
+from tasks.engine.pacer import Pacer
+from tests.virtual_time import run
+
+MEAN_LATENCY_S = 0.5 * math.exp(0.35**2 / 2)
+"""Mean of a lognormal latency with a median of half a second and a sigma of 0.35."""
+
+_FEEDERS = 4
+"""Shards that are worked on at once."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """A limit in force from a moment on, in seconds."""
+
+    at: float
+    cap: int | None = None
+    per_minute: float | None = None
+    burst: int = 1
+
+    @property
+    def per_s(self) -> float:
+        """Images a second that this limit allows."""
+        by_cap = self.cap / MEAN_LATENCY_S if self.cap else math.inf
+        return min(by_cap, self.per_minute / 60 if self.per_minute else math.inf)
+
+
+@dataclass
+class Account:
+    """Hidden limits, one after another. Times in seconds.
+
+    ``retry_after`` tells the wait in whole seconds, rounded up. ``load``: latency grows by this share at the
+    cap. ``errors``: share of requests answered with a 500.
+    """
+
+    steps: Sequence[Step]
+    seed: int = 1
+    retry_after: bool = False
+    load: float = 0.0
+    errors: float = 0.0
+    refusal_s: tuple[float, float] = (0.01, 0.06)
+    in_flight: int = 0
+    served_at: list[float] = field(default_factory=list)
+    sent_at: list[float] = field(default_factory=list)
+    refused_at: list[float] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.rng = random.Random(self.seed)
+        self.bucket: TokenBucket | None = None
+        self._step: Step | None = None
+
+    def limit(self, now: float) -> Step:
+        """The limit in force."""
+        return [step for step in self.steps if step.at <= now][-1]
+
+    async def request(self) -> tuple[ErrorClass | None, float | None]:
+        """One request: the class of its error, or None, and what Retry-After says."""
+        now = anyio.current_time()
+        self.sent_at.append(now)
+        step = self.limit(now)
+        if step is not self._step:
+            self._step = step
+            if step.per_minute is None:
+                self.bucket = None
+            elif self.bucket is None:
+                self.bucket = TokenBucket(step.per_minute, step.burst, now)
+            else:
+                self.bucket.reshape(step.per_minute, step.burst, now)
+        full = step.cap is not None and self.in_flight >= step.cap
+        wait_s = self.bucket.take(now) if self.bucket and not full else 0.0
+        if full or wait_s:
+            self.refused_at.append(now)
+            await anyio.sleep(self.rng.uniform(*self.refusal_s))
+            return ErrorClass.RATE_LIMITED, float(math.ceil(wait_s)) if self.retry_after and wait_s else None
+        self.in_flight += 1
+        grown = 1.0 + self.load * (self.in_flight / step.cap if step.cap else 0.0)
+        await anyio.sleep(grown * self.rng.lognormvariate(math.log(0.5), 0.35))
+        self.in_flight -= 1
+        if self.rng.random() < self.errors:
+            return ErrorClass.SERVER_ERROR, None
+        self.served_at.append(anyio.current_time())
+        return None, None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A run's figures: times in seconds, shares from 0 to 1."""
+
+    images: int
+    requests: int
+    refused: int
+    failed: int
+    failed_by_429: int
+    wall_s: float
+    delivered: float
+    settled_s: float
+    followed_s: float | None
+    concurrency: int
+
+    @property
+    def refused_share(self) -> float:
+        """429s over requests."""
+        return self.refused / self.requests
+
+
+async def _work(account: Account, pacer: Pacer, images: int) -> tuple[int, int]:
+    """Work jobs off as the engine does, by its retry table; jobs that failed, and those for 429s."""
+    rng = random.Random(account.seed + 1)
+    numbers = iter(range(images))
+    failed = failed_by_429 = 0
+
+    async def job(slot: object) -> None:
+        nonlocal failed, failed_by_429
+        failures: Counter[ErrorClass] = Counter()
+        while True:
+            error, told = await account.request()
+            slot.served, slot.refused = error is None, error is ErrorClass.RATE_LIMITED
+            slot.retry_after_s = told
+            pacer.release(slot)
+            if error is None:
+                return
+            failures[error] += 1
+            rule = RETRY_RULES[error]
+            if failures[error] > rule.retries:
+                failed += 1
+                failed_by_429 += error is ErrorClass.RATE_LIMITED
+                return
+            await anyio.sleep(rule.wait_s(failures[error], told, rng))
+            slot = await pacer.acquire()
+
+    async def feed() -> None:
+        for _ in numbers:
+            group.start_soon(job, await pacer.acquire())
+
+    async with anyio.create_task_group() as group:
+        for _ in range(_FEEDERS):
+            group.start_soon(feed)
+    return failed, failed_by_429
+
+
+def simulate(account: Account, images: int = 10_000, pacer: Pacer | None = None) -> Outcome:
+    """Run the real pacer before an account, in virtual time."""
+    if pacer is None:
+        pacer = Pacer(None)
+    failed, failed_by_429 = run(_work, account, pacer, images)
+    end = account.served_at[-1]
+    edges = [step.at for step in account.steps] + [math.inf]
+    allowed = sum(
+        step.per_s / (1 + account.load) * max(0.0, min(end, until) - step.at)
+        for step, until in zip(account.steps, edges[1:], strict=True)
+    ) * (1 - account.errors)
+    second = account.steps[1].at if len(account.steps) > 1 else None
+    return Outcome(
+        images=images,
+        requests=len(account.sent_at),
+        refused=len(account.refused_at),
+        failed=failed,
+        failed_by_429=failed_by_429,
+        wall_s=end,
+        delivered=len(account.served_at) / allowed,
+        settled_s=_reached(account, 0.0, min(second or end, end)),
+        followed_s=_reached(account, second, end) if second and second < end else None,
+        concurrency=pacer.concurrency,
+    )
+
+
+def _reached(account: Account, begin: float, end: float) -> float:
+    """Seconds from ``begin`` until throughput lies within 10 % of what is allowed, over the next 10 s."""
+    step = account.limit(begin)
+    per_s = step.per_s / (1 + account.load) * (1 - account.errors)
+    span = 10.0
+    at = begin
+    while at + span < end:
+        served = sum(at < t <= at + span for t in account.served_at)
+        refused = sum(at < t <= at + span for t in account.refused_at)
+        if served >= 0.9 * per_s * span - 2 and refused <= max(0.05 * served, 3):
+            return at - begin
+        at += 0.5
+    return end - begin

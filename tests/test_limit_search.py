@@ -1,0 +1,72 @@
+"""The search for an account's limit, in virtual time, by workers that follow the engine's retry table."""
+
+from __future__ import annotations
+
+import pytest
+
+from tasks.engine.pacer import Limit, Pacer
+from tests.hidden_account import Account, Step, simulate
+
+STEADY = {
+    "20 at once": Account([Step(0, 20)], seed=2),
+    "50 at once": Account([Step(0, 50)], seed=3),
+    "35 at once, some 500s": Account([Step(0, 35)], seed=4, errors=0.02),
+    "30 at once, latency grows with load": Account([Step(0, 30)], seed=5, load=1.0),
+    "600 a minute, bucket of 5": Account([Step(0, None, 600, 5)], seed=6),
+    "3,000 a minute, bucket of 10": Account([Step(0, None, 3000, 10)], seed=7),
+    "2,400 a minute, bucket of 1, Retry-After": Account([Step(0, None, 2400, 1)], seed=8, retry_after=True),
+    "30 at once and 2,000 a minute": Account([Step(0, 30, 2000, 5)], seed=9),
+}
+
+CHANGED = {
+    "50 at once, then 25": Account([Step(0, 50), Step(40, 25)], seed=10),
+    "25 at once, then 50": Account([Step(0, 25), Step(40, 50)], seed=11),
+    "3,000 a minute, then 1,500": Account([Step(0, None, 3000, 5), Step(40, None, 1500, 5)], seed=12),
+    "1,500 a minute, then 3,000": Account([Step(0, None, 1500, 5), Step(40, None, 3000, 5)], seed=13),
+}
+
+
+@pytest.mark.parametrize("name", STEADY)
+def test_a_hidden_limit_is_used_up_and_hardly_ever_exceeded(name: str) -> None:
+    found = simulate(STEADY[name])
+    assert found.delivered >= 0.97
+    assert found.refused_share <= 0.01
+    assert found.settled_s <= 20
+    assert found.failed_by_429 == 0
+
+
+@pytest.mark.parametrize("name", CHANGED)
+def test_a_limit_that_changes_in_mid_run_is_followed(name: str) -> None:
+    found = simulate(CHANGED[name], images=6000)
+    assert found.delivered >= 0.95
+    assert found.refused_share <= 0.015
+    assert found.followed_s is not None
+    assert found.followed_s <= 30
+    assert found.failed_by_429 == 0
+
+
+def test_what_one_run_learned_the_next_starts_from() -> None:
+    first = Pacer(None)
+    simulate(Account([Step(0, None, 3000, 5)]), 3000, first)
+    learned = first.learned()
+    assert learned is not None
+    assert learned.per_minute == pytest.approx(3000, rel=0.03)
+
+    again = simulate(Account([Step(0, None, 3000, 5)]), 1000, Pacer(None, known=learned))
+    assert again.settled_s == 0
+    assert again.refused <= 12
+
+
+def test_a_known_number_is_used_from_the_first_request() -> None:
+    account = Account([Step(0, 40)])
+    found = simulate(account, 1000, Pacer(None, known=Limit(40)))
+    assert found.concurrency in {40, 41}
+    assert found.refused <= 8
+    assert found.wall_s < 1000 / Step(0, 40).per_s + 2.5
+
+
+def test_an_account_that_refuses_everything_for_a_while_costs_no_job() -> None:
+    account = Account([Step(0, 30), Step(20, None, 1e-6, 1), Step(35, 30)])
+    found = simulate(account, 3000)
+    assert found.failed_by_429 == 0
+    assert found.refused < 60
