@@ -19,8 +19,10 @@ from emulator import Emulator, Settings
 from tasks.engine.breaker import Breaker
 from tasks.engine.cost import CostLimit
 from tasks.engine.engine import Engine
+from tasks.engine.job_log import JobLog
 from tasks.engine.pacer import Pacer
 from tasks.engine.recorder import Recorder
+from tasks.engine.telemetry import Telemetry
 from tests.apis.variants import Outcome
 from tests.fast_clock import run_fast
 
@@ -64,7 +66,8 @@ def work_all(bucket: ImageBucket, tmp_path: Path) -> Callable[[ImageApi, list[Jo
 
     async def inside(api: ImageApi, jobs: list[Job]) -> list[Outcome]:
         pacer = Pacer(10)
-        recorder = Recorder("run", tmp_path / "log.jsonl", pacer)
+        telemetry = Telemetry("run", api.provider, api.model)
+        recorder = Recorder("run", JobLog("run", tmp_path / "log.jsonl"), pacer, telemetry)
         try:
             async with (
                 httpx.AsyncClient(timeout=None, trust_env=False) as http,
