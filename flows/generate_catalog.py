@@ -2,6 +2,7 @@
 
 # No "from __future__ import annotations" here: Prefect reads the types of a flow's parameters as objects.
 
+import errno
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -33,6 +34,8 @@ from tasks.settings import (
 )
 from tasks.summary import RunStoppedError, RunSummary
 from tasks.verb import without_traceback
+
+_DISK_TROUBLE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS})
 
 
 @flow(name="generate-catalog", persist_result=False)
@@ -122,7 +125,7 @@ def run(
 
 
 def _conclude(session: Session, counts: PlanCounts, begun: float, *, retire: bool, prune: bool) -> RunSummary:
-    """Publish and measure; only count where the run was interrupted or its bucket is away."""
+    """Publish and measure; only count where the run was interrupted, or its bucket or disk fails."""
     stopped = session.engine.stopped
     if not (stopped and stopped.kind is StopKind.INTERRUPTED):
         try:
@@ -131,6 +134,11 @@ def _conclude(session: Session, counts: PlanCounts, begun: float, *, retire: boo
             return measure(session.settings, counts, changes, wall_s, return_state=True).result()
         except StoreUnavailableError as error:
             session.portal.call(session.engine.stop, StopKind.UNAVAILABLE, str(error))
+        except OSError as error:
+            if error.errno not in _DISK_TROUBLE:
+                raise
+            reason = f"The run's folder {session.folder.path} cannot be written ({error.strerror})."
+            session.portal.call(session.engine.stop, StopKind.UNAVAILABLE, reason)
     return count(session, counts, time.monotonic() - begun)
 
 

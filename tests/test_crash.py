@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import errno
 import io
+import json
+import os
 import random
 import signal
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
+from blocks.stores import memory
 from emulator import Emulator
+from imagemill.command import main
 from tests.conftest import Command, Place
 from tests.test_command import wait_for
 
@@ -38,44 +44,115 @@ def check_everything_is_there(place: Place, unique: int) -> None:
             image.load()
 
 
-@pytest.mark.parametrize(("provider", "store"), [("together", "sqlite"), ("fal", "memory")])
+def settled(emulated: Emulator) -> int:
+    """The images charged, once the API has finished what it had begun when the client died."""
+    while emulated.stats()["in_flight"]:
+        time.sleep(0.01)
+    images: int = emulated.bill()["images"]
+    return images
+
+
+@pytest.mark.parametrize(
+    ("provider", "store"),
+    [("together", "memory"), ("fal", "sqlite"), ("together", "postgres"), ("fal", "redis")],
+)
 def test_a_killed_run_resumes(
     place: Place,
     emulator: Callable[..., Emulator],
     catalog: Callable[..., str],
     start_command: Callable[..., subprocess.Popen[str]],
     command: Callable[..., Command],
+    store_url: Callable[[str], str],
     provider: str,
     store: str,
 ) -> None:
     emulated = emulator(latency_s=0.2, max_concurrent=30)
-    path = catalog(prompt=[f"p{n}" for n in range(300)])
-    given = [*run_arguments(place, emulated, provider, path), "--store", store]
-    finished = 0
-    charged_again = 0
-    for images in (40, 150):
-        process = start_command(*given)
-        wait_for(lambda images=images: emulated.bill()["images"] >= images, process)  # type: ignore[misc]
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-        now = len([name for name in place.objects() if name.startswith("images/")])
-        assert now >= finished
-        finished = now
-        charged_again += emulated.stats()["in_flight"] + emulated.bill()["images"] - finished
+    path = catalog(prompt=[f"p{n}" for n in range(150)])
+    given = [*run_arguments(place, emulated, provider, path), "--store", store_url(store)]
+    process = start_command(*given)
+    wait_for(lambda: emulated.bill()["images"] >= 60, process)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    finished = len([name for name in place.objects() if name.startswith("images/")])
+    in_flight = settled(emulated) - finished
 
     done = command(*given)
 
     assert done.code == 0, done.err
-    assert (done.json["done"], done.json["pending"], done.json["generated"]) == (300, 0, 300)
-    check_everything_is_there(place, 300)
-    counts = [entry["count"] for entry in emulated.bill()["by_key"].values()]
-    assert len(counts) == 300
-    if provider == "fal":
-        # A request id is on disk before its first poll. Only a submit that was under way when the
-        # process died can be unknown to it, and those are few.
-        assert sum(counts) - 300 <= 2 * 10
-    assert sum(counts) - 300 <= charged_again
-    assert done.json["requests"] >= 300
+    summary = done.json
+    assert (summary["done"], summary["pending"], summary["generated"]) == (150, 0, 150)
+    check_everything_is_there(place, 150)
+    bill = emulated.bill()
+    charged = {line["prompt"]: line["count"] for line in bill["by_key"].values()}
+    assert charged.keys() == {f"p{n}" for n in range(150)}
+    # Only what was never answered is paid again, and the run knows which that was: on a synchronous API
+    # whatever was in flight, on a queued one a submit without its answer.
+    unanswered = {int(job["id"]): job["unanswered"] for job in place.table("runs/killed/jobs.parquet")}
+    assert all(charged[f"p{n}"] <= 1 + unanswered[n] for n in range(150))
+    twice = bill["images"] - 150
+    assert twice <= summary["unanswered"] == sum(unanswered.values())
+    assert summary["cost_usd"] <= bill["usd"] + 1e-9 <= summary["cost_usd"] + summary["unanswered_usd"] + 2e-9
+    if provider == "together":
+        assert twice == in_flight
+    else:
+        assert twice < in_flight  # most of them had their request id
+
+
+def test_a_run_is_worked_on_by_one_process(
+    place: Place,
+    emulator: Callable[..., Emulator],
+    catalog: Callable[..., str],
+    start_command: Callable[..., subprocess.Popen[str]],
+    command: Callable[..., Command],
+) -> None:
+    emulated = emulator(latency_s=0.3, max_concurrent=5)
+    path = catalog(prompt=[f"p{n}" for n in range(150)])
+    given = [*run_arguments(place, emulated, "together", path), "--concurrency", "5"]
+    first = start_command(*given)
+    wait_for(lambda: emulated.bill()["images"] >= 1, first)
+
+    second = command(*given)
+
+    assert first.poll() is None
+    assert (second.code, second.out) == (2, "")
+    assert second.err.startswith("imagemill: The run is being worked on by process ")
+    assert second.err.count("\n") == 1
+    out, err = first.communicate(timeout=60)
+    assert first.returncode == 0, err
+    assert '"done":150' in out
+    assert emulated.bill()["images"] == 150
+
+
+def test_a_full_disk_stops_the_run_and_a_resume_finishes_it(
+    place: Place,
+    emulator: Callable[..., Emulator],
+    catalog: Callable[..., str],
+    prefect_server: str,  # noqa: ARG001
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    emulated = emulator(latency_s=0.1)
+    path = catalog(prompt=[f"p{n}" for n in range(150)])
+    given = [*run_arguments(place, emulated, "fal", path), "--store", "memory"]
+    write = memory._write_atomically
+
+    def full(path: Path, content: bytes) -> None:
+        if emulated.bill()["images"] >= 40:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write(path, content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(memory, "_write_atomically", full)
+        patch.setattr("blocks.stores.base.OUTAGE_S", 1.0)
+        assert main(given) == 3
+    stopped = capsys.readouterr()
+    assert "No space left on device" in stopped.err
+    assert "imagemill resume killed" in stopped.err
+
+    assert main(given) == 0
+    assert json.loads(capsys.readouterr().out)["done"] == 150
+    check_everything_is_there(place, 150)
+    assert emulated.bill()["images"] == 150
 
 
 @pytest.mark.slow

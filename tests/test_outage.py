@@ -15,6 +15,7 @@ from emulator import Emulator
 from tasks.engine.breaker import Breaker, OutageError
 from tests.conftest import Command, Place
 from tests.fault_proxy import FaultProxy
+from tests.servers import url_of
 from tests.test_command import arguments, wait_for
 from tests.virtual_time import run
 
@@ -145,3 +146,51 @@ def test_images_that_the_bucket_did_not_take_are_kept_and_not_paid_again(
     assert done.json["done"] == 300
     assert emulated.bill()["images"] == 300
     assert not list((own_home / "runs" / "away" / "unsaved").iterdir())
+
+
+@pytest.mark.parametrize("kind", ["postgres", "redis"])
+def test_a_job_store_that_comes_back_is_waited_for(
+    place: Place,
+    emulator: Callable[..., Emulator],
+    catalog: Callable[..., str],
+    start_command: Callable[..., subprocess.Popen[str]],
+    request: pytest.FixtureRequest,
+    kind: str,
+) -> None:
+    server = request.getfixturevalue(f"{kind}_server")
+    emulated = emulator(latency_s=0.2, max_concurrent=10)
+    path = catalog(prompt=[f"p{n}" for n in range(150)])
+    with FaultProxy(server.port) as proxy:
+        given = arguments(place, emulated, "--provider", "fal", "--store", url_of(server, port=proxy.port))
+        process = start_command("run", path, *given, "--json")
+        wait_for(lambda: emulated.bill()["images"] >= 30, process)
+        proxy.away = True
+        wait_for(lambda: proxy.refused >= 4, process)  # the store's own patience: after some seconds
+        proxy.away = False
+        out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert '"done":150' in out
+    assert emulated.bill()["images"] == 150
+
+
+def test_prefect_that_comes_back_is_waited_for(
+    place: Place,
+    emulator: Callable[..., Emulator],
+    catalog: Callable[..., str],
+    start_command: Callable[..., subprocess.Popen[str]],
+    prefect_server: str,
+) -> None:
+    emulated = emulator(latency_s=0.2, max_concurrent=10)
+    path = catalog(prompt=[f"p{n}" for n in range(200)])
+    with FaultProxy(urlsplit(prefect_server).port or 0) as proxy:
+        given = arguments(place, emulated, "--shard-size", "20", "--json")
+        process = start_command("run", path, *given, PREFECT_API_URL=f"http://127.0.0.1:{proxy.port}/api")
+        wait_for(lambda: emulated.bill()["images"] >= 30, process)
+        proxy.away = True
+        # By now shards have ended that Prefect could not be told of.
+        wait_for(lambda: emulated.bill()["images"] >= 150, process)
+        proxy.away = False
+        out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert '"done":200' in out
+    assert emulated.bill()["images"] == 200

@@ -223,8 +223,12 @@ class Engine:
         async def accepted(request_id: str) -> None:
             job.request_id = request_id
             self._recorder.accepted(job)  # on disk at once, where a commit takes its time
-            self._store.save(job)
-            await self._store.commit()
+            try:
+                self._store.save(job)
+                await self._store.commit()
+            except StoreUnavailableError as error:
+                # It is paid for: where its id cannot be kept, its image still goes into the bucket.
+                self.stop(StopKind.UNAVAILABLE, str(error))
 
         try:
             image = await self._api.generate(self._http, job, accepted)
