@@ -16,6 +16,7 @@ from blocks.errors import StoreUnavailableError
 from tasks.approval import ask_approval
 from tasks.engine.engine import StopKind
 from tasks.generate import generate_shard
+from tasks.limits import write_limit
 from tasks.measure import count, measure
 from tasks.prepare import prepare
 from tasks.publish import publish
@@ -100,6 +101,8 @@ def run(
         with ThreadPoolTaskRunner(max_workers=workers) as runner:  # type: ignore[var-annotated]
             shards = {"settings": unmapped(settings), "shard": prepared.shards}
             runner.map(generate_shard, shards).result()
+        if (learned := session.pacer.learned()) is not None:
+            write_limit(session.api, learned)
         summary = _conclude(session, prepared.counts, begun, retire=retire, prune=prune)
         stopped = session.engine.stopped
     if stopped:

@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 from pydantic import BaseModel, ValidationError
 
 from blocks.errors import InputError
+from tasks.calibrate import Budget
 from tasks.settings import (
     ApiSettings,
     CatalogSettings,
@@ -27,6 +28,7 @@ GROUPS: dict[str, type[BaseModel]] = {
     "picture": PictureSettings,
     "limits": LimitSettings,
     "execution": ExecutionSettings,
+    "budget": Budget,
 }
 
 OPTIONS: tuple[tuple[str, str, str, str], ...] = (
@@ -56,7 +58,17 @@ OPTIONS: tuple[tuple[str, str, str, str], ...] = (
     ("--max-cost", "USD", "limits", "max_cost_usd"),
     ("--outage-share", "SHARE", "limits", "outage_share"),
     ("--outage-timeout", "S", "limits", "outage_timeout_s"),
+    ("--images", "N", "budget", "images"),
+    ("--seconds", "S", "budget", "seconds"),
+    ("--width", "N", "budget", "width"),
+    ("--height", "N", "budget", "height"),
 )
+
+RUN_GROUPS = ("catalog", "api", "output", "picture", "limits", "execution")
+"""The groups of settings that a run is told."""
+
+CALIBRATE_GROUPS = ("api", "budget")
+"""The groups of settings that a calibration is told."""
 
 RESUME_OPTIONS = (
     "--concurrency",
@@ -78,10 +90,14 @@ class Parser(argparse.ArgumentParser):
         sys.exit(2)
 
 
-def add_options(parser: argparse.ArgumentParser, only: Sequence[str] | None = None) -> None:
-    """Give a parser the options of a run, or some of them."""
+def add_options(
+    parser: argparse.ArgumentParser,
+    only: Sequence[str] | None = None,
+    groups: Sequence[str] = RUN_GROUPS,
+) -> None:
+    """Give a parser the options of a run, or some of them, or those of other groups of settings."""
     for option, metavar, group, name in OPTIONS:
-        if only is not None and option not in only:
+        if group not in groups or (only is not None and option not in only):
             continue
         field = GROUPS[group].model_fields[name]
         help_text = (field.description or "").replace("%", "%%")

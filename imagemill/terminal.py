@@ -18,6 +18,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from tasks.calibrate import Calibration
 from tasks.engine.recorder import Progress as RunProgress
 from tasks.engine.recorder import watching
 from tasks.estimate import Estimate
@@ -151,6 +152,29 @@ def show_estimate(estimate: Estimate) -> None:
     say(f"Time assumes {estimate.assuming}. Images already in the bucket cost nothing.")
     for reason, number in list(estimate.reasons.items())[:10]:
         say(f"Rejected: {number:,} x {reason}")
+
+
+def show_calibration(found: Calibration) -> None:
+    """Print what an account was measured to take."""
+    table = Table(title=f"{found.provider} at {found.host}", title_justify="left", pad_edge=False)
+    for column in ("at once", "images", "seconds", "images/min", "429s", "p50 latency"):
+        table.add_column(column, justify="right")
+    for level in found.levels:
+        table.add_row(
+            f"auto: {level.concurrency}" if level.auto else str(level.concurrency),
+            f"{level.images:,}",
+            f"{level.seconds:.1f}",
+            f"{level.per_minute:,.0f}",
+            f"{level.refused_share:.1%}",
+            seconds(level.p50_latency_s),
+        )
+    stdout.print(table)
+    rate = f" and {found.per_minute:,.0f} images a minute" if found.per_minute else ""
+    if found.limit_seen:
+        say(f"The account takes {found.concurrency} requests at once{rate}: auto starts from that now.")
+    else:
+        say(f"No limit was met, with up to {found.concurrency} requests at once{rate}: nothing is kept.")
+    say(f"{found.images:,} images were paid for: {usd(found.cost_usd)}.")
 
 
 def say(text: str) -> None:
