@@ -28,6 +28,7 @@ IMAGES = 2000
 MEAN_LATENCY_S = 0.5 * math.exp(0.35**2 / 2)
 CASES: dict[str, tuple[dict[str, object], dict[str, object] | None]] = {
     "30 at once": ({"max_concurrent": 30}, None),
+    "30 at once, and told: --concurrency 30": ({"max_concurrent": 30}, None),
     "1,800 a minute, bucket 5": ({"per_minute": 1800, "burst": 5}, None),
     "1,800 a minute, bucket 5, bare 429s": ({"per_minute": 1800, "burst": 5, "retry_after": False}, None),
     "20 at once and 3,000 a minute, bucket 5": ({"max_concurrent": 20, "per_minute": 3000, "burst": 5}, None),
@@ -77,6 +78,7 @@ def main() -> None:
                 output={"uri": f"s3://pacer/{number}", "s3_endpoint_url": s3.endpoint_url},
                 api={"provider": "together", "base_url": emulated.base_url},
                 picture={"width": 256, "height": 256},
+                limits={"concurrency": 30 if "told" in name else "auto"},
             )
             ended.set()
             watcher.join()

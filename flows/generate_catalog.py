@@ -18,6 +18,7 @@ from tasks.approval import ask_approval
 from tasks.artifacts import shown_in_prefect
 from tasks.engine.engine import StopKind
 from tasks.generate import generate_shard
+from tasks.limits import write_limit
 from tasks.measure import count, measure
 from tasks.prepare import prepare
 from tasks.publish import publish
@@ -108,6 +109,8 @@ def run(
         with ThreadPoolTaskRunner(max_workers=workers) as runner:  # type: ignore[var-annotated]
             shards = {"settings": unmapped(settings), "shard": prepared.shards}
             runner.map(generate_shard, shards).result()
+        if (learned := session.pacer.learned()) is not None:
+            write_limit(session.api, learned)
         summary = _conclude(session, prepared.counts, begun, retire=retire, prune=prune)
         shown.conclude(summary)
         stopped = session.engine.stopped

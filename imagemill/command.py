@@ -58,7 +58,7 @@ def _prepare_prefect() -> None:
 
 
 def _parser(kind: type[argparse.ArgumentParser]) -> argparse.ArgumentParser:
-    from imagemill.options import BUCKET_OPTIONS, RESUME_OPTIONS, add_options
+    from imagemill.options import BUCKET_OPTIONS, CALIBRATE_GROUPS, RESUME_OPTIONS, add_options
 
     parser = kind(
         prog="imagemill",
@@ -93,6 +93,18 @@ def _parser(kind: type[argparse.ArgumentParser]) -> argparse.ArgumentParser:
     add_options(retry, RESUME_OPTIONS)
     retry.set_defaults(run=_retry_failed)
 
+    calibrate = commands.add_parser(
+        "calibrate",
+        help="measure an account's limit with real, paid images",
+        description="Measure how many requests at once and images a minute an account takes. It makes real"
+        " images, which the vendor bills, within a budget; the next runs with --concurrency auto start"
+        " from the answer.",
+        allow_abbrev=False,
+    )
+    add_options(calibrate, groups=CALIBRATE_GROUPS)
+    calibrate.add_argument("--plot", type=Path, metavar="FILE", help="write a plot, as one HTML file")
+    calibrate.set_defaults(run=_calibrate)
+
     demo = commands.add_parser("demo", help="see it all work on this machine, at no cost")
     demo.add_argument(
         "--folder",
@@ -106,7 +118,7 @@ def _parser(kind: type[argparse.ArgumentParser]) -> argparse.ArgumentParser:
     dashboard = commands.add_parser(
         "dashboard", help="draw the four metrics of all runs over weeks", allow_abbrev=False
     )
-    add_options(dashboard, (*BUCKET_OPTIONS, "--regression-share"))
+    add_options(dashboard, (*BUCKET_OPTIONS, "--regression-share"), ("output", "regressions"))
     dashboard.set_defaults(run=_dashboard)
 
     runs = commands.add_parser("runs", help="list runs, and say why jobs failed", allow_abbrev=False)
@@ -122,7 +134,7 @@ def _parser(kind: type[argparse.ArgumentParser]) -> argparse.ArgumentParser:
             choices=("text", "json"),
             help="write a line a job to stderr, instead of the progress",
         )
-    for command in (run, estimate, resume, retry, demo, dashboard, runs):
+    for command in (run, estimate, resume, retry, calibrate, demo, dashboard, runs):
         command.add_argument("--json", action="store_true", help="print one JSON object on stdout")
     commands.add_parser("emulator", help="vendors' image APIs on this machine; see emulator --help")
     return parser
@@ -223,6 +235,22 @@ def _dashboard(arguments: argparse.Namespace) -> int:
         raise InputError("Say where the runs' images went: --output s3://BUCKET/PREFIX.")
     output, regressions = settings_of(arguments, "output"), settings_of(arguments, "regressions")
     return draw_and_show(output, regressions, as_json=arguments.json)
+
+
+def _calibrate(arguments: argparse.Namespace) -> int:
+    from flows.calibrate import calibrate
+    from imagemill.options import settings_of
+    from imagemill.terminal import show_calibration
+    from tasks.session import image_api
+
+    api, budget = settings_of(arguments, "api"), settings_of(arguments, "budget")
+    image_api(api)
+    found = calibrate(api, budget, arguments.plot)
+    if arguments.json:
+        print(found.model_dump_json())
+    else:
+        show_calibration(found)
+    return DONE
 
 
 def _demo(arguments: argparse.Namespace) -> int:

@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 from pydantic import BaseModel, ValidationError
 
 from blocks.errors import InputError
+from tasks.calibrate import Budget
 from tasks.settings import (
     ApiSettings,
     CatalogSettings,
@@ -29,6 +30,7 @@ GROUPS: dict[str, type[BaseModel]] = {
     "limits": LimitSettings,
     "execution": ExecutionSettings,
     "regressions": RegressionSettings,
+    "budget": Budget,
 }
 
 OPTIONS: tuple[tuple[str, str, str, str], ...] = (
@@ -59,10 +61,17 @@ OPTIONS: tuple[tuple[str, str, str, str], ...] = (
     ("--outage-share", "SHARE", "limits", "outage_share"),
     ("--outage-timeout", "S", "limits", "outage_timeout_s"),
     ("--regression-share", "SHARE", "regressions", "share"),
+    ("--images", "N", "budget", "images"),
+    ("--seconds", "S", "budget", "seconds"),
+    ("--width", "N", "budget", "width"),
+    ("--height", "N", "budget", "height"),
 )
 
-RUN_OPTIONS = tuple(option for option, _, group, _ in OPTIONS if group != "regressions")
-"""What a run and its estimate may be told."""
+RUN_GROUPS = ("catalog", "api", "output", "picture", "limits", "execution")
+"""The groups of settings that a run is told."""
+
+CALIBRATE_GROUPS = ("api", "budget")
+"""The groups of settings that a calibration is told."""
 
 BUCKET_OPTIONS = ("--output", "--s3-endpoint-url", "--s3-bucket-block")
 """What says where a bucket is."""
@@ -87,10 +96,14 @@ class Parser(argparse.ArgumentParser):
         sys.exit(2)
 
 
-def add_options(parser: argparse.ArgumentParser, only: Sequence[str] = RUN_OPTIONS) -> None:
-    """Give a parser the options of a run, or others."""
+def add_options(
+    parser: argparse.ArgumentParser,
+    only: Sequence[str] | None = None,
+    groups: Sequence[str] = RUN_GROUPS,
+) -> None:
+    """Give a parser the options of a run, or some of them, or those of other groups of settings."""
     for option, metavar, group, name in OPTIONS:
-        if option not in only:
+        if group not in groups or (only is not None and option not in only):
             continue
         field = GROUPS[group].model_fields[name]
         help_text = (field.description or "").replace("%", "%%")

@@ -25,6 +25,7 @@ from tasks.engine.recorder import Progress as RunProgress
 from tasks.engine.recorder import watching
 
 if TYPE_CHECKING:  # a listing of runs does without Prefect, which these load
+    from tasks.calibrate import Calibration
     from tasks.dashboard import DashboardSummary
     from tasks.estimate import Estimate
     from tasks.summary import RunSummary
@@ -189,6 +190,29 @@ def show_dashboard(summary: DashboardSummary) -> None:
         if each.latest:
             say(f"Regression: run {each.run_id}, {each.catalog} on {each.provider}: {each.in_words}")
     say(f"Dashboard {summary.dashboard}")
+
+
+def show_calibration(found: Calibration) -> None:
+    """Print what an account was measured to take."""
+    table = Table(title=f"{found.provider} at {found.host}", title_justify="left", pad_edge=False)
+    for column in ("at once", "images", "seconds", "images/min", "429s", "p50 latency"):
+        table.add_column(column, justify="right")
+    for level in found.levels:
+        table.add_row(
+            f"auto: {level.concurrency}" if level.auto else str(level.concurrency),
+            f"{level.images:,}",
+            f"{level.seconds:.1f}",
+            f"{level.per_minute:,.0f}",
+            f"{level.refused_share:.1%}",
+            seconds(level.p50_latency_s),
+        )
+    stdout.print(table)
+    rate = f" and {found.per_minute:,.0f} images a minute" if found.per_minute else ""
+    if found.limit_seen:
+        say(f"The account takes {found.concurrency} requests at once{rate}: auto starts from that now.")
+    else:
+        say(f"No limit was met, with up to {found.concurrency} requests at once{rate}: nothing is kept.")
+    say(f"{found.images:,} images were paid for: {usd(found.cost_usd)}.")
 
 
 def say(text: str) -> None:

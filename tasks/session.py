@@ -30,9 +30,10 @@ from tasks.engine.breaker import Breaker
 from tasks.engine.cost import CostLimit
 from tasks.engine.engine import Engine, StopKind
 from tasks.engine.job_log import JobLog
-from tasks.engine.pacer import CEILING, Pacer
+from tasks.engine.pacer import CEILING, Limit, Pacer
 from tasks.engine.recorder import Recorder
 from tasks.engine.telemetry import Telemetry
+from tasks.limits import read_limit
 from tasks.run_folder import RunFolder
 from tasks.settings import (
     ApiSettings,
@@ -57,6 +58,7 @@ class Session:
     store: JobStore
     recorder: Recorder
     cost: CostLimit
+    pacer: Pacer
     engine: Engine
     portal: BlockingPortal
 
@@ -195,9 +197,10 @@ def _open(settings: RunSettings) -> _Shared:
         folder.create()
         named = store_of(settings.execution)
         store = open_store(named, rows=rows, run_id=settings.run_id, folder=folder.path)
+        known = read_limit(api) if settings.limits.concurrency == "auto" else None
         portal = stack.enter_context(start_blocking_portal(name="imagemill-engine"))
         session = stack.enter_context(
-            portal.wrap_async_context_manager(_running(settings, folder, api, bucket, store, portal))
+            portal.wrap_async_context_manager(_running(settings, folder, api, bucket, store, known, portal))
         )
         return _Shared(session, stack.pop_all())
 
@@ -209,6 +212,7 @@ async def _running(
     api: ImageApi,
     bucket: ImageBucket,
     store: JobStore,
+    known: Limit | None,
     portal: BlockingPortal,
 ) -> AsyncIterator[Session]:
     limits = settings.limits
@@ -223,7 +227,7 @@ async def _running(
             )
         )
         await stack.enter_async_context(store)
-        pacer = Pacer(fixed, limits.max_images_per_minute)
+        pacer = Pacer(fixed, limits.max_images_per_minute, known=known)
         telemetry = Telemetry(settings.run_id, settings.api.provider, api.model)
         recorder = Recorder(settings.run_id, JobLog(settings.run_id, folder.log), pacer, telemetry)
         stack.callback(recorder.close)
@@ -244,4 +248,4 @@ async def _running(
         watch.start_soon(recorder.keep_time)
         watch.start_soon(engine.abandon_when_interrupted)
         stack.callback(watch.cancel_scope.cancel)
-        yield Session(settings, folder, api, bucket, store, recorder, cost, engine, portal)
+        yield Session(settings, folder, api, bucket, store, recorder, cost, pacer, engine, portal)

@@ -43,7 +43,8 @@ class Account:
     """Hidden limits, one after another. Times in seconds.
 
     ``retry_after`` tells the wait in whole seconds, rounded up. ``load``: latency grows by this share at the
-    cap. ``errors``: share of requests answered with a 500.
+    cap. ``errors``: share of requests answered with a 500. ``transit_s``: mean time from the client to the
+    account, and again back, which the client counts as in flight and the account does not.
     """
 
     steps: Sequence[Step]
@@ -52,6 +53,7 @@ class Account:
     load: float = 0.0
     errors: float = 0.0
     refusal_s: tuple[float, float] = (0.01, 0.06)
+    transit_s: float = 0.0
     in_flight: int = 0
     served_at: list[float] = field(default_factory=list)
     sent_at: list[float] = field(default_factory=list)
@@ -68,6 +70,16 @@ class Account:
 
     async def request(self) -> tuple[ErrorClass | None, float | None]:
         """One request: the class of its error, or None, and what Retry-After says."""
+        await self._travel()
+        answer = await self._answer()
+        await self._travel()
+        return answer
+
+    async def _travel(self) -> None:
+        if self.transit_s:
+            await anyio.sleep(self.rng.uniform(0.5, 1.5) * self.transit_s)
+
+    async def _answer(self) -> tuple[ErrorClass | None, float | None]:
         now = anyio.current_time()
         self.sent_at.append(now)
         step = self.limit(now)

@@ -43,7 +43,7 @@ def test_links_lead_somewhere(page: Path) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_commands_and_options_exist(page: Path) -> None:
     help_texts = {}
-    for command in ("run", "estimate", "resume", "retry-failed", "demo", "dashboard", "runs"):
+    for command in ("run", "estimate", "resume", "retry-failed", "calibrate", "demo", "dashboard", "runs"):
         done = subprocess.run(
             [sys.executable, "-m", "imagemill", command, "--help"], capture_output=True, text=True, check=True
         )

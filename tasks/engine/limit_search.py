@@ -8,9 +8,14 @@ from dataclasses import dataclass
 from tasks.engine.rate import START_PER_S, RateSearch
 from tasks.engine.window import START, WindowSearch
 
-_LEVELS_S = 5.0
-_LEVELS_KEPT = 4
-"""How many in flight were let in is remembered over four times five seconds."""
+_LEVELS_KEPT = 400
+"""How many in flight were let in is remembered for so many requests."""
+
+_HIGH = 0.9
+"""More in flight than nine in ten requests had: a limit on the number refuses such, one on the rate any."""
+_NEARLY = 0.85
+_SOON_REQUESTS = 25
+_IN_VAIN = 2
 
 _STORM = 3
 _LONGEST_PAUSE_S = 2.0
@@ -39,20 +44,23 @@ class Sent:
 class LimitSearch:
     """Two searches, for requests in flight and for their rate, and the verdict which one a 429 is about.
 
-    A limit on requests in flight never refuses fewer than it lately let in, so such a refusal is about the
-    rate; and a limit on the rate never refuses everything, so refusal upon refusal is about the number.
+    A limit on the number refuses when unusually many are in flight, a limit on the rate whenever it likes;
+    where fewer in flight did not help, it was the rate. A limit on the rate never refuses everything, so
+    refusal upon refusal is about the number. All of that is judged by ranks: what the client has in flight
+    and what the account counts differ by what is on its way.
     """
 
     def __init__(self, known: Limit | None = None) -> None:
         rate = known.per_minute / 60.0 if known and known.per_minute else None
         self.window = WindowSearch(known.concurrency if known else START, known=known is not None)
         self.rate = RateSearch(rate or START_PER_S, known=rate is not None)
-        self._levels: deque[list[float]] = deque(maxlen=_LEVELS_KEPT)
+        self._levels: deque[int] = deque(maxlen=_LEVELS_KEPT)
         self._open: deque[Sent] = deque(maxlen=4096)
         self._round = 0
         self._streak = 0
-        self._pace_before: float | None = None
-        self._beyond = 0
+        self._pace_before: tuple[float, bool] | None = None
+        self._fewer_in_vain = self._crowded = 0
+        self._fewer_since = -_SOON_REQUESTS
         self._about_number = False
         self._refusal_s = 0.0
 
@@ -89,18 +97,38 @@ class LimitSearch:
         self._streak += 1
         self._about_number = False
         if self._streak == 1:
-            self._pace_before = None if self.rate.holds_back else self.rate.per_s
+            self._pace_before = None if self.rate.holds_back else (self.rate.per_s, self.rate.bound)
         if self._streak >= _STORM:
             return self._storm(sent, now)
-        highest = max((level for _, level in self._levels), default=0)
-        if sent.in_flight > highest:
-            return self._beyond_all(sent, now)
-        self._beyond = 0
+        if self._is_about_number(sent):
+            return self._fewer(sent, now)
         if not self.rate.bound:
             self.window.resume()
         self.rate.refused(sent.number, sent.at, now)
         pause_s = 1.0 / self.rate.per_s
         return pause_s if self._streak == 1 else max(pause_s, self._refusal_s)
+
+    def _is_about_number(self, sent: Sent) -> bool:
+        """Whether a 429 came because of the number in flight: there were unusually many."""
+        if self.rate.probing and sent.paced and (self.rate.holds_back or sent.in_flight < self.window.limit):
+            return False
+        full = sent.in_flight >= self.window.limit
+        if not full and not self.rate.holds_back:
+            full = sent.in_flight >= _NEARLY * self.window.limit
+        if not full and self._levels:
+            if sent.in_flight <= sorted(self._levels)[int(_HIGH * (len(self._levels) - 1))]:
+                self._fewer_in_vain = self._crowded = 0
+                return False
+            # Among ten refusals for the rate one looks like this: the second in a row hardly does.
+            self._crowded += 1
+            if self.rate.bound and self._crowded == 1:
+                return False
+        self._crowded = 0
+        # With fewer in flight the next one would not have come so soon.
+        soon = sent.number - self._fewer_since < _SOON_REQUESTS
+        self._fewer_in_vain = self._fewer_in_vain + 1 if soon else 0
+        self._fewer_since = sent.number
+        return self._fewer_in_vain < (1 if self.rate.bound else _IN_VAIN)
 
     def _storm(self, sent: Sent, now: float) -> float:
         """Refusal upon refusal, and nothing let in between: fewer at once, after ever longer pauses."""
@@ -110,41 +138,34 @@ class LimitSearch:
         if self._pace_before is None:
             self.rate.fallen(now)
         else:
-            self.rate.restored(self._pace_before)
+            self.rate.restored(*self._pace_before)
         return min(_LONGEST_PAUSE_S, 0.1 * 2.0 ** (self._streak - _STORM))
 
-    def _beyond_all(self, sent: Sent, now: float) -> float:
-        """A refusal at more in flight than were ever let in: about the number, or else about the rate."""
-        self._beyond += 1
+    def _fewer(self, sent: Sent, now: float) -> float:
+        """Let fewer in flight; slow down as well where the pace may have been the reason."""
         paced = sent.paced and (self.rate.holds_back or sent.in_flight <= START)
         probed = self.window.probing and sent.in_flight >= self.window.limit
-        if self.rate.bound and paced and self._beyond == 1 and not probed:
-            self.rate.refused(sent.number, sent.at, now)
-            return 1.0 / self.rate.per_s
-        self._beyond = 0
         self._about_number = True
         self.window.refused(sent.in_flight, now)
-        if not paced and not self.rate.holds_back:
-            self.rate.freed()
-        elif not self.rate.bound:
+        if paced and not self.rate.bound:
             self.rate.doubted()
         return 0.0 if probed else self._refusal_s
 
     def _settle(self, now: float) -> None:
         """Count those as let in whose refusal would be here by now."""
-        until = now - max(0.15, 1.5 * self._refusal_s)
+        until = now - max(0.05, 1.5 * self._refusal_s)
         while self._open and self._open[0].at < until:
             sent = self._open.popleft()
             if sent.refused:
                 continue
             if sent.round == self._round:
                 self._streak = 0
-            if not self._levels or sent.at - self._levels[-1][0] > _LEVELS_S:
-                self._levels.append([sent.at, sent.in_flight])
-            else:
-                self._levels[-1][1] = max(self._levels[-1][1], sent.in_flight)
+            self._levels.append(sent.in_flight)
 
     def learned(self) -> Limit:
         """What was found so far."""
-        per_minute = round(60.0 * self.rate.per_s, 1) if self.rate.bound else None
-        return Limit(self.window.limit, per_minute)
+        if not self.rate.bound:
+            return Limit(self.window.limit)
+        # The number in force may be far from what the rate ever needed.
+        most = max(self._levels, default=self.window.limit)
+        return Limit(max(1, min(self.window.limit, most)), round(60.0 * self.rate.per_s, 1))

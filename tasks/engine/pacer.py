@@ -75,8 +75,8 @@ class Pacer:
         return self._search.window.limit if self._search else self._fixed
 
     def learned(self) -> Limit | None:
-        """What the search found; None where there was none."""
-        return self._search.learned() if self._search else None
+        """What the search found; None where there was none, or no limit was met."""
+        return self._search.learned() if self._search and self.rate_limited else None
 
     def stop(self) -> None:
         """Let nobody through any more; those who wait get a :class:`StoppedError`."""

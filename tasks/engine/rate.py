@@ -26,6 +26,8 @@ _LEAST_SOON_S = 0.8
 _MOST_SOON_S = 3.0
 _SOON_DOUBLING_S = 1.5
 _LIKELY_BURST = 15.0
+_FARTHEST = 2.0
+"""A pace so many times what is sent has no effect: it grows no more."""
 _WORTH = 1.05
 _MOST_PATIENCE = 16
 _LEAST_QUIET_S = 5.0
@@ -88,24 +90,23 @@ class RateSearch:
                     self._held = self.per_s
                     self._trial = None
                     self._doubling_s = _SOON_DOUBLING_S if self._searching else _PROBE_DOUBLING_S
-                self.per_s *= 2.0 ** (1.0 / (self._doubling_s * self.per_s))
+                if self.per_s < _FARTHEST * self._measured(now):
+                    self.per_s *= 2.0 ** (1.0 / (self._doubling_s * self.per_s))
         return self._sent
+
+    @property
+    def probing(self) -> bool:
+        """Whether the pace is above what is known to hold."""
+        return self._probe is not None
 
     @property
     def holds_back(self) -> bool:
         """Whether the pace is near what is sent, or far above it and without effect."""
-        return self.per_s < 1.4 * self._measured(self._latest)
-
-    def freed(self) -> None:
-        """The pace is without effect, whatever was thought of it."""
-        self.bound = False
-        self._ramp_s = _RAMP_DOUBLING_S
-        self._probe = self._trial = None
-        self._marks.clear()
+        return self.per_s < (1.4 if self.bound else 2.0) * self._measured(self._latest)
 
     def doubted(self) -> None:
         """A refusal that may be about the rate: slow down, and grow more carefully."""
-        self.per_s *= _DOUBT
+        self.per_s = min(self.per_s, max(_DOUBT * self.per_s, self._measured(self._latest)))
         self._ramp_s = 4.0 * _RAMP_DOUBLING_S
 
     def refused(self, number: int, sent_at: float, now: float) -> None:
@@ -135,10 +136,12 @@ class RateSearch:
             self._cut_at, self._cut_number = now, self._sent
         self._narrow()
 
-    def restored(self, per_s: float) -> None:
-        """What was thought of the rate lately was wrong: it is free, at this pace."""
-        self.freed()
-        self.per_s = per_s
+    def restored(self, per_s: float, bound: bool) -> None:  # noqa: FBT001 - both as they were
+        """What was thought of the rate lately was wrong."""
+        self.per_s, self.bound = per_s, bound
+        self._ramp_s = _RAMP_DOUBLING_S
+        self._probe = self._trial = None
+        self._marks.clear()
 
     def fallen(self, now: float) -> None:
         """Refusal upon refusal, whatever the reason: slow down."""

@@ -34,7 +34,7 @@ class WindowSearch:
         self._step = 1
         self._proof = 0
         self._changed_at: float | None = None
-        self._probe_after_s = _FIRST_PROBE_S
+        self._probe_after_s = PROBE_EVERY_S if known else _FIRST_PROBE_S
 
     def admitted(self, in_flight: int, now: float) -> None:
         """A request was let in; ``in_flight`` counts it and those beside it when it was sent."""
@@ -60,7 +60,7 @@ class WindowSearch:
         """This many at once were too many."""
         if self.probing and self._step == 1:
             self._probe_after_s = min(2.0 * self._probe_after_s, PROBE_EVERY_S)
-        elif in_flight <= self.limit:
+        elif self._ramping:
             self._probe_after_s = _FIRST_PROBE_S
         self._ramping = self.probing = False
         self._changed_at = now
