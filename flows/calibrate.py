@@ -8,12 +8,12 @@ import anyio
 from prefect import flow, get_run_logger
 from prefect.artifacts import create_table_artifact
 
-from tasks.calibrate import Budget, Calibration, measure_account
+from tasks.calibrate import Calibration, measure_account
 from tasks.calibration_plot import write_plot
 from tasks.engine.pacer import Limit
 from tasks.limits import variable_name, write_limit
 from tasks.session import image_api
-from tasks.settings import Api
+from tasks.settings import Api, Budget
 from tasks.verb import without_traceback
 
 

@@ -10,9 +10,9 @@ from typing import Any, NoReturn
 from pydantic import BaseModel, ValidationError
 
 from blocks.errors import InputError
-from tasks.calibrate import Budget
 from tasks.settings import (
     ApiSettings,
+    Budget,
     CatalogSettings,
     ExecutionSettings,
     LimitSettings,

@@ -15,6 +15,7 @@ from blocks.errors import RETRY_RULES, ApiError, ErrorClass, InputError, Outcome
 from blocks.jobs import Job
 from tasks.engine.pacer import CEILING, Limit, Pacer
 from tasks.keys import prompt_seed
+from tasks.settings import Budget
 
 LEVELS = (5, 10, 20, 40)
 """Requests at once that are tried before the search."""
@@ -44,24 +45,6 @@ _MANNERS = (
     "in snow",
     "up close",
 )
-
-
-class Budget(BaseModel):
-    """What a calibration may spend. It makes real images, which the vendor bills."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    images: int = Field(
-        default=300,
-        ge=20,
-        le=10_000,
-        description="Images that may be paid for, at most. They are real, and thrown away.",
-    )
-    seconds: float = Field(
-        default=120.0, gt=0, le=3600, description="Nothing more is sent after so many seconds."
-    )
-    width: int = Field(default=512, ge=64, le=4096, description="Pixels: how wide the images are.")
-    height: int = Field(default=512, ge=64, le=4096, description="Pixels: how high the images are.")
 
 
 class Level(BaseModel):

@@ -219,6 +219,22 @@ class RegressionSettings(_Settings):
     )
 
 
+class Budget(_Settings):
+    """What a calibration may spend. It makes real images, which the vendor bills."""
+
+    images: int = Field(
+        default=300,
+        ge=20,
+        le=10_000,
+        description="Images that may be paid for, at most. They are real, and thrown away.",
+    )
+    seconds: float = Field(
+        default=120.0, gt=0, le=3600, description="Nothing more is sent after so many seconds."
+    )
+    width: int = Field(default=512, ge=64, le=4096, description="Pixels: how wide the images are.")
+    height: int = Field(default=512, ge=64, le=4096, description="Pixels: how high the images are.")
+
+
 def _wrapped(name: str) -> BeforeValidator:
     """Lets a plain string stand for a model whose first field it is."""
     return BeforeValidator(lambda value: {name: value} if isinstance(value, str) else value)
