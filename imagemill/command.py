@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -257,8 +256,3 @@ def _demo(arguments: argparse.Namespace) -> int:
     from imagemill.demo import demo
 
     return demo(arguments.folder, images=arguments.images, as_json=arguments.json)
-
-
-if __name__ == "__main__":
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
-    sys.exit(main())

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from blocks.errors import StoreUnavailableError
+from blocks.errors import ErrorClass, StoreUnavailableError
 from blocks.stores import JobTotals
 from tasks.manifest import Changes
 from tasks.report import FailureGroup, MetricsBucket, Report, Tile, render_report
@@ -247,16 +247,12 @@ def _run_table(settings: RunSettings, summary: RunSummary, jobs: pd.DataFrame) -
         "catalog": settings.catalog.path,
         "provider": settings.api.provider,
         "output": settings.output.uri,
-        **{f"errors_{name}": summary.errors.get(name, 0) for name in _ERROR_NAMES},
+        **{f"errors_{name}": summary.errors.get(name, 0) for name in ErrorClass},
     }
     fields = [(name, _RUN_TYPES.get(name) or _arrow_type(value)) for name, value in row.items()]
     return pa.Table.from_pylist([row], pa.schema(fields))
 
 
-_ERROR_NAMES = (
-    "rate_limited", "server_error", "timeout", "bad_request", "content_filtered", "invalid_image",
-    "unauthorized", "out_of_budget",
-)  # fmt: skip
 _RUN_TYPES = {
     "started_at": pa.timestamp("ms", "UTC"),
     "ended_at": pa.timestamp("ms", "UTC"),
