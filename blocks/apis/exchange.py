@@ -5,7 +5,7 @@ from __future__ import annotations
 import binascii
 import ipaddress
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import httpx
@@ -15,6 +15,9 @@ from blocks.errors import ApiError, ErrorClass, printable
 
 MAX_ANSWER_BYTES = 96 * 1024 * 1024
 """No answer and no image may be larger; a 2048 x 2048 PNG is at most some 16 MB."""
+
+MAX_EVENT_BYTES = 256 * 1024
+"""No line of a stream of events may be longer."""
 
 UNKNOWN_ANSWER = "unknown_answer"
 """The code of the error for an answer of another shape than the vendor documents."""
@@ -50,6 +53,29 @@ async def fetch(
                     code="answer_too_large",
                 )
         return answer.status_code, answer.headers, b"".join(chunks)
+
+
+async def follow(
+    http: httpx.AsyncClient, url: str, *, headers: Mapping[str, str], until: Callable[[bytes], bool]
+) -> tuple[int, bool]:
+    """Read server-sent events until the data of one is what is waited for.
+
+    Returns the HTTP status, and whether the event came; False also where the stream ends before, or is no
+    stream of events. What is held of it is bounded.
+    """
+    sent = {"accept": "text/event-stream", **headers}
+    async with http.stream("GET", url, headers=sent, follow_redirects=False) as answer:
+        if answer.status_code != 200:
+            return answer.status_code, False
+        held, came = b"", False
+        async for chunk in answer.aiter_bytes():
+            if came:
+                continue  # to the end, so that the connection can be used again
+            *lines, held = (held + chunk).split(b"\n")
+            if len(held) > MAX_EVENT_BYTES:
+                return 200, False
+            came = any(line.startswith(b"data:") and until(line[5:].strip()) for line in lines)
+        return 200, came
 
 
 def parsed(body: bytes) -> dict[str, Any]:
