@@ -17,9 +17,11 @@ from urllib.parse import urlsplit
 import anyio
 import httpx
 from prefect.blocks.core import Block
-from pydantic import Field, SecretStr, field_validator
+from pydantic import Field, PrivateAttr, SecretStr, field_validator
 
 from blocks.apis.exchange import (
+    Allowance,
+    allowance,
     decoded,
     fetch,
     is_loopback,
@@ -136,6 +138,8 @@ class ImageApi(Block):
         description="Further hosts that image links may point to, beside the vendor's own.",
     )
 
+    _allowance: Allowance | None = PrivateAttr(default=None)
+
     @field_validator("base_url")
     @classmethod
     def _check_base_url(cls, value: str) -> str:
@@ -230,9 +234,15 @@ class ImageApi(Block):
         status, headers, body = await fetch(
             http, "POST", self.endpoint(job), headers=self.headers, json=self.body(job)
         )
+        self._allowance = allowance(headers)
         if status not in self.success:
             raise self.error_of(status, headers, body)
         return parsed(body)
+
+    def take_allowance(self) -> Allowance | None:
+        """What the latest answer to a generation request said of the rate limit, once."""
+        told, self._allowance = self._allowance, None
+        return told
 
     async def content(self, http: httpx.AsyncClient, source: ImageSource) -> bytes:
         """The bytes of an image, from the answer itself or from behind its link."""
