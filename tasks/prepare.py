@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from blocks.bucket import MEDIA_TYPES, StoredImage, image_name
 from blocks.errors import InputError
-from blocks.jobs import Job
+from blocks.jobs import Job, NewJobs
 from blocks.stores import Shard, shards
 from tasks.aftermath import LastLine, catch_up, last_lines, was_unanswered
 from tasks.plan import Planner, planned_jobs, write_plan
@@ -19,6 +19,7 @@ from tasks.session import Session, catalog_of, open_session
 from tasks.settings import RunSettings
 from tasks.verb import verb
 
+_ADDED_AT_ONCE = 10_000
 _LOOKED_UP_AT_ONCE = 10_000
 
 
@@ -90,11 +91,19 @@ def _plan(session: Session) -> PlanCounts:
 
 
 @contextmanager
-def _adding(session: Session) -> Iterator[Callable[[list[Job]], None]]:
-    """Adds batches of jobs to the store, each while the next one is planned."""
+def _adding(session: Session) -> Iterator[Callable[[NewJobs], None]]:
+    """Adds jobs to the store, each ten thousand while the next ones are planned."""
     under_way: list[Future[None]] = []
+    held = NewJobs.of([])
 
-    def add(jobs: list[Job]) -> None:
+    def add(jobs: NewJobs) -> None:
+        nonlocal held
+        held = held + jobs
+        while len(held) >= _ADDED_AT_ONCE:
+            send(held[:_ADDED_AT_ONCE])
+            held = held[_ADDED_AT_ONCE:]
+
+    def send(jobs: NewJobs) -> None:
         wait()
         under_way.append(session.portal.start_task_soon(session.store.add, jobs))
 
@@ -103,6 +112,8 @@ def _adding(session: Session) -> Iterator[Callable[[list[Job]], None]]:
             under_way.pop().result()
 
     yield add
+    if held:
+        send(held)
     wait()
 
 

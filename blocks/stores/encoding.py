@@ -20,6 +20,8 @@ _ESCAPE = re.compile("\x1a([0-9a-f]{4})")
 
 def is_odd(text: str) -> bool:
     """Whether :func:`escape` would change the text."""
+    if text.isascii():  # then there is no need to look at each character
+        return "\x00" in text or _MARK in text
     return _ODD.search(text) is not None
 
 
