@@ -156,6 +156,10 @@ class NewJobs(Sequence[Job]):
             return jobs
         return cls(list(zip(*map(_input_of, jobs), strict=True)) or [()] * len(INPUT_FIELDS))
 
+    def column(self, name: str) -> Sequence[Any]:
+        """One field of all of them."""
+        return self.columns[INPUT_FIELDS.index(name)]
+
     def __len__(self) -> int:
         return len(self.columns[0])
 
@@ -172,9 +176,3 @@ class NewJobs(Sequence[Job]):
 
     def __iter__(self) -> Iterator[Job]:
         return (Job(*row) for row in zip(*self.columns, strict=True))
-
-    def __add__(self, others: NewJobs) -> NewJobs:
-        if not self or not others:
-            return self or others
-        pairs = zip(self.columns, others.columns, strict=True)
-        return NewJobs([[*mine, *theirs] for mine, theirs in pairs])

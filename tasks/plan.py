@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
-from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +47,8 @@ REJECTED_SCHEMA = pa.schema(
         *[(name, pa.string()) for name in CATALOG_COLUMNS],
     ]
 )
+
+_MOSTLY_UNIQUE = frozenset({"row", "id", "prompt", "seed", "key", "job"})
 
 
 @dataclass
@@ -107,26 +108,22 @@ class Planner:
         judged = self._judge.judge(table, first_row)
         rows, keys = judged.rows, self._keys_of(judged.rows)
         first_job = self._unique
-        numbers = self._numbers(rows, keys, known_by_id="id" in table.column_names)
+        numbers, new = self._numbers(rows, keys, known_by_id="id" in table.column_names)
+        jobs = self._jobs(rows.only(new), [keys[index] for index in new], first_job)
         if None in numbers:
             kept = [index for index, number in enumerate(numbers) if number is not None]
-            taken = set(kept)
-            for index, place in enumerate(rows.places):
-                if index not in taken:
-                    judged.reasons[place] = "id seen before with other content"
+            for index in set(range(len(numbers))).difference(kept):
+                judged.reasons[rows.places[index]] = "id seen before with other content"
             rows, keys, numbers = rows.only(kept), [keys[i] for i in kept], [numbers[i] for i in kept]
         self._rows += table.num_rows
         self._rejected += len(judged.reasons)
-        new = self._count(rows, numbers, first_job)
+        self._count(rows, jobs)
         plan = _plan_table(first_row, judged, rows, keys, numbers, table)
         for carried in catalog.carried:
             plan = plan.append_column(
                 pa.field(f"carried:{carried.name}", carried.type),
                 table[f"carried:{carried.name}"].cast(carried.type),
             )
-        jobs = self._jobs(
-            rows.only(new), keys if len(new) == len(keys) else [keys[i] for i in new], first_job
-        )
         return plan, _rejected_table(first_row, judged, table), jobs
 
     def _keys_of(self, rows: CatalogRows) -> list[str]:
@@ -144,48 +141,50 @@ class Planner:
         negatives = rows.negative_prompts if self.api.uses_negative_prompt else [None] * len(sizes)
         return job_keys([heads[size] for size in sizes], rows.seeds, negatives, rows.prompts)
 
-    def _numbers(self, rows: CatalogRows, keys: list[str], *, known_by_id: bool) -> list[int | None]:
-        """The number of each row's job, a new one or an earlier row's; None where its id had another."""
-        first = number = self._unique
+    def _numbers(
+        self, rows: CatalogRows, keys: list[str], *, known_by_id: bool
+    ) -> tuple[list[int | None], list[int]]:
+        """The number of each row's job, None where its id had another one; and the rows whose job is new."""
+        number = self._unique
         new: dict[str, int] = {}
-        named: dict[str, int] = {}
+        new_ids: dict[bytes, int] = {}
+        new_rows: list[int] = []
         numbers: list[int | None] = []
-        by_id = self._ids.find(_id_digests(rows.ids)) if known_by_id else repeat(-1)
-        for key, row_id, known, other in zip(
-            keys, rows.ids, self._keys.find(_key_digests(keys)), by_id, strict=known_by_id
-        ):
-            mine = new.get(key, number) if known < 0 else known
-            if known_by_id and (named.setdefault(row_id, mine) if other < 0 else other) != mine:
-                numbers.append(None)
-                continue
+        key_digests = [key[: 2 * DIGEST_BYTES] for key in keys]
+        known_keys = self._keys.find(bytes.fromhex("".join(key_digests)))
+        id_digests = [_id_digest(row_id) for row_id in rows.ids] if known_by_id else []
+        known_ids = self._ids.find(b"".join(id_digests))
+        for row, key in enumerate(key_digests):
+            mine = known_keys[row]
+            if mine < 0:
+                mine = new.get(key, number)
+            if known_by_id:
+                other = known_ids[row]
+                if other < 0:
+                    other = new_ids.setdefault(id_digests[row], mine)
+                if other != mine:
+                    numbers.append(None)
+                    continue
             if mine == number:
                 new[key] = number
+                new_rows.append(row)
                 number += 1
             numbers.append(mine)
-        self._keys.add(_key_digests(new), range(first, number))
-        if known_by_id:
-            self._ids.add(_id_digests(named), list(named.values()))
+        self._keys.add(bytes.fromhex("".join(new)), range(self._unique, number))
+        self._ids.add(b"".join(new_ids), list(new_ids.values()))
         self._unique = number
-        return numbers
+        return numbers, new_rows
 
-    def _count(self, rows: CatalogRows, numbers: list[Any], first_job: int) -> list[int]:
-        """Count rows that have a job, and what they cost; which of them are their job's first."""
+    def _count(self, rows: CatalogRows, jobs: NewJobs) -> None:
+        """Count rows that have a job, of which ``jobs`` are new, and what they cost."""
         if not self.api.uses_negative_prompt:
-            self._negative_prompts += len(numbers) - rows.negative_prompts.count(None)
-        new: list[int] = []
-        following = first_job
-        for index, number in enumerate(numbers):
-            if number == following:
-                new.append(index)
-                following += 1
-        sizes = Counter(zip(rows.widths, rows.heights, strict=True))
-        first = rows.only(new)
-        made = Counter(zip(first.widths, first.heights, strict=True))
-        for size, count in sizes.items():
+            self._negative_prompts += len(rows.places) - rows.negative_prompts.count(None)
+        asked = Counter(zip(rows.widths, rows.heights, strict=True))
+        made = Counter(zip(jobs.column("width"), jobs.column("height"), strict=True))
+        for size, count in asked.items():
             price = self.api.price_usd(*size)
             self._cost_usd += made[size] * price
             self._duplicates_usd += (count - made[size]) * price
-        return new
 
     def _jobs(self, rows: CatalogRows, keys: list[str], first: int) -> NewJobs:
         count = len(keys)
@@ -217,8 +216,9 @@ def write_plan(
     schema = PLAN_SCHEMA
     for carried in catalog.carried:
         schema = schema.append(pa.field(f"carried:{carried.name}", carried.type))
+    repeated = [name for name in schema.names if name not in _MOSTLY_UNIQUE]
     with (
-        pq.ParquetWriter(plan_file, schema, compression="zstd") as plan_writer,
+        pq.ParquetWriter(plan_file, schema, compression="zstd", use_dictionary=repeated) as plan_writer,
         pq.ParquetWriter(rejected_file, REJECTED_SCHEMA, compression="zstd") as rejected_writer,
     ):
         for plan, rejected, jobs in planner.plan(catalog):
@@ -278,14 +278,8 @@ def _table(columns: Sequence[Sequence[Any]], schema: pa.Schema) -> pa.Table:
     return pa.Table.from_arrays(arrays, schema=schema)
 
 
-def _key_digests(keys: Iterable[str]) -> bytes:
-    digits = 2 * DIGEST_BYTES
-    return bytes.fromhex("".join([key[:digits] for key in keys]))
-
-
-def _id_digests(ids: Iterable[str]) -> bytes:
-    encoded = (row_id.encode("utf-8", "surrogatepass") for row_id in ids)
-    return b"".join([blake2b(text, digest_size=DIGEST_BYTES).digest() for text in encoded])
+def _id_digest(row_id: str) -> bytes:
+    return blake2b(row_id.encode("utf-8", "surrogatepass"), digest_size=DIGEST_BYTES).digest()
 
 
 def planned_jobs(plan_file: Path, model: str, image_format: str) -> Iterator[NewJobs]:

@@ -7,10 +7,11 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from blocks.bucket import MEDIA_TYPES, StoredImage, image_name
 from blocks.errors import InputError
-from blocks.jobs import Job, NewJobs
+from blocks.jobs import INPUT_FIELDS, Job, NewJobs
 from blocks.stores import Shard, shards
 from tasks.aftermath import LastLine, catch_up, last_lines, was_unanswered
 from tasks.plan import Planner, planned_jobs, write_plan
@@ -94,16 +95,18 @@ def _plan(session: Session) -> PlanCounts:
 def _adding(session: Session) -> Iterator[Callable[[NewJobs], None]]:
     """Adds jobs to the store, each ten thousand while the next ones are planned."""
     under_way: list[Future[None]] = []
-    held = NewJobs.of([])
+    held: list[list[Any]] = [[] for _ in INPUT_FIELDS]
 
     def add(jobs: NewJobs) -> None:
-        nonlocal held
-        held = held + jobs
-        while len(held) >= _ADDED_AT_ONCE:
-            send(held[:_ADDED_AT_ONCE])
-            held = held[_ADDED_AT_ONCE:]
+        for column, more in zip(held, jobs.columns, strict=True):
+            column.extend(more)
+        while len(held[0]) >= _ADDED_AT_ONCE:
+            send()
 
-    def send(jobs: NewJobs) -> None:
+    def send() -> None:
+        jobs = NewJobs([column[:_ADDED_AT_ONCE] for column in held])
+        for column in held:
+            del column[:_ADDED_AT_ONCE]
         wait()
         under_way.append(session.portal.start_task_soon(session.store.add, jobs))
 
@@ -112,8 +115,8 @@ def _adding(session: Session) -> Iterator[Callable[[NewJobs], None]]:
             under_way.pop().result()
 
     yield add
-    if held:
-        send(held)
+    if held[0]:
+        send()
     wait()
 
 
