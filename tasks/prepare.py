@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -143,19 +143,27 @@ def _find_images(session: Session) -> None:
     ask about, is counted as unanswered: it will be sent again, and a synchronous API may charge both.
     """
     store = session.store
-    blocks = shards(session.wait(store.unfinished_numbers), _LOOKED_UP_AT_ONCE)
-    jobs = [job for block in blocks for job in session.wait(store.unfinished, *block)]
-    images = session.bucket.images(job.key for job in jobs)
-    lines = last_lines(session.folder.log, jobs)
-    changed = [job for job in jobs if _settle(session, job, images.get(job.key), lines.get(job.number))]
+    numbers = session.wait(store.unfinished_numbers)
+    images = session.bucket.images(job.key for jobs in _batches(session, numbers) for job in jobs)
+    lines = last_lines(session.folder.log, numbers)
+    if not images and not lines and not session.wait(store.totals).attempts:
+        return  # nothing was ever asked for
 
-    async def save() -> None:
-        for job in changed:
+    async def save(jobs: list[Job]) -> None:
+        for job in jobs:
             store.save(job)
         await store.commit()
 
-    if changed:
-        session.wait(save)
+    for jobs in _batches(session, numbers):
+        changed = [job for job in jobs if _settle(session, job, images.get(job.key), lines.get(job.number))]
+        if changed:
+            session.wait(save, changed)
+
+
+def _batches(session: Session, numbers: Sequence[int]) -> Iterator[list[Job]]:
+    """The unfinished jobs, never all at once."""
+    for block in shards(numbers, _LOOKED_UP_AT_ONCE):
+        yield session.wait(session.store.unfinished, *block)
 
 
 def _settle(session: Session, job: Job, image: StoredImage | None, line: LastLine | None) -> bool:
