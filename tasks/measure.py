@@ -32,6 +32,7 @@ MOST_BUCKETS = 240
 PAUSE_S = 5.0
 """A gap in the log longer than this is a pause between two sittings of a run, not part of it."""
 
+_MEASURED = ["number", "status", "reused", "latency_s", "cost_usd", "started_at", "finished_at"]
 _TILES = 48
 _THUMBNAIL = 200
 
@@ -70,7 +71,9 @@ def measure(settings: RunSettings, counts: PlanCounts, changes: Changes, wall_s:
     """Write metrics, report and the run's row into the bucket; the summary."""
     with open_session(settings) as session:
         folder, bucket = session.folder.path, session.bucket
-        jobs = pq.read_table(folder / "jobs.parquet").to_pandas()
+        jobs = pq.read_table(folder / "jobs.parquet", columns=_MEASURED).to_pandas(
+            strings_to_categorical=True
+        )
         pace = read_pace(session)
         metrics = metrics_table(jobs, pace, duplicates_saved(session))
         pq.write_table(metrics, folder / "metrics.parquet", compression="zstd")
@@ -319,6 +322,11 @@ def _tiles(session: Session, jobs: pd.DataFrame) -> Sequence[Tile]:
         filters=[("job", "in", chosen["number"].tolist())],
     ).to_pandas()
     inputs = plan.drop_duplicates("job").set_index("job")
+    made = pq.read_table(
+        session.folder.path / "jobs.parquet",
+        columns=["number", "id", "image"],
+        filters=[("number", "in", chosen["number"].tolist())],
+    ).to_pandas()
 
     def tile(job: Any) -> Tile | None:  # noqa: ANN401 - a row of a data frame
         row = inputs.loc[job.number]
@@ -343,5 +351,5 @@ def _tiles(session: Session, jobs: pd.DataFrame) -> Sequence[Tile]:
         )
 
     with ThreadPoolExecutor(4) as threads:
-        made = threads.map(tile, chosen.itertuples())
-        return [found for found in made if found is not None]
+        tiles = threads.map(tile, made.itertuples())
+        return [found for found in tiles if found is not None]
