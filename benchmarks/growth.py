@@ -260,8 +260,7 @@ def tables(results: dict[int, dict[str, Any]]) -> str:
     """The results as Markdown."""
     lines = [
         f"{machine()}.\n",
-        "| rows | plan s | rows/s | CPU us/row | peak MB (before) | resume: first request s | publish s"
-        " | measure s | peak MB (before) |",
+        _HEAD,
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for rows, found in results.items():
