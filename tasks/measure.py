@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+import numpy as np
 import orjson
 import pandas as pd
 import pyarrow as pa
@@ -170,14 +171,16 @@ def read_pace(session: Session) -> Pace:
 
 def duplicates_saved(session: Session) -> pd.DataFrame:
     """For each job, by its number: how many duplicate rows it serves, and what they would have cost."""
-    plan = pq.read_table(session.folder.plan, columns=["job", "width", "height"]).to_pandas()
-    plan = plan.dropna(subset=["job"])
-    sizes = plan[["width", "height"]].drop_duplicates()
-    sizes["price"] = [session.api.price_usd(int(w), int(h)) for w, h in sizes.to_numpy()]
-    plan = plan.merge(sizes, on=["width", "height"])
-    grouped = plan.groupby(plan["job"].astype("int64"))["price"].agg(["size", "first"])
-    duplicates = grouped["size"] - 1
-    return pd.DataFrame({"duplicates": duplicates, "saved_usd": duplicates * grouped["first"]})
+    plan = pq.read_table(session.folder.plan, columns=["job", "width", "height"])
+    plan = plan.filter(plan["job"].is_valid())
+    numbers, first_rows, rows = np.unique(plan["job"].to_numpy(), return_index=True, return_counts=True)
+    sizes = plan.select(["width", "height"]).take(first_rows).to_pandas()
+    known = sizes.drop_duplicates()
+    prices = [session.api.price_usd(int(w), int(h)) for w, h in known.to_numpy()]
+    price = sizes.merge(known.assign(price=prices), on=["width", "height"], how="left")["price"].to_numpy()
+    duplicates = rows - 1
+    saved = {"duplicates": duplicates, "saved_usd": duplicates * price}
+    return pd.DataFrame(saved, index=pd.Index(numbers, name="job"))
 
 
 def metrics_table(jobs: pd.DataFrame, pace: Pace, saved: pd.DataFrame) -> pa.Table:

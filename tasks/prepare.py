@@ -42,7 +42,7 @@ def prepare(settings: RunSettings) -> Prepared:
         InputError: the catalog cannot be used, or the run's id belongs to another run.
     """
     with open_session(settings) as session:
-        counts = _plan(session)
+        counts = plan_run(session)
         session.folder.forget_summary()
         _upload_unsaved(session)
         _find_images(session)
@@ -70,7 +70,8 @@ def refuse_other_run(settings: RunSettings, known: RunSettings) -> None:
             )
 
 
-def _plan(session: Session) -> PlanCounts:
+def plan_run(session: Session) -> PlanCounts:
+    """Plan the run, its jobs into the store and its files into the bucket; or take up the plan it has."""
     settings, folder, store = session.settings, session.folder, session.store
     record = folder.read_record()
     if record is not None:

@@ -30,7 +30,7 @@ from blocks.errors import InputError, StoreUnavailableError
 from blocks.jobs import FRESH_STATE, INPUT_FIELDS, JOB_FIELDS, STATE_FIELDS, Job, JobStatus, NewJobs
 from blocks.stores.address import PASSWORD_VARIABLE, StoreAddress
 from blocks.stores.base import CONNECT_S, JobState, JobStore, JobTotals, reason_of
-from blocks.stores.encoding import escape, is_odd, unescape
+from blocks.stores.encoding import MARK, escape, is_odd, unescape
 from blocks.stores.tables import JOBS, LEASES, METADATA, RUNS
 
 _UNFINISHED = JOBS.c.status.in_([JobStatus.PENDING, JobStatus.RUNNING])
@@ -112,7 +112,7 @@ class SqlStore(JobStore):
             .where(self._of_run, JOBS.c.number.between(first, last), _UNFINISHED)
             .order_by(JOBS.c.number)
         )
-        return [_job(row) for row in await self._rows(query)]
+        return _jobs(await self._rows(query))
 
     async def all_jobs(self, batch_size: int = 10_000) -> AsyncIterator[list[Job]]:
         last = -1
@@ -123,7 +123,7 @@ class SqlStore(JobStore):
                 .order_by(JOBS.c.number)
                 .limit(batch_size)
             )
-            jobs = [_job(row) for row in await self._rows(query)]
+            jobs = _jobs(await self._rows(query))
             if not jobs:
                 return
             yield jobs
@@ -376,13 +376,15 @@ def _escaped(values: tuple[Any, ...], texts: list[int]) -> tuple[Any, ...]:
     return tuple(escaped)
 
 
-def _job(row: tuple[Any, ...]) -> Job:
-    values = list(row)
+def _jobs(rows: Sequence[tuple[Any, ...]]) -> list[Job]:
+    if not rows:
+        return []
+    columns: list[Sequence[Any]] = list(zip(*rows, strict=True))
     for index in _TEXTS:
-        if values[index] is not None:
-            values[index] = unescape(values[index])
-    values[_STATUS] = JobStatus(values[_STATUS])
-    return Job(*values)
+        if MARK in "".join(filter(None, columns[index])):
+            columns[index] = [None if text is None else unescape(text) for text in columns[index]]
+    columns[_STATUS] = [JobStatus(status) for status in columns[_STATUS]]
+    return [Job(*values) for values in zip(*columns, strict=True)]
 
 
 def _configure_sqlite(connection: Any, _record: object) -> None:  # noqa: ANN401 - any DBAPI's
