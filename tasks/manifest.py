@@ -27,7 +27,8 @@ _OWN_COLUMNS = (
 )  # fmt: skip
 
 
-_COMPARED = ["id", "key", "status", "uri", "copy_uri"]
+_COMPARED = ("id", "key", "status")
+_OBJECTS = ("uri", "copy_uri")
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,14 +115,15 @@ def replace_manifest(session: Session, *, retire: bool, prune: bool) -> Changes:
         StoreUnavailableError: another run keeps replacing it.
     """
     bucket, file = session.bucket, session.folder.path / MANIFEST
-    own = pq.read_table(file, columns=_COMPARED)
+    wanted = [*_COMPARED, *(_OBJECTS if prune else ())]
+    own = pq.read_table(file, columns=wanted)
     rows_file = file
     for _ in range(5):
         found = bucket.read_version(MANIFEST)
         before = own.schema.empty_table()
         if found is not None:
             names = pq.read_schema(pa.BufferReader(found[0])).names
-            columns = names if retire else [name for name in _COMPARED if name in names]
+            columns = names if retire else [name for name in wanted if name in names]
             before = pq.read_table(pa.BufferReader(found[0]), columns=columns)
         changes, retired = _compare(before, own)
         unused = _unused_objects(session, before, own) if prune else []
@@ -186,10 +188,7 @@ def _unused_objects(session: Session, before: pa.Table, now: pa.Table) -> list[s
 
     def objects(table: pa.Table) -> set[str]:
         uris: Iterable[str | None] = [
-            uri
-            for column in ("uri", "copy_uri")
-            if column in table.schema.names
-            for uri in table[column].to_pylist()
+            uri for column in _OBJECTS if column in table.schema.names for uri in table[column].to_pylist()
         ]
         return {uri[start:] for uri in uris if uri and uri.startswith(session.bucket.uri_of(""))}
 
