@@ -45,12 +45,11 @@ def prepare(settings: RunSettings) -> Prepared:
         counts = plan_run(session)
         session.folder.forget_summary()
         _upload_unsaved(session)
-        _find_images(session)
+        unfinished = _find_images(session)
         totals = session.wait(session.store.totals)
         session.recorder.begin(
             unique=counts.unique, done=totals.done, failed=totals.failed, cost_usd=totals.cost_usd
         )
-        unfinished = session.wait(session.store.unfinished_numbers)
         cost_usd = counts.cost_usd * len(unfinished) / counts.unique if counts.unique else 0.0
         return Prepared(counts, shards(unfinished, settings.execution.shard_size), len(unfinished), cost_usd)
 
@@ -137,18 +136,19 @@ def _upload_unsaved(session: Session) -> None:
         image.unlink()
 
 
-def _find_images(session: Session) -> None:
+def _find_images(session: Session) -> Sequence[int]:
     """Find out what became of each unfinished job: made by an earlier run, or just before a crash, or lost.
 
     An image in the bucket makes it done. A request that was in flight when a process died, with nothing to
     ask about, is counted as unanswered: it will be sent again, and a synchronous API may charge both.
+    Returns the numbers of the jobs that are unfinished then.
     """
     store = session.store
     numbers = session.wait(store.unfinished_numbers)
     images = session.bucket.images(job.key for jobs in _batches(session, numbers) for job in jobs)
     lines = last_lines(session.folder.log, numbers)
     if not images and not lines and not session.wait(store.totals).attempts:
-        return  # nothing was ever asked for
+        return numbers  # nothing was ever asked for
 
     async def save(jobs: list[Job]) -> None:
         for job in jobs:
@@ -159,6 +159,7 @@ def _find_images(session: Session) -> None:
         changed = [job for job in jobs if _settle(session, job, images.get(job.key), lines.get(job.number))]
         if changed:
             session.wait(save, changed)
+    return session.wait(store.unfinished_numbers) if images else numbers
 
 
 def _batches(session: Session, numbers: Sequence[int]) -> Iterator[list[Job]]:
