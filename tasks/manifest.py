@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,12 +10,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from blocks.bucket import ConflictError, copy_name
+from blocks.bucket import ConflictError, ImageBucket, copy_name
 from blocks.errors import StoreUnavailableError
 from blocks.jobs import Job, JobStatus
 from tasks.plan import PLAN_SCHEMA
 from tasks.run_folder import PARQUET
 from tasks.session import Session
+from tasks.superseded import Superseded
 
 MANIFEST = "manifest.parquet"
 RETIRED = "retired"
@@ -110,16 +111,23 @@ def replace_manifest(session: Session, *, retire: bool, prune: bool) -> Changes:
         found = bucket.read_version(MANIFEST)
         before = own.schema.empty_table() if found is None else pq.read_table(pa.BufferReader(found[0]))
         changes, retired = _compare(before, own)
-        unused = _unused_objects(session, before, own) if prune else []
-        if retire:
-            whole = pa.concat_tables([own, _retired_rows(retired, own.schema, pruned=prune)])
-            pq.write_table(whole, file, compression="zstd")
+        pruned = frozenset[str]()
         try:
+            if retire:
+                whole = pa.concat_tables([own, _retired_rows(retired, own.schema, pruned=prune)])
+                pq.write_table(whole, file, compression="zstd")
+                superseded = Superseded(bucket, session.folder.path)
+                unused = (superseded.names | _objects(bucket, before)) - _objects(bucket, whole)
+                superseded.remember(unused)
+                pruned = unused if prune else pruned
             bucket.replace(file, MANIFEST, PARQUET, found and found[1])
         except ConflictError:
             continue
-        bucket.delete(unused)
-        return Changes(*changes, pruned=sum(name.startswith("images/") for name in unused))
+        if pruned:
+            bucket.delete(sorted(pruned))
+            with suppress(ConflictError):  # names that are remembered too long harm nobody
+                superseded.remember(frozenset())
+        return Changes(*changes, pruned=sum(name.startswith("images/") for name in pruned))
     raise StoreUnavailableError("Other runs keep replacing the manifest of this output.")
 
 
@@ -160,17 +168,13 @@ def _retired_rows(rows: pa.Table, schema: pa.Schema, *, pruned: bool) -> pa.Tabl
     return pa.Table.from_arrays(columns, schema=schema)
 
 
-def _unused_objects(session: Session, before: pa.Table, now: pa.Table) -> list[str]:
-    """The objects that rows of before have and no row of now uses."""
-    start = len(session.bucket.uri_of(""))
-
-    def objects(table: pa.Table) -> set[str]:
-        uris: Iterable[str | None] = [
-            uri
-            for column in ("uri", "copy_uri")
-            if column in table.schema.names
-            for uri in table[column].to_pylist()
-        ]
-        return {uri[start:] for uri in uris if uri and uri.startswith(session.bucket.uri_of(""))}
-
-    return sorted(objects(before) - objects(now))
+def _objects(bucket: ImageBucket, table: pa.Table) -> frozenset[str]:
+    """The objects that the rows of a manifest have, by their names below the output prefix."""
+    root = bucket.uri_of("")
+    uris = [
+        uri
+        for column in ("uri", "copy_uri")
+        if column in table.schema.names
+        for uri in table[column].to_pylist()
+    ]
+    return frozenset(uri.removeprefix(root) for uri in uris if uri and uri.startswith(root))
