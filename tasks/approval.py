@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from prefect.flow_runs import pause_flow_run
 from prefect.input import RunInput
+from pydantic import Field
 
 from blocks.errors import InputError
 
@@ -15,7 +16,7 @@ POLL_S = 3
 class Approval(RunInput):
     """The answer to an estimate."""
 
-    approve: bool = True
+    approve: bool = Field(default=True, description="Off ends the run, and it costs nothing more.")
 
 
 def ask_approval(images: int, cost_usd: float, limit_usd: float) -> None:
