@@ -191,7 +191,7 @@ def _table(cells: dict[str, str]) -> list[str]:
 
 
 def metrics_rows(buckets: Sequence[dict[str, Any]]) -> list[dict[str, object]]:
-    """The rows of metrics.parquet for people, the four metrics first; neighbours are joined until few enough."""
+    """The rows of metrics.parquet for people, the four metrics first; neighbours are joined."""
     joined = -(-len(buckets) // MOST_ROWS) or 1
     rows = []
     for start in range(0, len(buckets), joined):
