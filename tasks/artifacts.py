@@ -181,7 +181,12 @@ def _headline(run: Progress | RunSummary) -> _Artifact:
     lines = [f"### Run {run.run_id}", "", *_table(cells)]
     if isinstance(run, RunSummary) and run.stopped:
         reason = " ".join(spelled_out(run.stopped).replace("`", "'").split())
-        lines += ["", f"Stopped early: `{reason}`", "", f"Go on with `imagemill resume {run.run_id}`."]
+        lines += [
+            "",
+            f"Stopped early: `{reason}`",
+            "",
+            f"Go on with `imagemill resume {run.run_id}`, or start it again with this run ID.",
+        ]
     return _Artifact("headline", "markdown", "\n".join(lines), "The run in a few numbers.")
 
 

@@ -122,7 +122,9 @@ def stopped_with_the_flow(session: Session) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        session.portal.call(session.engine.stop, StopKind.INTERRUPTED, "The flow run was ended.")
+        session.portal.call(
+            session.engine.stop, StopKind.INTERRUPTED, "The flow run was cancelled, or its process ended."
+        )
         raise
 
 
