@@ -129,6 +129,7 @@ class ImageBucket:
                 connect_timeout=5,
                 read_timeout=30,
                 max_pool_connections=32,
+                signature_version="s3v4",  # links that last a week
                 s3={"addressing_style": "path"} if self.endpoint_url else {},
             ),
         )
@@ -165,6 +166,13 @@ class ImageBucket:
     def uri_of(self, name: str) -> str:
         """The s3:// address of an object below the prefix."""
         return f"s3://{self.name}/{self.prefix}{name}"
+
+    def link(self, name: str, seconds: int) -> str:
+        """An address at which anybody who has it may read an object for so many seconds, a week at most."""
+        link: str = self._client.generate_presigned_url(
+            "get_object", Params={"Bucket": self.name, "Key": self.prefix + name}, ExpiresIn=seconds
+        )
+        return link
 
     async def put_image(self, name: str, content: bytes, metadata: dict[str, str]) -> None:
         """Write one image, with its media type and metadata (ASCII). Writing it again changes nothing.

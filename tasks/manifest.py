@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,12 +11,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from blocks.bucket import ConflictError, copy_name, image_name
+from blocks.bucket import ConflictError, ImageBucket, copy_name, image_name
 from blocks.errors import StoreUnavailableError
 from blocks.jobs import Job, JobStatus
 from tasks.plan import PLAN_SCHEMA
 from tasks.run_folder import PARQUET
 from tasks.session import Session
+from tasks.superseded import Superseded
 
 MANIFEST = "manifest.parquet"
 RETIRED = "retired"
@@ -115,7 +116,7 @@ def replace_manifest(session: Session, *, retire: bool, prune: bool) -> Changes:
         StoreUnavailableError: another run keeps replacing it.
     """
     bucket, file = session.bucket, session.folder.path / MANIFEST
-    wanted = [*_COMPARED, *(_OBJECTS if prune else ())]
+    wanted = [*_COMPARED, *(_OBJECTS if retire else ())]
     own = pq.read_table(file, columns=wanted)
     rows_file = file
     for _ in range(5):
@@ -126,17 +127,26 @@ def replace_manifest(session: Session, *, retire: bool, prune: bool) -> Changes:
             columns = names if retire else [name for name in wanted if name in names]
             before = pq.read_table(pa.BufferReader(found[0]), columns=columns)
         changes, retired = _compare(before, own)
-        unused = _unused_objects(session, before, own) if prune else []
+        pruned = frozenset[str]()
         if retire:
             rows_file = file.with_suffix(".retired.parquet")
             _append(file, retired, rows_file, pruned=prune)
+            used = _objects(bucket, own) | (frozenset() if prune else _objects(bucket, retired))
+            superseded = Superseded(bucket, session.folder.path)
+            unused = (superseded.names | _objects(bucket, before)) - used
+            pruned = unused if prune else pruned
         try:
+            if retire:
+                superseded.remember(unused)
             bucket.replace(rows_file, MANIFEST, PARQUET, found and found[1])
         except ConflictError:
             continue
         rows_file.replace(file)
-        bucket.delete(unused)
-        return Changes(*changes, pruned=sum(name.startswith("images/") for name in unused))
+        if pruned:
+            bucket.delete(sorted(pruned))
+            with suppress(ConflictError):  # names that are remembered too long harm nobody
+                superseded.remember(frozenset())
+        return Changes(*changes, pruned=sum(name.startswith("images/") for name in pruned))
     raise StoreUnavailableError("Other runs keep replacing the manifest of this output.")
 
 
@@ -182,14 +192,8 @@ def _retired_rows(rows: pa.Table, schema: pa.Schema, *, pruned: bool) -> pa.Tabl
     return pa.Table.from_arrays(columns, schema=schema)
 
 
-def _unused_objects(session: Session, before: pa.Table, now: pa.Table) -> list[str]:
-    """The objects that rows of before have and no row of now uses."""
-    start = len(session.bucket.uri_of(""))
-
-    def objects(table: pa.Table) -> set[str]:
-        uris: Iterable[str | None] = [
-            uri for column in _OBJECTS if column in table.schema.names for uri in table[column].to_pylist()
-        ]
-        return {uri[start:] for uri in uris if uri and uri.startswith(session.bucket.uri_of(""))}
-
-    return sorted(objects(before) - objects(now))
+def _objects(bucket: ImageBucket, table: pa.Table) -> frozenset[str]:
+    """The objects that the rows of a manifest have, by their names below the output prefix."""
+    root = bucket.uri_of("")
+    uris = [uri for column in _OBJECTS if column in table.schema.names for uri in table[column].to_pylist()]
+    return frozenset(uri.removeprefix(root) for uri in uris if uri and uri.startswith(root))
