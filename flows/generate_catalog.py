@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from typing import cast
 
 from prefect import flow, get_run_logger, unmapped
+from prefect.exceptions import TerminationSignal
 from prefect.runtime import flow_run
 from prefect.states import Completed
 from prefect.task_runners import ThreadPoolTaskRunner
@@ -23,7 +24,7 @@ from tasks.measure import count, measure
 from tasks.prepare import prepare
 from tasks.publish import publish
 from tasks.run_folder import PlanCounts
-from tasks.session import Session, open_session
+from tasks.session import Session, open_session, stopped_with_the_flow
 from tasks.settings import (
     Api,
     Catalog,
@@ -106,9 +107,16 @@ def run(
             ask_approval(prepared.images, prepared.cost_usd, threshold)
         # A runner of this run's own size: the flow's one is fixed before its parameters are known.
         workers = settings.execution.workers
-        with ThreadPoolTaskRunner(max_workers=workers) as runner:  # type: ignore[var-annotated]
-            shards = {"settings": unmapped(settings), "shard": prepared.shards}
-            runner.map(generate_shard, shards).result()
+        try:
+            with (
+                ThreadPoolTaskRunner(max_workers=workers) as runner,  # type: ignore[var-annotated]
+                stopped_with_the_flow(session),
+            ):
+                shards = {"settings": unmapped(settings), "shard": prepared.shards}
+                runner.map(generate_shard, shards).result()
+        except (TerminationSignal, KeyboardInterrupt):  # cancelled in the UI, or the worker was stopped
+            shown.conclude(count(session, prepared.counts, time.monotonic() - begun))
+            raise
         if (learned := session.pacer.learned()) is not None:
             write_limit(session.api, learned)
         summary = _conclude(session, prepared.counts, begun, retire=retire, prune=prune)
@@ -121,10 +129,11 @@ def run(
             "%s rows have a negative prompt, which this model does not use.",
             f"{prepared.counts.negative_prompts:,}",
         )
+    message, name = str(summary), None
     if summary.failed:
         message = f"{summary.failed:,} of {summary.unique:,} images failed; failed.parquet says why."
-        return cast("RunSummary", Completed(name="CompletedWithFailures", message=message, data=summary))
-    return summary
+        name = "CompletedWithFailures"
+    return cast("RunSummary", Completed(name=name, message=message, data=summary))
 
 
 def _conclude(session: Session, counts: PlanCounts, begun: float, *, retire: bool, prune: bool) -> RunSummary:

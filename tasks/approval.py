@@ -6,6 +6,7 @@ from prefect.flow_runs import pause_flow_run
 from prefect.input import RunInput
 
 from blocks.errors import InputError
+from tasks.pages import money
 
 WAIT_S = 24 * 3600
 POLL_S = 3
@@ -25,10 +26,10 @@ def ask_approval(images: int, cost_usd: float, limit_usd: float) -> None:
         InputError: the answer is no.
     """
     question = Approval.with_initial_data(
-        description=f"This run is about to generate **{images:,} images for about ${cost_usd:,.2f}**, more"
-        f" than the ${limit_usd:,.2f} that it may spend unasked. Go on?",
+        description=f"This run is about to generate **{images:,} images for about {money(cost_usd)}**, more"
+        f" than the {money(limit_usd)} that it may spend unasked. Go on? Without your approval it ends.",
         approve=True,
     )
     answer = pause_flow_run(wait_for_input=question, timeout=WAIT_S, poll_interval=POLL_S)
     if not answer.approve:
-        raise InputError(f"The estimate of ${cost_usd:,.2f} for {images:,} images was not approved.")
+        raise InputError(f"The estimate of {money(cost_usd)} for {images:,} images was not approved.")

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 from uuid import UUID
 
 import httpx
@@ -24,13 +24,13 @@ from tasks.engine.recorder import Progress, watching
 from tasks.failure_log import failures_logged
 from tasks.pages import money, percent, rate, seconds
 from tasks.session import Session
-from tasks.settings import OutputSettings
 from tasks.summary import RunSummary
 
 REFRESH_S = 2.0
 """How often progress and headline are written anew, in seconds; Prefect asks for one a second at most."""
 
 MOST_ROWS = 200
+_LINK_DAYS = 7
 _PATIENCE_S = 10.0
 """How long a run's end waits for the last artifacts, in seconds."""
 
@@ -51,6 +51,7 @@ class RunArtifacts:
 
     def __init__(self, session: Session) -> None:
         self._settings = session.settings
+        self._bucket = session.bucket
         self._metrics = session.folder.path / "metrics.parquet"
         self._flow_run_id = UUID(str(flow_run.get_id()))
         self._progress: Progress | None = None
@@ -126,9 +127,20 @@ class RunArtifacts:
             text = f"The metrics of run {summary.run_id} over time."
             final.append(_Artifact("metrics", "table", json.dumps(rows), text))
         if summary.report is not None:
-            link = f"[The report of run {summary.run_id}]({_address(summary.report, self._settings.output)})"
-            final.append(_Artifact("report", "markdown", link, f"The report lies at {summary.report}."))
+            text = f"The report lies at {summary.report}."
+            final.append(_Artifact("report", "markdown", self._report_link(summary), text))
         return final
+
+    def _report_link(self, summary: RunSummary) -> str:
+        name = f"runs/{summary.run_id}/report.html"
+        link = self._bucket.link(name, 86_400 * _LINK_DAYS)
+        text = f"### [Open the report of run {summary.run_id}]({link})\n\n"
+        text += f"The link works for {_LINK_DAYS} days, or as long as the credentials it was made with."
+        if self._bucket.endpoint_url is None:
+            key = quote(self._bucket.prefix + name, safe="")
+            console = f"https://console.aws.amazon.com/s3/object/{self._bucket.name}?prefix={key}"
+            text += f" After that, [the console of AWS]({console}) shows it."
+        return text
 
 
 @contextmanager
@@ -169,7 +181,12 @@ def _headline(run: Progress | RunSummary) -> _Artifact:
     lines = [f"### Run {run.run_id}", "", *_table(cells)]
     if isinstance(run, RunSummary) and run.stopped:
         reason = " ".join(spelled_out(run.stopped).replace("`", "'").split())
-        lines += ["", f"Stopped early: `{reason}`", "", f"Go on with `imagemill resume {run.run_id}`."]
+        lines += [
+            "",
+            f"Stopped early: `{reason}`",
+            "",
+            f"Go on with `imagemill resume {run.run_id}`, or start it again with this run ID.",
+        ]
     return _Artifact("headline", "markdown", "\n".join(lines), "The run in a few numbers.")
 
 
@@ -179,7 +196,7 @@ def _table(cells: dict[str, str]) -> list[str]:
 
 
 def metrics_rows(buckets: Sequence[dict[str, Any]]) -> list[dict[str, object]]:
-    """The rows of metrics.parquet for people: neighbours are joined until they are few enough."""
+    """The rows of metrics.parquet for people, the four metrics first; neighbours are joined."""
     joined = -(-len(buckets) // MOST_ROWS) or 1
     rows = []
     for start in range(0, len(buckets), joined):
@@ -190,24 +207,15 @@ def metrics_rows(buckets: Sequence[dict[str, Any]]) -> list[dict[str, object]]:
         rows.append(
             {
                 "UTC": f"{of_row[0]['bucket_start']:%Y-%m-%d %H:%M:%S}",
-                "images": images,
                 "images/min": round(60 * images / span_s, 1),
-                "failed": failed,
                 "error rate": percent(failed / (images + failed)) if images + failed else "0%",
                 "p95 latency": seconds(max(latencies, default=None)),
-                "429s": sum(b["rate_limited"] for b in of_row),
-                "retries": sum(b["retries"] for b in of_row),
                 "cost": money(sum(b["cost_usd"] for b in of_row)),
                 "total cost": money(of_row[-1]["cost_usd_total"]),
+                "images": images,
+                "failed": failed,
+                "429s": sum(b["rate_limited"] for b in of_row),
+                "retries": sum(b["retries"] for b in of_row),
             }
         )
     return rows
-
-
-def _address(report: str, output: OutputSettings) -> str:
-    """Where a browser finds an object: on the S3 server that was named, or in the console of AWS."""
-    parts = urlsplit(report)
-    if output.s3_endpoint_url:
-        return f"{output.s3_endpoint_url.rstrip('/')}/{parts.netloc}{quote(parts.path)}"
-    key = quote(parts.path.lstrip("/"), safe="")
-    return f"https://console.aws.amazon.com/s3/object/{parts.netloc}?prefix={key}"

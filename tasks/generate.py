@@ -8,7 +8,7 @@ from tasks.settings import RunSettings
 from tasks.verb import verb
 
 
-@verb("generate-shard", task_run_name="jobs {shard.first} to {shard.last}")
+@verb("generate-shard", "jobs {shard.first} to {shard.last}")
 def generate_shard(settings: RunSettings, shard: Shard) -> None:
     """Work off the unfinished jobs of a shard. A failed job never fails the shard."""
     with open_session(settings) as session, session.recorder.telemetry.shard(*shard):

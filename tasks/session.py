@@ -112,6 +112,22 @@ def interrupt(reason: str) -> bool:
     return bool(sessions)
 
 
+@contextmanager
+def stopped_with_the_flow(session: Session) -> Iterator[None]:
+    """Stop the run, resumably, where the block is left by an exception: cancelled, or a shard that crashed.
+
+    Otherwise the threads that work on shards would go on to the shards' ends, and Prefect, which waits half a
+    minute for a cancelled run, would kill the process.
+    """
+    try:
+        yield
+    except BaseException:
+        session.portal.call(
+            session.engine.stop, StopKind.INTERRUPTED, "The flow run was cancelled, or its process ended."
+        )
+        raise
+
+
 def image_api(settings: ApiSettings, *, needs_key: bool = True) -> ImageApi:
     """The image API that the settings name: a saved block, or the vendor with the environment's key.
 

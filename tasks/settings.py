@@ -15,6 +15,7 @@ from pydantic import (
     ConfigDict,
     Field,
     ValidationError,
+    WithJsonSchema,
     field_validator,
     model_validator,
 )
@@ -29,8 +30,17 @@ CATALOG_COLUMNS = ("prompt", "id", "negative_prompt", "width", "height", "seed",
 """The catalog's columns that imagemill reads; ``prompt`` is required."""
 
 
+_SPELLED = {"api": "API", "id": "ID", "s": "(s)", "s3": "S3", "uri": "URI", "url": "URL", "usd": "(USD)"}
+
+
+def _title(name: str, _field: object) -> str:
+    """A field's title in the UI's form: ``max_cost_usd`` becomes "Max cost (USD)"."""
+    words = " ".join(_SPELLED.get(word, word) for word in name.split("_"))
+    return words[0].upper() + words[1:]
+
+
 class _Settings(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, field_title_generator=_title)
 
 
 class CatalogSettings(_Settings):
@@ -42,7 +52,8 @@ class CatalogSettings(_Settings):
     )
     columns: dict[str, str] = Field(
         default_factory=dict,
-        description="The catalog's own names of columns, as {imagemill's name: catalog's name}.",
+        description="What the catalog calls its columns, where not as imagemill does:"
+        ' {"prompt": "text", "id": "sku"}.',
         examples=[{"prompt": "text", "id": "sku"}],
     )
     limit: int | None = Field(default=None, ge=1, description="Read only so many rows.")
@@ -62,11 +73,12 @@ class ApiSettings(_Settings):
     provider: str = Field(
         default="together",
         description="The vendor: together, fal, replicate, bfl, or openai, for any server that speaks it.",
+        json_schema_extra={"enum": ["together", "fal", "replicate", "bfl", "openai"]},
     )
     block: str | None = Field(
         default=None,
-        description="The name of a saved image API block, which then holds key, address and model."
-        " Without one the key comes from the vendor's usual environment variable.",
+        description="A saved image API block, as TYPE/NAME (imagemill-together/main): it holds key, address"
+        " and model. Without one the key comes from the vendor's usual environment variable.",
     )
     base_url: str | None = Field(
         default=None,
@@ -84,7 +96,11 @@ class ApiSettings(_Settings):
 class OutputSettings(_Settings):
     """Where images and records go."""
 
-    uri: str = Field(description="The bucket and prefix.", examples=["s3://images/products"])
+    uri: str = Field(
+        description="The bucket and a prefix in it: s3://BUCKET/PREFIX.",
+        examples=["s3://images/products"],
+        json_schema_extra={"pattern": "^s3://[^/]+"},
+    )
     s3_endpoint_url: str | None = Field(
         default=None, description="The address of the S3 server, where it is not AWS."
     )
@@ -95,7 +111,7 @@ class OutputSettings(_Settings):
     )
     copies: bool = Field(
         default=False,
-        description="Also give each catalog row its own copy, catalog/<id>, made by the server.",
+        description="Also give each catalog row its own copy, catalog/ID.png, made by the server.",
     )
 
     @field_validator("uri")
@@ -115,6 +131,7 @@ class PictureSettings(_Settings):
     seed_policy: str = Field(
         default="prompt",
         description="The seed of rows without one: prompt (derived from the prompt), fixed:N or random.",
+        json_schema_extra={"pattern": f"^({SEED_POLICY.pattern})$"},
     )
     format: Literal["png", "jpeg", "webp"] = Field(
         default="png", description="The format asked for: png, jpeg or, where the API makes it, webp."
@@ -131,7 +148,9 @@ class PictureSettings(_Settings):
 class LimitSettings(_Settings):
     """How fast, and how much money."""
 
-    concurrency: int | Literal["auto"] = Field(
+    concurrency: (
+        Annotated[int, WithJsonSchema({"type": "integer", "minimum": 1, "maximum": 1000})] | Literal["auto"]
+    ) = Field(
         default="auto",
         description="Requests at once: auto starts at 10 and finds the account's limit, a number holds.",
     )

@@ -51,6 +51,13 @@ class RunSummary(BaseModel):
     report: str | None
     stopped: str | None = Field(default=None, description="Why the run stopped before its end.")
 
+    def __str__(self) -> str:
+        """The run in one sentence."""
+        return (
+            f"{self.done:,} of {self.unique:,} images are done, {self.generated:,} of them generated,"
+            f" for ${self.cost_usd:,.2f}."
+        )
+
 
 class RunStoppedError(Exception):
     """The run stopped early and can be resumed; ``summary`` says how far it came, ``kind`` why."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, ParamSpec, TypeVar, cast
+from typing import ParamSpec, TypeVar, cast
 
 from prefect import Task, task
 from prefect.cache_policies import NO_CACHE
@@ -34,11 +34,11 @@ def without_traceback(function: Callable[P, R]) -> Callable[P, R]:
     return run
 
 
-def verb(name: str, **options: Any) -> Callable[[Callable[P, R]], Task[P, R]]:  # noqa: ANN401
-    """Make a function a Prefect task called ``name``."""
+def verb(name: str, run_name: str | None = None) -> Callable[[Callable[P, R]], Task[P, R]]:
+    """Make a function a Prefect task called ``name``; ``run_name`` tells its runs apart, where need be."""
 
     def decorate(function: Callable[P, R]) -> Task[P, R]:
-        made = task(name=name, cache_policy=NO_CACHE, persist_result=False, **options)
+        made = task(name=name, task_run_name=run_name or name, cache_policy=NO_CACHE, persist_result=False)
         return cast("Task[P, R]", made(without_traceback(function)))
 
     return decorate

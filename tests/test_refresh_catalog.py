@@ -74,6 +74,41 @@ def test_pruning_deletes_what_no_row_uses_any_more(
     assert (back.added, back.unchanged, back.generated) == (1, 3, 0)
 
 
+def test_pruning_finds_what_earlier_refreshes_left_and_nothing_else(
+    place: Place, emulator: Callable[..., Emulator], catalog: Callable[..., str]
+) -> None:
+    emulated = emulator()
+
+    def images() -> set[str]:
+        return {name for name in place.objects() if name.startswith("images/")}
+
+    def used() -> set[str]:
+        rows = place.table("manifest.parquet")
+        return {row["uri"].removeprefix(f"{place.uri}/") for row in rows if row["uri"]}
+
+    refresh(place, emulated, catalog(id=["a", "b", "c"], prompt=["1", "2", "3"]))
+    first = images()
+    refresh(place, emulated, catalog(id=["a", "b"], prompt=["one", "two"]))
+    refresh(place, emulated, catalog(id=["a", "b", "c"], prompt=["uno", "2", "three"]))  # b turned back
+    client = place.s3.client()
+    others = "images/ff/ffff.png"  # of a run that is under way, or of another catalog
+    client.put_object(Bucket=BUCKET, Key=place.prefix + others, Body=b"image")
+    client.close()
+    assert len(images()) == 7 + 1
+
+    summary = refresh(place, emulated, catalog(id=["a", "b"], prompt=["uno", "2"]), prune=True)
+    assert (summary.unchanged, summary.retired, summary.pruned) == (2, 1, 5)
+    assert images() == used() | {others}
+    assert len(images() & first) == 1
+
+    again = refresh(place, emulated, catalog(id=["a", "b"], prompt=["uno", "2"]), prune=True)
+    assert (again.pruned, again.generated) == (0, 0)
+    back = refresh(place, emulated, catalog(id=["a", "b"], prompt=["1", "2"]))
+    assert (back.changed, back.generated) == (1, 1)
+    assert refresh(place, emulated, catalog(id=["a", "b"], prompt=["1", "2"]), prune=True).pruned == 1
+    assert images() == used() | {others}
+
+
 def test_two_refreshes_of_one_place_do_not_interleave(
     place: Place, emulator: Callable[..., Emulator], catalog: Callable[..., str]
 ) -> None:

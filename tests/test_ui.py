@@ -1,0 +1,320 @@
+"""Prefect as people have it: a server, a worker, the deployments of prefect.yaml, and its UI in a browser."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from emulator import Emulator, Settings
+from imagemill.s3_server import S3Server
+from tests.conftest import BUCKET, Place, needs_chromium
+from tests.installation import ROOT, Installation, installation
+
+playwright = pytest.importorskip("playwright.sync_api")
+
+pytestmark = [pytest.mark.slow, needs_chromium]
+_PATIENCE_S = 90.0
+
+
+@dataclass
+class Office:
+    """A whole installation, what its worker reaches, and where its catalogs lie."""
+
+    prefect: Installation
+    place: Place
+    emulated: Emulator
+    folder: Path
+
+    def catalog(self, name: str, rows: int) -> str:
+        path = self.folder / f"{name}.parquet"
+        prompts = [f"{name} {n}" for n in range(rows)]
+        pq.write_table(pa.table({"id": prompts, "prompt": prompts}), path)
+        return str(path)
+
+    def call(self, method: str, path: str, **document: Any) -> Any:
+        body = document or None
+        answer = httpx.request(method, f"{self.prefect.api}{path}", json=body, timeout=30)
+        answer.raise_for_status()
+        return answer.json()
+
+    def deployment(self, name: str) -> str:
+        return str(self.call("GET", f"/deployments/name/{name}")["id"])
+
+    def start(self, name: str, **parameters: Any) -> str:
+        """Start a run of a deployment; its flow run's id."""
+        path = f"/deployments/{self.deployment(name)}/create_flow_run"
+        return str(self.call("POST", path, parameters=parameters)["id"])
+
+    def flow_run(self, flow_run_id: str) -> dict[str, Any]:
+        found: dict[str, Any] = self.call("GET", f"/flow_runs/{flow_run_id}")
+        return found
+
+    def wait(self, what: str, met: Callable[[], Any]) -> Any:
+        """The first true answer of ``met``."""
+        deadline = time.monotonic() + _PATIENCE_S
+        while time.monotonic() < deadline:
+            if found := met():
+                return found
+            time.sleep(0.2)
+        raise AssertionError(f"{what}\n{self.prefect.log('worker')[-4000:]}")
+
+    def wait_for(self, flow_run_id: str, *states: str) -> dict[str, Any]:
+        """The flow run, once it is in one of these states."""
+
+        def met() -> dict[str, Any] | None:
+            found = self.flow_run(flow_run_id)
+            return found if found["state_name"] in states else None
+
+        found: dict[str, Any] = self.wait(f"no {states}: {self.flow_run(flow_run_id)['state']}", met)
+        return found
+
+    def runs_of(self, deployment: str) -> list[dict[str, Any]]:
+        """The flow runs of a deployment that are not its schedule's."""
+        wanted = {"deployments": {"id": {"any_": [self.deployment(deployment)]}}}
+        found = self.call("POST", "/flow_runs/filter", **wanted)
+        return [run for run in found if not run["auto_scheduled"]]
+
+    def set_latency(self, seconds: float) -> None:
+        self.emulated.configure(latency_s=seconds)
+
+
+@pytest.fixture(scope="module")
+def office(s3: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Office]:
+    """prefect.yaml as a user would edit it: their bucket, their API; deployed, and worked on."""
+    folder = tmp_path_factory.mktemp("office")
+    place = Place(s3, f"s3://{BUCKET}/office")
+    emulated = Emulator(Settings(latency_s=0.4, max_concurrent=8, pictures="fast"))
+    emulated.start()
+    try:
+        with installation(folder) as prefect:
+            project = yaml.safe_load((ROOT / "prefect.yaml").read_text())
+            for deployment in project["deployments"]:
+                parameters = deployment.setdefault("parameters", {})
+                if "output" in parameters:
+                    parameters["output"] = place.settings()
+                if "api" in parameters:
+                    parameters["api"] = {"provider": "fal", "base_url": emulated.base_url}
+                if "catalog" in parameters:
+                    parameters["picture"] = {"width": 256, "height": 256}
+            (folder / "prefect.yaml").write_text(yaml.safe_dump(project))
+            prefect.prefect("work-pool", "create", "--type", "process", "imagemill")
+            prefect.prefect("deploy", "--all", "--prefect-file", str(folder / "prefect.yaml"))
+            environment = {**s3.environment, "FAL_KEY": "key", "PREFECT_WORKER_QUERY_SECONDS": "1"}
+            with prefect.worker(**environment):
+                yield Office(prefect, place, emulated, folder)
+    finally:
+        emulated.stop()
+
+
+class Ui:
+    """Prefect's UI in a browser, as a person uses it."""
+
+    def __init__(self, page: playwright.Page, office: Office) -> None:
+        self.page = page
+        self._office = office
+
+    def open_form(self, deployment: str) -> None:
+        self.page.goto(
+            f"{self._office.prefect.url}/deployments/deployment/{self._office.deployment(deployment)}/run"
+        )
+        self.page.get_by_text("Where the prompts are").wait_for()
+
+    def fill(self, title: str, value: str, kind: str | None = None) -> None:
+        """Fill in a field by its title; an optional one needs its ``kind`` chosen first."""
+        label = self.page.locator(".schema-form-property__label", has_text=re.compile(f"^{re.escape(title)}"))
+        field = self.page.locator(".schema-form-property", has=label).last
+        if kind is not None:
+            field.get_by_role("button", name=kind, exact=True).click()
+        field.locator("textarea, input").last.fill(value)
+
+    def press(self, name: str) -> None:
+        self.page.get_by_role("button", name=name, exact=True).click()
+
+    def open_run(self, flow_run_id: str, tab: str | None = None) -> None:
+        self.page.goto(f"{self._office.prefect.url}/runs/flow-run/{flow_run_id}")
+        if tab is not None:
+            self.page.get_by_text(tab, exact=True).first.click()
+
+    def open_artifact(self, flow_run_id: str, name: str) -> None:
+        self.open_run(flow_run_id, "Artifacts")
+        self.page.get_by_text(name, exact=True).click()
+        self.page.wait_for_url(re.compile("/artifacts/artifact/"))
+
+    def sees(self, text: str | re.Pattern[str]) -> None:
+        self.page.get_by_text(text).first.wait_for()
+
+    def progress(self) -> float:
+        """What the progress artifact's page shows once it is loaded anew, in per cent."""
+        self.page.reload()
+        text = self.page.get_by_text(re.compile(r"^\s*Progress: ")).first.inner_text()
+        return float(text.strip().removeprefix("Progress: ").removesuffix("%"))
+
+    def shoot(self, name: str) -> None:
+        folder = self._office.folder / "screenshots"
+        self.page.wait_for_load_state("networkidle")
+        self.page.screenshot(path=folder / f"{name}.png")
+
+
+@pytest.fixture
+def ui(browser: playwright.Browser, office: Office) -> Iterator[Ui]:
+    context = browser.new_context(viewport={"width": 1280, "height": 900})
+    page = context.new_page()
+    page.set_default_timeout(1000 * _PATIENCE_S)
+    yield Ui(page, office)
+    context.close()
+
+
+def test_a_run_is_started_from_the_form_and_watched_to_its_report(office: Office, ui: Ui) -> None:
+    office.set_latency(0.4)
+    ui.open_form("generate-catalog/on-demand")
+    ui.fill("Path", office.catalog("autumn", 200))
+    ui.fill("Width", "0")
+    ui.fill("Run ID", "autumn", "str")
+    ui.shoot("form")
+    ui.press("Submit")
+    ui.sees("Validation failed for field 'picture.width'")
+    ui.shoot("refused")
+    assert office.runs_of("generate-catalog/on-demand") == []
+
+    ui.fill("Width", "256")
+    ui.press("Submit")
+
+    def submitted() -> list[dict[str, Any]]:
+        refused = ui.page.get_by_text("Something went wrong trying to create a flow run")
+        if refused.count():  # the server's SQLite was busy: a person presses again
+            refused.first.wait_for(state="hidden")
+            ui.press("Submit")
+        return office.runs_of("generate-catalog/on-demand")
+
+    (started,) = office.wait("no run", submitted)
+    flow_run_id = started["id"]
+    ui.open_run(flow_run_id, "Artifacts")
+    ui.sees("Running")
+    ui.sees("imagemill-progress")
+    ui.open_artifact(flow_run_id, "imagemill-progress")
+    office.wait("no progress", lambda: 0 < ui.progress() < 100)
+
+    ended = office.wait_for(flow_run_id, "Completed", "Failed", "Crashed")
+    ui.open_run(flow_run_id)
+    ui.sees("Completed")
+    assert ended["state"]["message"].startswith("200 of 200 images are done, 200 of them generated, for $")
+    ui.shoot("run")
+    ui.open_artifact(flow_run_id, "imagemill-headline")
+    ui.sees("Run autumn")
+    ui.sees("of 200")
+    ui.shoot("headline")
+    ui.open_artifact(flow_run_id, "imagemill-metrics")
+    ui.sees("total cost")
+    ui.shoot("metrics")
+    ui.open_artifact(flow_run_id, "imagemill-report")
+    with ui.page.expect_popup() as opened:
+        ui.page.get_by_role("link", name="Open the report of run autumn").click()
+    opened.value.wait_for_load_state()
+    assert opened.value.title() == "Done \u00b7 run autumn \u00b7 imagemill"
+
+
+def test_a_run_cancelled_in_the_ui_goes_on_under_its_run_id_and_pays_nothing_twice(
+    office: Office, ui: Ui
+) -> None:
+    office.set_latency(0.5)
+    path = office.catalog("cancelled", 150)
+    paid_before = office.emulated.bill()["images"]
+    work = {"catalog": {"path": path}, "execution": {"run_id": "cancelled", "shard_size": 50, "workers": 2}}
+    flow_run_id = office.start("refresh-catalog/nightly", **work)
+    ui.open_run(flow_run_id)
+    ui.sees("Running")
+    office.wait("nothing paid", lambda: office.emulated.bill()["images"] > paid_before + 10)
+    ui.press("Cancel")
+    ui.press("Confirm")
+    ui.sees("Cancelled")
+    office.wait_for(flow_run_id, "Cancelled")
+    ui.open_artifact(flow_run_id, "imagemill-headline")
+    ui.sees("Stopped early")
+    ui.shoot("cancelled")
+    task_runs = {"flow_runs": {"id": {"any_": [flow_run_id]}}}
+    states = {run["state_name"] for run in office.call("POST", "/task_runs/filter", **task_runs)}
+    assert states == {"Completed"}
+    assert "refresh.lease" not in office.place.objects()
+    assert office.emulated.bill()["images"] < paid_before + 150
+
+    again = office.start("refresh-catalog/nightly", **work)
+    ended = office.wait_for(again, "Completed", "Failed", "Crashed")
+    assert "150 of 150 images are done" in ended["state"]["message"]
+    of_run = [
+        job for job in office.emulated.bill()["by_key"].values() if job["prompt"].startswith("cancelled")
+    ]
+    assert (len(of_run), {job["count"] for job in of_run}) == (150, {1})
+    assert office.emulated.bill()["images"] == paid_before + 150
+
+
+def test_a_run_that_waits_for_approval_goes_on_when_it_is_resumed_in_the_ui(office: Office, ui: Ui) -> None:
+    office.set_latency(0)
+    paid_before = office.emulated.bill()["images"]
+    flow_run_id = office.start(
+        "generate-catalog/on-demand",
+        catalog={"path": office.catalog("dear", 5)},
+        limits={"approve_above_usd": 0.0001},
+    )
+    office.wait_for(flow_run_id, "Paused")
+    assert office.emulated.bill()["images"] == paid_before
+    ui.open_run(flow_run_id)
+    ui.press("Resume")
+    ui.sees("5 images for about $")
+    ui.shoot("approval")
+    ui.press("Submit")
+    office.wait_for(flow_run_id, "Completed", "Failed")
+    assert office.emulated.bill()["images"] == paid_before + 5
+
+
+def test_a_run_that_fails_says_why(office: Office, ui: Ui) -> None:
+    flow_run_id = office.start("generate-catalog/on-demand", catalog={"path": "nowhere.parquet"})
+    ui.open_run(flow_run_id)
+    ui.sees("Failed")
+    ui.open_run(flow_run_id, "Details")
+    ui.sees("The catalog 'nowhere.parquet' does not exist.")
+
+
+def test_an_uploaded_catalog_is_refreshed_and_a_second_refresh_meanwhile_is_refused(office: Office) -> None:
+    office.set_latency(0.5)
+    known = {run["id"] for run in office.runs_of("refresh-catalog/nightly")}
+    path = office.catalog("uploaded", 60)
+
+    def upload() -> str:
+        event = {
+            "id": str(uuid.uuid4()),
+            "event": "catalog.uploaded",
+            "resource": {"prefect.resource.id": "catalogs.uploaded"},
+            "payload": {"path": path},
+            "occurred": f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime())}Z",
+        }
+        answer = httpx.post(f"{office.prefect.api}/events", content=json.dumps([event]), timeout=30)
+        answer.raise_for_status()
+
+        def started() -> list[str]:
+            return [run["id"] for run in office.runs_of("refresh-catalog/nightly") if run["id"] not in known]
+
+        (flow_run_id,) = office.wait("the event started nothing", started)
+        known.add(flow_run_id)
+        return str(flow_run_id)
+
+    first = upload()
+    assert office.flow_run(first)["parameters"]["catalog"] == {"path": path}
+    office.wait_for(first, "Running")
+    second = upload()
+    refused = office.wait_for(second, "Cancelled")
+    assert "concurrency limit" in refused["state"]["message"]
+    assert office.wait_for(first, "Completed", "Failed")["state_name"] == "Completed"
+    manifest = office.place.table("manifest.parquet")
+    assert sum(row["prompt"].startswith("uploaded") and row["status"] == "done" for row in manifest) == 60
