@@ -48,13 +48,13 @@ the answer, lognormal latency with a median of 0.5 s) and S3 server, one after t
   command from start to end, with imports, records and reports.
 - *at once*: what the contender was told; `auto` was told nothing.
 - *missing*: rows of the catalog without an image in the bucket, after all the contender's own retries.
-- *CPU ms/image*: what one image more costs the whole process tree: the CPU of {many:,} images less that of {few},
-  by the difference. *start and end*: what is left. *all*: the whole run's CPU by its images. Servers (API, S3,
-  Prefect's) are not in it.
+- *CPU ms/image*: what one image more costs the whole process tree: the CPU of {many:,} images less that of
+  {few}, by the difference. *start and end*: what is left. *all*: the whole run's CPU by its images. Servers
+  (API, S3, Prefect's) are not in it.
 - *peak memory*: the largest sum of resident memory of the process tree, in the first and third table's runs.
-- *killed*: SIGKILL to all its processes once half of {some:,} images were answered, at a limit of 30 at once; then
-  the same command again. *paid twice*: images on the API's bill beyond one a row. *in flight*: requests that the
-  API was working on at the kill, which it makes and bills though nobody is left to hear of them.
+- *killed*: SIGKILL to all its processes once half of {some:,} images were answered, at a limit of 30 at
+  once; then the same command again. *paid twice*: images on the API's bill beyond one a row. *in flight*:
+  requests that the API was working on at the kill, which it makes and bills though nobody is left to hear.
 """
 
 _PIECES = tuple(f"{name}=={version(name)}" for name in ("httpx", "boto3", "pyarrow"))
@@ -92,9 +92,7 @@ def page(outcomes: list[Outcome], contenders: list[Contender]) -> Iterator[str]:
     for situation, limit in (("limited", 30), ("tight", 15)):
         allowed = limit / MEAN_LATENCY_S
         yield f"{limit} requests at once, {images[situation]:,} images: {allowed:.1f} images/s are possible.\n"
-        yield from header(
-            "contender", "at once", "images/s", "of the limit", "429s", "missing in the end", "wall s"
-        )
+        yield from header("contender", "at once", "images/s", "of the limit", "429s", "missing", "wall s")
         for each in contenders:
             one = found[each.name, situation]
             rate = (one.images - one.missing) / one.working_s

@@ -17,7 +17,7 @@ from typing import IO, Self
 _MARK = "BENCHMARK_TREE"
 _EVERY_S = 0.1
 _LOOKS = 20
-"""A process has the environment of its parent until it becomes the command: so it is looked at more than once."""
+"""A process has its parent's environment until it becomes the command: so it is looked at more than once."""
 _TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 
@@ -113,7 +113,7 @@ class ProcessTree:
 
     def _sample_alone(self) -> list[int]:
         alive, pages = [], 0
-        for entry in os.listdir("/proc"):
+        for entry in os.listdir("/proc"):  # noqa: PTH208 - twenty times a second
             if not entry.isdigit():
                 continue
             try:

@@ -1,8 +1,7 @@
-"""Runs a contender in a situation, and looks at it from outside: the account's statistics and bill, and the bucket."""
+"""Runs a contender in a situation, and looks at it from outside: statistics, bill and bucket."""
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -64,7 +63,8 @@ class Outcome:
     """A run seen from outside.
 
     ``working_s`` goes from the API's first request to its last answer, ``wall_s`` from the command's start
-    to its end. ``missing`` are rows without an image in the bucket; ``twice`` images charged beyond one a row.
+    to its end. ``missing`` are rows without an image in the bucket; ``twice`` images charged beyond one
+    a row.
     """
 
     contender: str

@@ -1,4 +1,4 @@
-"""The vendor's own SDK in a loop, as its documents show it: one task a prompt, a semaphore, its two retries."""
+"""The vendor's own SDK in a loop, as its documents show it: a task a prompt, a semaphore, two retries."""
 
 from __future__ import annotations
 
