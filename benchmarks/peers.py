@@ -57,7 +57,7 @@ the answer, lognormal latency with a median of 0.5 s) and S3 server, one after t
   requests that the API was working on at the kill, which it makes and bills though nobody is left to hear.
 """
 
-_PIECES = tuple(f"{name}=={version(name)}" for name in ("httpx", "boto3", "pyarrow"))
+_PIECES = tuple(f"{name}=={version(name)}" for name in ("httpx", "boto3"))
 CONTENDERS = (
     Contender("bare", "bare loop: httpx and `put_object`", "25"),
     Contender("guide", "the guide: chunks of 25, checkpoint", "25"),
@@ -91,7 +91,8 @@ def page(outcomes: list[Outcome], contenders: list[Contender]) -> Iterator[str]:
     yield "## At a hidden limit\n"
     for situation, limit in (("limited", 30), ("tight", 15)):
         allowed = limit / MEAN_LATENCY_S
-        yield f"{limit} requests at once, {images[situation]:,} images: {allowed:.1f} images/s are possible.\n"
+        yield f"{limit} requests at once, {images[situation]:,} images: {allowed:.1f} images/s are possible."
+        yield ""
         yield from header("contender", "at once", "images/s", "of the limit", "429s", "missing", "wall s")
         for each in contenders:
             one = found[each.name, situation]

@@ -23,7 +23,7 @@ async def main() -> None:
             content = base64.b64decode(answer.data[0].b64_json or "")  # type: ignore[union-attr]
             await loop.run_in_executor(threads, work.put, s3, row["id"], content)
 
-    async with AsyncTogether(api_key="benchmark", base_url=work.API_URL + "/v1") as client:
+    async with AsyncTogether(api_key="benchmark", base_url=work.API_URL) as client:
         await asyncio.gather(*[one(client, row) for row in work.rows()], return_exceptions=True)
 
 
