@@ -148,7 +148,8 @@ def test_commands_are_understood(page: Path) -> None:
 
 def _commands(text: str) -> Iterator[list[str]]:
     """The commands of imagemill and prefect in a piece of shell, in words."""
-    text = re.sub(r" …(?=\s|$)", "", text.strip()).replace("…", "place").replace("\\\n", " ")
+    text = re.sub(r"\b(run|estimate) …", r"\1 CATALOG", text.strip()).removesuffix(" …")
+    text = text.replace("…", "place").replace("\\\n", " ")
     for line in text.splitlines():
         lexer = shlex.shlex(line, posix=True, punctuation_chars="&|;")
         lexer.whitespace_split = True
