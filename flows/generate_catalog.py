@@ -16,6 +16,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from blocks.errors import StoreUnavailableError
 from tasks.approval import ask_approval
 from tasks.artifacts import shown_in_prefect
+from tasks.cluster import check_cluster, run_on_cluster
 from tasks.engine.engine import StopKind
 from tasks.generate import generate_shard
 from tasks.limits import write_limit
@@ -93,6 +94,7 @@ def run(
     are what :func:`tasks.publish.publish` makes of them.
     """
     begun = time.monotonic()
+    check_cluster(settings.execution)
     with (
         open_session(settings) as session,
         shown_in_prefect(session) as shown,
@@ -104,11 +106,14 @@ def run(
         threshold = settings.limits.approve_above_usd
         if threshold is not None and prepared.cost_usd > threshold:
             ask_approval(prepared.images, prepared.cost_usd, threshold)
-        # A runner of this run's own size: the flow's one is fixed before its parameters are known.
-        workers = settings.execution.workers
-        with ThreadPoolTaskRunner(max_workers=workers) as runner:  # type: ignore[var-annotated]
-            shards = {"settings": unmapped(settings), "shard": prepared.shards}
-            runner.map(generate_shard, shards).result()
+        shards = {"settings": unmapped(settings), "shard": prepared.shards}
+        if settings.execution.task_runner == "dask":
+            run_on_cluster(session, generate_shard, shards)
+        else:
+            # A runner of this run's own size: the flow's one is fixed before its parameters are known.
+            workers = settings.execution.workers
+            with ThreadPoolTaskRunner(max_workers=workers) as runner:  # type: ignore[var-annotated]
+                runner.map(generate_shard, shards).result()
         if (learned := session.pacer.learned()) is not None:
             write_limit(session.api, learned)
         summary = _conclude(session, prepared.counts, begun, retire=retire, prune=prune)

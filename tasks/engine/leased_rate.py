@@ -17,6 +17,7 @@ BATCH_S = 2.0
 
 _FIRST_BATCH_S = 0.5
 _LEAST_BATCH = 2
+_NO_END = 1_000_000
 
 
 class EvenRate:
@@ -49,7 +50,7 @@ class LeasedRate:
     ) -> None:
         self._per_s = per_s
         self._lease = lease
-        self._largest = max(1, min(most or math.inf, round(BATCH_S * per_s)))
+        self._largest = max(1, min(most or _NO_END, round(BATCH_S * per_s)))
         self._batch = max(1, min(self._largest, max(_LEAST_BATCH, round(_FIRST_BATCH_S * per_s))))
         self._next_at = -math.inf
         self._wanted = anyio.Event()
