@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable
+import time
 from importlib.metadata import version
 from importlib.util import find_spec
 from typing import Any
@@ -21,6 +20,7 @@ from tasks.settings import ExecutionSettings
 _CONNECT_S = 10
 _NO_WORKER_S = 60.0
 _LAST_WORDS_S = 20.0
+_LOOK_EVERY_S = 0.25
 
 
 def installed() -> str:
@@ -63,8 +63,7 @@ def check_cluster(execution: ExecutionSettings) -> None:
 
 def run_on_cluster(session: Session, task: Task[..., Any], shards: dict[str, Any]) -> None:
     """Have the cluster's workers work off all shards; then put their log lines into the run's log."""
-    from distributed import wait  # noqa: PLC0415 - an extra
-    from prefect_dask import DaskTaskRunner  # noqa: PLC0415
+    from prefect_dask import DaskTaskRunner  # noqa: PLC0415 - an extra
 
     settings, crew = session.settings, session.crew
     assert crew  # noqa: S101 - a run on Dask has one
@@ -80,7 +79,7 @@ def run_on_cluster(session: Session, task: Task[..., Any], shards: dict[str, Any
             workers = len(client.scheduler_info(n_workers=-1)["workers"])
             session.wait(crew.expect, min(workers, len(shards["shard"])))
             futures = runner.map(task, shards)
-            _wait(session, client, [f.wrapped_future for f in futures], wait)
+            _wait(session, client, [f.wrapped_future for f in futures])
             for future in futures:
                 if future.wrapped_future.done():
                     future.result()
@@ -91,14 +90,13 @@ def run_on_cluster(session: Session, task: Task[..., Any], shards: dict[str, Any
     gather_parts(session.bucket, session.folder)
 
 
-def _wait(session: Session, client: Any, futures: list[Any], wait: Callable[..., Any]) -> None:  # noqa: ANN401
+def _wait(session: Session, client: Any, futures: list[Any]) -> None:  # noqa: ANN401
     lonely_s = stopping_s = 0.0
     while not all(future.done() for future in futures):
-        with contextlib.suppress(TimeoutError):
-            wait([future for future in futures if not future.done()], timeout=1)
+        time.sleep(_LOOK_EVERY_S)
         workers = client.scheduler_info(n_workers=-1)["workers"]
-        lonely_s = 0.0 if workers else lonely_s + 1.0
-        stopping_s = stopping_s + 1.0 if session.engine.stopped else 0.0
+        lonely_s = 0.0 if workers else lonely_s + _LOOK_EVERY_S
+        stopping_s = stopping_s + _LOOK_EVERY_S if session.engine.stopped else 0.0
         if lonely_s > _NO_WORKER_S:
             session.portal.call(
                 session.engine.stop, StopKind.UNAVAILABLE, "The Dask cluster has had no workers for a minute."

@@ -56,10 +56,11 @@ class Cluster:
             try:
                 with Client(self.address, timeout=5, set_as_default=False) as client:
                     client.wait_for_workers(self._count, timeout=60)
-                return self
             except OSError:
                 if time.monotonic() > until:
                     raise
+            else:
+                return self
 
     def __exit__(
         self,
