@@ -60,7 +60,7 @@ def test_three_workers_hold_one_rate(
     assert not [name for name in place.objects() if "/parts/" in name]
     assert all(PASSWORD not in log.read_text() for log in cluster._folder.glob("*/output.log"))
     seconds = stats["last_answer_at"] - stats["first_request_at"]
-    print(f"share {600 / seconds / 30:.1%}, 429s {stats['rate_limited'] / stats['generation_requests']:.2%}")  # noqa: T201, E501
+    print(f"share {600 / seconds / 30:.1%}, 429s {stats['rate_limited'] / stats['generation_requests']:.2%}")  # noqa: T201
     assert stats["rate_limited"] <= 0.1 * stats["generation_requests"]
 
 
