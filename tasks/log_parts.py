@@ -62,7 +62,8 @@ def gather_parts(bucket: ImageBucket, folder: RunFolder) -> None:
         logs = [stack.enter_context(file.open("rb")) for file in files.values()]
         with folder.log.open("ab") as log:
             lines: list[Iterator[bytes]] = [iter(file) for file in logs]
-            log.writelines(heapq.merge(*lines, key=_time_of))  # {"at":"…: the time is first
+            merged: Iterator[bytes] = heapq.merge(*lines, key=_time_of)
+            log.writelines(merged)  # {"at":"…: the time is first
     bucket.delete(found)
 
 
