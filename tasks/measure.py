@@ -156,12 +156,11 @@ def read_pace(session: Session) -> Pace:
             except orjson.JSONDecodeError:
                 continue  # a line that a kill cut short
             if event["event"] == "pace":
-                rows.append(event)
+                rows.append({"worker": "", **event})
             elif event["event"] == "attempt_failed":
                 errors[event["error_class"]] += 1
     columns = ["at", "worker", "requests", "rate_limited", "retries", "concurrency", "in_flight"]
     seconds = pd.DataFrame(rows, columns=columns)
-    seconds["worker"] = seconds["worker"].fillna("")
     seconds["at"] = pd.to_datetime(seconds["at"], utc=True)
     return Pace(seconds, errors)
 
