@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from concurrent.futures import CancelledError
 from importlib.metadata import version
 from importlib.util import find_spec
 from typing import Any
@@ -63,6 +64,7 @@ def check_cluster(execution: ExecutionSettings) -> None:
 
 def run_on_cluster(session: Session, task: Task[..., Any], shards: dict[str, Any]) -> None:
     """Have the cluster's workers work off all shards; then put their log lines into the run's log."""
+    from distributed import KilledWorker  # noqa: PLC0415 - an extra
     from prefect_dask import DaskTaskRunner  # noqa: PLC0415 - an extra
 
     settings, crew = session.settings, session.crew
@@ -72,7 +74,6 @@ def run_on_cluster(session: Session, task: Task[..., Any], shards: dict[str, Any
     if settings.limits.max_images_per_minute:
         hold_rate(session.api, settings.limits.max_images_per_minute)
     session.wait(_set_budget, session)
-    gone = f"The Dask scheduler {settings.execution.scheduler} is gone"
     try:
         with DaskTaskRunner(address=settings.execution.scheduler) as runner:
             client = runner.client
@@ -83,10 +84,12 @@ def run_on_cluster(session: Session, task: Task[..., Any], shards: dict[str, Any
             for future in futures:
                 if future.wrapped_future.done():
                     future.result()
-    except InputError:
-        raise
-    except Exception as error:  # noqa: BLE001 - whatever the cluster died of, the run can be resumed
-        session.portal.call(session.engine.stop, StopKind.UNAVAILABLE, f"{gone} ({type(error).__name__}).")
+    except KilledWorker:
+        reason = "Dask gave a shard up, since every worker that had it died: see the workers' own logs."
+        session.portal.call(session.engine.stop, StopKind.UNAVAILABLE, reason)
+    except (OSError, TimeoutError, CancelledError) as error:
+        reason = f"The Dask scheduler {settings.execution.scheduler} is gone ({type(error).__name__})."
+        session.portal.call(session.engine.stop, StopKind.UNAVAILABLE, reason)
     gather_parts(session.bucket, session.folder)
 
 

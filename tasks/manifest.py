@@ -128,16 +128,15 @@ def replace_manifest(session: Session, *, retire: bool, prune: bool) -> Changes:
             before = pq.read_table(pa.BufferReader(found[0]), columns=columns)
         changes, retired = _compare(before, own)
         pruned = frozenset[str]()
-        if retire:
-            rows_file = file.with_suffix(".retired.parquet")
-            _append(file, retired, rows_file, pruned=prune)
-            used = _objects(bucket, own) | (frozenset() if prune else _objects(bucket, retired))
-            superseded = Superseded(bucket, session.folder.path)
-            unused = (superseded.names | _objects(bucket, before)) - used
-            pruned = unused if prune else pruned
         try:
             if retire:
+                rows_file = file.with_suffix(".retired.parquet")
+                _append(file, retired, rows_file, pruned=prune)
+                used = _objects(bucket, own) | (frozenset() if prune else _objects(bucket, retired))
+                superseded = Superseded(bucket, session.folder.path)
+                unused = (superseded.names | _objects(bucket, before)) - used
                 superseded.remember(unused)
+                pruned = unused if prune else pruned
             bucket.replace(rows_file, MANIFEST, PARQUET, found and found[1])
         except ConflictError:
             continue

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 
 import anyio
 
-from blocks.apis.exchange import Allowance
 from blocks.errors import RETRY_RULES, ErrorClass
+from blocks.rate_limit import Allowance
 from emulator.limits import TokenBucket
 from tasks.engine.pacer import Pacer
 from tests.virtual_time import run

@@ -10,14 +10,13 @@ import pytest
 from pydantic import SecretStr
 
 from blocks.apis import Fal, Together
-from blocks.apis.exchange import allowance
 from blocks.errors import (
     RETRY_RULES,
     ErrorClass,
     Outcome,
     class_of_status,
-    retry_after_seconds,
 )
+from blocks.rate_limit import allowance, retry_after_seconds
 
 
 def test_every_class_has_a_rule() -> None:

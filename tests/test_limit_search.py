@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from blocks.apis.exchange import Allowance
+from blocks.rate_limit import Allowance
 from tasks.engine.pacer import Limit, Pacer
 from tests.hidden_account import Account, Step, simulate
 

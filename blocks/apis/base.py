@@ -20,13 +20,10 @@ from prefect.blocks.core import Block
 from pydantic import Field, PrivateAttr, SecretStr, field_validator
 
 from blocks.apis.exchange import (
-    Allowance,
-    allowance,
     decoded,
     fetch,
     is_loopback,
     parsed,
-    seconds_in_words,
     text_at,
     unexpected_answer,
     words_of,
@@ -38,9 +35,9 @@ from blocks.errors import (
     InputError,
     class_of_status,
     printable,
-    retry_after_seconds,
 )
 from blocks.jobs import Job
+from blocks.rate_limit import Allowance, allowance, retry_after_seconds, seconds_in_words
 
 Accepted: TypeAlias = Callable[[str], Awaitable[None]]
 """Called with a queued API's request id; returns once the id is stored."""

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import binascii
 import ipaddress
-import re
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import httpx
 import orjson
@@ -21,51 +20,6 @@ MAX_EVENT_BYTES = 256 * 1024
 
 UNKNOWN_ANSWER = "unknown_answer"
 """The code of the error for an answer of another shape than the vendor documents."""
-
-_RESET_WORDS = re.compile(r"\b(?:resets?|again) in ~?(\d{1,6}(?:\.\d{1,3})?) ?(ms|s|m)", re.IGNORECASE)
-_COUNT = re.compile(r"[0-9]{1,9}")
-_DURATION = re.compile(
-    r"(?:(\d{1,6})h)?(?:(\d{1,6})m)?(?:(\d{1,6}(?:\.\d{1,9})?)s)?(?:(\d{1,6}(?:\.\d{1,9})?)ms)?"
-)
-_LONGEST_RESET_S = 86_400.0
-_UNIT_S = {"ms": 0.001, "s": 1.0, "m": 60.0}
-
-
-class Allowance(NamedTuple):
-    """What ``x-ratelimit-*`` headers say: requests allowed and left, and seconds until all are back.
-
-    ``rounding_s`` is how far the vendor's rounding may have moved ``reset_s``.
-    """
-
-    limit: int
-    remaining: int
-    reset_s: float
-    rounding_s: float
-
-
-def allowance(headers: Mapping[str, str]) -> Allowance | None:
-    """The allowance that the headers of an answer tell of; None where they tell of none, or it is whole.
-
-    Read are ``x-ratelimit-limit``, ``-remaining`` and ``-reset``, also with OpenAI's ``-requests`` behind,
-    the reset in seconds or as in ``6m0s``.
-    """
-    for suffix in ("", "-requests"):
-        limit, remaining, reset = (
-            headers.get(f"x-ratelimit-{name}{suffix}", "") for name in ("limit", "remaining", "reset")
-        )
-        reset = reset.strip().lower()
-        parts = _DURATION.fullmatch(f"{reset}s" if reset[-1:].isdigit() else reset)
-        if not parts or not (_COUNT.fullmatch(limit) and _COUNT.fullmatch(remaining)):
-            continue
-        units = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
-        said = [(text, units[unit]) for unit, text in zip(units, parts.groups(), strict=True) if text]
-        reset_s = sum(float(text) * unit for text, unit in said)
-        if not said or int(remaining) >= int(limit) or not 0 < reset_s < _LONGEST_RESET_S:
-            continue
-        text, unit = said[-1]
-        rounding_s = unit * 0.1 ** len(text.partition(".")[2])
-        return Allowance(int(limit), int(remaining), reset_s, rounding_s)
-    return None
 
 
 async def fetch(
@@ -192,12 +146,6 @@ def words_of(body: bytes) -> str:
 
 def _place(loc: object) -> str:
     return ".".join(map(str, loc[:10])) if isinstance(loc, list) else str(loc)
-
-
-def seconds_in_words(words: str) -> float | None:
-    """Seconds that an error's own words ask to wait, as in "resets in ~30s"; at most an hour."""
-    found = _RESET_WORDS.search(words[:2000])
-    return min(float(found[1]) * _UNIT_S[found[2].lower()], 3600.0) if found else None
 
 
 def is_loopback(host: str) -> bool:

@@ -134,7 +134,8 @@ class QueuedApi(ImageApi):
         begun = anyio.current_time() if submitted_at is None else submitted_at
         look_s = seen_at = pause_s = 0.0
         over = submitted_at is not None and await self.told(http, handle)
-        if submitted_at is not None and not over:
+        blind = submitted_at is not None and not over
+        if blind:
             look_s = self._times.next_look(anyio.current_time() - begun)
         while True:
             await anyio.sleep(max(look_s + begun - anyio.current_time(), pause_s))
@@ -149,7 +150,7 @@ class QueuedApi(ImageApi):
                 continue
             pause_s = 0.0
             if source:
-                if submitted_at is not None and not over:
+                if blind:
                     self._times.completed(seen_at, looked_at)
                 return source
             seen_at = looked_at

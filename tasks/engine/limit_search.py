@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass
 
-from blocks.apis.exchange import Allowance
+from blocks.rate_limit import Allowance
 from tasks.engine.rate import START_PER_S, RateSearch
 from tasks.engine.told_rate import ToldRate
 from tasks.engine.window import START, WindowSearch

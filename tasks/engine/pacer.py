@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import anyio
 
-from blocks.apis.exchange import Allowance
+from blocks.rate_limit import Allowance
 from tasks.engine.leased_rate import EvenRate, LeasedRate
 from tasks.engine.limit_search import Limit, LimitSearch, Sent
 from tasks.engine.window import CEILING

@@ -106,12 +106,10 @@ class RateSearch:
 
     def told(self, per_s: float) -> None:
         """The API's headers imply this limit: go on from there, and probe as at any other that holds."""
-        self.per_s = self._held = per_s
-        self.bound = True
-        self._probe = self._trial = None
+        self.restored(per_s, bound=True)
+        self._held = per_s
         self._searching = False
         self._cut_at = self._latest
-        self._marks.clear()
 
     def doubted(self) -> None:
         """A refusal that may be about the rate: slow down, and grow more carefully."""

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from blocks.apis.exchange import Allowance
+import math
+
+from blocks.rate_limit import Allowance
 
 _FEWEST = 10
+"""Answers that must agree before they are believed."""
 _LONGEST_RESETS = 2.0
-"""Answers that must agree before they are believed, over twice the longest time to a whole allowance that
-they told of: then a window that only ends, whatever was sent, would have ended."""
+"""They must agree over twice the longest time to a whole allowance that they told of: a window that only
+ends, whatever was sent, would have ended by then."""
 _AGREED = 0.9
 _SAME = 0.95
 
@@ -21,10 +24,10 @@ class ToldRate:
     """
 
     def __init__(self) -> None:
-        self._low, self._high = 0.0, float("inf")
+        self._low, self._high = 0.0, math.inf
         self._agreeing = 0
         self._since = self._longest_s = 0.0
-        self._believed = 0.0
+        self._believed = math.inf
 
     def heard(self, allowance: Allowance, now: float) -> float | None:
         """Requests a second, where an answer has made up or changed what is believed; otherwise None."""
@@ -43,7 +46,7 @@ class ToldRate:
         if now - self._since < _LONGEST_RESETS * self._longest_s:
             return None
         per_s = (self._low + self._high) / 2
-        if _SAME < per_s / (self._believed or 1e9) < 1 / _SAME:
+        if _SAME < per_s / self._believed < 1 / _SAME:
             return None
         self._believed = per_s
         return per_s
