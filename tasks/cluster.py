@@ -18,7 +18,7 @@ from tasks.log_parts import gather_parts
 from tasks.session import Session
 from tasks.settings import ExecutionSettings
 
-_CONNECT_S = 10
+_CONNECT_S = 5
 _NO_WORKER_S = 60.0
 _LAST_WORDS_S = 20.0
 _LOOK_EVERY_S = 0.25

@@ -62,6 +62,11 @@ class Cluster:
             else:
                 return self
 
+    def kill_scheduler(self) -> None:
+        """End the scheduler as a crash would."""
+        assert self._scheduler
+        self._scheduler.kill()
+
     def __exit__(
         self,
         exc_type: type[BaseException] | None,

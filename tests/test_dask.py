@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from blocks.apis.prices import list_price
 from emulator import Emulator
 from tests.cluster import Cluster
 from tests.conftest import Command, Place
@@ -27,10 +28,14 @@ def arguments(place: Place, emulated: Emulator, path: str, store: str, scheduler
 
 
 @pytest.fixture
-def cluster(place: Place, prefect_server: str, tmp_path: Path) -> Iterator[Cluster]:  # noqa: ARG001
-    with Cluster(
-        tmp_path / "cluster", 3, PREFECT_API_URL=prefect_server, IMAGEMILL_STORE_PASSWORD=PASSWORD
-    ) as running:
+def cluster(
+    place: Place,  # noqa: ARG001
+    prefect_server: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Iterator[Cluster]:
+    monkeypatch.setenv("IMAGEMILL_STORE_PASSWORD", PASSWORD)
+    with Cluster(tmp_path / "cluster", 3, PREFECT_API_URL=prefect_server) as running:
         yield running
 
 
@@ -89,6 +94,68 @@ def test_a_killed_worker_costs_nothing_but_time(
     assert len(charged) == 600
     assert sum(charged) - 600 <= 10  # what the killed worker had in flight
     assert len([name for name in place.objects() if name.startswith("images/")]) == 600
+
+
+@pytest.mark.slow
+def test_workers_together_keep_to_the_budget_and_a_resume_goes_on(
+    place: Place,
+    emulator: Callable[..., Emulator],
+    catalog: Callable[..., str],
+    command: Callable[..., Command],
+    store_url: Callable[[str], str],
+    cluster: Cluster,
+) -> None:
+    emulated = emulator(latency_s=0.1)
+    path = catalog(prompt=[f"p{n}" for n in range(600)])
+    given = arguments(place, emulated, path, store_url("redis"), cluster.address)
+    price = list_price("together", "")
+    assert price
+    image_usd = price.of(256, 256)
+
+    stopped = command(*given, "--max-cost", str(200.5 * image_usd))
+
+    assert stopped.code == 3, stopped.err
+    assert "limit" in stopped.err
+    assert 190 <= emulated.bill()["images"] <= 200
+    assert stopped.json["done"] == emulated.bill()["images"]
+
+    done = command("resume", "several", "--max-cost", str(600.5 * image_usd), "--json")
+
+    assert done.code == 0, done.err
+    assert (done.json["done"], done.json["pending"]) == (600, 0)
+    assert emulated.bill()["images"] == 600
+
+
+@pytest.mark.slow
+def test_a_run_whose_scheduler_dies_goes_on_in_threads(
+    place: Place,
+    emulator: Callable[..., Emulator],
+    catalog: Callable[..., str],
+    command: Callable[..., Command],
+    start_command: Callable[..., subprocess.Popen[str]],
+    store_url: Callable[[str], str],
+    cluster: Cluster,
+) -> None:
+    emulated = emulator(latency_s=0.3)
+    path = catalog(prompt=[f"p{n}" for n in range(600)])
+    given = arguments(place, emulated, path, store_url("postgres"), cluster.address)
+    process = start_command(*given, "--concurrency", "10")
+    wait_for(lambda: emulated.bill()["images"] >= 100, process)
+    cluster.kill_scheduler()
+
+    err = process.communicate(timeout=120)[1]
+
+    assert process.returncode == 3, err
+    assert "The Dask scheduler" in err
+    assert "is gone" in err
+    assert "Traceback" not in err
+
+    done = command("resume", "several", "--task-runner", "threads", "--json")
+
+    assert done.code == 0, done.err
+    assert (done.json["done"], done.json["pending"]) == (600, 0)
+    assert len([name for name in place.objects() if name.startswith("images/")]) == 600
+    assert emulated.bill()["images"] - 600 <= 30  # what three workers had in flight
 
 
 @pytest.mark.parametrize(
