@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -13,15 +12,14 @@ from typing import Self
 
 from distributed import Client
 
+from tests.servers import free_port
+
 
 class Cluster:
     """A scheduler and its workers on loopback; used as a context manager."""
 
     def __init__(self, folder: Path, workers: int, **environment: str) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        self.address = f"tcp://127.0.0.1:{port}"
+        self.address = f"tcp://127.0.0.1:{free_port()}"
         self._folder = folder
         self._environment = {**os.environ, **environment}
         self._count = workers
