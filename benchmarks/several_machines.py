@@ -22,6 +22,17 @@ from tests.cluster import Cluster
 from tests.servers import PASSWORD, PostgresServer, url_of
 
 FILE = Path(__file__).with_suffix(".md")
+ABOUT = """\
+# Several machines
+
+`python -m benchmarks.several_machines`
+
+Worker processes of a real Dask cluster, each with a working folder of its own, a Postgres job store and
+Prefect's global concurrency limit share one account. *share of the rate*: images, by the time from the API's
+first request to its last answer, of what the account lets through in that time. *paid twice*: images that the
+synchronous API had begun for the worker that was killed. Its shard is taken over once it has been silent for
+six seconds, which is what that run lacks.
+"""
 IMAGES = 3600
 PER_MINUTE = 1800
 BURST = 10
