@@ -30,6 +30,7 @@ NOT_RUN = {
     ("README.md", "imagemill demo"): "it installs packages; tests/test_demo.py runs the demo",
     ("README.md", "pytest --cov"): "it installs packages and runs this; .ci/run runs it as it stands",
     ("README.md", "prefect worker start"): "a worker stays; tests/test_deployment.py runs one once",
+    ("scale-out.md", "--task-runner dask"): "it needs a cluster; tests/test_dask.py has one",
 }
 
 STANDS_FOR = {
