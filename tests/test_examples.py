@@ -12,6 +12,9 @@ import pytest
 from prefect.client.orchestration import get_client
 
 from emulator import Emulator
+from flows.generate_catalog import generate_catalog
+from tasks.session import image_api
+from tasks.settings import ApiSettings
 from tests.conftest import Place
 from tests.test_command import wait_for
 
@@ -66,7 +69,32 @@ def test_first_run_says_what_cannot_be_used(
     process = example("first_run.py", "nowhere.parquet", place.uri)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 1
-    assert err.strip().endswith("The catalog 'nowhere.parquet' does not exist.")
+    assert "The catalog 'nowhere.parquet' does not exist." in err.splitlines()
+
+
+def test_saved_blocks_hold_all_keys(
+    place: Place,
+    emulator: Callable[..., Emulator],
+    catalog: Callable[..., str],
+    example: Callable[..., subprocess.Popen[str]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    out, err = example("save_blocks.py", place.uri, "postgresql://mill@db.example.com/jobs").communicate()
+    assert out.splitlines() == [
+        "api: {block: imagemill-together/main}",
+        "api: {block: imagemill-fal/main}",
+        "output: {uri: s3://tests/catalog, s3_bucket_block: images}",
+        "execution: {store: block:imagemill-postgres-store/jobs}",
+    ], err
+    for name in place.s3.environment:
+        monkeypatch.delenv(name)
+    assert image_api(ApiSettings(block="imagemill-fal/main")).provider == "fal"
+    summary = generate_catalog(
+        catalog=catalog(prompt=["a"]),
+        output={"uri": place.uri, "s3_bucket_block": "images"},
+        api={"provider": "together", "base_url": emulator().base_url},
+    )
+    assert summary.done == 1
 
 
 @pytest.mark.slow
