@@ -50,11 +50,11 @@ def _cap_step(factor: float) -> Maker:
     return make
 
 
-def _rate_step(factor: float, burst: int | None = None) -> Maker:
+def _rate_step(factor: float, burst: int | None = None, **more: float) -> Maker:
     def make(rng: random.Random, seed: int) -> Account:
         low, room = rng.uniform(300, 1500), burst or rng.randint(2, 10)
         first = low if factor > 1 else 2 * low
-        return Account([Step(0, None, first, room), Step(90, None, first * factor, room)], seed)
+        return Account([Step(0, None, first, room), Step(90, None, first * factor, room)], seed, **more)
 
     return make
 
@@ -66,6 +66,7 @@ KINDS: dict[str, Maker] = {
     "the same, 5 ms on the way": lambda rng, seed: _cap(rng, seed, transit_s=0.005),
     "300 to 3,000 a minute, bucket 2 to 10": _rate(),
     "the same, Retry-After": _rate(retry_after=True),
+    "the same, x-ratelimit headers": _rate(tells=True),
     "the same, 5 ms on the way ": _rate(transit_s=0.005),
     "300 to 3,000 a minute, bucket 1": _rate(1),
     "the same, Retry-After ": _rate(1, retry_after=True),
@@ -74,6 +75,8 @@ KINDS: dict[str, Maker] = {
     "at once, doubled": _cap_step(2.0),
     "a minute, halved": _rate_step(0.5),
     "a minute, doubled": _rate_step(2.0),
+    "a minute, halved, x-ratelimit headers": _rate_step(0.5, tells=True),
+    "a minute, doubled, x-ratelimit headers": _rate_step(2.0, tells=True),
     "a minute, halved, bucket 1": _rate_step(0.5, 1),
     "a minute, doubled, bucket 1": _rate_step(2.0, 1),
 }

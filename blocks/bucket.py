@@ -32,8 +32,11 @@ if TYPE_CHECKING:
 
 _LONGEST_NAME = 200
 _SMALL = TransferConfig(multipart_threshold=64 * 2**20)
-_LISTED_WHOLE = 1_000
-"""Below this many wanted keys each is looked for by itself, once a bucket holds more than a page."""
+_PAGE = 1_000
+"""So many objects come with one answer to a listing."""
+
+_LOOKUPS_A_PAGE = 16
+"""To look for so many single keys costs about as much as a whole page of a listing."""
 
 MEDIA_TYPES = {"png": "image/png", "jpg": "image/jpeg", "webp": "image/webp"}
 """Media types by the extension of an image."""
@@ -197,19 +200,17 @@ class ImageBucket:
 
     def images(self, keys: Iterable[str]) -> dict[str, StoredImage]:
         """Which of these keys have their image in the bucket already."""
-        wanted = set(keys)
-        if not wanted:
-            return {}
         first_page = list(self._list("images/", pages=1))
-        if len(first_page) < 1000:
+        if not first_page:
+            return {}
+        wanted = set(keys)
+        if len(first_page) < _PAGE:
             found = first_page
-        elif len(wanted) <= _LISTED_WHOLE:
-            with ThreadPoolExecutor(16) as threads:
-                prefixes = (f"{image_folder(key)}/{key}." for key in wanted)
-                found = [o for page in threads.map(lambda p: list(self._list(p)), prefixes) for o in page]
         else:
+            prefixes = [f"images/{digit}" for digit in "0123456789abcdef"]
+            if len(wanted) <= _LOOKUPS_A_PAGE * _objects_after(first_page) / _PAGE:
+                prefixes = [f"{image_folder(key)}/{key}." for key in wanted]
             with ThreadPoolExecutor(16) as threads:
-                prefixes = (f"images/{digit}" for digit in "0123456789abcdef")
                 found = [o for page in threads.map(lambda p: list(self._list(p)), prefixes) for o in page]
         images = {}
         for image in found:
@@ -320,6 +321,15 @@ class _outages_named:  # noqa: N801 - reads as the context it is
             raise StoreUnavailableError(
                 f"The bucket {self._bucket!r} did not answer ({type(error).__name__})."
             ) from error
+
+
+def _objects_after(first_page: Sequence[StoredImage]) -> float:
+    """About how many images there are: keys are digests, so the first page's share of them tells."""
+    last = first_page[-1].name.rpartition("/")[2][:8]
+    try:
+        return len(first_page) * 16.0 ** len(last) / (int(last, 16) + 1)
+    except ValueError:  # an object that somebody else put there
+        return float(len(first_page))
 
 
 def image_folder(key: str) -> str:

@@ -6,9 +6,7 @@ nothing up anywhere else; an image API only decides which class an answer belong
 
 from __future__ import annotations
 
-import email.utils
 import random
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -134,26 +132,3 @@ def class_of_status(status: int, *, has_retry_after: bool = False) -> ErrorClass
     if status >= 500:
         return ErrorClass.SERVER_ERROR
     return ErrorClass.BAD_REQUEST
-
-
-def retry_after_seconds(headers: Mapping[str, str], *, now: float | None = None) -> float | None:
-    """Seconds that a Retry-After header asks to wait, from 0 to one hour; None where there is none.
-
-    Both forms of RFC 9110, 10.2.3 are read, seconds and an HTTP date, and the milliseconds of
-    ``retry-after-ms`` that some vendors send. ``now`` is in Unix seconds.
-    """
-    for name, scale in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
-        raw = headers.get(name, "").strip()
-        if not raw:
-            continue
-        try:
-            seconds = float(raw) * scale
-        except ValueError:
-            try:
-                at = email.utils.parsedate_to_datetime(raw)
-                seconds = at.timestamp() - (time.time() if now is None else now)
-            except (ValueError, OverflowError, OSError):
-                continue
-        if seconds == seconds:  # not NaN
-            return min(max(seconds, 0.0), 3600.0)
-    return None

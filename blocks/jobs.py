@@ -5,8 +5,11 @@ A job's status changes in this module and nowhere else.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from enum import StrEnum
+from operator import attrgetter
+from typing import Any, overload
 
 
 class JobStatus(StrEnum):
@@ -130,3 +133,46 @@ INPUT_FIELDS = JOB_FIELDS[: JOB_FIELDS.index("status")]
 
 STATE_FIELDS = JOB_FIELDS[JOB_FIELDS.index("status") :]
 """The fields that a run writes."""
+
+FRESH_STATE: tuple[Any, ...] = tuple(field.default for field in fields(Job) if field.name in STATE_FIELDS)
+"""The state fields of a job that nobody has touched yet."""
+
+_input_of = attrgetter(*INPUT_FIELDS)
+
+
+class NewJobs(Sequence[Job]):
+    """Jobs that nobody has touched yet, kept as columns: a million pass by without becoming objects.
+
+    ``columns`` are those of ``INPUT_FIELDS``, in that order.
+    """
+
+    def __init__(self, columns: Sequence[Sequence[Any]]) -> None:
+        self.columns = columns
+
+    @classmethod
+    def of(cls, jobs: Iterable[Job]) -> NewJobs:
+        """The input of these jobs; themselves, if they are such a batch already."""
+        if isinstance(jobs, cls):
+            return jobs
+        return cls(list(zip(*map(_input_of, jobs), strict=True)) or [()] * len(INPUT_FIELDS))
+
+    def column(self, name: str) -> Sequence[Any]:
+        """One field of all of them."""
+        return self.columns[INPUT_FIELDS.index(name)]
+
+    def __len__(self) -> int:
+        return len(self.columns[0])
+
+    @overload
+    def __getitem__(self, index: int) -> Job: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> NewJobs: ...
+
+    def __getitem__(self, index: int | slice) -> Job | NewJobs:
+        if isinstance(index, slice):
+            return NewJobs([column[index] for column in self.columns])
+        return Job(*[column[index] for column in self.columns])
+
+    def __iter__(self) -> Iterator[Job]:
+        return (Job(*row) for row in zip(*self.columns, strict=True))

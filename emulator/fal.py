@@ -6,12 +6,14 @@ vendor's gateway answers by itself, and the largest sides of a picture.
 
 from __future__ import annotations
 
+import asyncio
+import json
 import uuid
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
-from starlette.responses import Response
+from starlette.responses import Response, StreamingResponse
 
 from emulator.answers import (
     BodyTooLargeError,
@@ -28,6 +30,8 @@ from emulator.gallery import spoil
 from emulator.studio import Refusal, Studio, Ticket
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
     from starlette.requests import Request
 
     from emulator.links import Link
@@ -37,6 +41,7 @@ __all__ = ["APPLICATION", "PATH", "Fal"]
 APPLICATION = "/fal-ai/flux"
 PATH = f"{APPLICATION}/schnell"
 _QUEUE_SHARE = 0.2
+_COMMENT_S = 15.0
 _LOCKED = "User is locked. Reason: Exhausted balance."
 _DETAILS = {
     400: ("Bad request.", "bad_request"),
@@ -63,8 +68,14 @@ class _Job:
     asked: FalInput
     started: float
     status: int | None = None
+    over: asyncio.Event = field(default_factory=asyncio.Event)
     cut: bool = False
     links: list[Link] = field(default_factory=list)
+
+    def end(self, status: int) -> None:
+        """Take the status of its result."""
+        self.status = status
+        self.over.set()
 
 
 class Fal:
@@ -115,21 +126,34 @@ class Fal:
         job = self._job(request)
         if isinstance(job, Response):
             return job
-        content: dict[str, Any] = {"request_id": job.id, **_job_links(request, job.id)}
-        if job.status is None:
-            elapsed_s = self._studio.now() - job.started
-            if elapsed_s < _QUEUE_SHARE * job.ticket.latency_s:
-                content |= {"status": "IN_QUEUE", "queue_position": 0}
-            else:
-                content |= {"status": "IN_PROGRESS", "logs": None}
-            return _answer(content, 202, request_id=job.id)
-        content |= {"status": "COMPLETED", "logs": None, "metrics": {}}
-        if job.status == HTTPStatus.OK:
-            content["metrics"] = {"inference_time": round(job.ticket.latency_s, 6)}
-        else:
-            detail, kind = _DETAILS[job.status]
-            content |= {"error": detail, "error_type": kind}
-        return _answer(content, request_id=job.id)
+        return _answer(self._state(request, job), 202 if job.status is None else 200, request_id=job.id)
+
+    async def status_stream(self, request: Request) -> Response:
+        """Answer with a server-sent event a state, until the request is completed."""
+        if self._studio.poll():
+            return _error(429)
+        job = self._job(request)
+        if isinstance(job, Response):
+            return job
+
+        async def events() -> AsyncIterator[bytes]:
+            state = ""
+            while True:
+                content = self._state(request, job)
+                if content["status"] != state:
+                    state = content["status"]
+                    yield b"data: " + json.dumps(content).encode() + b"\n\n"
+                else:
+                    yield b": still here\n\n"
+                if state == "COMPLETED":
+                    return
+                next_s = _COMMENT_S
+                if state == "IN_QUEUE":
+                    next_s = job.started + _QUEUE_SHARE * job.ticket.latency_s - self._studio.now() + 0.001
+                if not await self._studio.wait(job.over, next_s):
+                    return
+
+        return StreamingResponse(events(), media_type="text/event-stream")
 
     async def result(self, request: Request) -> Response:
         """Answer `GET response_url`: the result, or 400 while the request is in progress."""
@@ -149,7 +173,7 @@ class Fal:
             return job
         if job.status is not None:
             return _answer({"status": "ALREADY_COMPLETED"}, 400, request_id=job.id)
-        job.status = 499
+        job.end(499)
         self._studio.release(job.ticket)
         return _answer({"status": "CANCELLATION_REQUESTED"}, 202, request_id=job.id)
 
@@ -181,6 +205,21 @@ class Fal:
         scheme, _, key = request.headers.get("authorization", "").partition(" ")
         return scheme.lower() == "key" and self._studio.accepts(key)
 
+    def _state(self, request: Request, job: _Job) -> dict[str, Any]:
+        content: dict[str, Any] = {"request_id": job.id, **_job_links(request, job.id)}
+        if job.status is None:
+            elapsed_s = self._studio.now() - job.started
+            if elapsed_s < _QUEUE_SHARE * job.ticket.latency_s:
+                return content | {"status": "IN_QUEUE", "queue_position": 0}
+            return content | {"status": "IN_PROGRESS", "logs": None}
+        content |= {"status": "COMPLETED", "logs": None, "metrics": {}}
+        if job.status == HTTPStatus.OK:
+            content["metrics"] = {"inference_time": round(job.ticket.latency_s, 6)}
+        else:
+            detail, kind = _DETAILS[job.status]
+            content |= {"error": detail, "error_type": kind}
+        return content
+
     def _job(self, request: Request) -> _Job | Response:
         if not self._known(request):
             return _error(401)
@@ -199,11 +238,11 @@ class Fal:
         if job.ticket.fault == "fail":
             await self._studio.pause(job.ticket.latency_s)
             self._studio.release(job.ticket)
-            job.status = job.status or 500
+            job.end(job.status or 500)
             return
         images = await self._studio.produce(job.ticket)
         if images is not None and job.ticket.fault != "timeout_after_charge":
-            job.status = 200
+            job.end(200)
 
     async def _result(self, request: Request, job: _Job) -> Response:
         studio = self._studio

@@ -5,7 +5,6 @@ Unconfirmed against the vendor: the sizes at 0.25 megapixels, and the words of a
 
 from __future__ import annotations
 
-import asyncio
 import math
 import re
 from datetime import UTC, datetime
@@ -130,16 +129,7 @@ class Replicate:
         if asked is None:
             return
         seconds = min(int(asked[1] or _LONGEST_WAIT_S), _LONGEST_WAIT_S)
-        waits = [
-            asyncio.ensure_future(task.over.wait()),
-            asyncio.ensure_future(self._studio.pause(seconds)),
-        ]
-        try:
-            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for wait in waits:
-                wait.cancel()
-            await asyncio.gather(*waits, return_exceptions=True)
+        await self._studio.wait(task.over, seconds)
 
     def _known(self, request: Request) -> bool:
         scheme, _, key = request.headers.get("authorization", "").partition(" ")

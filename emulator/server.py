@@ -275,6 +275,7 @@ def _application(studio: Studio) -> Starlette:
         route("POST", FAL_PATH, fal.submit),
         route("POST", f"/sync{FAL_PATH}", fal.run),
         route("GET", f"{request_path}/status", fal.status),
+        route("GET", f"{request_path}/status/stream", fal.status_stream),
         route("GET", request_path, fal.result),
         route("PUT", f"{request_path}/cancel", fal.cancel),
         route("POST", "/fal-ai/{application:path}", fal.unknown),

@@ -211,6 +211,17 @@ class Studio:
             timer.cancel()
             self._pauses.discard(over)
 
+    async def wait(self, event: asyncio.Event, seconds: float) -> bool:
+        """Wait for an event for so long; return False when the server stops meanwhile."""
+        waits = [asyncio.ensure_future(event.wait()), asyncio.ensure_future(self.pause(seconds))]
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for one in waits:
+                one.cancel()
+            await asyncio.gather(*waits, return_exceptions=True)
+        return not self._closing
+
     def spawn(self, work: Coroutine[None, None, None]) -> None:
         """Run work that goes on without a client."""
         task = asyncio.ensure_future(work)

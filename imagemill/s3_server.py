@@ -19,6 +19,7 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
 from blocks.errors import InputError
+from imagemill.child_process import ended_afterwards
 
 _START_S = 60.0
 
@@ -98,17 +99,10 @@ def s3_server(folder: Path) -> Iterator[S3Server]:
         process = subprocess.Popen(  # noqa: S603 - the wheel's own program
             command, stdout=output, stderr=output, stdin=subprocess.DEVNULL, start_new_session=True
         )
-    try:
+    with ended_afterwards(process, 5):
         server = S3Server(f"http://127.0.0.1:{ports[6]}")
         _wait_until_ready(server, process, log)
         yield server
-    finally:
-        process.terminate()
-        try:
-            process.wait(5)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
 
 
 def _wait_until_ready(server: S3Server, process: subprocess.Popen[bytes], log: Path) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import unicodedata
+from collections.abc import Iterable
+from hashlib import blake2b
 
 KEY_VERSION = 1
 """Raised when the digest changes: old pictures are then made anew."""
@@ -30,16 +31,35 @@ def job_key(
     ``model`` names the API and its model; ``prompt`` is normalized; ``negative_prompt`` is None where the
     model uses none. Equal keys are one job, one object and one payment.
     """
+    head = key_head(model=model, image_format=image_format, width=width, height=height, steps=steps)
+    return job_keys([head], [seed], [negative_prompt], [prompt])[0]
+
+
+def key_head(*, model: str, image_format: str, width: int, height: int, steps: int) -> str:
+    """What :func:`job_key` digests first: the part that most rows of a catalog share."""
     # Texts are preceded by their lengths, so that none can pass for a part of another.
-    negative = "-" if negative_prompt is None else f"{len(negative_prompt)}:{negative_prompt}"
-    canonical = (
-        f"{KEY_VERSION}|{len(model)}:{model}|{len(image_format)}:{image_format}"
-        f"|{width}|{height}|{steps}|{seed}|{negative}|{prompt}"
-    )
-    return hashlib.blake2b(canonical.encode("utf-8", "surrogatepass"), digest_size=20).hexdigest()
+    return f"{KEY_VERSION}|{len(model)}:{model}|{len(image_format)}:{image_format}|{width}|{height}|{steps}"
+
+
+def job_keys(
+    heads: Iterable[str], seeds: Iterable[int], negatives: Iterable[str | None], prompts: Iterable[str]
+) -> list[str]:
+    """The keys of many rows, each as :func:`job_key` has it."""
+    rows = zip(heads, seeds, negatives, prompts, strict=True)
+    return [
+        blake2b(
+            (
+                f"{head}|{seed}|-|{prompt}"
+                if negative is None
+                else f"{head}|{seed}|{len(negative)}:{negative}|{prompt}"
+            ).encode("utf-8", "surrogatepass"),
+            digest_size=20,
+        ).hexdigest()
+        for head, seed, negative, prompt in rows
+    ]
 
 
 def prompt_seed(prompt: str) -> int:
     """A seed from the normalized prompt, from 0 to 2**31 - 1: the same today and tomorrow."""
     encoded = prompt.encode("utf-8", "surrogatepass")
-    return int.from_bytes(hashlib.blake2b(encoded, digest_size=4).digest(), "big") >> 1
+    return int.from_bytes(blake2b(encoded, digest_size=4).digest(), "big") >> 1

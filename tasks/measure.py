@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+import numpy as np
 import orjson
 import pandas as pd
 import pyarrow as pa
@@ -32,6 +33,7 @@ MOST_BUCKETS = 240
 PAUSE_S = 5.0
 """A gap in the log longer than this is a pause between two sittings of a run, not part of it."""
 
+_MEASURED = ["number", "status", "reused", "latency_s", "cost_usd", "started_at", "finished_at"]
 _TILES = 48
 _THUMBNAIL = 200
 
@@ -70,7 +72,9 @@ def measure(settings: RunSettings, counts: PlanCounts, changes: Changes, wall_s:
     """Write metrics, report and the run's row into the bucket; the summary."""
     with open_session(settings) as session:
         folder, bucket = session.folder.path, session.bucket
-        jobs = pq.read_table(folder / "jobs.parquet").to_pandas()
+        jobs = pq.read_table(folder / "jobs.parquet", columns=_MEASURED).to_pandas(
+            strings_to_categorical=True
+        )
         pace = read_pace(session)
         metrics = metrics_table(jobs, pace, duplicates_saved(session))
         pq.write_table(metrics, folder / "metrics.parquet", compression="zstd")
@@ -167,14 +171,16 @@ def read_pace(session: Session) -> Pace:
 
 def duplicates_saved(session: Session) -> pd.DataFrame:
     """For each job, by its number: how many duplicate rows it serves, and what they would have cost."""
-    plan = pq.read_table(session.folder.plan, columns=["job", "width", "height"]).to_pandas()
-    plan = plan.dropna(subset=["job"])
-    sizes = plan[["width", "height"]].drop_duplicates()
-    sizes["price"] = [session.api.price_usd(int(w), int(h)) for w, h in sizes.to_numpy()]
-    plan = plan.merge(sizes, on=["width", "height"])
-    grouped = plan.groupby(plan["job"].astype("int64"))["price"].agg(["size", "first"])
-    duplicates = grouped["size"] - 1
-    return pd.DataFrame({"duplicates": duplicates, "saved_usd": duplicates * grouped["first"]})
+    plan = pq.read_table(session.folder.plan, columns=["job", "width", "height"])
+    plan = plan.filter(plan["job"].is_valid())
+    numbers, first_rows, rows = np.unique(plan["job"].to_numpy(), return_index=True, return_counts=True)
+    sizes = plan.select(["width", "height"]).take(first_rows).to_pandas()
+    known = sizes.drop_duplicates()
+    prices = [session.api.price_usd(int(w), int(h)) for w, h in known.to_numpy()]
+    price = sizes.merge(known.assign(price=prices), on=["width", "height"], how="left")["price"].to_numpy()
+    duplicates = rows - 1
+    saved = {"duplicates": duplicates, "saved_usd": duplicates * price}
+    return pd.DataFrame(saved, index=pd.Index(numbers, name="job"))
 
 
 def metrics_table(jobs: pd.DataFrame, pace: Pace, saved: pd.DataFrame) -> pa.Table:
@@ -319,6 +325,11 @@ def _tiles(session: Session, jobs: pd.DataFrame) -> Sequence[Tile]:
         filters=[("job", "in", chosen["number"].tolist())],
     ).to_pandas()
     inputs = plan.drop_duplicates("job").set_index("job")
+    made = pq.read_table(
+        session.folder.path / "jobs.parquet",
+        columns=["number", "id", "image"],
+        filters=[("number", "in", chosen["number"].tolist())],
+    ).to_pandas()
 
     def tile(job: Any) -> Tile | None:  # noqa: ANN401 - a row of a data frame
         row = inputs.loc[job.number]
@@ -343,5 +354,5 @@ def _tiles(session: Session, jobs: pd.DataFrame) -> Sequence[Tile]:
         )
 
     with ThreadPoolExecutor(4) as threads:
-        made = threads.map(tile, chosen.itertuples())
-        return [found for found in made if found is not None]
+        tiles = threads.map(tile, made.itertuples())
+        return [found for found in tiles if found is not None]

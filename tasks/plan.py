@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from blocks.apis import ImageApi
 from blocks.errors import InputError
-from blocks.jobs import Job
+from blocks.jobs import INPUT_FIELDS, NewJobs
 from tasks.catalog import CatalogFiles
-from tasks.keys import job_key, normalized, prompt_seed
+from tasks.catalog_rows import MAX_PROMPT_LENGTH, CatalogRows, Judge, Judged
+from tasks.digest_index import DIGEST_BYTES, DigestIndex
+from tasks.keys import job_keys, key_head
 from tasks.run_folder import PlanCounts
 from tasks.settings import CATALOG_COLUMNS, PictureSettings
-
-MAX_PROMPT_LENGTH = 20_000
-MAX_ID_LENGTH = 2_000
 
 PLAN_SCHEMA = pa.schema(
     [
@@ -47,17 +48,14 @@ REJECTED_SCHEMA = pa.schema(
     ]
 )
 
-
-_JOB_INPUT = ("prompt", "negative_prompt", "width", "height", "seed", "steps")
-
-
-class _Rejected(Exception):  # noqa: N818 - a verdict on a row, not an error of the program
-    """Why a row never becomes a job."""
+_MOSTLY_UNIQUE = frozenset({"row", "id", "prompt", "seed", "key", "job"})
 
 
 @dataclass
 class Planner:
     """Turns catalog rows into jobs. Duplicates (equal keys) are one job.
+
+    Rows are checked and keyed a batch and a column at a time; of those that have passed, two digests stay.
 
     Args:
         api: whose limits, price and model count; nothing is asked of it.
@@ -69,9 +67,9 @@ class Planner:
 
     api: ImageApi
     picture: PictureSettings
-    _numbers: dict[str, int] = field(default_factory=dict)
-    _ids: dict[str, int] = field(default_factory=dict)
-    _refusals: dict[tuple[int, int, int], str | None] = field(default_factory=dict)
+    _keys: DigestIndex = field(default_factory=DigestIndex)
+    _ids: DigestIndex = field(default_factory=DigestIndex)
+    _unique: int = 0
     _rows: int = 0
     _rejected: int = 0
     _cost_usd: float = 0.0
@@ -84,154 +82,127 @@ class Planner:
                 f"The provider {self.api.provider} makes no {self.picture.format} images:"
                 f" choose {' or '.join(sorted(self.api.formats))}."
             )
-        policy = self.picture.seed_policy
-        self._fixed_seed = int(policy.partition(":")[2]) if policy.startswith("fixed:") else None
-        self._random = random.SystemRandom() if policy == "random" else None
+        self._judge = Judge(self.api, self.picture)
         self._model = f"{self.api.provider}/{self.api.model}"
 
     @property
     def counts(self) -> PlanCounts:
         """What was planned so far."""
-        unique = len(self._numbers)
         return PlanCounts(
             rows=self._rows,
             rejected=self._rejected,
-            unique=unique,
-            duplicates=self._rows - self._rejected - unique,
+            unique=self._unique,
+            duplicates=self._rows - self._rejected - self._unique,
             cost_usd=self._cost_usd,
             duplicates_usd=self._duplicates_usd,
             negative_prompts=self._negative_prompts,
         )
 
-    def plan(self, catalog: CatalogFiles) -> Iterator[tuple[pa.Table, pa.Table, list[Job]]]:
+    def plan(self, catalog: CatalogFiles) -> Iterator[tuple[pa.Table, pa.Table, NewJobs]]:
         """Batch by batch: the plan's rows, the rejected rows, and the jobs that are new."""
         for table in catalog.batches():
             yield self._plan_batch(table, catalog)
 
-    def _plan_batch(self, table: pa.Table, catalog: CatalogFiles) -> tuple[pa.Table, pa.Table, list[Job]]:
-        columns = {name: table[name].to_pylist() for name in catalog.columns}
-        nothing = [None] * table.num_rows
-        values = [columns.get(name, nothing) for name in CATALOG_COLUMNS]
-        has_id = "id" in catalog.columns
-        planned: list[tuple[Any, ...]] = []
-        rejected: list[tuple[Any, ...]] = []
-        jobs: list[Job] = []
-        for prompt, row_id, negative, width, height, seed, steps in zip(*values, strict=True):
-            row = self._rows
-            self._rows += 1
-            name = str(row)
-            try:
-                if has_id:
-                    name = _identifier(row_id)
-                job = self._job(name, prompt, negative, width, height, seed, steps)
-                number = self._number(job, known_by_id=has_id)
-            except _Rejected as verdict:
-                self._rejected += 1
-                reason = str(verdict)
-                raw = (prompt, row_id, negative, width, height, seed, steps)
-                texts = [None if v is None else str(v)[:MAX_PROMPT_LENGTH] for v in raw]
-                rejected.append((row, reason, *texts))
-                planned.append((row, name, texts[0], *[None] * 7, reason))
-                continue
-            if number == job.number:
-                jobs.append(job)
-            planned.append(
-                (
-                    row,
-                    name,
-                    job.prompt,
-                    job.negative_prompt,
-                    job.width,
-                    job.height,
-                    job.seed,
-                    job.steps,
-                    job.key,
-                    number,
-                    None,
-                )
-            )
-        plan = _table(planned, PLAN_SCHEMA)
+    def _plan_batch(self, table: pa.Table, catalog: CatalogFiles) -> tuple[pa.Table, pa.Table, NewJobs]:
+        first_row = self._rows
+        judged = self._judge.judge(table, first_row)
+        rows, keys = judged.rows, self._keys_of(judged.rows)
+        first_job = self._unique
+        numbers, new = self._numbers(rows, keys, known_by_id="id" in table.column_names)
+        jobs = self._jobs(rows.only(new), [keys[index] for index in new], first_job)
+        if None in numbers:
+            kept = [index for index, number in enumerate(numbers) if number is not None]
+            for index in set(range(len(numbers))).difference(kept):
+                judged.reasons[rows.places[index]] = "id seen before with other content"
+            rows, keys, numbers = rows.only(kept), [keys[i] for i in kept], [numbers[i] for i in kept]
+        self._rows += table.num_rows
+        self._rejected += len(judged.reasons)
+        self._count(rows, jobs)
+        plan = _plan_table(first_row, judged, rows, keys, numbers, table)
         for carried in catalog.carried:
             plan = plan.append_column(
                 pa.field(f"carried:{carried.name}", carried.type),
                 table[f"carried:{carried.name}"].cast(carried.type),
             )
-        return plan, _table(rejected, REJECTED_SCHEMA), jobs
+        return plan, _rejected_table(first_row, judged, table), jobs
 
-    def _job(
-        self,
-        row_id: str,
-        raw_prompt: object,
-        raw_negative: object,
-        raw_width: object,
-        raw_height: object,
-        raw_seed: object,
-        raw_steps: object,
-    ) -> Job:
-        prompt = normalized(raw_prompt) if isinstance(raw_prompt, str) else ""
-        if not prompt:
-            raise _Rejected("blank prompt")
-        if len(prompt) > MAX_PROMPT_LENGTH:
-            raise _Rejected(f"prompt of {len(prompt):,} characters; at most {MAX_PROMPT_LENGTH:,}")
-        width = _whole("width", raw_width, self.picture.width)
-        height = _whole("height", raw_height, self.picture.height)
-        steps = _whole("steps", raw_steps, self.picture.steps)
-        size = (width, height, steps)
-        if size not in self._refusals:
-            self._refusals[size] = self.api.refusal(*size)
-        if refusal := self._refusals[size]:
-            raise _Rejected(refusal)
-        seed = self._seed(prompt, raw_seed)
-        negative = normalized(raw_negative) if isinstance(raw_negative, str) else ""
-        image_format = self.picture.format
-        key = job_key(
-            model=self._model,
-            prompt=prompt,
-            negative_prompt=(negative or None) if self.api.uses_negative_prompt else None,
-            width=width,
-            height=height,
-            steps=steps,
-            seed=seed,
-            image_format=image_format,
+    def _keys_of(self, rows: CatalogRows) -> list[str]:
+        sizes = list(zip(rows.widths, rows.heights, rows.steps, strict=True))
+        heads = {
+            (width, height, steps): key_head(
+                model=self._model,
+                image_format=self.picture.format,
+                width=width,
+                height=height,
+                steps=steps,
+            )
+            for width, height, steps in set(sizes)
+        }
+        negatives = rows.negative_prompts if self.api.uses_negative_prompt else [None] * len(sizes)
+        return job_keys([heads[size] for size in sizes], rows.seeds, negatives, rows.prompts)
+
+    def _numbers(
+        self, rows: CatalogRows, keys: list[str], *, known_by_id: bool
+    ) -> tuple[list[int | None], list[int]]:
+        """The number of each row's job, None where its id had another one; and the rows whose job is new."""
+        number = self._unique
+        new: dict[str, int] = {}
+        new_ids: dict[bytes, int] = {}
+        new_rows: list[int] = []
+        numbers: list[int | None] = []
+        key_digests = [key[: 2 * DIGEST_BYTES] for key in keys]
+        known_keys = self._keys.find(bytes.fromhex("".join(key_digests)))
+        id_digests = [_id_digest(row_id) for row_id in rows.ids] if known_by_id else []
+        known_ids = self._ids.find(b"".join(id_digests))
+        for row, key in enumerate(key_digests):
+            mine = known_keys[row]
+            if mine < 0:
+                mine = new.get(key, number)
+            if known_by_id:
+                other = known_ids[row]
+                if other < 0:
+                    other = new_ids.setdefault(id_digests[row], mine)
+                if other != mine:
+                    numbers.append(None)
+                    continue
+            if mine == number:
+                new[key] = number
+                new_rows.append(row)
+                number += 1
+            numbers.append(mine)
+        self._keys.add(bytes.fromhex("".join(new)), range(self._unique, number))
+        self._ids.add(b"".join(new_ids), list(new_ids.values()))
+        self._unique = number
+        return numbers, new_rows
+
+    def _count(self, rows: CatalogRows, jobs: NewJobs) -> None:
+        """Count rows that have a job, of which ``jobs`` are new, and what they cost."""
+        if not self.api.uses_negative_prompt:
+            self._negative_prompts += len(rows.places) - rows.negative_prompts.count(None)
+        asked = Counter(zip(rows.widths, rows.heights, strict=True))
+        made = Counter(zip(jobs.column("width"), jobs.column("height"), strict=True))
+        for size, count in asked.items():
+            price = self.api.price_usd(*size)
+            self._cost_usd += made[size] * price
+            self._duplicates_usd += (count - made[size]) * price
+
+    def _jobs(self, rows: CatalogRows, keys: list[str], first: int) -> NewJobs:
+        count = len(keys)
+        return NewJobs(
+            [
+                range(first, first + count),
+                rows.ids,
+                keys,
+                rows.prompts,
+                rows.negative_prompts,
+                rows.widths,
+                rows.heights,
+                rows.seeds,
+                rows.steps,
+                [self.api.model] * count,
+                [self.picture.format] * count,
+            ]
         )
-        return Job(
-            number=len(self._numbers),
-            id=row_id,
-            key=key,
-            prompt=prompt,
-            negative_prompt=negative or None,
-            width=width,
-            height=height,
-            seed=seed,
-            steps=steps,
-            model=self.api.model,
-            format=image_format,
-        )
-
-    def _number(self, job: Job, *, known_by_id: bool) -> int:
-        """The number of the job that makes this picture: a new one, or an earlier row's."""
-        number = self._numbers.get(job.key, job.number)
-        if known_by_id and self._ids.setdefault(job.id, number) != number:
-            raise _Rejected("id seen before with other content")
-        if job.negative_prompt and not self.api.uses_negative_prompt:
-            self._negative_prompts += 1
-        price = self.api.price_usd(job.width, job.height)
-        if number == job.number:
-            self._numbers[job.key] = number
-            self._cost_usd += price
-        else:
-            self._duplicates_usd += price
-        return number
-
-    def _seed(self, prompt: str, raw: object) -> int:
-        if raw is not None and raw == raw:  # not NaN
-            seed = _whole("seed", raw, 0)
-            if not 0 <= seed <= self.api.largest_seed:
-                raise _Rejected(f"seed {seed} is not between 0 and {self.api.largest_seed}")
-            return seed
-        if self._fixed_seed is not None:
-            return self._fixed_seed
-        return self._random.getrandbits(31) if self._random else prompt_seed(prompt)
 
 
 def write_plan(
@@ -239,14 +210,15 @@ def write_plan(
     catalog: CatalogFiles,
     plan_file: Path,
     rejected_file: Path,
-    take: Callable[[list[Job]], None],
+    take: Callable[[NewJobs], None],
 ) -> PlanCounts:
     """Plan a whole catalog: the plan and the rejected rows into files, new jobs to ``take``."""
     schema = PLAN_SCHEMA
     for carried in catalog.carried:
         schema = schema.append(pa.field(f"carried:{carried.name}", carried.type))
+    repeated = [name for name in schema.names if name not in _MOSTLY_UNIQUE]
     with (
-        pq.ParquetWriter(plan_file, schema, compression="zstd") as plan_writer,
+        pq.ParquetWriter(plan_file, schema, compression="zstd", use_dictionary=repeated) as plan_writer,
         pq.ParquetWriter(rejected_file, REJECTED_SCHEMA, compression="zstd") as rejected_writer,
     ):
         for plan, rejected, jobs in planner.plan(catalog):
@@ -258,43 +230,67 @@ def write_plan(
     return planner.counts
 
 
-def _table(rows: list[tuple[Any, ...]], schema: pa.Schema) -> pa.Table:
-    columns = zip(*rows, strict=True) if rows else [()] * len(schema)
+def _plan_table(
+    first_row: int,
+    judged: Judged,
+    rows: CatalogRows,
+    keys: list[str],
+    numbers: list[Any],
+    batch: pa.Table,
+) -> pa.Table:
+    """The rows of a batch in order, those with a job and the rejected ones."""
+    columns = [
+        [first_row + place for place in rows.places], rows.ids, rows.prompts, rows.negative_prompts,
+        rows.widths, rows.heights, rows.seeds, rows.steps, keys, numbers, [None] * len(keys),
+    ]  # fmt: skip
+    planned = _table(columns, PLAN_SCHEMA)
+    if not judged.reasons:
+        return planned
+    places = sorted(judged.reasons)
+    nothing = [None] * len(places)
+    columns = [
+        [first_row + place for place in places], [judged.names[place] for place in places],
+        _texts(batch["prompt"], places), *[nothing] * 7, [judged.reasons[place] for place in places],
+    ]  # fmt: skip
+    return pa.concat_tables([planned, _table(columns, PLAN_SCHEMA)]).sort_by("row").combine_chunks()
+
+
+def _rejected_table(first_row: int, judged: Judged, batch: pa.Table) -> pa.Table:
+    if not judged.reasons:
+        return REJECTED_SCHEMA.empty_table()
+    places = sorted(judged.reasons)
+    raw = [
+        _texts(batch[name], places) if name in batch.column_names else [None] * len(places)
+        for name in CATALOG_COLUMNS
+    ]
+    numbers = [first_row + place for place in places]
+    return _table([numbers, [judged.reasons[place] for place in places], *raw], REJECTED_SCHEMA)
+
+
+def _texts(column: pa.ChunkedArray, places: list[int]) -> list[str | None]:
+    """Values as the catalog had them, in words of a bounded length."""
+    values = (column[place].as_py() for place in places)
+    return [None if value is None else str(value)[:MAX_PROMPT_LENGTH] for value in values]
+
+
+def _table(columns: Sequence[Sequence[Any]], schema: pa.Schema) -> pa.Table:
     arrays = [pa.array(values, field.type) for values, field in zip(columns, schema, strict=True)]
     return pa.Table.from_arrays(arrays, schema=schema)
 
 
-def _identifier(value: object) -> str:
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)  # pandas turns whole numbers into floats where one is missing
-    if value is None or value != value or not str(value).strip():
-        raise _Rejected("blank id")
-    name = str(value)
-    if len(name) > MAX_ID_LENGTH:
-        raise _Rejected(f"id of {len(name):,} characters; at most {MAX_ID_LENGTH:,}")
-    return name
+def _id_digest(row_id: str) -> bytes:
+    return blake2b(row_id.encode("utf-8", "surrogatepass"), digest_size=DIGEST_BYTES).digest()
 
 
-def _whole(name: str, value: object, default: int) -> int:
-    if value is None or value != value:  # null, or the NaN that stands for it
-        return default
-    if isinstance(value, float) and value.is_integer():
-        return int(value)
-    if isinstance(value, int) and not isinstance(value, bool):
-        return value
-    raise _Rejected(f"{name} {str(value)[:40]!r} is not a whole number")
-
-
-def planned_jobs(plan_file: Path, model: str, image_format: str) -> Iterator[list[Job]]:
+def planned_jobs(plan_file: Path, model: str, image_format: str) -> Iterator[NewJobs]:
     """The jobs of a plan, as they were first planned, in batches."""
-    next_number = 0
-    for batch in pq.ParquetFile(plan_file).iter_batches(columns=PLAN_SCHEMA.names):
-        jobs: list[Job] = []
-        for row in batch.to_pylist():
-            if row["job"] != next_number:
-                continue
-            next_number += 1
-            given = {name: row[name] for name in ("id", "key", *_JOB_INPUT)}
-            jobs.append(Job(number=row["job"], model=model, format=image_format, **given))
-        if jobs:
-            yield jobs
+    known = -1
+    names = ["job", *INPUT_FIELDS[1:-2]]
+    for batch in pq.ParquetFile(plan_file).iter_batches(10_000, columns=names):
+        numbers = batch["job"].fill_null(-1).to_numpy()
+        before = np.maximum.accumulate(np.concatenate(([known], numbers[:-1])))
+        first = batch.filter(pa.array(numbers > before))  # a job's first row has the highest number so far
+        if first.num_rows:
+            known = first["job"][-1].as_py()
+            columns = [first[name].to_pylist() for name in names]
+            yield NewJobs([*columns, [model] * first.num_rows, [image_format] * first.num_rows])

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from blocks.bucket import MEDIA_TYPES, StoredImage, image_name
 from blocks.errors import InputError
-from blocks.jobs import Job
+from blocks.jobs import INPUT_FIELDS, Job, NewJobs
 from blocks.stores import Shard, shards
 from tasks.aftermath import LastLine, catch_up, last_lines, was_unanswered
 from tasks.plan import Planner, planned_jobs, write_plan
@@ -19,6 +20,7 @@ from tasks.session import Session, catalog_of, open_session
 from tasks.settings import RunSettings
 from tasks.verb import verb
 
+_ADDED_AT_ONCE = 10_000
 _LOOKED_UP_AT_ONCE = 10_000
 
 
@@ -40,15 +42,14 @@ def prepare(settings: RunSettings) -> Prepared:
         InputError: the catalog cannot be used, or the run's id belongs to another run.
     """
     with open_session(settings) as session:
-        counts = _plan(session)
+        counts = plan_run(session)
         session.folder.forget_summary()
         _upload_unsaved(session)
-        _find_images(session)
+        unfinished = _find_images(session)
         totals = session.wait(session.store.totals)
         session.recorder.begin(
             unique=counts.unique, done=totals.done, failed=totals.failed, cost_usd=totals.cost_usd
         )
-        unfinished = session.wait(session.store.unfinished_numbers)
         cost_usd = counts.cost_usd * len(unfinished) / counts.unique if counts.unique else 0.0
         return Prepared(counts, shards(unfinished, settings.execution.shard_size), len(unfinished), cost_usd)
 
@@ -68,7 +69,8 @@ def refuse_other_run(settings: RunSettings, known: RunSettings) -> None:
             )
 
 
-def _plan(session: Session) -> PlanCounts:
+def plan_run(session: Session) -> PlanCounts:
+    """Plan the run, its jobs into the store and its files into the bucket; or take up the plan it has."""
     settings, folder, store = session.settings, session.folder, session.store
     record = folder.read_record()
     if record is not None:
@@ -90,11 +92,21 @@ def _plan(session: Session) -> PlanCounts:
 
 
 @contextmanager
-def _adding(session: Session) -> Iterator[Callable[[list[Job]], None]]:
-    """Adds batches of jobs to the store, each while the next one is planned."""
+def _adding(session: Session) -> Iterator[Callable[[NewJobs], None]]:
+    """Adds jobs to the store, each ten thousand while the next ones are planned."""
     under_way: list[Future[None]] = []
+    held: list[list[Any]] = [[] for _ in INPUT_FIELDS]
 
-    def add(jobs: list[Job]) -> None:
+    def add(jobs: NewJobs) -> None:
+        for column, more in zip(held, jobs.columns, strict=True):
+            column.extend(more)
+        while len(held[0]) >= _ADDED_AT_ONCE:
+            send()
+
+    def send() -> None:
+        jobs = NewJobs([column[:_ADDED_AT_ONCE] for column in held])
+        for column in held:
+            del column[:_ADDED_AT_ONCE]
         wait()
         under_way.append(session.portal.start_task_soon(session.store.add, jobs))
 
@@ -103,6 +115,8 @@ def _adding(session: Session) -> Iterator[Callable[[list[Job]], None]]:
             under_way.pop().result()
 
     yield add
+    if held[0]:
+        send()
     wait()
 
 
@@ -122,26 +136,36 @@ def _upload_unsaved(session: Session) -> None:
         image.unlink()
 
 
-def _find_images(session: Session) -> None:
+def _find_images(session: Session) -> Sequence[int]:
     """Find out what became of each unfinished job: made by an earlier run, or just before a crash, or lost.
 
     An image in the bucket makes it done. A request that was in flight when a process died, with nothing to
     ask about, is counted as unanswered: it will be sent again, and a synchronous API may charge both.
+    Returns the numbers of the jobs that are unfinished then.
     """
     store = session.store
-    blocks = shards(session.wait(store.unfinished_numbers), _LOOKED_UP_AT_ONCE)
-    jobs = [job for block in blocks for job in session.wait(store.unfinished, *block)]
-    images = session.bucket.images(job.key for job in jobs)
-    lines = last_lines(session.folder.log, jobs)
-    changed = [job for job in jobs if _settle(session, job, images.get(job.key), lines.get(job.number))]
+    numbers = session.wait(store.unfinished_numbers)
+    images = session.bucket.images(job.key for jobs in _batches(session, numbers) for job in jobs)
+    lines = last_lines(session.folder.log, numbers)
+    if not images and not lines and not session.wait(store.totals).attempts:
+        return numbers  # nothing was ever asked for
 
-    async def save() -> None:
-        for job in changed:
+    async def save(jobs: list[Job]) -> None:
+        for job in jobs:
             store.save(job)
         await store.commit()
 
-    if changed:
-        session.wait(save)
+    for jobs in _batches(session, numbers):
+        changed = [job for job in jobs if _settle(session, job, images.get(job.key), lines.get(job.number))]
+        if changed:
+            session.wait(save, changed)
+    return session.wait(store.unfinished_numbers) if images else numbers
+
+
+def _batches(session: Session, numbers: Sequence[int]) -> Iterator[list[Job]]:
+    """The unfinished jobs, never all at once."""
+    for block in shards(numbers, _LOOKED_UP_AT_ONCE):
+        yield session.wait(session.store.unfinished, *block)
 
 
 def _settle(session: Session, job: Job, image: StoredImage | None, line: LastLine | None) -> bool:

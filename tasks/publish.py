@@ -130,8 +130,8 @@ def _copy_images(session: Session, outcomes: Outcomes) -> None:
         session.bucket.copy(row[1], copy_name(row[0], row[1].rpartition(".")[2]))
 
     with ThreadPoolExecutor(_COPIES_AT_ONCE) as threads:
-        for batch in pq.ParquetFile(session.folder.plan).iter_batches(columns=["id", "job"]):
-            rows = zip(batch["id"].to_pylist(), batch["job"].to_pylist(), strict=True)
-            images = ((row_id, outcomes.image[job]) for row_id, job in rows if job is not None)
+        for batch in pq.ParquetFile(session.folder.plan).iter_batches(columns=["id", "key", "job"]):
+            rows = zip(*[batch[name].to_pylist() for name in ("id", "key", "job")], strict=True)
+            images = ((row_id, outcomes.image(job, key)) for row_id, key, job in rows)
             for _ in threads.map(copy, [(i, image) for i, image in images if image is not None]):
                 pass

@@ -163,6 +163,24 @@ def catalog(tmp_path: Path) -> Callable[..., str]:
     return write
 
 
+CHROMIUM = Path("/usr/bin/chromium")
+_FLAGS = (
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync",
+)  # fmt: skip
+needs_chromium = pytest.mark.skipif(not CHROMIUM.exists(), reason="no chromium: apt-get install chromium")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Headless Chromium, for the modules that are marked ``needs_chromium``."""
+    playwright = pytest.importorskip("playwright.sync_api")
+    with playwright.sync_playwright() as started:
+        made = started.chromium.launch(executable_path=CHROMIUM, args=list(_FLAGS))
+        yield made
+        made.close()
+
+
 @dataclass
 class Command:
     """A finished ``imagemill`` process."""

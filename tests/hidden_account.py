@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import anyio
 
 from blocks.errors import RETRY_RULES, ErrorClass
+from blocks.rate_limit import Allowance
 from emulator.limits import TokenBucket
 from tasks.engine.pacer import Pacer
 from tests.virtual_time import run
@@ -43,8 +44,9 @@ class Account:
     """Hidden limits, one after another. Times in seconds.
 
     ``retry_after`` tells the wait in whole seconds, rounded up. ``load``: latency grows by this share at the
-    cap. ``errors``: share of requests answered with a 500. ``transit_s``: mean time from the client to the
-    account, and again back, which the client counts as in flight and the account does not.
+    cap. ``tells``: each answer says how much is left of the bucket. ``errors``: share of requests answered
+    with a 500. ``transit_s``: mean time from the client to the account, and again back, which the client
+    counts as in flight and the account does not.
     """
 
     steps: Sequence[Step]
@@ -53,6 +55,7 @@ class Account:
     load: float = 0.0
     errors: float = 0.0
     refusal_s: tuple[float, float] = (0.01, 0.06)
+    tells: bool = False
     transit_s: float = 0.0
     in_flight: int = 0
     served_at: list[float] = field(default_factory=list)
@@ -67,6 +70,12 @@ class Account:
     def limit(self, now: float) -> Step:
         """The limit in force."""
         return [step for step in self.steps if step.at <= now][-1]
+
+    def allowance(self, now: float) -> Allowance | None:
+        """What the headers of an answer would say."""
+        if self.bucket is None or not (reset_s := round(self.bucket.reset(now), 3)):
+            return None
+        return Allowance(self.bucket.burst, self.bucket.remaining(now), reset_s, 0.001)
 
     async def request(self) -> tuple[ErrorClass | None, float | None]:
         """One request: the class of its error, or None, and what Retry-After says."""
@@ -142,6 +151,8 @@ async def _work(account: Account, pacer: Pacer, images: int) -> tuple[int, int]:
             slot.served, slot.refused = error is None, error is ErrorClass.RATE_LIMITED
             slot.retry_after_s = told
             pacer.release(slot)
+            if account.tells and (allowance := account.allowance(anyio.current_time())):
+                pacer.heard(allowance)
             if error is None:
                 return
             failures[error] += 1

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -13,6 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
+
+from imagemill.child_process import ended_afterwards
+from tests.servers import free_port
 
 ROOT = Path(__file__).parents[1]
 
@@ -33,19 +35,9 @@ class Installation:
         """What the process ``name`` has written so far: server or worker."""
         return (self.folder / f"{name}.log").read_text()
 
-    def prefect(self, *arguments: str, cwd: Path = ROOT) -> str:
+    def prefect(self, *arguments: str) -> str:
         """Run one prefect command to its end."""
-        done = subprocess.run(
-            [*_PREFECT, "--no-prompt", *arguments],
-            env=self.environment,
-            cwd=cwd,
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
+        return run_prefect(*arguments, environment=self.environment)
 
     @contextmanager
     def worker(self, **environment: str) -> Iterator[None]:
@@ -65,26 +57,32 @@ class Installation:
                 stderr=log,
                 stdin=subprocess.DEVNULL,
             )
-        try:
+        with ended_afterwards(process, 15):
             yield process
-        finally:
-            process.terminate()
-            try:
-                process.wait(15)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
 
 
 _PREFECT = (sys.executable, "-m", "prefect")
 
 
+def run_prefect(*arguments: str, environment: Mapping[str, str], cwd: Path = ROOT) -> str:
+    """Run one prefect command to its end; what it printed."""
+    done = subprocess.run(
+        [*_PREFECT, "--no-prompt", *arguments],
+        env=environment,
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
 @contextmanager
 def installation(folder: Path) -> Iterator[Installation]:
     """A default ``prefect server start`` on a free port while the block runs, its data in ``folder``."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     url = f"http://127.0.0.1:{port}"
     clean = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
     environment = {

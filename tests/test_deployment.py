@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,22 +16,11 @@ from prefect.flows import load_flow_from_entrypoint
 
 from emulator import Emulator
 from tests.conftest import Place
-
-ROOT = Path(__file__).parents[1]
+from tests.installation import ROOT, run_prefect
 
 
 def prefect(*arguments: str, server: str, cwd: Path = ROOT) -> str:
-    done = subprocess.run(
-        [sys.executable, "-m", "prefect", "--no-prompt", *arguments],
-        env={**os.environ, "PREFECT_API_URL": server},
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+    return run_prefect(*arguments, environment={**os.environ, "PREFECT_API_URL": server}, cwd=cwd)
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ import pytest
 from emulator import Emulator
 from flows.generate_catalog import generate_catalog
 from tasks.engine.engine import StopKind
-from tasks.summary import RunStoppedError
+from tasks.summary import RunStoppedError, RunSummary
 from tests.conftest import Place
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
@@ -106,16 +107,20 @@ def test_each_class_has_its_own_budget_and_its_own_end(
     assert summary.errors == dict(Counter(e["error_class"] for e in events if e["event"] == "attempt_failed"))
 
 
+def run(place: Place, emulated: Emulator, path: str, **more: Any) -> RunSummary:
+    return generate_catalog(
+        catalog=path,
+        api={"provider": more.pop("provider", "together"), "base_url": emulated.base_url},
+        output=place.settings(),
+        picture={"width": 256, "height": 256},
+        execution={"run_id": "stopped"},
+        **more,
+    )
+
+
 def stopped(place: Place, emulated: Emulator, path: str, **more: Any) -> RunStoppedError:
     with pytest.raises(RunStoppedError) as caught:
-        generate_catalog(
-            catalog=path,
-            api={"provider": more.pop("provider", "together"), "base_url": emulated.base_url},
-            output=place.settings(),
-            picture={"width": 256, "height": 256},
-            execution={"run_id": "stopped"},
-            **more,
-        )
+        run(place, emulated, path, **more)
     return caught.value
 
 
@@ -145,28 +150,38 @@ def test_exhausted_credit_stops_the_run_and_a_resume_goes_on(
     assert (stop.summary.done, stop.summary.pending) == (25, 35)
 
     emulated.configure(credit_images=None)
-    summary = generate_catalog(
-        catalog=path,
-        api={"provider": provider, "base_url": emulated.base_url},
-        output=place.settings(),
-        picture={"width": 256, "height": 256},
-        execution={"run_id": "stopped"},
-    )
+    summary = run(place, emulated, path, provider=provider)
     assert (summary.done, summary.generated, summary.pending) == (60, 60, 0)
     assert {entry["count"] for entry in emulated.bill()["by_key"].values()} == {1}
 
 
-def test_the_runs_own_budget_is_never_exceeded(
+def test_the_runs_own_budget_is_never_exceeded_and_a_larger_one_goes_on(
     place: Place, emulator: Callable[..., Emulator], catalog: Callable[..., str]
 ) -> None:
     emulated = emulator(latency_s=0.05)
-    budget = 20.5 * 0.0027 * 256 * 256 / 1e6
-    stop = stopped(
-        place,
-        emulated,
-        catalog(prompt=[f"p{n}" for n in range(50)]),
-        limits={"max_cost_usd": budget},
-    )
-    assert stop.kind is StopKind.OUT_OF_BUDGET
-    assert (stop.summary.done, stop.summary.pending) == (20, 30)
-    assert emulated.bill()["images"] == 20
+    image_usd = 0.0027 * 256 * 256 / 1e6
+    path = catalog(prompt=[f"p{n}" for n in range(50)])
+    # What an earlier process paid counts: the same limit buys nothing more, a larger one the difference.
+    for images in (20, 20, 35):
+        stop = stopped(place, emulated, path, limits={"max_cost_usd": (images + 0.5) * image_usd})
+        assert stop.kind is StopKind.OUT_OF_BUDGET
+        assert (stop.summary.done, stop.summary.pending) == (images, 50 - images)
+        assert emulated.bill()["images"] == images
+    summary = run(place, emulated, path)
+    assert (summary.done, summary.pending) == (50, 0)
+    assert {entry["count"] for entry in emulated.bill()["by_key"].values()} == {1}
+
+
+def test_a_line_that_a_crash_cut_short_does_not_spoil_the_next(
+    place: Place, emulator: Callable[..., Emulator], catalog: Callable[..., str], own_home: Path
+) -> None:
+    emulated = emulator()
+    path = catalog(prompt=[f"p{n}" for n in range(4)])
+    stopped(place, emulated, path, limits={"max_cost_usd": 1e-9})
+    with (own_home / "runs" / "stopped" / "log.jsonl").open("ab") as log:
+        log.write(b'{"at":"2026-11-25T06:00:00.000+00:00","event":"do')
+    assert run(place, emulated, path).done == 4
+
+    lines = place.read("runs/stopped/log.jsonl").splitlines()
+    whole = [json.loads(line) for line in lines if line.endswith(b"}")]
+    assert [line["event"] for line in whole].count("done") == 4

@@ -11,6 +11,7 @@ import pytest
 from emulator import Emulator
 from tests.conftest import Command, Place
 from tests.test_command import wait_for
+from tests.test_crash import settled
 
 QUEUED = {"replicate": "1024", "bfl": "256"}
 """The queued APIs, with a width and height that each offers; tests/test_crash.py has fal and Together."""
@@ -42,7 +43,7 @@ def test_a_killed_run_resumes_on_every_api(
     process.send_signal(signal.SIGKILL)
     process.communicate()
     finished = len([name for name in place.objects() if name.startswith("images/")])
-    open_requests = emulated.bill()["images"] + emulated.stats()["in_flight"] - finished
+    open_requests = settled(emulated) - finished
 
     done = command(*given)
 

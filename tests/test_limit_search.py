@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from blocks.rate_limit import Allowance
 from tasks.engine.pacer import Limit, Pacer
 from tests.hidden_account import Account, Step, simulate
 
@@ -44,6 +45,28 @@ def test_a_limit_that_changes_in_mid_run_is_followed(name: str) -> None:
     assert found.followed_s is not None
     assert found.followed_s <= 30
     assert found.failed_by_429 == 0
+
+
+def test_a_limit_that_the_api_tells_is_followed_at_once() -> None:
+    steps = [Step(0, None, 3000, 5), Step(40, None, 1500, 5)]
+    found = simulate(Account(steps, seed=13, tells=True), images=6000)
+    assert found.delivered >= 0.97
+    assert found.refused_share <= 0.01
+    assert found.followed_s is not None
+    assert found.followed_s <= 2
+
+
+def test_headers_that_mean_something_else_are_not_believed() -> None:
+    account = Account([Step(0, None, 1200, 5)], seed=15, tells=True)
+    minute = iter(range(1, 10**6))
+
+    def what_is_left_of_this_minute(now: float) -> Allowance:
+        return Allowance(10**6, 10**6 - next(minute) % 1200 - 1, 60.0 - now % 60.0, 1.0)
+
+    account.allowance = what_is_left_of_this_minute  # type: ignore[method-assign]
+    found = simulate(account, images=4000)
+    assert found.delivered >= 0.97
+    assert found.refused_share <= 0.01
 
 
 def test_a_number_is_found_though_some_requests_are_still_on_their_way() -> None:

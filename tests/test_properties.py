@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from pydantic import SecretStr
 
 from blocks.apis import Together
-from blocks.errors import InputError, retry_after_seconds
+from blocks.errors import InputError
 from blocks.jobs import TERMINAL, Job, JobStatus
+from blocks.rate_limit import retry_after_seconds
 from tasks.catalog import open_catalog
 from tasks.keys import job_key, normalized, prompt_seed
 from tasks.plan import Planner

@@ -19,16 +19,12 @@ import yaml
 
 from emulator import Emulator, Settings
 from imagemill.s3_server import S3Server
-from tests.conftest import BUCKET, Place
+from tests.conftest import BUCKET, Place, needs_chromium
 from tests.installation import ROOT, Installation, installation
-from tests.test_browser import CHROMIUM, FLAGS
 
 playwright = pytest.importorskip("playwright.sync_api")
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(not CHROMIUM.exists(), reason="no chromium: apt-get install chromium"),
-]
+pytestmark = [pytest.mark.slow, needs_chromium]
 _PATIENCE_S = 90.0
 
 
@@ -91,7 +87,7 @@ class Office:
         return [run for run in found if not run["auto_scheduled"]]
 
     def set_latency(self, seconds: float) -> None:
-        httpx.post(f"{self.emulated.base_url}/__config", json={"latency_s": seconds}).raise_for_status()
+        self.emulated.configure(latency_s=seconds)
 
 
 @pytest.fixture(scope="module")
@@ -169,14 +165,6 @@ class Ui:
         folder = self._office.folder / "screenshots"
         self.page.wait_for_load_state("networkidle")
         self.page.screenshot(path=folder / f"{name}.png")
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[playwright.Browser]:
-    with playwright.sync_playwright() as started:
-        made = started.chromium.launch(executable_path=CHROMIUM, args=list(FLAGS))
-        yield made
-        made.close()
 
 
 @pytest.fixture

@@ -17,14 +17,13 @@ from urllib.parse import urlsplit
 import anyio
 import httpx
 from prefect.blocks.core import Block
-from pydantic import Field, SecretStr, field_validator
+from pydantic import Field, PrivateAttr, SecretStr, field_validator
 
 from blocks.apis.exchange import (
     decoded,
     fetch,
     is_loopback,
     parsed,
-    seconds_in_words,
     text_at,
     unexpected_answer,
     words_of,
@@ -36,9 +35,9 @@ from blocks.errors import (
     InputError,
     class_of_status,
     printable,
-    retry_after_seconds,
 )
 from blocks.jobs import Job
+from blocks.rate_limit import Allowance, allowance, retry_after_seconds, seconds_in_words
 
 Accepted: TypeAlias = Callable[[str], Awaitable[None]]
 """Called with a queued API's request id; returns once the id is stored."""
@@ -136,6 +135,8 @@ class ImageApi(Block):
         description="Further hosts that image links may point to, beside the vendor's own.",
     )
 
+    _allowance: Allowance | None = PrivateAttr(default=None)
+
     @field_validator("base_url")
     @classmethod
     def _check_base_url(cls, value: str) -> str:
@@ -230,9 +231,15 @@ class ImageApi(Block):
         status, headers, body = await fetch(
             http, "POST", self.endpoint(job), headers=self.headers, json=self.body(job)
         )
+        self._allowance = allowance(headers)
         if status not in self.success:
             raise self.error_of(status, headers, body)
         return parsed(body)
+
+    def take_allowance(self) -> Allowance | None:
+        """What the latest answer to a generation request said of the rate limit, once."""
+        told, self._allowance = self._allowance, None
+        return told
 
     async def content(self, http: httpx.AsyncClient, source: ImageSource) -> bytes:
         """The bytes of an image, from the answer itself or from behind its link."""

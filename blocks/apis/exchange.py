@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import binascii
 import ipaddress
-import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import httpx
@@ -16,11 +15,11 @@ from blocks.errors import ApiError, ErrorClass, printable
 MAX_ANSWER_BYTES = 96 * 1024 * 1024
 """No answer and no image may be larger; a 2048 x 2048 PNG is at most some 16 MB."""
 
+MAX_EVENT_BYTES = 256 * 1024
+"""No line of a stream of events may be longer."""
+
 UNKNOWN_ANSWER = "unknown_answer"
 """The code of the error for an answer of another shape than the vendor documents."""
-
-_RESET_WORDS = re.compile(r"\b(?:resets?|again) in ~?(\d{1,6}(?:\.\d{1,3})?) ?(ms|s|m)", re.IGNORECASE)
-_UNIT_S = {"ms": 0.001, "s": 1.0, "m": 60.0}
 
 
 async def fetch(
@@ -50,6 +49,29 @@ async def fetch(
                     code="answer_too_large",
                 )
         return answer.status_code, answer.headers, b"".join(chunks)
+
+
+async def follow(
+    http: httpx.AsyncClient, url: str, *, headers: Mapping[str, str], until: Callable[[bytes], bool]
+) -> tuple[int, bool]:
+    """Read server-sent events until the data of one is what is waited for.
+
+    Returns the HTTP status, and whether the event came; False also where the stream ends before, or is no
+    stream of events. What is held of it is bounded.
+    """
+    sent = {"accept": "text/event-stream", **headers}
+    async with http.stream("GET", url, headers=sent, follow_redirects=False) as answer:
+        if answer.status_code != 200:
+            return answer.status_code, False
+        held, came = b"", False
+        async for chunk in answer.aiter_bytes():
+            if came:
+                continue  # to the end, so that the connection can be used again
+            *lines, held = (held + chunk).split(b"\n")
+            if len(held) > MAX_EVENT_BYTES:
+                return 200, False
+            came = any(line.startswith(b"data:") and until(line[5:].strip()) for line in lines)
+        return 200, came
 
 
 def parsed(body: bytes) -> dict[str, Any]:
@@ -124,12 +146,6 @@ def words_of(body: bytes) -> str:
 
 def _place(loc: object) -> str:
     return ".".join(map(str, loc[:10])) if isinstance(loc, list) else str(loc)
-
-
-def seconds_in_words(words: str) -> float | None:
-    """Seconds that an error's own words ask to wait, as in "resets in ~30s"; at most an hour."""
-    found = _RESET_WORDS.search(words[:2000])
-    return min(float(found[1]) * _UNIT_S[found[2].lower()], 3600.0) if found else None
 
 
 def is_loopback(host: str) -> bool:

@@ -1,6 +1,7 @@
 """fal: queued, or synchronous with ``queued=False``.
 
-Queued: submit, ask for the status, fetch the result, download the image. Synchronous (fal.run): one request,
+Queued: submit, follow the stream of the request's states, fetch the result, download the image. Where the
+stream breaks off, and on a resume, the status is asked for instead. Synchronous (fal.run): one request,
 and the image is in the answer as a data URI; what is lost on the way is lost.
 
 - Authorization: ``Key KEY``, from FAL_KEY.
@@ -24,10 +25,10 @@ from typing import Any, ClassVar
 from urllib.parse import quote
 
 import httpx
-from pydantic import Field, HttpUrl
+from pydantic import Field, HttpUrl, PrivateAttr
 
 from blocks.apis.base import Accepted, GeneratedImage, ImageApi, ImageSource, SizeLimits
-from blocks.apis.exchange import fetch, parsed, text_at, unexpected_answer, words_of
+from blocks.apis.exchange import fetch, follow, parsed, text_at, unexpected_answer, words_of
 from blocks.apis.queued import QueuedApi
 from blocks.errors import ApiError, ErrorClass
 from blocks.jobs import Job
@@ -63,6 +64,8 @@ class Fal(QueuedApi):
         description="Use fal's queue, where a lost answer costs nothing; otherwise fal.run, one request an"
         " image.",
     )
+
+    _tells: bool = PrivateAttr(default=True)
 
     def model_post_init(self, context: object, /) -> None:
         """The synchronous form has its own host."""
@@ -107,15 +110,29 @@ class Fal(QueuedApi):
             return await super().generate(http, job, accepted)
         return await ImageApi.generate(self, http, job, accepted)
 
-    async def look(self, http: httpx.AsyncClient, handle: str) -> ImageSource | None:
+    async def told(self, http: httpx.AsyncClient, handle: str) -> bool:
+        """Follow the request's states as fal sends them, a server-sent event each, until it is completed."""
+        if not self._tells:
+            return False
+        try:
+            status, completed = await follow(
+                http, f"{self.look_url(handle)}/status/stream", headers=self.headers, until=_says_completed
+            )
+        except httpx.TransportError:
+            return False  # the request itself goes on, and is asked about instead
+        self._tells = status not in {404, 405, 501}  # a server in fal's place without streams
+        return completed
+
+    async def look(self, http: httpx.AsyncClient, handle: str, *, over: bool = False) -> ImageSource | None:
         """Ask for the status; once it is completed, for the result, where an error is the request's own."""
         url = self.look_url(handle)
-        answer = await self.ask(http, f"{url}/status")
-        state = answer.get("status")
-        if state in {"IN_QUEUE", "IN_PROGRESS"}:
-            return None
-        if state != "COMPLETED":
-            raise unexpected_answer(answer)
+        if not over:
+            answer = await self.ask(http, f"{url}/status")
+            state = answer.get("status")
+            if state in {"IN_QUEUE", "IN_PROGRESS"}:
+                return None
+            if state != "COMPLETED":
+                raise unexpected_answer(answer)
         code, headers, body = await fetch(http, "GET", url, headers=self.headers)
         if code == 200:
             return self.source_in(parsed(body))
@@ -135,3 +152,10 @@ class Fal(QueuedApi):
         if error_type := headers.get("x-fal-error-type"):
             error.code = self.clean(error_type)[:60]
         return error
+
+
+def _says_completed(event: bytes) -> bool:
+    try:
+        return parsed(event).get("status") == "COMPLETED"
+    except ApiError:
+        return False

@@ -9,8 +9,9 @@
 - The standard knows no seed and no steps: they are part of a picture's key, but not sent. Where your server
   takes them, name its fields in ``extra_fields``. A negative prompt is neither sent nor part of the key.
 - Errors: ``{"error": {message, type, param, code}}``. 429 with Retry-After is a rate limit, and 429 with the
-  code insufficient_quota is an exhausted account. ``x-ratelimit-*`` headers are not read: their reset is when
-  the whole allowance is back. A refused prompt is a 400 with content_policy_violation or moderation_blocked.
+  code insufficient_quota is an exhausted account. ``x-ratelimit-*`` headers set the pace; their reset is when
+  the whole allowance is back, not when to send again. A refused prompt is a 400 with
+  content_policy_violation or moderation_blocked.
 - Old requests cannot be asked about: an answer that was lost may have been paid.
 - Images come in the answer (``response_format`` b64_json); a link is followed only to the server itself, or
   to hosts in ``image_hosts``.

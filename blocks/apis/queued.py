@@ -1,4 +1,4 @@
-"""What queued APIs share: submit, ask for the state at well-chosen moments, fetch the image.
+"""What queued APIs share: submit, be told or ask at well-chosen moments, fetch the image.
 
 What was submitted once is never paid twice: the request's handle is stored before the first look, and any
 trouble while asking leaves the request as it is, to be asked about again.
@@ -80,12 +80,23 @@ class QueuedApi(ImageApi):
             content, self.price_usd(job.width, job.height), flagged=source.flagged, request_id=handle
         )
 
-    async def look(self, http: httpx.AsyncClient, handle: str) -> ImageSource | None:
+    async def told(self, http: httpx.AsyncClient, handle: str) -> bool:
+        """Wait until the API tells by itself that a request is over; False where it does not tell.
+
+        An API without a way to tell is looked at, at moments that the latencies seen suggest.
+        """
+        del http, handle
+        return False
+
+    async def look(self, http: httpx.AsyncClient, handle: str, *, over: bool = False) -> ImageSource | None:
         """Ask about a request once: where its image is, None while it is being made.
+
+        ``over`` says that the API told already that it is being made no longer.
 
         Raises:
             ApiError: it ended without an image; or could not be asked about, then with ``keep_request``.
         """
+        del over
         return self.source_in(await self.ask(http, self.look_url(handle)))
 
     async def ask(self, http: httpx.AsyncClient, url: str) -> dict[str, Any]:
@@ -121,14 +132,17 @@ class QueuedApi(ImageApi):
         about how long images take.
         """
         begun = anyio.current_time() if submitted_at is None else submitted_at
-        look_s = 0.0 if submitted_at is None else self._times.next_look(0.0)
-        seen_at = pause_s = 0.0
+        look_s = seen_at = pause_s = 0.0
+        over = submitted_at is not None and await self.told(http, handle)
+        blind = submitted_at is not None and not over
+        if blind:
+            look_s = self._times.next_look(anyio.current_time() - begun)
         while True:
             await anyio.sleep(max(look_s + begun - anyio.current_time(), pause_s))
             looked_at = anyio.current_time() - begun
             look_s = self._times.next_look(looked_at)
             try:
-                source = await self._looked(http, handle)
+                source = await self._looked(http, handle, over=over)
             except ApiError as error:
                 if error.error_class is not ErrorClass.RATE_LIMITED or not error.keep_request:
                     raise
@@ -136,14 +150,16 @@ class QueuedApi(ImageApi):
                 continue
             pause_s = 0.0
             if source:
-                if submitted_at is not None:
+                if blind:
                     self._times.completed(seen_at, looked_at)
                 return source
             seen_at = looked_at
 
-    async def _looked(self, http: httpx.AsyncClient, handle: str) -> ImageSource | None:
+    async def _looked(
+        self, http: httpx.AsyncClient, handle: str, *, over: bool = False
+    ) -> ImageSource | None:
         try:
-            return await self.look(http, handle)
+            return await self.look(http, handle, over=over)
         except ApiError as error:
             # A proxy's page instead of an answer says nothing about the request.
             error.keep_request = error.keep_request or error.code == UNKNOWN_ANSWER

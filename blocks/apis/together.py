@@ -4,9 +4,10 @@
 - Sizes from 64 to 1,792 pixels in multiples of 16; 1 to 12 steps. Formats: jpeg, png. Seeds are used.
   There is a ``negative_prompt``, but FLUX.1 [schnell] is distilled and ignores it: it is not sent, and not
   part of a picture's key.
-- Errors: ``{"error": {message, type, param, code}}``. 429 with Retry-After where the wait is known; also
-  ``x-ratelimit-*`` headers, which are not read, since a reset is when the whole allowance is back. 402: no
-  credit. A moderation error is told from other bad requests by its words.
+- Errors: ``{"error": {message, type, param, code}}``. 429 with Retry-After where the wait is known. All
+  answers may have ``x-ratelimit-*`` headers; a reset is when the whole allowance is back, not when the next
+  request may be sent, so the pace is read from them and not the wait of a 429. 402: no credit. A
+  moderation error is told from other bad requests by its words.
 - Old requests cannot be asked about: an answer that was lost may have been paid.
 - Images come in the answer; links, which are not asked for, would point to Together's own hosts.
 

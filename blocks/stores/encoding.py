@@ -11,7 +11,7 @@ from typing import Any
 
 import orjson
 
-_MARK = "\x1a"
+MARK = "\x1a"
 """SUBSTITUTE starts an escape, four hexadecimal digits follow; it escapes itself."""
 
 _ODD = re.compile("[\x00\x1a\ud800-\udfff]")
@@ -20,17 +20,19 @@ _ESCAPE = re.compile("\x1a([0-9a-f]{4})")
 
 def is_odd(text: str) -> bool:
     """Whether :func:`escape` would change the text."""
+    if text.isascii():  # then there is no need to look at each character
+        return "\x00" in text or MARK in text
     return _ODD.search(text) is not None
 
 
 def escape(text: str) -> str:
     """The text as UTF-8 without NUL can hold it; most texts stay as they are."""
-    return _ODD.sub(lambda odd: f"{_MARK}{ord(odd[0]):04x}", text)
+    return _ODD.sub(lambda odd: f"{MARK}{ord(odd[0]):04x}", text)
 
 
 def unescape(text: str) -> str:
     """The text that :func:`escape` was given."""
-    return _ESCAPE.sub(lambda found: chr(int(found[1], 16)), text) if _MARK in text else text
+    return _ESCAPE.sub(lambda found: chr(int(found[1], 16)), text) if MARK in text else text
 
 
 def to_json(value: object) -> bytes:

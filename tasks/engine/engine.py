@@ -250,6 +250,8 @@ class Engine:
             raise
         finally:
             self._pacer.release(slot)
+            if told := self._api.take_allowance():
+                self._pacer.heard(told)
             if charged:
                 job.cost_usd += price
                 self._recorder.charged(price)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import json
 import logging
+import os
 import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
@@ -45,7 +46,7 @@ class JobLog:
         self._file: BinaryIO = path.open("ab", buffering=0)
         fcntl.flock(self._file, fcntl.LOCK_SH)
         self._wall = wall
-        self._torn = False
+        self._torn = _ends_in_mid_line(path)
 
     def job(self, event: str, job: Job, **details: object) -> None:
         """Write the line of a job event."""
@@ -88,6 +89,15 @@ class JobLog:
 
     def _time(self) -> str:
         return datetime.fromtimestamp(self._wall(), UTC).isoformat(timespec="milliseconds")
+
+
+def _ends_in_mid_line(path: Path) -> bool:
+    """Whether the process that wrote this before was cut off by a power cut or a full disk."""
+    with path.open("rb") as file:
+        if not file.seek(0, os.SEEK_END):
+            return False
+        file.seek(-1, os.SEEK_END)
+        return file.read(1) != b"\n"
 
 
 def is_worked_on(log: Path) -> bool:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass
 
+from blocks.rate_limit import Allowance
 from tasks.engine.rate import START_PER_S, RateSearch
+from tasks.engine.told_rate import ToldRate
 from tasks.engine.window import START, WindowSearch
 
 _LEVELS_KEPT = 400
@@ -54,6 +56,7 @@ class LimitSearch:
         rate = known.per_minute / 60.0 if known and known.per_minute else None
         self.window = WindowSearch(known.concurrency if known else START, known=known is not None)
         self.rate = RateSearch(rate or START_PER_S, known=rate is not None)
+        self._told = ToldRate()
         self._levels: deque[int] = deque(maxlen=_LEVELS_KEPT)
         self._open: deque[Sent] = deque(maxlen=4096)
         self._round = 0
@@ -107,6 +110,12 @@ class LimitSearch:
         self.rate.refused(sent.number, sent.at, now)
         pause_s = 1.0 / self.rate.per_s
         return pause_s if self._streak == 1 else max(pause_s, self._refusal_s)
+
+    def heard(self, allowance: Allowance, now: float) -> None:
+        """An answer told of the rate limit: search from there, once enough of them agree."""
+        per_s = self._told.heard(allowance, now)
+        if per_s is not None:
+            self.rate.told(per_s)
 
     def _is_about_number(self, sent: Sent) -> bool:
         """Whether a 429 came because of the number in flight: there were unusually many."""

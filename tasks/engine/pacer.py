@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import anyio
 
+from blocks.rate_limit import Allowance
 from tasks.engine.limit_search import Limit, LimitSearch, Sent
 from tasks.engine.window import CEILING
 
@@ -118,6 +119,11 @@ class Pacer:
             self._search.admitted(slot.sent, now)
         self.in_flight -= 1
         self._notify()
+
+    def heard(self, allowance: Allowance) -> None:
+        """The API said how much of its rate limit is left; listened to where the limit is searched for."""
+        if self._search:
+            self._search.heard(allowance, self._clock())
 
     async def _queued(self) -> bool:
         """Wait until it is this request's turn and it may be sent; whether the pace held it back."""

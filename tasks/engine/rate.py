@@ -104,6 +104,13 @@ class RateSearch:
         """Whether the pace is near what is sent, or far above it and without effect."""
         return self.per_s < (1.4 if self.bound else 2.0) * self._measured(self._latest)
 
+    def told(self, per_s: float) -> None:
+        """The API's headers imply this limit: go on from there, and probe as at any other that holds."""
+        self.restored(per_s, bound=True)
+        self._held = per_s
+        self._searching = False
+        self._cut_at = self._latest
+
     def doubted(self) -> None:
         """A refusal that may be about the rate: slow down, and grow more carefully."""
         self.per_s = min(self.per_s, max(_DOUBT * self.per_s, self._measured(self._latest)))

@@ -1,17 +1,18 @@
-"""When queued APIs are asked: few looks, little waiting, whatever the latencies are. In virtual time."""
+"""When queued APIs are asked: few looks, little waiting, whatever the latencies are; none where one tells."""
 
 from __future__ import annotations
 
 import json
 import math
 import random
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 
 import anyio
 import httpx
 import pytest
 
-from blocks.apis import Replicate
+from blocks.apis import Fal, Replicate
+from blocks.apis.base import ImageApi
 from blocks.apis.polling import CompletionTimes
 from blocks.errors import ApiError, ErrorClass
 from tests.apis.variants import make_job
@@ -44,7 +45,7 @@ def lognormal(median_s: float, sigma: float, count: int, seed: int = 1) -> list[
 @pytest.mark.parametrize("median_s", [0.2, 0.8, 5.0])
 @pytest.mark.parametrize(
     ("sigma", "most_added"),
-    # What blind looks must cost at two an image, by exact optimization: 0.10, 0.13, 0.17, 0.23.
+    # The least that blind looks can add at two an image: 0.10, 0.13, 0.17, 0.23 (benchmarks/polling.md).
     [(0.2, 0.12), (0.25, 0.15), (0.35, 0.19), (0.5, 0.26)],
 )
 def test_looks_stay_under_two_and_add_little(median_s: float, sigma: float, most_added: float) -> None:
@@ -92,11 +93,12 @@ def test_samples_of_any_kind_keep_the_looks_sane() -> None:
 Handler = Callable[[httpx.Request], httpx.Response]
 
 
-def replicate_with(handler: Handler, request_id: str | None = "one") -> tuple[float, ApiError | None]:
-    """Generate through Replicate's module against a handler: seconds it took, and its error."""
+def generate_with(
+    api: ImageApi, handler: Handler, request_id: str | None = None
+) -> tuple[float, ApiError | None]:
+    """Generate an image against a handler: seconds it took, and its error."""
 
     async def generate() -> tuple[float, ApiError | None]:
-        api = Replicate(api_key="k", request_timeout_s=100)
         job = make_job(api)
         job.request_id = request_id
 
@@ -114,6 +116,10 @@ def replicate_with(handler: Handler, request_id: str | None = "one") -> tuple[fl
     return run_fast(generate)
 
 
+def replicate_with(handler: Handler) -> tuple[float, ApiError | None]:
+    return generate_with(Replicate(api_key="k", request_timeout_s=100), handler, request_id="one")
+
+
 def answering(*answers: tuple[int, dict[str, str], object]) -> tuple[Handler, list[str]]:
     left, asked = list(answers), []
 
@@ -125,6 +131,84 @@ def answering(*answers: tuple[int, dict[str, str], object]) -> tuple[Handler, li
         )
 
     return handle, asked
+
+
+COMPLETED_S = 2.5
+EVENTS = b'data: {"status": "IN_QUEUE"}\n\n: comment\n\ndata: {"status": "IN_PROGRESS"}\n\n'
+COMPLETED = b'data: {"status": "COMPLETED"}\n\n'
+
+
+class SlowStream(httpx.AsyncByteStream):
+    """A stream whose last chunk comes when the image is made."""
+
+    def __init__(self, *chunks: bytes) -> None:
+        self.chunks = chunks
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        yield self.chunks[0]
+        await anyio.sleep(COMPLETED_S)
+        for chunk in self.chunks[1:]:
+            yield chunk
+
+
+def fal_answering(stream: Callable[[], httpx.Response]) -> tuple[Handler, list[str]]:
+    """fal, whose images take COMPLETED_S from their submit on, and what it was asked for."""
+    asked: list[str] = []
+    begun = 0.0
+
+    def handle(request: httpx.Request) -> httpx.Response:
+        nonlocal begun
+        what = request.url.path.partition("/requests/r1")[2] if request.method == "GET" else "submit"
+        asked.append(what or "result")
+        if what == "submit":
+            begun = anyio.current_time()
+            return httpx.Response(200, json={"request_id": "r1"})
+        if what == "/status/stream":
+            return stream()
+        if what == "/status":
+            done = anyio.current_time() - begun >= COMPLETED_S
+            return httpx.Response(
+                200 if done else 202, json={"status": "COMPLETED" if done else "IN_PROGRESS"}
+            )
+        return httpx.Response(200, json={"images": [{"url": "data:image/png;base64,aGVsbG8="}]})
+
+    return handle, asked
+
+
+def test_an_api_that_tells_is_not_looked_at() -> None:
+    for chunks in ((EVENTS, COMPLETED), (EVENTS, COMPLETED[:9], COMPLETED[9:])):
+        handle, asked = fal_answering(lambda chunks=chunks: httpx.Response(200, stream=SlowStream(*chunks)))
+        assert generate_with(Fal(api_key="k"), handle)[1] is None
+        assert asked == ["submit", "/status/stream", "result"]
+
+
+@pytest.mark.parametrize(
+    "stream",
+    [
+        lambda: httpx.Response(200, content=EVENTS),  # it ends before the image is made
+        lambda: httpx.Response(200, content=b"<html>"),
+        lambda: httpx.Response(200, content=b"data: [1]\n\ndata: \xff\n\n"),
+        lambda: httpx.Response(200, stream=SlowStream(b"data: ", b"x" * 300_000)),
+        lambda: httpx.Response(429),
+        lambda: httpx.Response(302, headers={"location": "http://169.254.169.254/"}),
+    ],
+)
+def test_where_a_stream_breaks_off_the_status_is_asked_for(stream: Callable[[], httpx.Response]) -> None:
+    handle, asked = fal_answering(stream)
+    seconds, error = generate_with(Fal(api_key="k"), handle)
+    assert error is None
+    assert asked[:2] == ["submit", "/status/stream"]
+    assert asked[-2:] == ["/status", "result"]
+    assert seconds >= COMPLETED_S
+
+
+def test_a_server_without_streams_is_asked_for_one_once() -> None:
+    handle, asked = fal_answering(lambda: httpx.Response(404))
+    api = Fal(api_key="k")
+    for _ in range(3):
+        assert generate_with(api, handle)[1] is None
+    assert asked.count("/status/stream") == 1
+    assert asked.count("result") == 3
 
 
 def test_looks_that_come_too_often_wait_and_cost_the_job_nothing() -> None:

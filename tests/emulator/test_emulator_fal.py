@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -56,6 +57,15 @@ def test_the_queue(fal: Ask, client: httpx.Client, emulator: Emulator, decode: D
     assert client.get(root, headers=KEY).json() == result
     assert emulator.bill()["images"] == 1
     assert emulator.stats()["polls"] > 2
+
+
+def test_the_stream_of_a_requests_states(fal: Ask, client: httpx.Client, emulator: Emulator) -> None:
+    emulator.configure(latency_s=0.3, latency_sigma=0)
+    with client.stream("GET", f"{fal().json()['status_url']}/stream", headers=KEY) as answer:
+        assert answer.headers["content-type"].startswith("text/event-stream")
+        events = [json.loads(line[5:]) for line in answer.iter_lines() if line.startswith("data:")]
+    assert [event["status"] for event in events] == ["IN_QUEUE", "IN_PROGRESS", "COMPLETED"]
+    assert client.get(events[-1]["response_url"], headers=KEY).json()["images"]
 
 
 def test_the_synchronous_form_with_a_data_uri(fal: Ask, decode: Decode) -> None:

@@ -1,0 +1,315 @@
+"""What a run costs as its catalog grows; prints Markdown tables and writes them into growth.md.
+
+    python -m benchmarks.growth [ROWS ...]
+
+Each catalog is planned for an S3 server and a SQLite store, in a process of its own. Then all but one job in
+a thousand are marked done, in the store and in the log, and the command resumes the run against an emulated
+API; at last the whole run is published and measured once more, in a process of its own. Deduplication is
+compared with pandas and DuckDB, which read the same file, in processes of their own.
+"""
+
+# ruff: noqa: PLC0415 - a process measures what it imports itself
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from benchmarks.workshop import BUCKET, Round, Workshop, machine, workshop
+from emulator import Emulator, Settings
+
+FILE = Path(__file__).with_suffix(".md")
+LEFT = 1000
+"""One job in so many is left to do when the run is resumed."""
+
+_DUPLICATES = 0.12
+_THINGS = ("ceramic mug", "linen shirt", "oak chair", "brass lamp", "wool blanket", "glass vase")
+_PLACES = ("on a wooden table", "by a window", "in a bright studio", "on marble", "in a garden at dusk")
+_STYLES = ("product photo, soft light, 85 mm", "catalog shot, white background", "editorial, film grain")
+_SCHEMA = pa.schema([("id", pa.string()), ("prompt", pa.string()), ("shelf", pa.string())])
+
+
+def write_catalog(path: Path, rows: int) -> None:
+    """A catalog such as a shop has: 12 % of its rows ask for a picture that an earlier one asked for."""
+    rng = random.Random(7)
+    prompts: list[str] = []
+    with pq.ParquetWriter(path, _SCHEMA, compression="zstd") as writer:
+        for first in range(0, rows, 50_000):
+            numbers = range(first, min(rows, first + 50_000))
+            chosen = []
+            for number in numbers:
+                if prompts and rng.random() < _DUPLICATES:
+                    chosen.append(rng.choice(prompts))
+                    continue
+                thing, place, style = rng.choice(_THINGS), rng.choice(_PLACES), rng.choice(_STYLES)
+                prompts.append(f"{thing} no. {number}, {place}, {style}")
+                chosen.append(prompts[-1])
+            shelves = [("spring", "summer", "autumn")[number % 3] for number in numbers]
+            names = [f"sku-{number:07}" for number in numbers]
+            writer.write_table(pa.table([names, chosen, shelves], schema=_SCHEMA))
+
+
+def settings_of(catalog: str, name: str, base_url: str, endpoint_url: str) -> Any:  # noqa: ANN401
+    """The settings of the run that ``Round.start`` resumes."""
+    from tasks.settings import ExecutionSettings, PictureSettings, RunSettings
+
+    return RunSettings(
+        run_id=name,
+        catalog=catalog,
+        api={"provider": "together", "base_url": base_url},
+        output={"uri": f"s3://{BUCKET}/{name}", "s3_endpoint_url": endpoint_url},
+        picture=PictureSettings(width=256, height=256),
+        execution=ExecutionSettings(store="sqlite"),
+    )
+
+
+def timed(action: Callable[[], Any]) -> tuple[Any, float, float]:
+    """What it returns, and the seconds and CPU seconds it took."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    found = action()
+    return found, time.perf_counter() - wall, time.process_time() - cpu
+
+
+def plan(*place: str) -> dict[str, float]:
+    """Plan a run: read, check, key, deduplicate, enqueue, upload the plan."""
+    import tasks.measure  # noqa: F401 - the flow has loaded it, pandas included
+    from tasks.prepare import plan_run, prepare
+    from tasks.session import open_session
+
+    settings = settings_of(*place)
+    with open_session(settings) as session:
+        before = peak_mb()
+        counts, wall, cpu = timed(lambda: plan_run(session))
+        _, prepare_s, _ = timed(lambda: prepare.fn(settings))  # what it does beside planning
+    return {"unique": counts.unique, "wall": wall, "cpu": cpu, "prepare": prepare_s, "before": before}
+
+
+def publish(*place: str) -> dict[str, float]:
+    """Publish and measure a run that has been worked off."""
+    from tasks.measure import measure
+    from tasks.publish import publish as publish_run
+    from tasks.session import open_session
+
+    settings = settings_of(*place)
+    with open_session(settings) as session:
+        record = session.folder.read_record()
+        assert record is not None
+        counts = record[1]
+        before = peak_mb()
+        changes, publish_s, cpu = timed(lambda: publish_run.fn(settings))
+        summary, measure_s, more = timed(lambda: measure.fn(settings, counts, changes, 1.0))
+        assert summary.done == counts.unique
+    return {"publish": publish_s, "measure": measure_s, "cpu": cpu + more, "before": before}
+
+
+def by_pandas(catalog: str) -> int:
+    """Unique prompts, by pandas."""
+    import pandas as pd
+
+    return len(pd.read_parquet(catalog, columns=["id", "prompt"]).drop_duplicates("prompt"))
+
+
+def by_duckdb(catalog: str) -> int:
+    """Unique prompts, by DuckDB, with the id of each."""
+    import duckdb
+
+    found = duckdb.sql(f"SELECT prompt, any_value(id) AS id FROM '{catalog}' GROUP BY prompt").arrow()
+    return len(found.read_all() if hasattr(found, "read_all") else found)
+
+
+def by_imagemill(catalog: str) -> int:
+    """Unique jobs, by the planner: all of the plan but its files and its store."""
+    from blocks.apis import Together
+    from tasks.catalog import open_catalog
+    from tasks.plan import Planner
+    from tasks.settings import CatalogSettings, PictureSettings
+
+    planner = Planner(Together(api_key="benchmark"), PictureSettings())
+    for _ in planner.plan(open_catalog(CatalogSettings(path=catalog))):
+        pass
+    return planner.counts.unique
+
+
+def deduplicate(who: str, catalog: str) -> dict[str, float]:
+    """Seconds and unique rows of one of the contenders; its imports are not counted."""
+    import pandas as pd
+
+    import tasks.plan  # noqa: F401
+
+    contender = {"pandas": by_pandas, "duckdb": by_duckdb, "imagemill": by_imagemill}[who]
+    pd.DataFrame({"a": ["b"]}).drop_duplicates()
+    before = peak_mb()
+    unique, wall, cpu = timed(lambda: contender(catalog))
+    return {"unique": unique, "wall": wall, "cpu": cpu, "before": before}
+
+
+def peak_mb() -> float:
+    """This process's peak memory so far; the kernel's other figure counts the parent's too."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0]) / 1024
+
+
+def child(*arguments: str, **environment: str) -> dict[str, float]:
+    """Measure something in a process of its own."""
+    command = [sys.executable, "-m", "benchmarks.growth", "--one", *arguments]
+    output = subprocess.run(
+        command, check=True, stdout=subprocess.PIPE, env={**os.environ, **environment}
+    ).stdout
+    found: dict[str, float] = json.loads(output.splitlines()[-1])
+    return found
+
+
+def nearly_finish(run: Round) -> None:
+    """Mark all but one job in a thousand as done; in the store, and in the log, as a run would have."""
+    folder = run.home / "runs" / run.name
+    database = sqlite3.connect(folder / "jobs.sqlite")
+    database.execute(
+        "UPDATE imagemill_jobs SET status = 'done', attempts = 1, cost_usd = 0.0027, image_bytes = 1400000,"
+        " image = 'images/' || substr(key, 1, 2) || '/' || key || '.png', latency_s = 1 + number % 9 / 10.0,"
+        " started_at = 1.79e9 + number / 50, finished_at = 1.79e9 + number / 50 + 1 WHERE number % ? != 0",
+        (LEFT,),
+    )
+    database.commit()
+    with (folder / "log.jsonl").open("a") as log:
+        for number, row_id, key in database.execute("SELECT number, id, key FROM imagemill_jobs"):
+            if number % LEFT == 0:
+                continue
+            at = time.strftime("%Y-%m-%dT%H:%M:%S.000+00:00", time.gmtime(1.79e9 + number // 50))
+            for event, status, more in (
+                ("sent", "running", ""),
+                ("done", "done", f',"latency_s":0.8,"image":"images/{key[:2]}/{key}.png"'),
+            ):
+                log.write(
+                    f'{{"at":"{at}","event":"{event}","run_id":"{run.name}","job":{number},"id":"{row_id}",'
+                    f'"key":"{key}","status":"{status}","attempt":1,"request_id":null{more}}}\n'
+                )
+    database.close()
+
+
+def fill_bucket(run: Round) -> None:
+    """More images than one answer to a listing holds; none of them of this run."""
+    client = run.workshop.s3.client()
+    names = [f"{run.name}/images/{n % 256:02x}/{n % 256:02x}{n:038x}.png" for n in range(1_100)]
+    with ThreadPoolExecutor(16) as threads:
+        list(threads.map(lambda name: client.put_object(Bucket=BUCKET, Key=name, Body=b"image"), names))
+    client.close()
+
+
+def resume(run: Round) -> dict[str, float]:
+    """Resume the run by the command: seconds from its start to its first request, and to its end."""
+    log = run.home / "runs" / run.name / "log.jsonl"
+    size = log.stat().st_size
+    begun = time.time()
+    process = run.start(store="sqlite")
+    first = 0.0
+    while not first and process.poll() is None:
+        time.sleep(0.02)
+        with log.open("rb") as lines:
+            lines.seek(size)
+            if b'"event":"sent"' in lines.read():
+                first = time.time() - begun
+    out, _ = process.communicate(timeout=900)
+    summary = json.loads(out)
+    assert summary["pending"] == 0
+    return {"first": first, "all": time.time() - begun, "resumed": summary["done"]}
+
+
+def grow(shop: Workshop, emulated: Emulator, rows: int, catalog: Path) -> dict[str, Any]:
+    """All measurements of one catalog."""
+    run = Round(
+        shop, f"grow-{rows}", shop.folder / f"grow-{rows}", str(catalog), emulated, "together", [], {}
+    )
+    run.home.mkdir()
+    place = (str(catalog), run.name, emulated.base_url, shop.s3.endpoint_url)
+    environment = {
+        **shop.s3.environment,
+        "IMAGEMILL_HOME": str(run.home),
+        "PREFECT_API_URL": shop.prefect_url,
+        "TOGETHER_API_KEY": "benchmark",
+    }
+    found: dict[str, Any] = {"plan": child("plan", *place, **environment)}
+    fill_bucket(run)
+    nearly_finish(run)
+    found["resume"] = resume(run)
+    found["publish"] = child("publish", *place, **environment)
+    found["dedupe"] = {who: child("dedupe", who, str(catalog)) for who in ("imagemill", "pandas", "duckdb")}
+    assert len({one["unique"] for one in found["dedupe"].values()}) == 1
+    return found
+
+
+_HEAD = (
+    "| rows | plan s | rows/s | CPU us/row | then prepare s | peak MB (before)"
+    " | resume: first request s | publish s | measure s | peak MB (before) |"
+)
+
+
+def tables(results: dict[int, dict[str, Any]]) -> str:
+    """The results as Markdown."""
+    lines = [
+        f"{machine()}.\n",
+        _HEAD,
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for rows, found in results.items():
+        made, after = found["plan"], found["publish"]
+        lines.append(
+            f"| {rows:,} | {made['wall']:.2f} | {rows / made['wall']:,.0f} | {made['cpu'] / rows * 1e6:.1f}"
+            f" | {made['prepare']:.1f}"
+            f" | {made['peak']:.0f} ({made['before']:.0f}) | {found['resume']['first']:.1f}"
+            f" | {after['publish']:.1f} | {after['measure']:.1f}"
+            f" | {after['peak']:.0f} ({after['before']:.0f}) |"
+        )
+    lines += [
+        "\nDeduplication: seconds, times imagemill's, and memory beyond what the imports took.\n",
+        "| rows | unique | imagemill | pandas `drop_duplicates` | DuckDB `GROUP BY` |",
+        "|---|---|---|---|---|",
+    ]
+    for rows, found in results.items():
+        own = found["dedupe"]["imagemill"]
+        cells = [
+            f"{one['wall']:.2f} s ({one['wall'] / own['wall']:.2f}), {one['cpu']:.2f} s CPU,"
+            f" +{one['peak'] - one['before']:.0f} MB"
+            for one in found["dedupe"].values()
+        ]
+        lines.append(f"| {rows:,} | {own['unique']:,} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Measure, print, and write the tables into growth.md, between its marks."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("rows", nargs="*", type=int, default=[1_000, 10_000, 100_000, 1_000_000])
+    results: dict[int, dict[str, Any]] = {}
+    with workshop() as shop, Emulator(Settings(latency_s=0.05, pictures="fast")) as emulated:
+        for rows in parser.parse_args().rows:
+            catalog = shop.folder / f"catalog-{rows}.parquet"
+            write_catalog(catalog, rows)
+            results[rows] = grow(shop, emulated, rows, catalog)
+            print(rows, json.dumps(results[rows]), file=sys.stderr, flush=True)
+    text = tables(results)
+    print(text)
+    before, _, rest = FILE.read_text().partition("<!-- measured -->")
+    after = rest.partition("<!-- end -->")[2]
+    FILE.write_text(f"{before}<!-- measured -->\n\n{text}\n\n<!-- end -->{after}")
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--one"]:
+        what, *given = sys.argv[2:]
+        figures = {"plan": plan, "publish": publish, "dedupe": deduplicate}[what](*given)
+        print(json.dumps({**figures, "peak": peak_mb()}))
+    else:
+        main()
