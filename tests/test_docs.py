@@ -50,6 +50,7 @@ def test_commands_and_options_exist(page: Path) -> None:
         help_texts[command] = done.stdout
     known = set(re.findall(r"--[a-z0-9-]+", " ".join(help_texts.values())))
     foreign = {"--type", "--all", "--pool", "--cov", "--help", "--port"}
+    foreign |= {"--background", "--from-file", "--param", "--watch", "--resource-id", "--payload"}
     used = set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]+", page.read_text()))
     assert used - foreign <= known
 
