@@ -10,8 +10,10 @@ prefect.yaml.
 
 import os
 import sys
+import time
 from urllib.parse import urlsplit
 
+from prefect.client.orchestration import get_client
 from prefect_aws import AwsClientParameters, AwsCredentials, S3Bucket
 from pydantic import SecretStr
 
@@ -27,29 +29,37 @@ def main(output: str, store: str | None = None) -> None:
     apis = [api.from_environment() for api in PROVIDERS.values() if os.environ.get(api.key_variable)]
     if not apis:
         sys.exit(f"No API key is set: export one of {', '.join(a.key_variable for a in PROVIDERS.values())}.")
-    for api in apis:
-        api.save("main", overwrite=True)
-
     credentials = AwsCredentials(
         aws_access_key_id=_set("AWS_ACCESS_KEY_ID"),
         aws_secret_access_key=SecretStr(_set("AWS_SECRET_ACCESS_KEY")),
         region_name=os.environ.get("AWS_DEFAULT_REGION", "us-east-1"),
         aws_client_parameters=AwsClientParameters(endpoint_url=os.environ.get("AWS_ENDPOINT_URL")),
     )
+
+    _wait_for_the_server()
+    lines = ["catalog: {path: catalog.parquet}"]
     S3Bucket(bucket_name=bucket, credentials=credentials).save("images", overwrite=True)
-
-    print("The blocks are saved. In prefect.yaml, below definitions, job is now:\n")
-    print("  job: &job")
-    print("    catalog: {path: catalog.parquet}")
-    print(f'    output: &output {{uri: "{output}", s3_bucket_block: images}}')
+    lines.append(f'output: &output {{uri: "{output}", s3_bucket_block: images}}')
     for n, api in enumerate(apis):
-        print(f"    {'# or: ' if n else ''}api: &api {{block: {api.get_block_type_slug()}/main}}")
-
+        api.save("main", overwrite=True)
+        lines.append(f"{'# or: ' if n else ''}api: &api {{block: {api.get_block_type_slug()}/main}}")
     if store is not None:
         server = RedisServer if store.startswith("redis") else PostgresServer
         password = os.environ.get("IMAGEMILL_STORE_PASSWORD")
         server(url=store, password=password and SecretStr(password)).save("jobs", overwrite=True)
-        print(f'    execution: {{store: "block:{server.get_block_type_slug()}/jobs"}}')
+        lines.append(f'execution: {{store: "block:{server.get_block_type_slug()}/jobs"}}')
+    print("The blocks are saved. In prefect.yaml, below definitions, write:\n\n  job: &job")
+    print("\n".join(f"    {line}" for line in lines))
+
+
+def _wait_for_the_server(seconds: int = 60) -> None:
+    """A server that has just been started makes its database first."""
+    with get_client(sync_client=True) as client:
+        for _ in range(seconds):
+            if client.api_healthcheck() is None:
+                return
+            time.sleep(1)
+        sys.exit(f"Prefect's server does not answer at {client.api_url}: start it with prefect server start.")
 
 
 def _set(variable: str) -> str:
