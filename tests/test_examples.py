@@ -18,6 +18,7 @@ import yaml
 from prefect.blocks.notifications import CustomWebhookNotificationBlock
 from prefect.client.orchestration import get_client
 
+from blocks.errors import InputError
 from emulator import Emulator
 from flows.build_dashboard import build_dashboard
 from flows.generate_catalog import generate_catalog
@@ -102,13 +103,20 @@ def test_saved_blocks_hold_all_keys(
     assert "# or: api: &api {block: imagemill-fal/main}" in out
     for name in place.s3.environment:
         monkeypatch.delenv(name)
-    assert image_api(ApiSettings(block="imagemill-fal/main")).provider == "fal"
+    fal = image_api(ApiSettings(block="imagemill-fal/main", model="fal-ai/flux/dev"))
+    assert (fal.provider, fal.model) == ("fal", "fal-ai/flux/dev")
+    assert fal.api_key.get_secret_value() == "test-key-fal"
+    with pytest.raises(InputError, match="base_url"):
+        image_api(ApiSettings(block="imagemill-fal/main", base_url="nowhere"))
+    emulated = emulator()
     summary = generate_catalog(
         catalog=catalog(prompt=["a"]),
         output={"uri": place.uri, "s3_bucket_block": "images"},
-        api={"provider": "together", "base_url": emulator().base_url},
+        api={"block": "imagemill-together/main", "base_url": emulated.base_url},
+        picture={"width": 256, "height": 256},
     )
     assert summary.done == 1
+    assert emulated.bill()["images"] == 1
 
 
 @pytest.fixture
