@@ -22,13 +22,18 @@ from flows.refresh_catalog import refresh_catalog
 from imagemill.command import _parser
 from imagemill.options import Parser
 from tests.conftest import Place
-from tests.test_docs import PAGES
+from tests.test_docs import PAGES, ROOT
 
 NOT_RUN = {
     # (page, what the block says): why it is not run here, and who runs it
     ("README.md", "imagemill demo"): "it installs packages; tests/test_demo.py runs the demo",
     ("README.md", "pytest --cov"): "it installs packages and runs this; .ci/run runs it as it stands",
     ("README.md", "prefect worker start"): "a worker stays; tests/test_deployment.py runs one once",
+    ("README.md", "prefect server start"): "it installs packages, and a server stays, as in tests/test_ui.py",
+    ("deploy-it.md", "prefect server start"): "as in README.md",
+    ("deploy-it.md", "prefect worker start"): "as in README.md",
+    ("deploy-it.md", "prefect deployment run"): "it needs a worker; tests/test_deployment.py has one",
+    ("deploy-it.md", "weed mini"): "two servers stay, as in most tests",
 }
 
 STANDS_FOR = {
@@ -37,6 +42,8 @@ STANDS_FOR = {
     "--provider together": "--provider together --base-url {api}",
     'api="together"': 'api={{"provider": "together", "base_url": "{api}"}}',
     "s3://images/products": "{output}",
+    "s3://YOUR-BUCKET/catalog": "{output}",
+    ". .venv/bin/activate": "",
     "RUN_ID": "a-run",
 }
 
@@ -88,6 +95,7 @@ def test_a_block_runs(
 ) -> None:
     emulated = emulator()
     catalog("products.parquet", **PRODUCTS)
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("AWS_ENDPOINT_URL", place.s3.endpoint_url)
     if "RUN_ID" in block.text:
@@ -148,7 +156,8 @@ def test_commands_are_understood(page: Path) -> None:
 
 def _commands(text: str) -> Iterator[list[str]]:
     """The commands of imagemill and prefect in a piece of shell, in words."""
-    text = re.sub(r" …(?=\s|$)", "", text.strip()).replace("…", "place").replace("\\\n", " ")
+    text = re.sub(r"\b(run|estimate) …", r"\1 CATALOG", text.strip()).removesuffix(" …")
+    text = text.replace("…", "place").replace("\\\n", " ")
     for line in text.splitlines():
         lexer = shlex.shlex(line, posix=True, punctuation_chars="&|;")
         lexer.whitespace_split = True

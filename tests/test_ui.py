@@ -176,13 +176,20 @@ def ui(browser: playwright.Browser, office: Office) -> Iterator[Ui]:
     context.close()
 
 
+def test_the_deployments_and_their_schedules_are_listed(office: Office, ui: Ui) -> None:
+    ui.page.goto(f"{office.prefect.url}/deployments")
+    for seen in ("refresh-catalog", "At 02:30 AM", "build-dashboard", "At 10 minutes past the hour"):
+        ui.sees(seen)
+    ui.shoot("deployments")
+
+
 def test_a_run_is_started_from_the_form_and_watched_to_its_report(office: Office, ui: Ui) -> None:
     office.set_latency(0.4)
     ui.open_form("generate-catalog/on-demand")
     ui.fill("Path", office.catalog("autumn", 200))
+    ui.shoot("form")
     ui.fill("Width", "0")
     ui.fill("Run ID", "autumn", "str")
-    ui.shoot("form")
     ui.press("Submit")
     ui.sees("Validation failed for field 'picture.width'")
     ui.shoot("refused")
@@ -264,18 +271,18 @@ def test_a_run_that_waits_for_approval_goes_on_when_it_is_resumed_in_the_ui(offi
     paid_before = office.emulated.bill()["images"]
     flow_run_id = office.start(
         "generate-catalog/on-demand",
-        catalog={"path": office.catalog("dear", 5)},
-        limits={"approve_above_usd": 0.0001},
+        catalog={"path": office.catalog("dear", 200)},
+        limits={"approve_above_usd": 0.5},
     )
     office.wait_for(flow_run_id, "Paused")
     assert office.emulated.bill()["images"] == paid_before
     ui.open_run(flow_run_id)
     ui.press("Resume")
-    ui.sees("5 images for about $")
+    ui.sees("200 images for about $0.60")
     ui.shoot("approval")
     ui.press("Submit")
     office.wait_for(flow_run_id, "Completed", "Failed")
-    assert office.emulated.bill()["images"] == paid_before + 5
+    assert office.emulated.bill()["images"] == paid_before + 200
 
 
 def test_a_run_that_fails_says_why(office: Office, ui: Ui) -> None:
