@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -139,12 +140,10 @@ def _run_in_shell(text: str, prefect_server: str) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_commands_are_understood(page: Path) -> None:
     """All of them, those in a sentence or in a block that is not run too: by the parsers of the commands."""
-    inline = re.findall(r"`((?:imagemill|prefect) [^`]+)`", page.read_text())
-    blocks = [block.text for block in BLOCKS if block.page == page.name and block.language == "sh"]
-    for text in [*inline, *blocks]:
+    for text in _shell_on(page):
         for program, *words in _commands(text):
             if program == "prefect":
-                usage, options = _prefect_usage(tuple(words))
+                usage, options = _prefect_usage(words)
                 if usage[-1:] == [
                     "COMMAND"
                 ]:  # "prefect deploy" is one by itself, too; an unknown word is none
@@ -152,6 +151,11 @@ def test_commands_are_understood(page: Path) -> None:
                 assert {word for word in words if word.startswith("--")} <= options, words
             elif words[:1] != ["emulator"]:
                 _parsed(words)
+
+
+def _shell_on(page: Path) -> list[str]:
+    inline = re.findall(r"`((?:imagemill|prefect) [^`]+)`", page.read_text())
+    return [*inline, *[block.text for block in BLOCKS if block.page == page.name and block.language == "sh"]]
 
 
 def _commands(text: str) -> Iterator[list[str]]:
@@ -180,15 +184,40 @@ def _parsed(words: list[str]) -> None:
     assert not code, words
 
 
-@cache
-def _prefect_usage(words: tuple[str, ...]) -> tuple[list[str], set[str]]:
+def _prefect_usage(words: list[str]) -> tuple[list[str], set[str]]:
     """What prefect's help says of a command: its words, COMMAND after them if others follow; its options."""
-    shown = subprocess.run(
-        [sys.executable, "-m", "prefect", *words, "--help"],
-        env={**os.environ, "COLUMNS": "250"}, capture_output=True, text=True, check=True,
-    ).stdout  # fmt: skip
+    shown = _prefect_helps()[shlex.join(words)]
     usage = shown.splitlines()[0].removeprefix("Usage: prefect ").split()
     return usage[: usage.index("[OPTIONS]")], set(re.findall(r"--[a-z][a-z-]+", shown))
+
+
+@cache
+def _prefect_helps() -> dict[str, str]:
+    """The help of each of prefect's commands on the pages, by the command; one process for all."""
+    texts = [text for page in PAGES for text in _shell_on(page)]
+    commands = [
+        shlex.join(words) for text in texts for program, *words in _commands(text) if program == "prefect"
+    ]
+    shown = subprocess.run(
+        [sys.executable, "-c", _SHOW_HELPS, *commands],
+        env={**os.environ, "COLUMNS": "250"}, capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
+    helps: dict[str, str] = json.loads(shown)
+    return helps
+
+
+_SHOW_HELPS = """
+import contextlib, io, json, shlex, sys
+from prefect.cli import app
+
+helps = {}
+for command in sys.argv[1:]:
+    sys.argv = ["prefect", *shlex.split(command), "--help"]
+    with contextlib.redirect_stdout(io.StringIO()) as shown, contextlib.suppress(SystemExit):
+        app()
+    helps[command] = shown.getvalue()
+print(json.dumps(helps))
+"""
 
 
 @pytest.mark.usefixtures("prefect_server")
