@@ -212,9 +212,7 @@ def _recorded(arguments: argparse.Namespace) -> dict[str, Any]:
 
     settings = resumed_arguments(arguments.run_id)
     for group in ("limits", "execution"):
-        told = settings_of(arguments, group)
-        changed = {name: getattr(told, name) for name in told.model_fields_set}
-        settings[group] = settings[group].model_copy(update=changed)
+        settings[group] = settings_of(arguments, group, **settings[group].model_dump())
     return settings
 
 
