@@ -7,7 +7,7 @@ from pathlib import Path
 
 from PIL import Image
 
-NAMES = ("deployments", "form", "run", "approval", "cancelled")
+NAMES = ("nightly", "form", "run", "approval", "cancelled")
 DOCS = Path(__file__).parent
 
 
