@@ -159,7 +159,7 @@ def _shell_on(page: Path) -> list[str]:
 
 def _commands(text: str) -> Iterator[list[str]]:
     """The commands of imagemill and prefect in a piece of shell, in words."""
-    text = re.sub(r"\b(run|estimate) …", r"\1 CATALOG", text.strip()).removesuffix(" …")
+    text = re.sub(r"\b(run|estimate|resume|retry-failed) …", r"\1 NAME", text.strip()).removesuffix(" …")
     text = text.replace("…", "place").replace("\\\n", " ")
     for line in text.splitlines():
         lexer = shlex.shlex(line, posix=True, punctuation_chars="&|;")
