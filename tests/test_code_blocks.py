@@ -176,8 +176,9 @@ def _commands(text: str) -> Iterator[list[str]]:
 
 def _parsed(words: list[str]) -> None:
     code = None
+    named = [*words, "--help"] if len(words) == 1 else words  # a sentence may name a command alone
     try:
-        _parser(Parser).parse_args(words)
+        _parser(Parser).parse_args(named)
     except SystemExit as exit_:  # as --help ends, and what is refused
         code = exit_.code
     assert not code, words
