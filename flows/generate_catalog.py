@@ -7,8 +7,10 @@ import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import cast
+from uuid import UUID
 
 from prefect import flow, get_run_logger, unmapped
+from prefect.client.orchestration import get_client
 from prefect.exceptions import TerminationSignal
 from prefect.runtime import flow_run
 from prefect.states import Completed
@@ -162,5 +164,7 @@ def _conclude(session: Session, counts: PlanCounts, begun: float, *, retire: boo
 
 def default_run_id() -> str:
     """A run id that a retry of the same flow run finds again, and so resumes."""
-    started = flow_run.get_scheduled_start_time() or datetime.now(UTC)
+    with get_client(sync_client=True) as client:
+        # Its first start; the time it is scheduled for moves with each retry.
+        started = client.read_flow_run(UUID(flow_run.get_id())).start_time or datetime.now(UTC)
     return f"{started:%Y%m%d-%H%M%S}-{str(flow_run.get_id())[-6:]}"

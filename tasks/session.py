@@ -148,7 +148,7 @@ def image_api(settings: ApiSettings, *, needs_key: bool = True) -> ImageApi:
             raise InputError(f"There is no saved block {settings.block!r}: {error}") from error
         if not isinstance(block, ImageApi):
             raise InputError(f"The block {settings.block!r} is not an image API.")
-        return block
+        return _as_said(block, settings)
     api = PROVIDERS.get(settings.provider)
     if api is None:
         raise InputError(
@@ -161,6 +161,16 @@ def image_api(settings: ApiSettings, *, needs_key: bool = True) -> ImageApi:
     }
     try:
         return api.from_environment(**given) if needs_key else api(api_key="none", **given)
+    except ValidationError as error:
+        raise input_error(error) from error
+
+
+def _as_said(block: ImageApi, settings: ApiSettings) -> ImageApi:
+    """The block, but for the address and the model that the settings name beside it."""
+    said = {"base_url": settings.base_url, "model": settings.model}
+    held = {name: getattr(block, name) for name in type(block).model_fields}
+    try:
+        return type(block)(**held | {name: value for name, value in said.items() if value is not None})
     except ValidationError as error:
         raise input_error(error) from error
 

@@ -78,7 +78,8 @@ class ApiSettings(_Settings):
     block: str | None = Field(
         default=None,
         description="A saved image API block, as TYPE/NAME (imagemill-together/main): it holds key, address"
-        " and model. Without one the key comes from the vendor's usual environment variable.",
+        " and model; an address or a model given here wins. Without a block the key comes from the vendor's"
+        " usual environment variable.",
     )
     base_url: str | None = Field(
         default=None,

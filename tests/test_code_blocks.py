@@ -23,13 +23,18 @@ from flows.refresh_catalog import refresh_catalog
 from imagemill.command import _parser
 from imagemill.options import Parser
 from tests.conftest import Place
-from tests.test_docs import PAGES
+from tests.test_docs import PAGES, ROOT
 
 NOT_RUN = {
     # (page, what the block says): why it is not run here, and who runs it
     ("README.md", "imagemill demo"): "it installs packages; tests/test_demo.py runs the demo",
     ("README.md", "pytest --cov"): "it installs packages and runs this; .ci/run runs it as it stands",
     ("README.md", "prefect worker start"): "a worker stays; tests/test_deployment.py runs one once",
+    ("README.md", "prefect server start"): "it installs packages, and a server stays, as in tests/test_ui.py",
+    ("deploy-it.md", "prefect server start"): "as in README.md",
+    ("deploy-it.md", "prefect worker start"): "as in README.md",
+    ("deploy-it.md", "prefect deployment run"): "it needs a worker; tests/test_deployment.py has one",
+    ("deploy-it.md", "weed mini"): "two servers stay, as in most tests",
     ("scale-out.md", "--task-runner dask"): "it needs a cluster; tests/test_dask.py has one",
 }
 
@@ -39,6 +44,8 @@ STANDS_FOR = {
     "--provider together": "--provider together --base-url {api}",
     'api="together"': 'api={{"provider": "together", "base_url": "{api}"}}',
     "s3://images/products": "{output}",
+    "s3://YOUR-BUCKET/catalog": "{output}",
+    ". .venv/bin/activate": "",
     "RUN_ID": "a-run",
 }
 
@@ -90,6 +97,7 @@ def test_a_block_runs(
 ) -> None:
     emulated = emulator()
     catalog("products.parquet", **PRODUCTS)
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("AWS_ENDPOINT_URL", place.s3.endpoint_url)
     if "RUN_ID" in block.text:
