@@ -7,8 +7,10 @@ import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import cast
+from uuid import UUID
 
 from prefect import flow, get_run_logger, unmapped
+from prefect.client.orchestration import get_client
 from prefect.exceptions import TerminationSignal
 from prefect.runtime import flow_run
 from prefect.states import Completed
@@ -17,6 +19,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from blocks.errors import StoreUnavailableError
 from tasks.approval import ask_approval
 from tasks.artifacts import shown_in_prefect
+from tasks.cluster import check_cluster, run_on_cluster
 from tasks.engine.engine import StopKind
 from tasks.generate import generate_shard
 from tasks.limits import write_limit
@@ -94,6 +97,7 @@ def run(
     are what :func:`tasks.publish.publish` makes of them.
     """
     begun = time.monotonic()
+    check_cluster(settings.execution)
     with (
         open_session(settings) as session,
         shown_in_prefect(session) as shown,
@@ -105,15 +109,19 @@ def run(
         threshold = settings.limits.approve_above_usd
         if threshold is not None and prepared.cost_usd > threshold:
             ask_approval(prepared.images, prepared.cost_usd, threshold)
-        # A runner of this run's own size: the flow's one is fixed before its parameters are known.
-        workers = settings.execution.workers
+        shards = {"settings": unmapped(settings), "shard": prepared.shards}
         try:
-            with (
-                ThreadPoolTaskRunner(max_workers=workers) as runner,  # type: ignore[var-annotated]
-                stopped_with_the_flow(session),
-            ):
-                shards = {"settings": unmapped(settings), "shard": prepared.shards}
-                runner.map(generate_shard, shards).result()
+            if settings.execution.task_runner == "dask":
+                with stopped_with_the_flow(session):
+                    run_on_cluster(session, generate_shard, shards)
+            else:
+                # A runner of this run's own size: the flow's one is fixed before its parameters are known.
+                workers = settings.execution.workers
+                with (
+                    ThreadPoolTaskRunner(max_workers=workers) as runner,  # type: ignore[var-annotated]
+                    stopped_with_the_flow(session),
+                ):
+                    runner.map(generate_shard, shards).result()
         except (TerminationSignal, KeyboardInterrupt):  # cancelled in the UI, or the worker was stopped
             shown.conclude(count(session, prepared.counts, time.monotonic() - begun))
             raise
@@ -156,5 +164,7 @@ def _conclude(session: Session, counts: PlanCounts, begun: float, *, retire: boo
 
 def default_run_id() -> str:
     """A run id that a retry of the same flow run finds again, and so resumes."""
-    started = flow_run.get_scheduled_start_time() or datetime.now(UTC)
+    with get_client(sync_client=True) as client:
+        # Its first start; the time it is scheduled for moves with each retry.
+        started = client.read_flow_run(UUID(flow_run.get_id())).start_time or datetime.now(UTC)
     return f"{started:%Y%m%d-%H%M%S}-{str(flow_run.get_id())[-6:]}"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
@@ -19,8 +18,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; its exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     if given[:1] == ["emulator"]:
-        # The emulator is a program of its own, which nothing here imports.
-        return subprocess.call([sys.executable, "-m", "emulator", *given[1:]])  # noqa: S603
+        # The emulator is a program of its own, which nothing here imports: this process becomes it.
+        os.execv(sys.executable, [sys.executable, "-m", "emulator", *given[1:]])  # noqa: S606
     _prepare_prefect()
     from imagemill.options import Parser
 
@@ -213,9 +212,7 @@ def _recorded(arguments: argparse.Namespace) -> dict[str, Any]:
 
     settings = resumed_arguments(arguments.run_id)
     for group in ("limits", "execution"):
-        told = settings_of(arguments, group)
-        changed = {name: getattr(told, name) for name in told.model_fields_set}
-        settings[group] = settings[group].model_copy(update=changed)
+        settings[group] = settings_of(arguments, group, **settings[group].model_dump())
     return settings
 
 

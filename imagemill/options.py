@@ -48,6 +48,8 @@ OPTIONS: tuple[tuple[str, str, str, str], ...] = (
     ("--run-id", "ID", "execution", "run_id"),
     ("--shard-size", "N", "execution", "shard_size"),
     ("--workers", "N", "execution", "workers"),
+    ("--task-runner", "threads|dask", "execution", "task_runner"),
+    ("--scheduler", "ADDRESS", "execution", "scheduler"),
     ("--column", "NAME=COLUMN", "catalog", "columns"),
     ("--limit", "ROWS", "catalog", "limit"),
     ("--width", "N", "picture", "width"),
@@ -83,6 +85,8 @@ RESUME_OPTIONS = (
     "--outage-share",
     "--outage-timeout",
     "--store",
+    "--task-runner",
+    "--scheduler",
 )
 """What a resume may be told anew."""
 

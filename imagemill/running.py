@@ -27,6 +27,7 @@ from imagemill.terminal import (
     show_summary,
     stderr,
 )
+from tasks.cluster import check_cluster
 from tasks.dashboard import DashboardSummary
 from tasks.engine.engine import StopKind
 from tasks.run_folder import RunFolder
@@ -94,6 +95,7 @@ def check(settings: dict[str, Any]) -> None:
         catalog_of(settings["catalog"], settings["output"])
     image_api(settings["api"])
     open_bucket(settings["output"]).close()
+    check_cluster(settings["execution"])
 
 
 def resumed_arguments(run_id: str) -> dict[str, Any]:

@@ -64,6 +64,7 @@ def _emit(regression: Regression, dashboard: str, report: str) -> None:
         },
         payload={
             **orjson.loads(regression.model_dump_json()),
+            "in_words": regression.in_words,
             "report": report,
             "dashboard": dashboard,
         },

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from blocks.stores import Shard
+from tasks.member import work_off
 from tasks.session import open_session
 from tasks.settings import RunSettings
 from tasks.verb import verb
@@ -11,5 +12,8 @@ from tasks.verb import verb
 @verb("generate-shard", "jobs {shard.first} to {shard.last}")
 def generate_shard(settings: RunSettings, shard: Shard) -> None:
     """Work off the unfinished jobs of a shard. A failed job never fails the shard."""
+    if settings.execution.task_runner == "dask":
+        work_off(settings, shard)
+        return
     with open_session(settings) as session, session.recorder.telemetry.shard(*shard):
         session.wait(session.engine.run_shard, *shard)

@@ -160,10 +160,10 @@ def read_pace(session: Session) -> Pace:
             except orjson.JSONDecodeError:
                 continue  # a line that a kill cut short
             if event["event"] == "pace":
-                rows.append(event)
+                rows.append({"worker": "", **event})
             elif event["event"] == "attempt_failed":
                 errors[event["error_class"]] += 1
-    columns = ["at", "requests", "rate_limited", "retries", "concurrency", "in_flight"]
+    columns = ["at", "worker", "requests", "rate_limited", "retries", "concurrency", "in_flight"]
     seconds = pd.DataFrame(rows, columns=columns)
     seconds["at"] = pd.to_datetime(seconds["at"], utc=True)
     return Pace(seconds, errors)
@@ -207,7 +207,8 @@ def metrics_table(jobs: pd.DataFrame, pace: Pace, saved: pd.DataFrame) -> pa.Tab
             "requests": by_second["requests"].sum(),
             "rate_limited": by_second["rate_limited"].sum(),
             "retries": by_second["retries"].sum(),
-            "concurrency": by_second["concurrency"].max(),
+            # Where several processes worked, the account saw the sum.
+            "concurrency": seconds.groupby(["bucket", "worker"])["concurrency"].max().groupby("bucket").sum(),
             "duplicates_saved": by_done["duplicates"].sum(),
             "saved_usd": by_done["saved_usd"].sum(),
         }

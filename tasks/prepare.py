@@ -14,6 +14,7 @@ from blocks.errors import InputError
 from blocks.jobs import INPUT_FIELDS, Job, NewJobs
 from blocks.stores import Shard, shards
 from tasks.aftermath import LastLine, catch_up, last_lines, was_unanswered
+from tasks.log_parts import gather_parts
 from tasks.plan import Planner, planned_jobs, write_plan
 from tasks.run_folder import PlanCounts
 from tasks.session import Session, catalog_of, open_session
@@ -44,8 +45,9 @@ def prepare(settings: RunSettings) -> Prepared:
     with open_session(settings) as session:
         counts = plan_run(session)
         session.folder.forget_summary()
-        _upload_unsaved(session)
-        unfinished = _find_images(session)
+        gather_parts(session.bucket, session.folder)
+        upload_unsaved(session)
+        unfinished = find_images(session, session.wait(session.store.unfinished_numbers))
         totals = session.wait(session.store.totals)
         session.recorder.begin(
             unique=counts.unique, done=totals.done, failed=totals.failed, cost_usd=totals.cost_usd
@@ -128,7 +130,7 @@ def _restore_jobs(session: Session, known: RunSettings) -> None:
     session.wait(session.store.mark_planned)
 
 
-def _upload_unsaved(session: Session) -> None:
+def upload_unsaved(session: Session) -> None:
     """Bring images to the bucket that were paid for while it was away."""
     for image in session.folder.unsaved.glob("*.*"):
         extension = image.suffix[1:]
@@ -136,15 +138,16 @@ def _upload_unsaved(session: Session) -> None:
         image.unlink()
 
 
-def _find_images(session: Session) -> Sequence[int]:
-    """Find out what became of each unfinished job: made by an earlier run, or just before a crash, or lost.
+def find_images(session: Session, numbers: Sequence[int]) -> Sequence[int]:
+    """Find out what became of each of these unfinished jobs.
+
+    It was made by an earlier run, or just before a crash, or lost.
 
     An image in the bucket makes it done. A request that was in flight when a process died, with nothing to
     ask about, is counted as unanswered: it will be sent again, and a synchronous API may charge both.
     Returns the numbers of the jobs that are unfinished then.
     """
     store = session.store
-    numbers = session.wait(store.unfinished_numbers)
     images = session.bucket.images(job.key for jobs in _batches(session, numbers) for job in jobs)
     lines = last_lines(session.folder.log, numbers)
     if not images and not lines and not session.wait(store.totals).attempts:

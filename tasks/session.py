@@ -22,18 +22,22 @@ from pydantic import ValidationError
 
 from blocks.apis import PROVIDERS, ImageApi
 from blocks.bucket import ImageBucket
-from blocks.errors import InputError
-from blocks.stores import JobStore, open_store
+from blocks.errors import InputError, StoreUnavailableError
+from blocks.stores import Board, JobStore, open_store
 from blocks.stores.servers import StoreServer
 from tasks.catalog import CatalogFiles, open_catalog
+from tasks.crew import Crew, member_name
 from tasks.engine.breaker import Breaker
 from tasks.engine.cost import CostLimit
 from tasks.engine.engine import Engine, StopKind
 from tasks.engine.job_log import JobLog
+from tasks.engine.leased_rate import LeasedRate
 from tasks.engine.pacer import CEILING, Limit, Pacer
 from tasks.engine.recorder import Recorder
 from tasks.engine.telemetry import Telemetry
+from tasks.global_limit import leased_rate
 from tasks.limits import read_limit
+from tasks.log_parts import LogPart
 from tasks.run_folder import RunFolder
 from tasks.settings import (
     ApiSettings,
@@ -61,6 +65,8 @@ class Session:
     pacer: Pacer
     engine: Engine
     portal: BlockingPortal
+    crew: Crew | None = None
+    part: LogPart | None = None
 
     def wait(self, function: Callable[..., Awaitable[T]], *arguments: object) -> T:
         """Run a coroutine function on the run's event loop and wait for it."""
@@ -79,8 +85,10 @@ _lock = threading.Lock()
 
 
 @contextmanager
-def open_session(settings: RunSettings) -> Iterator[Session]:
+def open_session(settings: RunSettings, *, member: bool = False) -> Iterator[Session]:
     """The run's session in this process; opened by the first to ask, closed by the last to leave.
+
+    A ``member`` works on a run that another process leads.
 
     Raises:
         InputError: something the settings name cannot be used; says what.
@@ -88,7 +96,7 @@ def open_session(settings: RunSettings) -> Iterator[Session]:
     with _lock:
         shared = _sessions.get(settings.run_id)
         if shared is None:
-            shared = _open(settings)
+            shared = _open(settings, member=member)
             _sessions[settings.run_id] = shared
         shared.users += 1
     try:
@@ -140,7 +148,7 @@ def image_api(settings: ApiSettings, *, needs_key: bool = True) -> ImageApi:
             raise InputError(f"There is no saved block {settings.block!r}: {error}") from error
         if not isinstance(block, ImageApi):
             raise InputError(f"The block {settings.block!r} is not an image API.")
-        return block
+        return _as_said(block, settings)
     api = PROVIDERS.get(settings.provider)
     if api is None:
         raise InputError(
@@ -153,6 +161,16 @@ def image_api(settings: ApiSettings, *, needs_key: bool = True) -> ImageApi:
     }
     try:
         return api.from_environment(**given) if needs_key else api(api_key="none", **given)
+    except ValidationError as error:
+        raise input_error(error) from error
+
+
+def _as_said(block: ImageApi, settings: ApiSettings) -> ImageApi:
+    """The block, but for the address and the model that the settings name beside it."""
+    said = {"base_url": settings.base_url, "model": settings.model}
+    held = {name: getattr(block, name) for name in type(block).model_fields}
+    try:
+        return type(block)(**held | {name: value for name, value in said.items() if value is not None})
     except ValidationError as error:
         raise input_error(error) from error
 
@@ -201,23 +219,29 @@ def open_bucket(output: OutputSettings) -> ImageBucket:
     return bucket
 
 
-def _open(settings: RunSettings) -> _Shared:
+def _open(settings: RunSettings, *, member: bool) -> _Shared:
     with ExitStack() as stack:
         api = image_api(settings.api)
         bucket = open_bucket(settings.output)
         stack.callback(bucket.close)
         folder = RunFolder(settings.run_id)
-        folder.fetch(bucket)
-        record = folder.read_record()
-        rows = record[1].rows if record else catalog_of(settings.catalog, settings.output).rows
+        rows = 0
+        if not member:
+            folder.fetch(bucket)
+            record = folder.read_record()
+            rows = record[1].rows if record else catalog_of(settings.catalog, settings.output).rows
         folder.create()
         named = store_of(settings.execution)
-        store = open_store(named, rows=rows, run_id=settings.run_id, folder=folder.path)
+        store = open_store(named, rows=rows, run_id=settings.run_id, folder=folder.path, join=member)
+        on_dask = settings.execution.task_runner == "dask"
+        if on_dask and not isinstance(store, Board):
+            raise InputError("A run on Dask needs a job store in Postgres or Redis.")
         known = read_limit(api) if settings.limits.concurrency == "auto" else None
+        per_minute = settings.limits.max_images_per_minute
+        leased = leased_rate(api, per_minute) if member and per_minute else None
         portal = stack.enter_context(start_blocking_portal(name="imagemill-engine"))
-        session = stack.enter_context(
-            portal.wrap_async_context_manager(_running(settings, folder, api, bucket, store, known, portal))
-        )
+        running = _running(settings, folder, api, bucket, store, known, portal, leased, member=member)
+        session = stack.enter_context(portal.wrap_async_context_manager(running))
         return _Shared(session, stack.pop_all())
 
 
@@ -230,6 +254,9 @@ async def _running(
     store: JobStore,
     known: Limit | None,
     portal: BlockingPortal,
+    leased: LeasedRate | None,
+    *,
+    member: bool,
 ) -> AsyncIterator[Session]:
     limits = settings.limits
     fixed = limits.concurrency if isinstance(limits.concurrency, int) else None
@@ -243,12 +270,19 @@ async def _running(
             )
         )
         await stack.enter_async_context(store)
-        pacer = Pacer(fixed, limits.max_images_per_minute, known=known)
+        pacer = Pacer(fixed, limits.max_images_per_minute, known=known, leased=leased)
         telemetry = Telemetry(settings.run_id, settings.api.provider, api.model)
-        recorder = Recorder(settings.run_id, JobLog(settings.run_id, folder.log), pacer, telemetry)
+        name = member_name()
+        log = folder.path / f"log-{name}.jsonl" if member else folder.log
+        job_log = JobLog(settings.run_id, log, worker=name if member else None)
+        recorder = Recorder(settings.run_id, job_log, pacer, telemetry)
         stack.callback(recorder.close)
-        before = await store.totals()
-        cost = CostLimit(limits.max_cost_usd, before.cost_usd, before.unanswered_usd)
+        if member and isinstance(store, Board):
+            cost = CostLimit(limits.max_cost_usd, set_aside=_set_aside(store, limits.max_cost_usd))
+            stack.push_async_callback(cost.give_back)
+        else:
+            before = await store.totals()
+            cost = CostLimit(limits.max_cost_usd, before.cost_usd, before.unanswered_usd)
         engine = Engine(
             api=api,
             http=http,
@@ -260,8 +294,32 @@ async def _running(
             recorder=recorder,
             unsaved=folder.unsaved,
         )
+        crew = None
+        if isinstance(store, Board) and settings.execution.task_runner == "dask":
+            crew = Crew(store, name, leads=not member, engine=engine, recorder=recorder, rate=leased)
+            await crew.join()
+            stack.push_async_callback(crew.leave)
         watch = await stack.enter_async_context(anyio.create_task_group())
         watch.start_soon(recorder.keep_time)
         watch.start_soon(engine.abandon_when_interrupted)
+        if crew is not None:
+            watch.start_soon(crew.keep_touch, pacer.look_again)
+        if leased is not None:
+            watch.start_soon(_keep_leasing, leased, engine, pacer)
         stack.callback(watch.cancel_scope.cancel)
-        yield Session(settings, folder, api, bucket, store, recorder, cost, pacer, engine, portal)
+        part = LogPart(bucket, settings.run_id, name, log) if member else None
+        yield Session(settings, folder, api, bucket, store, recorder, cost, pacer, engine, portal, crew, part)
+
+
+async def _keep_leasing(rate: LeasedRate, engine: Engine, pacer: Pacer) -> None:
+    try:
+        await rate.keep(pacer.look_again)
+    except StoreUnavailableError as error:
+        engine.stop(StopKind.UNAVAILABLE, str(error))
+
+
+def _set_aside(board: Board, limit_usd: float | None) -> Callable[[float], Awaitable[bool]]:
+    async def set_aside(usd: float) -> bool:
+        return await board.commit_usd(usd, limit_usd or 0.0)
+
+    return set_aside

@@ -78,7 +78,8 @@ class ApiSettings(_Settings):
     block: str | None = Field(
         default=None,
         description="A saved image API block, as TYPE/NAME (imagemill-together/main): it holds key, address"
-        " and model. Without one the key comes from the vendor's usual environment variable.",
+        " and model; an address or a model given here wins. Without a block the key comes from the vendor's"
+        " usual environment variable.",
     )
     base_url: str | None = Field(
         default=None,
@@ -207,6 +208,29 @@ class ExecutionSettings(_Settings):
         description="Jobs in one task run; 1 shows each image in the UI.",
     )
     workers: int = Field(default=4, ge=1, le=64, description="Shards that are worked on at once.")
+    task_runner: Literal["threads", "dask"] = Field(
+        default="threads",
+        description="Where shards are worked on: threads of this process, or the workers of a Dask cluster,"
+        " which needs a job store in Postgres or Redis.",
+    )
+    scheduler: str | None = Field(
+        default=None,
+        description="The address of the Dask cluster's scheduler.",
+        examples=["tcp://scheduler.example.com:8786"],
+    )
+
+    @model_validator(mode="after")
+    def _fit_for_dask(self) -> ExecutionSettings:
+        if self.task_runner != "dask":
+            return self
+        if not self.scheduler:
+            raise ValueError("a run on Dask needs its scheduler's address, such as tcp://HOST:8786")
+        if (self.store or "memory").partition(":")[0] in {"memory", "sqlite"}:
+            raise ValueError(
+                "a run on Dask needs a job store that all machines reach: postgresql://…, redis://… or a"
+                " block of one"
+            )
+        return self
 
     @field_validator("store")
     @classmethod

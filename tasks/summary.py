@@ -15,7 +15,7 @@ class RunSummary(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    run_id: str
+    run_id: str = Field(description="What a resume and imagemill runs call it.")
     rows: int = Field(description="Rows read from the catalog.")
     rejected: int = Field(description="Rows that never became jobs; rejected.parquet says why.")
     unique: int = Field(description="Jobs: different pictures asked for.")
@@ -27,9 +27,11 @@ class RunSummary(BaseModel):
     reused: int = Field(description="Images found in the bucket.")
     images_per_minute: float = Field(description="Generated images over the time that took.")
     error_rate: float = Field(description="Failed jobs over finished jobs, from 0 to 1.")
-    p50_latency_s: float | None
-    p95_latency_s: float | None
-    cost_usd: float
+    p50_latency_s: float | None = Field(
+        description="From request to image, without the wait for a slot: half took less."
+    )
+    p95_latency_s: float | None = Field(description="The same: 95 of 100 took less.")
+    cost_usd: float = Field(description="What the run has paid so far, its resumes included.")
     unanswered: int = Field(
         default=0,
         description="Requests that were never answered; a synchronous API may have charged for them.",
@@ -38,17 +40,19 @@ class RunSummary(BaseModel):
     saved_usd: float = Field(description="What duplicates and images found would have cost.")
     requests: int = Field(description="Attempts at an image, retries included.")
     rate_limited: int = Field(description="Attempts answered with a 429.")
-    retries: int
+    retries: int = Field(description="Attempts beyond the first of each job.")
     errors: dict[str, int] = Field(description="Failed attempts by class of error.")
     added: int = Field(default=0, description="Rows that the manifest before did not have.")
     changed: int = Field(default=0, description="Rows that ask for another picture than before.")
     unchanged: int = Field(default=0, description="Rows that ask for the same picture as before.")
     retired: int = Field(default=0, description="Rows of the manifest before that the catalog lacks.")
     pruned: int = Field(default=0, description="Images of retired and changed rows that were deleted.")
-    wall_s: float = Field(description="From the run's first event to its last, pauses between excluded.")
-    manifest: str | None
-    metrics: str | None
-    report: str | None
+    wall_s: float = Field(description="How long this start of the run took: a resume counts anew.")
+    manifest: str | None = Field(
+        description="Where manifest.parquet is; null where the run could not publish."
+    )
+    metrics: str | None = Field(description="Where metrics.parquet is.")
+    report: str | None = Field(description="Where report.html is.")
     stopped: str | None = Field(default=None, description="Why the run stopped before its end.")
 
     def __str__(self) -> str:

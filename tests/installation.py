@@ -65,9 +65,10 @@ _PREFECT = (sys.executable, "-m", "prefect")
 
 
 def run_prefect(*arguments: str, environment: Mapping[str, str], cwd: Path = ROOT) -> str:
-    """Run one prefect command to its end; what it printed."""
+    """Run one prefect command to its end, which may not need to ask anything; what it printed."""
     done = subprocess.run(
-        [*_PREFECT, "--no-prompt", *arguments],
+        [*_PREFECT, "--prompt", *arguments],
+        stdin=subprocess.DEVNULL,
         env=environment,
         cwd=cwd,
         capture_output=True,

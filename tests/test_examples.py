@@ -2,18 +2,33 @@
 
 from __future__ import annotations
 
+import json
 import os
+import queue
 import subprocess
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
+from prefect.blocks.notifications import CustomWebhookNotificationBlock
 from prefect.client.orchestration import get_client
 
+from blocks.errors import InputError
 from emulator import Emulator
+from flows.build_dashboard import build_dashboard
+from flows.generate_catalog import generate_catalog
+from tasks.session import image_api
+from tasks.settings import ApiSettings
 from tests.conftest import Place
+from tests.installation import run_prefect
+from tests.past import run_row
 from tests.test_command import wait_for
+from tests.test_dashboard import put_rows
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -66,7 +81,90 @@ def test_first_run_says_what_cannot_be_used(
     process = example("first_run.py", "nowhere.parquet", place.uri)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 1
-    assert err.strip().endswith("The catalog 'nowhere.parquet' does not exist.")
+    assert "The catalog 'nowhere.parquet' does not exist." in err.splitlines()
+
+
+def test_saved_blocks_hold_all_keys(
+    place: Place,
+    emulator: Callable[..., Emulator],
+    catalog: Callable[..., str],
+    example: Callable[..., subprocess.Popen[str]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    out, err = example("save_blocks.py", place.uri, "postgresql://mill@db.example.com/jobs").communicate()
+    assert yaml.safe_load(out.partition("\n\n")[2]) == {
+        "job": {
+            "catalog": {"path": "catalog.parquet"},
+            "output": {"uri": place.uri, "s3_bucket_block": "images"},
+            "api": {"block": "imagemill-together/main"},
+            "execution": {"store": "block:imagemill-postgres-store/jobs"},
+        }
+    }, err
+    assert "# or: api: &api {block: imagemill-fal/main}" in out
+    for name in place.s3.environment:
+        monkeypatch.delenv(name)
+    fal = image_api(ApiSettings(block="imagemill-fal/main", model="fal-ai/flux/dev"))
+    assert (fal.provider, fal.model) == ("fal", "fal-ai/flux/dev")
+    assert fal.api_key.get_secret_value() == "test-key-fal"
+    with pytest.raises(InputError, match="base_url"):
+        image_api(ApiSettings(block="imagemill-fal/main", base_url="nowhere"))
+    emulated = emulator()
+    summary = generate_catalog(
+        catalog=catalog(prompt=["a"]),
+        output={"uri": place.uri, "s3_bucket_block": "images"},
+        api={"block": "imagemill-together/main", "base_url": emulated.base_url},
+        picture={"width": 256, "height": 256},
+    )
+    assert summary.done == 1
+    assert emulated.bill()["images"] == 1
+
+
+@pytest.fixture
+def letters() -> Iterator[tuple[str, queue.Queue[dict[str, Any]]]]:
+    """The address of somebody who is sent notifications, and what came."""
+    came: queue.Queue[dict[str, Any]] = queue.Queue()
+
+    class Letterbox(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            came.put(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Letterbox) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}/", came
+        server.shutdown()
+        thread.join()
+
+
+def test_a_regression_is_told_to_whom_the_automation_names(
+    prefect_server: str,
+    place: Place,
+    letters: tuple[str, queue.Queue[dict[str, Any]]],
+    tmp_path: Path,
+) -> None:
+    url, came = letters
+    letter = {"subject": "{{subject}}", "body": "{{body}}"}
+    block_id = CustomWebhookNotificationBlock(name="alerts", url=url, json_data=letter).save("alerts")
+    written = (EXAMPLES / "alert_on_regression.yaml").read_text()
+    file = tmp_path / "alert.yaml"
+    file.write_text(written.replace("00000000-0000-0000-0000-000000000000", str(block_id)))
+    environment = {**os.environ, "PREFECT_API_URL": prefect_server}
+    run_prefect("automation", "create", "--from-file", str(file), environment=environment)
+
+    put_rows(place, [*[run_row(n) for n in range(3)], run_row(3, images_per_minute=700.0)])
+    (regression,) = build_dashboard(output=place.settings()).regressions
+    came_first = came.get(timeout=60)
+    assert came_first["subject"] == f"imagemill: {regression.catalog} on {regression.provider} did worse"
+    assert came_first["body"].splitlines() == [
+        f"Run {regression.run_id}: {regression.in_words}.",
+        f"Report: {place.uri}/runs/{regression.run_id}/report.html",
+        f"All runs: {place.uri}/dashboard.html",
+    ]
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ from pathlib import Path
 from blocks.errors import InputError
 from blocks.stores.address import address_of, without_password
 from blocks.stores.base import JobStore, JobTotals, Shard, shards
+from blocks.stores.board import Board, Note
 from blocks.stores.memory import MemoryStore
 from blocks.stores.redis import RedisStore
 from blocks.stores.sql import PostgresStore, SqliteStore
@@ -16,9 +17,11 @@ MEMORY_LIMIT = 1_000
 
 __all__ = [
     "MEMORY_LIMIT",
+    "Board",
     "JobStore",
     "JobTotals",
     "MemoryStore",
+    "Note",
     "PostgresStore",
     "RedisStore",
     "Shard",

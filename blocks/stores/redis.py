@@ -10,10 +10,13 @@ A run's keys all begin with ``imagemill:{RUN_ID}:``; the braces keep them on one
 - ``planned``: the layout's version, once all jobs are there.
 - ``lease``: a hash of who holds the run, and until when by the server's clock. It is no key with a time
   to live: after an outage longer than that, the holder could not tell that nobody else had been there.
+- ``notes``: a hash of what the processes that work on the run together said last, each with its time.
+- ``committed``: what the run has spent or set aside, in USD.
 """
 
 from __future__ import annotations
 
+import json
 import ssl
 from array import array
 from collections.abc import AsyncIterator, Iterable, Sequence
@@ -31,6 +34,7 @@ from blocks.errors import InputError, StoreUnavailableError
 from blocks.jobs import JOB_FIELDS, TERMINAL, Job, JobStatus
 from blocks.stores.address import PASSWORD_VARIABLE, StoreAddress
 from blocks.stores.base import CONNECT_S, JobState, JobStore, JobTotals, reason_of
+from blocks.stores.board import Board, Note
 from blocks.stores.encoding import from_json, to_json
 
 LAYOUT_VERSION = b"1"
@@ -70,10 +74,25 @@ redis.call('HSET', KEYS[1], 'expires_ms', now + ARGV[2])
 return 1
 """
 )
+_EXCHANGE = (
+    _NOW
+    + """
+if ARGV[2] == '' then redis.call('HDEL', KEYS[1], ARGV[1])
+else redis.call('HSET', KEYS[1], ARGV[1], now .. ' ' .. ARGV[2]) end
+return {tostring(now), redis.call('HGETALL', KEYS[1])}
+"""
+)
+_COMMIT = """
+local usd = tonumber(ARGV[1])
+local committed = tonumber(redis.call('GET', KEYS[1]) or '0')
+if usd > 0 and committed + usd > tonumber(ARGV[2]) + 1e-9 then return 0 end
+redis.call('INCRBYFLOAT', KEYS[1], ARGV[1])
+return 1
+"""
 _FREE = "if redis.call('HGET', KEYS[1], 'holder') == ARGV[1] then redis.call('DEL', KEYS[1]) end"
 
 
-class RedisStore(JobStore):
+class RedisStore(JobStore, Board):
     """The jobs of ``run_id`` in the Redis at ``address``."""
 
     outages = (RedisError, OSError)
@@ -89,6 +108,8 @@ class RedisStore(JobStore):
         self._lease_script = self._redis.register_script(_LEASE)
         self._renew_script = self._redis.register_script(_RENEW)
         self._free_script = self._redis.register_script(_FREE)
+        self._exchange_script = self._redis.register_script(_EXCHANGE)
+        self._commit_script = self._redis.register_script(_COMMIT)
 
     async def is_planned(self) -> bool:
         version = await self.patiently(self._redis.get, self._key("planned"))
@@ -180,6 +201,35 @@ class RedisStore(JobStore):
             unanswered=unanswered,
             unanswered_usd=unanswered_usd,
         )
+
+    async def exchange(self, owner: str, content: dict[str, Any] | None) -> list[Note]:
+        text = "" if content is None else json.dumps(content)
+
+        async def run() -> tuple[bytes, list[bytes]]:
+            found: tuple[bytes, list[bytes]] = await self._exchange_script(
+                keys=[self._key("notes")], args=[owner, text]
+            )
+            return found
+
+        now, flat = await self.patiently(run)
+        notes = []
+        for name, value in zip(flat[::2], flat[1::2], strict=True):
+            at, _, said = value.partition(b" ")
+            notes.append(Note(name.decode(), (float(now) - float(at)) / 1000, json.loads(said)))
+        return notes
+
+    async def clear_board(self) -> None:
+        await self.patiently(self._redis.unlink, self._key("notes"))
+
+    async def set_committed(self, usd: float) -> None:
+        await self.patiently(self._redis.set, self._key("committed"), repr(usd))
+
+    async def commit_usd(self, usd: float, limit_usd: float) -> bool:
+        async def run() -> bool:
+            keys = [self._key("committed")]
+            return bool(await self._commit_script(keys=keys, args=[f"{usd:.12f}", repr(limit_usd)]))
+
+        return await self.patiently(run)
 
     def _key(self, name: str) -> str:
         return self._prefix + name

@@ -31,6 +31,7 @@ from blocks.jobs import FRESH_STATE, INPUT_FIELDS, JOB_FIELDS, STATE_FIELDS, Job
 from blocks.stores.address import PASSWORD_VARIABLE, StoreAddress
 from blocks.stores.base import CONNECT_S, JobState, JobStore, JobTotals, reason_of
 from blocks.stores.encoding import MARK, escape, is_odd, unescape
+from blocks.stores.postgres_board import PostgresBoard
 from blocks.stores.tables import JOBS, LEASES, METADATA, RUNS
 
 _UNFINISHED = JOBS.c.status.in_([JobStatus.PENDING, JobStatus.RUNNING])
@@ -269,7 +270,7 @@ class SqliteStore(SqlStore):
         return sqlite.insert(LEASES).values(run_id=self._run_id, **values).on_conflict_do_nothing()
 
 
-class PostgresStore(SqlStore):
+class PostgresStore(SqlStore, PostgresBoard):
     """The jobs of ``run_id`` in the Postgres database at ``address``."""
 
     outages: ClassVar[tuple[type[Exception], ...]] = (
@@ -303,6 +304,14 @@ class PostgresStore(SqlStore):
             },
         )
         super().__init__(engine, run_id, join=join)
+
+    async def _in_transaction(self, statements: Sequence[sa.Executable]) -> list[Any]:
+        async def run() -> list[Any]:
+            async with self._engine.begin() as connection:
+                results = [await connection.execute(statement) for statement in statements]
+                return [r.all() if r.returns_rows else [] for r in results]
+
+        return await self.patiently(run)
 
     async def _open(self) -> None:
         try:

@@ -53,3 +53,19 @@ LEASES = sa.Table(
     sa.Column("holder", sa.Text, nullable=False),
     sa.Column("expires_at", sa.Double, nullable=False),  # Unix seconds of the database's own clock
 )
+
+NOTES = sa.Table(
+    "imagemill_notes",
+    METADATA,
+    sa.Column("run_id", sa.Text, primary_key=True),
+    sa.Column("owner", sa.Text, primary_key=True),
+    sa.Column("content", sa.Text, nullable=False),
+    sa.Column("at", sa.Double, nullable=False),  # Unix seconds of the database's own clock
+)
+
+BUDGETS = sa.Table(
+    "imagemill_budgets",
+    METADATA,
+    sa.Column("run_id", sa.Text, primary_key=True),
+    sa.Column("committed_usd", sa.Double, nullable=False),
+)

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
+
 import anyio
+
+_SET_ASIDE = 10
+"""Images whose price one process of several sets aside at once."""
 
 
 class BudgetSpentError(Exception):
@@ -14,14 +19,32 @@ class CostLimit:
 
     ``doubtful`` is what may have been charged for requests that were never answered: it counts against
     the limit, since the limit must hold, but not as cost.
+
+    Where several processes share the limit, each spends only what it has set aside by ``set_aside``, which
+    says whether so much still fits; a negative amount is given back.
     """
 
-    def __init__(self, limit_usd: float | None, spent_usd: float = 0.0, doubtful_usd: float = 0.0) -> None:
+    def __init__(
+        self,
+        limit_usd: float | None,
+        spent_usd: float = 0.0,
+        doubtful_usd: float = 0.0,
+        *,
+        set_aside: Callable[[float], Awaitable[bool]] | None = None,
+    ) -> None:
         self.limit_usd = limit_usd
+        self._set_aside = set_aside if limit_usd is not None else None
+        self._allowed_usd = 0.0 if self._set_aside else limit_usd
+        self._asking = anyio.Lock()
         self.spent_usd = spent_usd
         self.promised_usd = 0.0
         self.doubtful_usd = doubtful_usd
         self._changed = anyio.Event()
+
+    @property
+    def words(self) -> str:
+        """What is spent, to follow the limit in a sentence; one process of several does not know."""
+        return "" if self._set_aside else f": ${self.spent_usd:,.4f} is spent"
 
     async def promise(self, price_usd: float, *, already_asked: bool = False) -> None:
         """Set the price of one image aside, waiting for requests in flight where it is close.
@@ -29,7 +52,7 @@ class CostLimit:
         Raises:
             BudgetSpentError: it does not fit, and nothing in flight will make room.
         """
-        while not already_asked and not self._fits(price_usd):
+        while not already_asked and not self._fits(price_usd) and not await self._ask_for_more(price_usd):
             if self.promised_usd < 1e-9:
                 raise BudgetSpentError
             await self._changed.wait()
@@ -45,8 +68,32 @@ class CostLimit:
         self._changed.set()
         self._changed = anyio.Event()
 
+    async def give_back(self) -> None:
+        """Nothing more will be sent: what was set aside and is not spent is there for the others."""
+        if self._set_aside and self._allowed_usd is not None:
+            left = self._allowed_usd - self._committed_usd
+            self._allowed_usd -= left
+            if left > 0:
+                await self._set_aside(-left)
+
+    @property
+    def _committed_usd(self) -> float:
+        return self.spent_usd + self.promised_usd + self.doubtful_usd
+
+    async def _ask_for_more(self, price_usd: float) -> bool:
+        if self._set_aside is None or self._allowed_usd is None:
+            return False
+        async with self._asking:
+            while not self._fits(price_usd):  # it may, where somebody else has asked meanwhile
+                for images in (_SET_ASIDE, 1):
+                    if await self._set_aside(images * price_usd):
+                        self._allowed_usd += images * price_usd
+                        break
+                else:
+                    return False
+        return True
+
     def _fits(self, price_usd: float) -> bool:
-        if self.limit_usd is None:
+        if self._allowed_usd is None:
             return True
-        committed = self.spent_usd + self.promised_usd + self.doubtful_usd
-        return committed + price_usd <= self.limit_usd + 1e-9
+        return self._committed_usd + price_usd <= self._allowed_usd + 1e-9

@@ -131,6 +131,10 @@ class Engine:
         except StoreUnavailableError as error:
             self.stop(StopKind.UNAVAILABLE, str(error))
 
+    async def until_stopping(self) -> None:
+        """Wait until the engine is told to stop."""
+        await self._stopping.wait()
+
     async def abandon_when_interrupted(self) -> None:
         """Give requests in flight a moment after an interrupt, then let go of them; runs until then."""
         await self._stopping.wait()
@@ -147,8 +151,7 @@ class Engine:
         except BudgetSpentError:
             self.stop(
                 StopKind.OUT_OF_BUDGET,
-                f"The next image would exceed the limit of ${self._cost.limit_usd:,.2f}:"
-                f" ${self._cost.spent_usd:,.4f} is spent.",
+                f"The next image would exceed the limit of ${self._cost.limit_usd:,.2f}{self._cost.words}.",
             )
             return None
         try:

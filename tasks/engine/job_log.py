@@ -38,11 +38,14 @@ class JobLog:
 
     Args:
         path: log.jsonl, appended to; written line by line, so that a killed process loses none.
+        worker: the name of this process, where several work on the run; each line says it then.
         wall: Unix seconds.
     """
 
-    def __init__(self, run_id: str, path: Path, *, wall: Callable[[], float] = time.time) -> None:
-        self._run_id = run_id
+    def __init__(
+        self, run_id: str, path: Path, *, worker: str | None = None, wall: Callable[[], float] = time.time
+    ) -> None:
+        self._run: dict[str, str] = {"run_id": run_id} | ({"worker": worker} if worker else {})
         self._file: BinaryIO = path.open("ab", buffering=0)
         fcntl.flock(self._file, fcntl.LOCK_SH)
         self._wall = wall
@@ -53,7 +56,7 @@ class JobLog:
         line = {
             "at": self._time(),
             "event": event,
-            "run_id": self._run_id,
+            **self._run,
             "job": job.number,
             "id": job.id,
             "key": job.key,
@@ -71,7 +74,7 @@ class JobLog:
 
     def event(self, event: str, **details: object) -> None:
         """Write the line of an event of the run itself."""
-        self._write({"at": self._time(), "event": event, "run_id": self._run_id, **details})
+        self._write({"at": self._time(), "event": event, **self._run, **details})
 
     def close(self) -> None:
         """Close the file, and with it the lock."""

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import anyio
 
 from blocks.rate_limit import Allowance
+from tasks.engine.leased_rate import EvenRate, LeasedRate
 from tasks.engine.limit_search import Limit, LimitSearch, Sent
 from tasks.engine.window import CEILING
 
@@ -46,6 +47,7 @@ class Pacer:
         concurrency: requests at once; None searches for the account's limit.
         per_minute: never more images a minute than this.
         known: what the account took last; the search starts there, and not at 10 requests at once.
+        leased: a rate that is held together with other processes, instead of ``per_minute``.
         clock: monotonic seconds.
     """
 
@@ -55,15 +57,15 @@ class Pacer:
         per_minute: float | None = None,
         *,
         known: Limit | None = None,
+        leased: LeasedRate | None = None,
         clock: Callable[[], float] = anyio.current_time,
     ) -> None:
         self._search = LimitSearch(known) if concurrency is None else None
         self._fixed = concurrency or 0
-        self._interval = 60.0 / per_minute if per_minute else 0.0
+        self._rate = leased or (EvenRate(per_minute) if per_minute else None)
         self._clock = clock
         self._queue: deque[anyio.Event] = deque()
         self._changed: anyio.Event | None = None
-        self._next_at = -math.inf
         self._next_paced_at = -math.inf
         self._paused_until = -math.inf
         self._stopped = False
@@ -82,7 +84,12 @@ class Pacer:
     def stop(self) -> None:
         """Let nobody through any more; those who wait get a :class:`StoppedError`."""
         self._stopped = True
-        self._notify()
+        self.look_again()
+
+    def look_again(self) -> None:
+        """Something has changed: whoever is first in the queue may have to wait no more."""
+        if self._changed is not None:
+            self._changed.set()
 
     async def acquire(self) -> Slot:
         """Wait for a place among the requests in flight. Give it back with :meth:`release`.
@@ -97,8 +104,8 @@ class Pacer:
             raise StoppedError
         now = self._clock()
         self.in_flight += 1
-        if self._interval:
-            self._next_at = max(self._next_at + self._interval, now)
+        if self._rate:
+            self._rate.take(now)
         if self._search is None:
             return Slot(None)
         sent = self._search.sent(self.in_flight, now, paced=paced)
@@ -118,7 +125,7 @@ class Pacer:
         elif self._search and slot.sent:
             self._search.admitted(slot.sent, now)
         self.in_flight -= 1
-        self._notify()
+        self.look_again()
 
     def heard(self, allowance: Allowance) -> None:
         """The API said how much of its rate limit is left; listened to where the limit is searched for."""
@@ -156,12 +163,10 @@ class Pacer:
         """Seconds until the next request may leave: 0 now, infinite until one comes back."""
         if self.in_flight >= self.concurrency:
             return math.inf
-        ready_at = max(self._paused_until, self._next_at, self._next_paced_at)
+        ready_at = max(self._paused_until, self._next_paced_at)
+        if self._rate:
+            ready_at = max(ready_at, self._rate.ready_at())
         if ready_at == -math.inf:
             return 0.0
         wait_s = ready_at - self._clock()
         return wait_s if wait_s > 1e-9 else 0.0
-
-    def _notify(self) -> None:
-        if self._changed is not None:
-            self._changed.set()

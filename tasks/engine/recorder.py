@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import anyio
 
@@ -76,6 +77,8 @@ class Recorder:
         self._finished: deque[float] = deque()
         self._errors: Counter[str] = Counter()
         self._retries = 0
+        self._begun: tuple[int, int, float] | None = None
+        self._followed: tuple[int, ...] | None = None
         self.unique = 0
         self.done = 0
         self.failed = 0
@@ -84,6 +87,38 @@ class Recorder:
     def begin(self, *, unique: int, done: int, failed: int, cost_usd: float) -> None:
         """What the run holds before this process does anything."""
         self.unique, self.done, self.failed, self.cost_usd = unique, done, failed, cost_usd
+        self._begun = (done, failed, cost_usd)
+
+    def tally(self) -> dict[str, Any]:
+        """What this process has done so far, for the one that leads the run; plain JSON."""
+        return {
+            "done": self.done,
+            "failed": self.failed,
+            "cost_usd": self.cost_usd,
+            "retries": self._retries,
+            "errors": dict(self._errors),
+            "rate_limited": self._pacer.rate_limited,
+            "concurrency": self._pacer.concurrency,
+            "in_flight": self._pacer.in_flight,
+        }
+
+    def follow(self, tallies: Sequence[dict[str, Any]]) -> None:
+        """Progress is that of other processes, on top of what the run began with."""
+        if self._begun is None:
+            return
+        done, failed, cost_usd = self._begun
+        now, before = time.monotonic(), self.done
+        self.done = done + sum(t["done"] for t in tallies)
+        self.failed = failed + sum(t["failed"] for t in tallies)
+        self.cost_usd = cost_usd + sum(t["cost_usd"] for t in tallies)
+        self._finished.extend([now] * max(0, self.done - before))
+        self._retries = sum(t["retries"] for t in tallies)
+        self._errors = Counter()
+        for tally in tallies:
+            self._errors.update(tally["errors"])
+        self._followed = tuple(
+            sum(t[name] for t in tallies) for name in ("rate_limited", "concurrency", "in_flight")
+        )
 
     def sent(self, job: Job) -> None:
         """A request for an image leaves. Its line is written first, so that a resume knows of it."""
@@ -166,6 +201,8 @@ class Recorder:
             self._finished.popleft()
         span = max(now - self._finished[0], 1.0) if self._finished else 1.0
         latencies = sorted(self._latencies)
+        own = (self._pacer.rate_limited, self._pacer.concurrency, self._pacer.in_flight)
+        rate_limited, concurrency, in_flight = self._followed or own
         return Progress(
             run_id=self._run_id,
             unique=self.unique,
@@ -173,11 +210,11 @@ class Recorder:
             failed=self.failed,
             images_per_minute=60.0 * len(self._finished) / span,
             p95_latency_s=latencies[int(0.95 * (len(latencies) - 1))] if latencies else None,
-            rate_limited=self._pacer.rate_limited,
+            rate_limited=rate_limited,
             retries=self._retries,
             errors=dict(self._errors),
-            concurrency=self._pacer.concurrency,
-            in_flight=self._pacer.in_flight,
+            concurrency=concurrency,
+            in_flight=in_flight,
             cost_usd=self.cost_usd,
         )
 

@@ -19,11 +19,18 @@ if TYPE_CHECKING:
 COMMAND = [sys.executable, "-W", "error", "-m", "emulator"]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_the_command_runs_until_a_signal(number: int) -> None:
+@pytest.mark.parametrize(
+    ("command", "number"),
+    [
+        (COMMAND, signal.SIGTERM),
+        (COMMAND, signal.SIGINT),
+        ([sys.executable, "-m", "imagemill", "emulator"], signal.SIGTERM),
+    ],
+)
+def test_the_command_runs_until_a_signal(command: list[str], number: int) -> None:
     flags = ["--port", "0", "--latency", "0", "--fault", "500=1", "--api-key", "a", "--per-minute"]
     with subprocess.Popen(
-        [*COMMAND, *flags, "60", "--burst", "5", "--max-concurrent", "3", "--link-ttl", "9"],
+        [*command, *flags, "60", "--burst", "5", "--max-concurrent", "3", "--link-ttl", "9"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -1,0 +1,59 @@
+"""Takes README's pictures anew, with the system's chromium: python docs/pictures.py.
+
+The report is that of a demo; the dashboard is that of the six weeks which the tests make up.
+"""
+
+import io
+import subprocess
+import sys
+import tempfile
+from datetime import UTC, datetime
+from pathlib import Path
+
+from PIL import Image
+from playwright.sync_api import Browser, sync_playwright
+
+DOCS = Path(__file__).parent
+sys.path.insert(0, str(DOCS.parent))
+
+from tasks.dashboard import render_dashboard  # noqa: E402 - the project lies a folder above
+from tasks.history import History  # noqa: E402
+from tasks.regressions import find_regressions  # noqa: E402
+from tasks.settings import RegressionSettings  # noqa: E402
+from tests.conftest import CHROMIUM  # noqa: E402
+from tests.past import past_runs  # noqa: E402
+
+
+def main() -> None:
+    """Take both, in as few colours as they need."""
+    with sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=CHROMIUM, args=["--headless", "--no-sandbox"])
+        _take(browser, _report(), DOCS / "report.png")
+        _take(browser, _dashboard(), DOCS / "dashboard.png")
+        browser.close()
+
+
+def _report() -> str:
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "imagemill", "demo", "--images", "400"]
+        subprocess.run(command, cwd=folder, check=True)  # noqa: S603 - our own demo
+        page = (Path(folder) / "imagemill-demo" / "report.html").read_text(encoding="utf-8")
+    return page.replace(f"{folder}/", "")
+
+
+def _dashboard() -> str:
+    runs, settings = past_runs(), RegressionSettings()
+    built = datetime(2025, 11, 24, 8, 10, tzinfo=UTC)
+    found = find_regressions(runs, settings)
+    return render_dashboard("s3://images/shop", History(runs, 0), found, settings, built)
+
+
+def _take(browser: Browser, markup: str, file: Path) -> None:
+    page = browser.new_page(viewport={"width": 1000, "height": 1120}, device_scale_factor=1.5)
+    page.set_content(markup)
+    with Image.open(io.BytesIO(page.screenshot())) as picture:
+        picture.convert("RGB").quantize(256).save(file, optimize=True)
+
+
+if __name__ == "__main__":
+    main()

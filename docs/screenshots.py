@@ -1,0 +1,26 @@
+"""Takes the screenshots of deploy-it.md anew, from the tests of Prefect's UI: python docs/screenshots.py."""
+
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from PIL import Image
+
+NAMES = ("nightly", "form", "run", "approval", "cancelled")
+DOCS = Path(__file__).parent
+
+
+def main() -> None:
+    """Run the tests, and keep what they saw, in as few colours as it needs."""
+    with tempfile.TemporaryDirectory() as name:
+        command = [sys.executable, "-m", "pytest", "-q", "tests/test_ui.py", f"--basetemp={name}/tests"]
+        subprocess.run(command, cwd=DOCS.parent, check=True)  # noqa: S603 - our own tests
+        for shot in NAMES:
+            (taken,) = Path(name).glob(f"tests/*/screenshots/{shot}.png")
+            with Image.open(taken) as picture:
+                picture.convert("RGB").quantize(128).save(DOCS / f"ui-{shot}.png", optimize=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,70 @@
+"""Saves what the deployments need as blocks, so that no key lies in prefect.yaml or on a worker.
+
+    python examples/save_blocks.py s3://BUCKET/PREFIX [postgresql://USER@HOST/DATABASE or redis://HOST]
+
+From the environment come the API's key (TOGETHER_API_KEY, FAL_KEY ...), the bucket's (AWS_ACCESS_KEY_ID,
+AWS_SECRET_ACCESS_KEY, and AWS_ENDPOINT_URL where it is not AWS) and the job store's password
+(IMAGEMILL_STORE_PASSWORD). Each block can be changed in the UI afterwards. What it prints belongs into
+prefect.yaml.
+"""
+
+import os
+import sys
+import time
+from urllib.parse import urlsplit
+
+from prefect.client.orchestration import get_client
+from prefect_aws import AwsClientParameters, AwsCredentials, S3Bucket
+from pydantic import SecretStr
+
+from blocks import PostgresServer, RedisServer
+from blocks.apis import PROVIDERS
+
+
+def main(output: str, store: str | None = None) -> None:
+    """Save a block for each thing that is configured; print how prefect.yaml names it."""
+    bucket = urlsplit(output).netloc
+    if not bucket:
+        sys.exit(f"{output!r} names no bucket: say s3://BUCKET/PREFIX.")
+    apis = [api.from_environment() for api in PROVIDERS.values() if os.environ.get(api.key_variable)]
+    if not apis:
+        sys.exit(f"No API key is set: export one of {', '.join(a.key_variable for a in PROVIDERS.values())}.")
+    credentials = AwsCredentials(
+        aws_access_key_id=_set("AWS_ACCESS_KEY_ID"),
+        aws_secret_access_key=SecretStr(_set("AWS_SECRET_ACCESS_KEY")),
+        region_name=os.environ.get("AWS_DEFAULT_REGION", "us-east-1"),
+        aws_client_parameters=AwsClientParameters(endpoint_url=os.environ.get("AWS_ENDPOINT_URL")),
+    )
+
+    _wait_for_the_server()
+    lines = ["catalog: {path: catalog.parquet}"]
+    S3Bucket(bucket_name=bucket, credentials=credentials).save("images", overwrite=True)
+    lines.append(f'output: &output {{uri: "{output}", s3_bucket_block: images}}')
+    for n, api in enumerate(apis):
+        api.save("main", overwrite=True)
+        lines.append(f"{'# or: ' if n else ''}api: &api {{block: {api.get_block_type_slug()}/main}}")
+    if store is not None:
+        server = RedisServer if store.startswith("redis") else PostgresServer
+        password = os.environ.get("IMAGEMILL_STORE_PASSWORD")
+        server(url=store, password=password and SecretStr(password)).save("jobs", overwrite=True)
+        lines.append(f'execution: {{store: "block:{server.get_block_type_slug()}/jobs"}}')
+    print("The blocks are saved. In prefect.yaml, below definitions, write:\n\n  job: &job")
+    print("\n".join(f"    {line}" for line in lines))
+
+
+def _wait_for_the_server(seconds: int = 60) -> None:
+    """A server that has just been started makes its database first."""
+    with get_client(sync_client=True) as client:
+        for _ in range(seconds):
+            if client.api_healthcheck() is None:
+                return
+            time.sleep(1)
+        sys.exit(f"Prefect's server does not answer at {client.api_url}: start it with prefect server start.")
+
+
+def _set(variable: str) -> str:
+    return os.environ.get(variable) or sys.exit(f"{variable} is not set: export it.")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

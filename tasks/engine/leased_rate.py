@@ -1,0 +1,82 @@
+"""A rate that several processes hold together: leased in batches from somewhere, then spent locally.
+
+One request at a time a lease costs a round trip each, and what refills meanwhile is lost. So a process
+leases about two seconds' worth of the whole rate, one batch ahead of the one it spends, and spends it evenly
+at its share of the rate. What it holds when it ends is lost: nobody gets it back.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Awaitable, Callable
+
+import anyio
+
+BATCH_S = 2.0
+"""A batch is what the whole rate allows in so many seconds."""
+
+_FIRST_BATCH_S = 0.5
+_LEAST_BATCH = 2
+_NO_END = 1_000_000
+
+
+class EvenRate:
+    """Requests spread evenly; never more a minute than ``per_minute``."""
+
+    def __init__(self, per_minute: float) -> None:
+        self._interval = 60.0 / per_minute
+        self._next_at = -math.inf
+
+    def ready_at(self) -> float:
+        """When the next request may leave, in monotonic seconds; infinite while nobody knows."""
+        return self._next_at
+
+    def take(self, now: float) -> None:
+        """A request leaves."""
+        self._next_at = max(self._next_at + self._interval, now)
+
+
+class LeasedRate:
+    """Requests spread evenly over what is leased.
+
+    Args:
+        per_s: the whole rate, in requests a second.
+        lease: waits until so many requests may be sent, by whoever counts for all processes.
+        most: no batch is larger than this.
+    """
+
+    def __init__(
+        self, per_s: float, lease: Callable[[int], Awaitable[None]], *, most: int | None = None
+    ) -> None:
+        self._per_s = per_s
+        self._lease = lease
+        self._largest = max(1, min(most or _NO_END, round(BATCH_S * per_s)))
+        self._batch = max(1, min(self._largest, max(_LEAST_BATCH, round(_FIRST_BATCH_S * per_s))))
+        self._next_at = -math.inf
+        self._wanted = anyio.Event()
+        self.share = 1.0
+        """This process's share of the rate, from 0 (exclusive) to 1."""
+        self.held = 0
+        """Requests that are leased and not sent yet."""
+
+    def ready_at(self) -> float:
+        """When the next request may leave, in monotonic seconds; infinite while nothing is leased."""
+        if self.held < self._batch:
+            self._wanted.set()
+        return self._next_at if self.held else math.inf
+
+    def take(self, now: float) -> None:
+        """A request leaves."""
+        self.held -= 1
+        self._next_at = max(self._next_at + 1.0 / (self._per_s * self.share), now)
+
+    async def keep(self, leased: Callable[[], None]) -> None:
+        """Lease a batch whenever less than one is left; tells ``leased`` each time. Runs until cancelled."""
+        while True:
+            await self._wanted.wait()
+            size = self._batch
+            await self._lease(size)
+            self.held += size
+            self._batch = min(self._largest, 2 * size)
+            self._wanted = anyio.Event()
+            leased()

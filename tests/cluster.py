@@ -1,0 +1,77 @@
+"""A real Dask cluster: a scheduler and worker processes, each in a folder of its own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from distributed import Client
+
+from tests.servers import free_port
+
+
+class Cluster:
+    """A scheduler and its workers on loopback; used as a context manager."""
+
+    def __init__(self, folder: Path, workers: int, **environment: str) -> None:
+        self.address = f"tcp://127.0.0.1:{free_port()}"
+        self._folder = folder
+        self._environment = {**os.environ, **environment}
+        self._count = workers
+        self._scheduler: subprocess.Popen[bytes] | None = None
+        self.workers: list[subprocess.Popen[bytes]] = []
+
+    def _start(self, name: str, *arguments: str) -> subprocess.Popen[bytes]:
+        home = self._folder / name
+        home.mkdir(parents=True)
+        with (home / "output.log").open("wb") as log:
+            return subprocess.Popen(
+                [sys.executable, "-m", "distributed.cli." + arguments[0], *arguments[1:]],
+                cwd=home,
+                env={**self._environment, "IMAGEMILL_HOME": str(home / "imagemill")},
+                stdout=log,
+                stderr=log,
+                stdin=subprocess.DEVNULL,
+            )
+
+    def __enter__(self) -> Self:
+        port = self.address.rpartition(":")[2]
+        options = ["--host", "127.0.0.1", "--no-dashboard"]
+        self._scheduler = self._start("scheduler", "dask_scheduler", *options, "--port", port)
+        for number in range(self._count):
+            self.workers.append(
+                self._start(
+                    f"worker{number}", "dask_worker", self.address, *options, "--no-nanny", "--nthreads", "2"
+                )
+            )
+        until = time.monotonic() + 60
+        while True:
+            try:
+                with Client(self.address, timeout=5, set_as_default=False) as client:
+                    client.wait_for_workers(self._count, timeout=60)
+            except OSError:
+                if time.monotonic() > until:
+                    raise
+            else:
+                return self
+
+    def kill_scheduler(self) -> None:
+        """End the scheduler as a crash would."""
+        assert self._scheduler
+        self._scheduler.kill()
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        for process in [*self.workers, self._scheduler]:
+            if process is not None:
+                process.kill()
+                process.wait()

@@ -1,0 +1,186 @@
+"""A run on several processes, through a real Dask cluster."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from blocks.apis.prices import list_price
+from emulator import Emulator
+from tests.cluster import Cluster
+from tests.conftest import Command, Place
+from tests.servers import PASSWORD
+from tests.test_command import wait_for
+
+
+def arguments(place: Place, emulated: Emulator, path: str, store: str, scheduler: str) -> list[str]:
+    return [
+        *("run", path, "--provider", "together", "--base-url", emulated.base_url),
+        *("--output", place.uri, "--s3-endpoint-url", place.s3.endpoint_url),
+        *("--run-id", "several", "--width", "256", "--height", "256", "--json"),
+        *("--store", store, "--task-runner", "dask", "--scheduler", scheduler, "--shard-size", "50"),
+    ]
+
+
+@pytest.fixture
+def cluster(
+    place: Place,  # noqa: ARG001
+    prefect_server: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Iterator[Cluster]:
+    monkeypatch.setenv("IMAGEMILL_STORE_PASSWORD", PASSWORD)
+    with Cluster(tmp_path / "cluster", 3, PREFECT_API_URL=prefect_server) as running:
+        yield running
+
+
+@pytest.mark.slow
+def test_three_workers_hold_one_rate(
+    place: Place,
+    emulator: Callable[..., Emulator],
+    catalog: Callable[..., str],
+    command: Callable[..., Command],
+    store_url: Callable[[str], str],
+    cluster: Cluster,
+) -> None:
+    emulated = emulator(latency_s=0.5, per_minute=1800, burst=10)
+    path = catalog(prompt=[f"p{n}" for n in range(600)])
+    given = arguments(place, emulated, path, store_url("postgres"), cluster.address)
+
+    done = command(*given, "--max-images-per-minute", "1800")
+
+    assert done.code == 0, done.err
+    assert (done.json["done"], done.json["generated"]) == (600, 600)
+    bill, stats = emulated.bill(), emulated.stats()
+    assert sorted(line["count"] for line in bill["by_key"].values()) == [1] * 600
+    assert {row["status"] for row in place.table("manifest.parquet")} == {"done"}
+    lines = [json.loads(line) for line in place.read("runs/several/log.jsonl").splitlines()]
+    assert len({line["job"] for line in lines if line["event"] == "done"}) == 600
+    assert len({line["worker"] for line in lines if line["event"] == "done"}) == 3
+    assert not [name for name in place.objects() if "/parts/" in name]
+    assert all(PASSWORD not in log.read_text() for log in cluster._folder.glob("*/output.log"))
+    seconds = stats["last_answer_at"] - stats["first_request_at"]
+    print(f"share {600 / seconds / 30:.1%}, 429s {stats['rate_limited'] / stats['generation_requests']:.2%}")  # noqa: T201
+    assert stats["rate_limited"] <= 0.1 * stats["generation_requests"]
+
+
+@pytest.mark.slow
+def test_a_killed_worker_costs_nothing_but_time(
+    place: Place,
+    emulator: Callable[..., Emulator],
+    catalog: Callable[..., str],
+    start_command: Callable[..., subprocess.Popen[str]],
+    store_url: Callable[[str], str],
+    cluster: Cluster,
+) -> None:
+    emulated = emulator(latency_s=0.3)
+    path = catalog(prompt=[f"p{n}" for n in range(600)])
+    given = arguments(place, emulated, path, store_url("postgres"), cluster.address)
+    process = start_command(*given, "--concurrency", "10")
+    wait_for(lambda: emulated.bill()["images"] >= 100, process)
+    cluster.workers[0].send_signal(signal.SIGKILL)
+
+    out, err = process.communicate(timeout=120)
+
+    assert process.returncode == 0, err
+    summary = json.loads(out)
+    assert (summary["done"], summary["pending"]) == (600, 0)
+    charged = [line["count"] for line in emulated.bill()["by_key"].values()]
+    assert len(charged) == 600
+    assert sum(charged) - 600 <= 10  # what the killed worker had in flight
+    assert len([name for name in place.objects() if name.startswith("images/")]) == 600
+
+
+@pytest.mark.slow
+def test_workers_together_keep_to_the_budget_and_a_resume_goes_on(
+    place: Place,
+    emulator: Callable[..., Emulator],
+    catalog: Callable[..., str],
+    command: Callable[..., Command],
+    store_url: Callable[[str], str],
+    cluster: Cluster,
+) -> None:
+    emulated = emulator(latency_s=0.1)
+    path = catalog(prompt=[f"p{n}" for n in range(600)])
+    given = arguments(place, emulated, path, store_url("redis"), cluster.address)
+    price = list_price("together", "")
+    assert price
+    image_usd = price.of(256, 256)
+
+    stopped = command(*given, "--max-cost", str(200.5 * image_usd))
+
+    assert stopped.code == 3, stopped.err
+    assert "limit" in stopped.err
+    assert 190 <= emulated.bill()["images"] <= 200
+    assert stopped.json["done"] == emulated.bill()["images"]
+
+    done = command("resume", "several", "--max-cost", str(600.5 * image_usd), "--json")
+
+    assert done.code == 0, done.err
+    assert (done.json["done"], done.json["pending"]) == (600, 0)
+    assert emulated.bill()["images"] == 600
+
+
+@pytest.mark.slow
+def test_a_run_whose_scheduler_dies_goes_on_in_threads(
+    place: Place,
+    emulator: Callable[..., Emulator],
+    catalog: Callable[..., str],
+    command: Callable[..., Command],
+    start_command: Callable[..., subprocess.Popen[str]],
+    store_url: Callable[[str], str],
+    cluster: Cluster,
+) -> None:
+    emulated = emulator(latency_s=0.3)
+    path = catalog(prompt=[f"p{n}" for n in range(600)])
+    given = arguments(place, emulated, path, store_url("postgres"), cluster.address)
+    process = start_command(*given, "--concurrency", "10")
+    wait_for(lambda: emulated.bill()["images"] >= 100, process)
+    cluster.kill_scheduler()
+
+    err = process.communicate(timeout=120)[1]
+
+    assert process.returncode == 3, err
+    assert "The Dask scheduler" in err
+    assert "is gone" in err
+    assert "Traceback" not in err
+
+    done = command("resume", "several", "--task-runner", "threads", "--json")
+
+    assert done.code == 0, done.err
+    assert (done.json["done"], done.json["pending"]) == (600, 0)
+    assert len([name for name in place.objects() if name.startswith("images/")]) == 600
+    assert emulated.bill()["images"] - 600 <= 30  # what three workers had in flight
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--store", "sqlite", "--scheduler", "tcp://127.0.0.1:1"], "job store that all machines reach"),
+        (["--store", "postgresql://mill@127.0.0.1/jobs"], "needs its scheduler's address"),
+        (
+            ["--store", "postgresql://mill@127.0.0.1/jobs", "--scheduler", "tcp://127.0.0.1:1"],
+            "does not answer",
+        ),
+    ],
+)
+def test_what_cannot_run_on_dask_is_refused(
+    place: Place,
+    emulator: Callable[..., Emulator],
+    catalog: Callable[..., str],
+    command: Callable[..., Command],
+    options: list[str],
+    sentence: str,
+) -> None:
+    refused = command(
+        *("run", catalog(prompt=["a"]), "--base-url", emulator().base_url, "--task-runner", "dask"),
+        *("--output", place.uri, "--s3-endpoint-url", place.s3.endpoint_url, *options),
+    )
+    assert (refused.code, refused.out) == (2, "")
+    assert sentence in refused.err
+    assert "Traceback" not in refused.err
