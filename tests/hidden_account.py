@@ -45,8 +45,8 @@ class Account:
 
     ``retry_after`` tells the wait in whole seconds, rounded up. ``load``: latency grows by this share at the
     cap. ``tells``: each answer says how much is left of the bucket. ``errors``: share of requests answered
-    with a 500. ``busy``: share refused with a 429 whatever the pace. ``transit_s``: mean time from the client to the account, and again back, which the client
-    counts as in flight and the account does not.
+    with a 500. ``busy``: share refused with a 429 whatever the pace. ``transit_s``: mean time from the client
+    to the account, and again back, which the client counts as in flight and the account does not.
     """
 
     steps: Sequence[Step]
