@@ -97,7 +97,7 @@ def _wait(session: Session, client: Any, futures: list[Any]) -> None:  # noqa: A
     lonely_s = stopping_s = 0.0
     while not all(future.done() for future in futures):
         time.sleep(_LOOK_EVERY_S)
-        workers = client.scheduler_info(n_workers=-1)["workers"]
+        workers = client.scheduler_info(n_workers=-1).get("workers")  # none where the scheduler is gone
         lonely_s = 0.0 if workers else lonely_s + _LOOK_EVERY_S
         stopping_s = stopping_s + _LOOK_EVERY_S if session.engine.stopped else 0.0
         if lonely_s > _NO_WORKER_S:

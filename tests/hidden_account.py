@@ -45,8 +45,8 @@ class Account:
 
     ``retry_after`` tells the wait in whole seconds, rounded up. ``load``: latency grows by this share at the
     cap. ``tells``: each answer says how much is left of the bucket. ``errors``: share of requests answered
-    with a 500. ``transit_s``: mean time from the client to the account, and again back, which the client
-    counts as in flight and the account does not.
+    with a 500. ``busy``: share refused with a 429 whatever the pace. ``transit_s``: mean time from the client
+    to the account, and again back, which the client counts as in flight and the account does not.
     """
 
     steps: Sequence[Step]
@@ -54,6 +54,7 @@ class Account:
     retry_after: bool = False
     load: float = 0.0
     errors: float = 0.0
+    busy: float = 0.0
     refusal_s: tuple[float, float] = (0.01, 0.06)
     tells: bool = False
     transit_s: float = 0.0
@@ -101,6 +102,7 @@ class Account:
             else:
                 self.bucket.reshape(step.per_minute, step.burst, now)
         full = step.cap is not None and self.in_flight >= step.cap
+        full = full or self.rng.random() < self.busy
         wait_s = self.bucket.take(now) if self.bucket and not full else 0.0
         if full or wait_s:
             self.refused_at.append(now)

@@ -157,16 +157,14 @@ def test_a_full_disk_stops_the_run_and_a_resume_finishes_it(
 
 @pytest.mark.slow
 @pytest.mark.skipif(not PARTI.exists(), reason="the PartiPrompts catalog is not on this machine")
-@pytest.mark.parametrize("provider", ["together", "fal"])
 def test_partiprompts_whole_killed_and_resumed(
     place: Place,
     emulator: Callable[..., Emulator],
     start_command: Callable[..., subprocess.Popen[str]],
     command: Callable[..., Command],
-    provider: str,
 ) -> None:
     emulated = emulator(latency_s=0.3, max_concurrent=40)
-    given = [*run_arguments(place, emulated, provider, str(PARTI)), "--column", "id=sku"]
+    given = [*run_arguments(place, emulated, "together", str(PARTI)), "--column", "id=sku"]
     process = start_command(*given)
     wait_for(lambda: emulated.bill()["images"] >= 700, process)
     process.send_signal(signal.SIGKILL)

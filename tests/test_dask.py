@@ -49,23 +49,21 @@ def test_three_workers_hold_one_rate(
     cluster: Cluster,
 ) -> None:
     emulated = emulator(latency_s=0.5, per_minute=1800, burst=10)
-    path = catalog(prompt=[f"p{n}" for n in range(600)])
+    path = catalog(prompt=[f"p{n}" for n in range(300)])
     given = arguments(place, emulated, path, store_url("postgres"), cluster.address)
 
     done = command(*given, "--max-images-per-minute", "1800")
 
     assert done.code == 0, done.err
-    assert (done.json["done"], done.json["generated"]) == (600, 600)
+    assert (done.json["done"], done.json["generated"]) == (300, 300)
     bill, stats = emulated.bill(), emulated.stats()
-    assert sorted(line["count"] for line in bill["by_key"].values()) == [1] * 600
+    assert sorted(line["count"] for line in bill["by_key"].values()) == [1] * 300
     assert {row["status"] for row in place.table("manifest.parquet")} == {"done"}
     lines = [json.loads(line) for line in place.read("runs/several/log.jsonl").splitlines()]
-    assert len({line["job"] for line in lines if line["event"] == "done"}) == 600
+    assert len({line["job"] for line in lines if line["event"] == "done"}) == 300
     assert len({line["worker"] for line in lines if line["event"] == "done"}) == 3
     assert not [name for name in place.objects() if "/parts/" in name]
     assert all(PASSWORD not in log.read_text() for log in cluster._folder.glob("*/output.log"))
-    seconds = stats["last_answer_at"] - stats["first_request_at"]
-    print(f"share {600 / seconds / 30:.1%}, 429s {stats['rate_limited'] / stats['generation_requests']:.2%}")  # noqa: T201
     assert stats["rate_limited"] <= 0.1 * stats["generation_requests"]
 
 

@@ -96,6 +96,12 @@ def test_a_known_number_is_used_from_the_first_request() -> None:
     assert found.wall_s < 1000 / Step(0, 40).per_s + 2.5
 
 
+def test_an_api_that_is_busy_at_any_pace_does_not_stop_a_run() -> None:
+    found = simulate(Account([Step(0, 30)], seed=16, busy=0.1), images=1000)
+    assert found.failed_by_429 <= 1
+    assert found.wall_s <= 400  # each refusal taken for a limit, it would be a thousand
+
+
 def test_an_account_that_refuses_everything_for_a_while_costs_no_job() -> None:
     account = Account([Step(0, 30), Step(20, None, 1e-6, 1), Step(35, 30)])
     found = simulate(account, 3000)

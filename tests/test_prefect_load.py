@@ -12,9 +12,9 @@ from imagemill.s3_server import S3Server
 
 @pytest.mark.slow
 def test_forty_shards_lose_no_event(s3: S3Server, tmp_path: Path) -> None:
-    """As many task runs as ten thousand images make, with a fifth of the images; the benchmark has all."""
-    load = measure_load(tmp_path, s3, images=2_000, shard_size=50)
-    assert (load.state, load.images) == ("Completed", 2_000)
+    """As many task runs as ten thousand images make, with a twelfth of the images; the benchmark has all."""
+    load = measure_load(tmp_path, s3, images=800, shard_size=20)
+    assert (load.state, load.images) == ("Completed", 800)
     assert load.task_runs == 40 + len(["prepare", "publish", "measure"])
     assert load.task_run_events == len(TASK_RUN_STATES) * load.task_runs
     assert load.left_running == 0

@@ -38,6 +38,12 @@ _FEWEST = 8
 _DENSE = 0.08
 """Refusals for each request let in from which on the pace was certainly above the limit, so that the bucket
 was never full and nothing that flowed into it was lost."""
+_STRETCH = 8
+"""Requests let in over which it is judged whether slowing down has helped."""
+_CALM_REQUESTS = 40
+"""So many in a row that are let in prove that slowing down has helped."""
+_KEPT = 0.6
+_RAISED = 1.5
 
 
 class RateSearch:
@@ -47,7 +53,9 @@ class RateSearch:
     anything back. A token bucket that refuses a request is empty; what it lets through between two
     refusals is therefore what flows into it, give or take one request. So every pair of refusals bounds the
     limit. Between refusals the pace creeps up, and after a quiet time it probes, as TCP CUBIC does: ever
-    faster, and back to what held where that is refused.
+    faster, and back to what held where that is refused. A limit lets the same number through however much
+    faster one asks. Where fewer and fewer come through just because fewer are sent, the refusals are about
+    something else, such as an API with too much to do, and the pace is what it was before them.
     """
 
     def __init__(self, per_s: float = START_PER_S, *, known: bool = False) -> None:
@@ -70,6 +78,10 @@ class RateSearch:
         self._trial: tuple[int, float] | None = None
         self._patience = 1
         self._untried = 0
+        self._stretch = (0, 0.0, 0)
+        self._last_refused = 0
+        self._let_in = self._let_in_at = 0.0
+        self._pace_first = per_s
 
     def sent(self, now: float, *, paced: bool) -> int:
         """A request leaves; ``paced`` says that the pace held it back. Its number."""
@@ -124,8 +136,12 @@ class RateSearch:
             self.bound = True
             if not self.holds_back:
                 self.per_s = max(self._measured(now), 0.75 * self.per_s)
+            self._forget_stretches(number, sent_at)
             self.per_s *= _FIRST_CUT
             self._searching = True
+        elif self._is_in_vain(number, sent_at):
+            self.restored(_RAISED * self._pace_first, bound=True)
+            self._forget_stretches(number, sent_at)
         elif late:
             pass
         elif self._probe is not None:
@@ -157,6 +173,26 @@ class RateSearch:
         self._cut_at = now
         self._searching = True
         self._marks.clear()
+
+    def _forget_stretches(self, number: int, at: float) -> None:
+        self._stretch = (number, at, self._refusals)
+        self._let_in = self._let_in_at = 0.0
+        self._pace_first = self.per_s
+
+    def _is_in_vain(self, number: int, at: float) -> bool:
+        """Whether as large a share is refused as before, though the pace has fallen."""
+        if number - self._last_refused > _CALM_REQUESTS:
+            self._forget_stretches(number, at)
+        self._last_refused = number
+        first, began, before = self._stretch
+        accepted = number - first - (self._refusals - before)
+        if accepted < _STRETCH or at <= began:
+            return False
+        self._stretch = (number, at, self._refusals)
+        let_in = accepted / (at - began)
+        if not self._let_in:
+            self._let_in, self._let_in_at = let_in, self.per_s
+        return let_in < _KEPT * self._let_in and self.per_s < _KEPT * self._let_in_at
 
     def _end_probe(self, first: int, began: float, now: float) -> None:
         """The pace of a probe was refused: back to what held, or half way where more was let in."""

@@ -180,8 +180,8 @@ def test_asking_too_often_costs_no_budget_and_slows_no_generation(
 ) -> None:
     emulator.configure(polls_per_minute=600, latency_s=0.02)
     api = VARIANTS[variant](emulator.base_url)
-    ended = work_all(api, [make_job(api, f"Fox {n}", number=n) for n in range(12)])
+    ended = work_all(api, [make_job(api, f"Fox {n}", number=n) for n in range(40)])
     assert {outcome.job.status for outcome in ended} == {DONE}
     assert emulator.stats()["rate_limited"] > 0
     assert ended[0].rate_limited == 0
-    assert emulator.stats()["generation_requests"] == 12
+    assert emulator.stats()["generation_requests"] == 40
