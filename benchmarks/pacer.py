@@ -64,6 +64,7 @@ KINDS: dict[str, Maker] = {
     "the same, 2 % of 500s": lambda rng, seed: _cap(rng, seed, errors=0.02),
     "the same, latency doubles with load": lambda rng, seed: _cap(rng, seed, load=1.0),
     "the same, 5 ms on the way": lambda rng, seed: _cap(rng, seed, transit_s=0.005),
+    "the same, 10 % refused at any pace": lambda rng, seed: _cap(rng, seed, busy=0.1),
     "300 to 3,000 a minute, bucket 2 to 10": _rate(),
     "the same, Retry-After": _rate(retry_after=True),
     "the same, x-ratelimit headers": _rate(tells=True),

@@ -102,7 +102,10 @@ def count(session: Session, counts: PlanCounts, wall_s: float) -> RunSummary:
     """The summary of a run that was interrupted: counted, nothing published."""
     no_jobs = pd.DataFrame({name: [] for name in ("status", "reused", "latency_s")})
     summary = summarize(session, counts, no_jobs, read_pace(session), wall_s)
-    session.folder.write_summary(summary)
+    try:
+        session.folder.write_summary(summary)
+    except OSError:  # a full disk may be why the run stops
+        session.folder.forget_summary()
     return summary
 
 

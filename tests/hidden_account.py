@@ -102,7 +102,7 @@ class Account:
             else:
                 self.bucket.reshape(step.per_minute, step.burst, now)
         full = step.cap is not None and self.in_flight >= step.cap
-        full = full or self.rng.random() < self.busy
+        full = full or bool(self.busy and self.rng.random() < self.busy)
         wait_s = self.bucket.take(now) if self.bucket and not full else 0.0
         if full or wait_s:
             self.refused_at.append(now)

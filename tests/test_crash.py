@@ -141,13 +141,22 @@ def test_a_full_disk_stops_the_run_and_a_resume_finishes_it(
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         write(path, content)
 
+    def full_for_text(path: Path, text: str, **_: object) -> int:
+        if path.name == "summary.json":
+            path.touch()
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return path.write_bytes(text.encode())
+
     with monkeypatch.context() as patch:
         patch.setattr(memory, "_write_atomically", full)
+        patch.setattr(Path, "write_text", full_for_text)
         patch.setattr("blocks.stores.base.OUTAGE_S", 1.0)
         assert main(given) == 3
     stopped = capsys.readouterr()
     assert "No space left on device" in stopped.err
     assert "imagemill resume killed" in stopped.err
+    assert main(["runs", "killed"]) == 0
+    assert "It was broken off" in capsys.readouterr().out
 
     assert main(given) == 0
     assert json.loads(capsys.readouterr().out)["done"] == 150

@@ -133,7 +133,9 @@ def test_a_run_whose_scheduler_dies_goes_on_in_threads(
     start_command: Callable[..., subprocess.Popen[str]],
     store_url: Callable[[str], str],
     cluster: Cluster,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setenv("DASK_DISTRIBUTED__COMM__TIMEOUTS__CONNECT", "5s")  # for a scheduler that is gone
     emulated = emulator(latency_s=0.3)
     path = catalog(prompt=[f"p{n}" for n in range(600)])
     given = arguments(place, emulated, path, store_url("postgres"), cluster.address)
