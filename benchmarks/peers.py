@@ -71,7 +71,7 @@ CONTENDERS = (
 
 def situations(*, quick: bool) -> tuple[Situation, ...]:
     """All of them; ``quick`` ones only show that it works."""
-    many, some = (300, 300) if quick else (2_000, 1_000)
+    many, some = (300, 300) if quick else (1_000, 500)
     return (
         Situation("limited", many, max_concurrent=30),
         Situation("tight", some, max_concurrent=15),
