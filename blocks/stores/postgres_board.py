@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any, ClassVar
@@ -11,6 +10,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 
 from blocks.stores.board import Board, Note
+from blocks.stores.encoding import from_json, to_json
 from blocks.stores.tables import BUDGETS, NOTES
 
 
@@ -28,12 +28,12 @@ class PostgresBoard(Board):
         of_run = NOTES.c.run_id == self._run_id
         mine: sa.Executable = sa.delete(NOTES).where(of_run, NOTES.c.owner == owner)
         if content is not None:
-            values = {"content": json.dumps(content), "at": self.now}
+            values = {"content": to_json(content).decode(), "at": self.now}
             insert = postgresql.insert(NOTES).values(run_id=self._run_id, owner=owner, **values)
             mine = insert.on_conflict_do_update(index_elements=["run_id", "owner"], set_=values)
         all_notes = sa.select(NOTES.c.owner, self.now - NOTES.c.at, NOTES.c.content).where(of_run)
         _, rows = await self._in_transaction([mine, all_notes])
-        return [Note(name, age_s, json.loads(text)) for name, age_s, text in rows]
+        return [Note(name, age_s, from_json(text.encode())) for name, age_s, text in rows]
 
     async def clear_board(self) -> None:
         await self._in_transaction([sa.delete(NOTES).where(NOTES.c.run_id == self._run_id)])

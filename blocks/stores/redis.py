@@ -16,7 +16,6 @@ A run's keys all begin with ``imagemill:{RUN_ID}:``; the braces keep them on one
 
 from __future__ import annotations
 
-import json
 import ssl
 from array import array
 from collections.abc import AsyncIterator, Iterable, Sequence
@@ -203,7 +202,7 @@ class RedisStore(JobStore, Board):
         )
 
     async def exchange(self, owner: str, content: dict[str, Any] | None) -> list[Note]:
-        text = "" if content is None else json.dumps(content)
+        text = b"" if content is None else to_json(content)
 
         async def run() -> tuple[bytes, list[bytes]]:
             found: tuple[bytes, list[bytes]] = await self._exchange_script(
@@ -215,7 +214,7 @@ class RedisStore(JobStore, Board):
         notes = []
         for name, value in zip(flat[::2], flat[1::2], strict=True):
             at, _, said = value.partition(b" ")
-            notes.append(Note(name.decode(), (float(now) - float(at)) / 1000, json.loads(said)))
+            notes.append(Note(name.decode(), (float(now) - float(at)) / 1000, from_json(said)))
         return notes
 
     async def clear_board(self) -> None:
