@@ -69,6 +69,7 @@ def test_what_is_known_is_used_while_it_is_fresh_and_of_the_same_host(
     assert read_limit(api) is None
 
 
+@pytest.mark.slow
 def test_an_auto_run_starts_from_what_is_known_and_writes_back(
     emulator: Callable[..., Emulator], place: Place, catalog: Callable[..., str]
 ) -> None:

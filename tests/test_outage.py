@@ -73,6 +73,7 @@ def test_a_few_failures_are_no_outage() -> None:
     run(scenario)
 
 
+@pytest.mark.slow
 def test_an_api_that_stays_down_stops_the_run_resumably(
     place: Place,
     emulator: Callable[..., Emulator],
@@ -148,6 +149,7 @@ def test_images_that_the_bucket_did_not_take_are_kept_and_not_paid_again(
     assert not list((own_home / "runs" / "away" / "unsaved").iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["postgres", "redis"])
 def test_a_job_store_that_comes_back_is_waited_for(
     place: Place,
@@ -173,6 +175,7 @@ def test_a_job_store_that_comes_back_is_waited_for(
     assert emulated.bill()["images"] == 150
 
 
+@pytest.mark.slow
 def test_prefect_that_comes_back_is_waited_for(
     place: Place,
     emulator: Callable[..., Emulator],

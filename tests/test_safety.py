@@ -60,6 +60,7 @@ def test_column_names_cannot_move_the_cursor(catalog: Callable[..., str]) -> Non
     assert str(caught.value).isprintable()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("store", ["sqlite", "postgres", "redis"])
 def test_no_secret_in_any_log_record_or_report(
     store: str,
