@@ -64,12 +64,6 @@ class Bill:
         _, count, total = self._lines.get(order.digest, (order, 0, 0))
         self._lines[order.digest] = (order, count + order.count, total + units)
 
-    def reset(self) -> None:
-        """Forget what was charged; credit in flight stays held back."""
-        self.images = 0
-        self._units = 0
-        self._lines.clear()
-
     def as_dict(self) -> dict[str, Any]:
         """Return the bill as plain values: images, USD, and one line a digest."""
         lines = {

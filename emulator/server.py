@@ -159,7 +159,7 @@ class Emulator:
         return self._call(change)
 
     def reset(self) -> None:
-        """Clear bill, statistics and the markers used up."""
+        """Clear bill, statistics and the markers used up; what is in flight is charged to the old bill."""
         self._call(lambda studio: studio.reset())
 
     def __enter__(self) -> Self:

@@ -50,11 +50,15 @@ class Refusal(Exception):  # noqa: N818 - a refusal is an answer of the vendor, 
 
 @dataclass(slots=True)
 class Ticket:
-    """An admitted order, which holds a slot until it is released. `latency_s` is in seconds."""
+    """An admitted order, which holds a slot until it is released. `latency_s` is in seconds.
+
+    It is charged to the bill that was open when it was admitted.
+    """
 
     order: Order
     fault: str | None
     latency_s: float
+    bill: Bill
     holds_credit: bool = False
     released: bool = False
 
@@ -89,8 +93,8 @@ class Studio:
         self.faults.configure(settings.faults, settings.seed)
 
     def reset(self) -> None:
-        """Clear the bill, the statistics, the peak and the markers used up."""
-        self.bill.reset()
+        """Clear the statistics, the peak and the markers used up, and open a new bill."""
+        self.bill = Bill()
         self.stats.reset()
         self.faults.reset()
         self._arrivals = 0
@@ -142,7 +146,7 @@ class Studio:
         charged = fault is None or fault in CHARGED or fault == "flagged"
         if charged:
             self.bill.reserve(order.count)
-        return Ticket(order, fault, latency_s, holds_credit=charged)
+        return Ticket(order, fault, latency_s, self.bill, holds_credit=charged)
 
     async def produce(self, ticket: Ticket) -> list[bytes] | None:
         """Make and charge the pictures while the latency passes; None when the server stops."""
@@ -154,7 +158,7 @@ class Studio:
             images = await drawing
             if self._closing or ticket.released:
                 return None
-            self.bill.charge(ticket.order)
+            ticket.bill.charge(ticket.order)
             return images
         finally:
             self.release(ticket)
@@ -166,7 +170,7 @@ class Studio:
         ticket.released = True
         self.limits.release()
         if ticket.holds_credit:
-            self.bill.free(ticket.order.count)
+            ticket.bill.free(ticket.order.count)
 
     async def picture(self, shot: Shot) -> bytes:
         """Return the encoded picture of a shot."""

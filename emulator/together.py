@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 from starlette.responses import Response
 
 from emulator.answers import Cut, base64_text, json_answer, parse_object
-from emulator.faults import STATUS, FaultPlan, UnknownFaultError
+from emulator.faults import STATUS
+from emulator.fields import SEEDS, FieldError, choice, picture_format, prompt_of, whole
 from emulator.gallery import spoil
 from emulator.order import Order
 from emulator.studio import Refusal, Studio, Ticket
@@ -27,9 +28,6 @@ __all__ = ["MODELS", "PATH", "Together"]
 PATH = "/v1/images/generations"
 MODELS = ("black-forest-labs/FLUX.1-schnell", "black-forest-labs/FLUX.1-schnell-Free")
 _SIDES = range(64, 2049, 16)
-_STEPS = range(1, 13)
-_COUNTS = range(1, 5)
-_SEEDS = range(-(2**63), 2**64)
 _MESSAGES = {
     400: ("The request is invalid.", "invalid_request_error", "invalid_request"),
     401: ("Invalid API key provided.", "invalid_request_error", "invalid_api_key"),
@@ -42,15 +40,6 @@ _MESSAGES = {
     503: ("The service is overloaded; try again later.", "service_unavailable", "overloaded"),
     504: ("The request timed out.", "server_error", "timeout"),
 }
-
-
-class _InvalidError(Exception):
-    """The body cannot be used: status, message, and the parameter at fault."""
-
-    def __init__(self, message: str, param: str | None, status: int = 400) -> None:
-        super().__init__(message)
-        self.param = param
-        self.status = status
 
 
 class Together:
@@ -66,12 +55,15 @@ class Together:
         scheme, _, key = request.headers.get("authorization", "").partition(" ")
         if scheme.lower() != "bearer" or not self._studio.accepts(key):
             return _error(401)
+        fields = parse_object(body)
+        if fields is None:
+            return _error(400, "The request body must be a JSON object.")
         try:
-            fields = _fields(body)
             order = self._order(fields)
-            by_link = _choice(fields, "response_format", ("url", "base64")) == "url"
-        except _InvalidError as invalid:
-            return _error(invalid.status, str(invalid), param=invalid.param)
+            by_link = choice(fields, "response_format", "url", ("url", "base64")) == "url"
+        except FieldError as invalid:
+            unknown = invalid.name == "model" and isinstance(fields.get("model"), str)
+            return _error(404 if unknown else 400, str(invalid), param=invalid.name)
         try:
             ticket = self._studio.admit(order)
         except Refusal as refusal:
@@ -115,31 +107,22 @@ class Together:
         model = fields.get("model")
         if not isinstance(model, str):
             message = "A model is required."
-            raise _InvalidError(message, "model")
+            raise FieldError("model", message)
         if model not in MODELS:
             message = f"The model {model[:80]!r} does not exist or is not available to you."
-            raise _InvalidError(message, "model", 404)
-        prompt = fields.get("prompt")
-        if not isinstance(prompt, str) or not prompt.strip():
-            message = "A prompt that is not blank is required."
-            raise _InvalidError(message, "prompt")
-        try:
-            FaultPlan.check(prompt)
-        except UnknownFaultError as unknown:
-            message = f"The emulator has no fault {unknown}."
-            raise _InvalidError(message, "prompt") from unknown
-        seed = None if fields.get("seed") is None else _whole(fields, "seed", 0, _SEEDS)
+            raise FieldError("model", message)
+        seed = None if fields.get("seed") is None else whole(fields, "seed", 0, SEEDS)
         return Order(
             provider="together",
             model=model,
-            prompt=prompt,
-            width=_whole(fields, "width", 1024, _SIDES),
-            height=_whole(fields, "height", 1024, _SIDES),
-            steps=_whole(fields, "steps", 4, _STEPS),
+            prompt=prompt_of(fields),
+            width=whole(fields, "width", 1024, _SIDES),
+            height=whole(fields, "height", 1024, _SIDES),
+            steps=whole(fields, "steps", 4, range(1, 13)),
             seed=seed,
             drawn_seed=self._studio.draw_seed() if seed is None else seed,
-            format="png" if _choice(fields, "output_format", ("jpeg", "png")) == "png" else "jpeg",
-            count=_whole(fields, "n", 1, _COUNTS),
+            format=picture_format(fields, "jpeg", ("jpeg", "png")),
+            count=whole(fields, "n", 1, range(1, 5)),
         )
 
     def _limit_headers(self, refusal: Refusal | None) -> dict[str, str]:
@@ -161,35 +144,6 @@ class Together:
         if seconds is not None and self._studio.settings.retry_after:
             headers["retry-after"] = seconds
         return headers
-
-
-def _fields(body: bytes) -> dict[str, Any]:
-    fields = parse_object(body)
-    if fields is None:
-        message = "The request body must be a JSON object."
-        raise _InvalidError(message, None)
-    return fields
-
-
-def _whole(fields: dict[str, Any], name: str, default: int, allowed: range) -> int:
-    value = fields.get(name)
-    if value is None:
-        return default
-    if isinstance(value, bool) or not isinstance(value, int) or value not in allowed:
-        step = f" and a multiple of {allowed.step}" if allowed.step > 1 else ""
-        message = f"{name} must be a whole number from {allowed[0]} to {allowed[-1]}{step}."
-        raise _InvalidError(message, name)
-    return value
-
-
-def _choice(fields: dict[str, Any], name: str, allowed: tuple[str, ...]) -> str:
-    value = fields.get(name)
-    if value is None:
-        return allowed[0]
-    if value not in allowed:
-        message = f"{name} must be one of {', '.join(allowed)}."
-        raise _InvalidError(message, name)
-    return str(value)
 
 
 def _result(model: str, parts: list[bytes]) -> Response:

@@ -105,7 +105,7 @@ def test_a_run_is_worked_on_by_one_process(
     start_command: Callable[..., subprocess.Popen[str]],
     command: Callable[..., Command],
 ) -> None:
-    emulated = emulator(latency_s=0.3, max_concurrent=5)
+    emulated = emulator(latency_s=2, max_concurrent=5)
     path = catalog(prompt=[f"p{n}" for n in range(150)])
     given = [*run_arguments(place, emulated, "together", path), "--concurrency", "5"]
     first = start_command(*given)
@@ -114,6 +114,7 @@ def test_a_run_is_worked_on_by_one_process(
     second = command(*given)
 
     assert first.poll() is None
+    emulated.configure(latency_s=0)
     assert (second.code, second.out) == (2, "")
     assert second.err.startswith("imagemill: The run is being worked on by process ")
     assert second.err.count("\n") == 1

@@ -169,6 +169,16 @@ def test_a_task(bfl: Ask, ended: Ended, client: httpx.Client, emulator: Emulator
     assert emulator.bill()["usd"] == pytest.approx(0.025 + 0.04)
 
 
+def test_what_is_in_flight_at_a_reset_is_not_on_the_new_bill(
+    replicate: Ask, ended: Ended, emulator: Emulator
+) -> None:
+    emulator.configure(latency_s=0.3)
+    submit = replicate()
+    emulator.reset()
+    assert ended(submit)["status"] == "succeeded"
+    assert emulator.bill()["images"] == 0
+
+
 def test_states_of_tasks(
     bfl: Ask, replicate: Ask, ended: Ended, client: httpx.Client, emulator: Emulator
 ) -> None:
