@@ -65,20 +65,23 @@ class Crew:
         Raises:
             InputError: they do not leave, or nobody leads the run.
         """
-        with anyio.move_on_after(LEADER_STALE_S):
-            while any(map(_is_fresh, await self._others())) and self._leads:  # noqa: ASYNC110
+        await (self._take_the_lead() if self._leads else self._report_to_the_leader())
+        await self._exchange()
+
+    async def _take_the_lead(self) -> None:
+        with anyio.move_on_after(LEADER_STALE_S) as patience:
+            while any(map(_is_fresh, await self._others())):  # noqa: ASYNC110 - the board is asked
                 await anyio.sleep(BEAT_S / 2)
-            if self._leads:
-                await self._board.clear_board()
-            leader = _leader(await self._exchange())
-            if not self._leads:
-                if leader is None:
-                    raise InputError("Nobody leads this run any more: resume it.")
-                self._epoch = leader.content["epoch"]
-                self._expected = leader.content["expected"]
-                await self._exchange()
-            return
-        raise InputError("Other machines are still at work on this run: wait for them, or stop them.")
+        if patience.cancelled_caught:
+            raise InputError("Other machines are still at work on this run: wait for them, or stop them.")
+        await self._board.clear_board()
+
+    async def _report_to_the_leader(self) -> None:
+        leader = _leader(await self._exchange())
+        if leader is None:
+            raise InputError("Nobody leads this run any more: resume it.")
+        self._epoch = leader.content["epoch"]
+        self._expected = leader.content["expected"]
 
     async def expect(self, processes: int) -> None:
         """The leader knows how many will work."""

@@ -18,15 +18,6 @@ from tests.servers import PASSWORD
 from tests.test_command import wait_for
 
 
-def arguments(place: Place, emulated: Emulator, path: str, store: str, scheduler: str) -> list[str]:
-    return [
-        *("run", path, "--provider", "together", "--base-url", emulated.base_url),
-        *("--output", place.uri, "--s3-endpoint-url", place.s3.endpoint_url),
-        *("--run-id", "several", "--width", "256", "--height", "256", "--json"),
-        *("--store", store, "--task-runner", "dask", "--scheduler", scheduler, "--shard-size", "50"),
-    ]
-
-
 @pytest.fixture
 def cluster(
     place: Place,  # noqa: ARG001
@@ -39,18 +30,34 @@ def cluster(
         yield running
 
 
+@pytest.fixture
+def arguments(
+    place: Place, catalog: Callable[..., str], store_url: Callable[[str], str], cluster: Cluster
+) -> Callable[[Emulator, int, str], list[str]]:
+    """The command line of a run of so many rows on the cluster, with a job store of this kind."""
+
+    def make(emulated: Emulator, rows: int, store: str) -> list[str]:
+        return [
+            *("run", catalog(prompt=[f"p{n}" for n in range(rows)]), "--run-id", "several", "--json"),
+            *("--provider", "together", "--base-url", emulated.base_url, "--width", "256", "--height", "256"),
+            *("--output", place.uri, "--s3-endpoint-url", place.s3.endpoint_url),
+            *("--store", store_url(store), "--task-runner", "dask", "--scheduler", cluster.address),
+            *("--shard-size", "50"),
+        ]
+
+    return make
+
+
 @pytest.mark.slow
 def test_three_workers_hold_one_rate(
     place: Place,
     emulator: Callable[..., Emulator],
-    catalog: Callable[..., str],
+    arguments: Callable[[Emulator, int, str], list[str]],
     command: Callable[..., Command],
-    store_url: Callable[[str], str],
     cluster: Cluster,
 ) -> None:
     emulated = emulator(latency_s=0.5, per_minute=1800, burst=10)
-    path = catalog(prompt=[f"p{n}" for n in range(300)])
-    given = arguments(place, emulated, path, store_url("postgres"), cluster.address)
+    given = arguments(emulated, 300, "postgres")
 
     done = command(*given, "--max-images-per-minute", "1800")
 
@@ -71,14 +78,12 @@ def test_three_workers_hold_one_rate(
 def test_a_killed_worker_costs_nothing_but_time(
     place: Place,
     emulator: Callable[..., Emulator],
-    catalog: Callable[..., str],
+    arguments: Callable[[Emulator, int, str], list[str]],
     start_command: Callable[..., subprocess.Popen[str]],
-    store_url: Callable[[str], str],
     cluster: Cluster,
 ) -> None:
     emulated = emulator(latency_s=0.3)
-    path = catalog(prompt=[f"p{n}" for n in range(600)])
-    given = arguments(place, emulated, path, store_url("postgres"), cluster.address)
+    given = arguments(emulated, 600, "postgres")
     process = start_command(*given, "--concurrency", "10")
     wait_for(lambda: emulated.bill()["images"] >= 100, process)
     cluster.workers[0].send_signal(signal.SIGKILL)
@@ -96,16 +101,12 @@ def test_a_killed_worker_costs_nothing_but_time(
 
 @pytest.mark.slow
 def test_workers_together_keep_to_the_budget_and_a_resume_goes_on(
-    place: Place,
     emulator: Callable[..., Emulator],
-    catalog: Callable[..., str],
+    arguments: Callable[[Emulator, int, str], list[str]],
     command: Callable[..., Command],
-    store_url: Callable[[str], str],
-    cluster: Cluster,
 ) -> None:
     emulated = emulator(latency_s=0.1)
-    path = catalog(prompt=[f"p{n}" for n in range(600)])
-    given = arguments(place, emulated, path, store_url("redis"), cluster.address)
+    given = arguments(emulated, 600, "redis")
     price = list_price("together", "")
     assert price
     image_usd = price.of(256, 256)
@@ -128,17 +129,15 @@ def test_workers_together_keep_to_the_budget_and_a_resume_goes_on(
 def test_a_run_whose_scheduler_dies_goes_on_in_threads(
     place: Place,
     emulator: Callable[..., Emulator],
-    catalog: Callable[..., str],
+    arguments: Callable[[Emulator, int, str], list[str]],
     command: Callable[..., Command],
     start_command: Callable[..., subprocess.Popen[str]],
-    store_url: Callable[[str], str],
     cluster: Cluster,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("DASK_DISTRIBUTED__COMM__TIMEOUTS__CONNECT", "5s")  # for a scheduler that is gone
     emulated = emulator(latency_s=0.3)
-    path = catalog(prompt=[f"p{n}" for n in range(600)])
-    given = arguments(place, emulated, path, store_url("postgres"), cluster.address)
+    given = arguments(emulated, 600, "postgres")
     process = start_command(*given, "--concurrency", "10")
     wait_for(lambda: emulated.bill()["images"] >= 100, process)
     cluster.kill_scheduler()
