@@ -235,6 +235,20 @@ class ImageBucket:
                 if number == pages:
                     return
 
+    def metadata(self, names: Iterable[str]) -> dict[str, dict[str, str]]:
+        """The metadata of these objects, by name: a request each. Names of none are left out."""
+
+        def of(name: str) -> tuple[str, dict[str, str]] | None:
+            try:
+                with _outages_named(self.name):
+                    answer = self._client.head_object(Bucket=self.name, Key=self.prefix + name)
+            except FileNotFoundError:
+                return None
+            return name, answer["Metadata"]
+
+        with ThreadPoolExecutor(16) as threads:
+            return dict(filter(None, threads.map(of, names)))
+
     def upload(self, path: Path, name: str, media_type: str) -> str:
         """Write a file as one object, replacing what was there at once; its address."""
         with _outages_named(self.name):

@@ -3,7 +3,7 @@
 A line of log.jsonl is written at once, a job's state with the next batch: up to two seconds later in the
 memory store's checkpoint. A resume therefore reads the last line of each unfinished job. So it knows every
 request id that was answered, every request that was not, and what was paid. A power cut may lose lines, and
-another machine has none of them: then the store's word stands.
+another machine has none of them: then the store's word stands, and the receipts of the images that are there.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ def work_off(settings: RunSettings, shard: Shard) -> None:
         try:
             if before:
                 unfinished = session.wait(session.store.unfinished_numbers)
-                find_images(session, [n for n in unfinished if shard.first <= n <= shard.last])
+                find_images(session, [n for n in unfinished if shard.first <= n <= shard.last], begun=True)
             session.wait(session.engine.run_shard, *shard)
         finally:
             session.portal.call(session.recorder.write_pace)

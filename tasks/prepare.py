@@ -14,6 +14,7 @@ from blocks.errors import InputError
 from blocks.jobs import INPUT_FIELDS, Job, NewJobs
 from blocks.stores import Shard, shards
 from tasks.aftermath import LastLine, catch_up, last_lines, was_unanswered
+from tasks.engine.receipt import Receipt
 from tasks.log_parts import gather_parts
 from tasks.plan import Planner, planned_jobs, write_plan
 from tasks.run_folder import PlanCounts
@@ -43,11 +44,12 @@ def prepare(settings: RunSettings) -> Prepared:
         InputError: the catalog cannot be used, or the run's id belongs to another run.
     """
     with open_session(settings) as session:
+        begun = session.folder.record.exists()
         counts = plan_run(session)
         session.folder.forget_summary()
         gather_parts(session.bucket, session.folder)
         upload_unsaved(session)
-        unfinished = find_images(session, session.wait(session.store.unfinished_numbers))
+        unfinished = find_images(session, session.wait(session.store.unfinished_numbers), begun=begun)
         totals = session.wait(session.store.totals)
         session.recorder.begin(
             unique=counts.unique, done=totals.done, failed=totals.failed, cost_usd=totals.cost_usd
@@ -138,14 +140,15 @@ def upload_unsaved(session: Session) -> None:
         image.unlink()
 
 
-def find_images(session: Session, numbers: Sequence[int]) -> Sequence[int]:
+def find_images(session: Session, numbers: Sequence[int], *, begun: bool) -> Sequence[int]:
     """Find out what became of each of these unfinished jobs.
 
     It was made by an earlier run, or just before a crash, or lost.
 
-    An image in the bucket makes it done. A request that was in flight when a process died, with nothing to
-    ask about, is counted as unanswered: it will be sent again, and a synchronous API may charge both.
-    Returns the numbers of the jobs that are unfinished then.
+    An image in the bucket makes it done. In a run that has ``begun`` before, the image's receipt tells
+    whether this run paid for it, where neither store nor log could. A request that was in flight when a
+    process died, with nothing to ask about, is counted as unanswered: it will be sent again, and a
+    synchronous API may charge both. Returns the numbers of the jobs that are unfinished then.
     """
     store = session.store
     images = session.bucket.images(job.key for jobs in _batches(session, numbers) for job in jobs)
@@ -159,10 +162,27 @@ def find_images(session: Session, numbers: Sequence[int]) -> Sequence[int]:
         await store.commit()
 
     for jobs in _batches(session, numbers):
-        changed = [job for job in jobs if _settle(session, job, images.get(job.key), lines.get(job.number))]
+        found = [images[job.key].name for job in jobs if begun and job.key in images]
+        receipts = _receipts(session, found)
+        changed = [
+            job
+            for job in jobs
+            if _settle(session, job, images.get(job.key), receipts.get(job.key), lines.get(job.number))
+        ]
         if changed:
             session.wait(save, changed)
     return session.wait(store.unfinished_numbers) if images else numbers
+
+
+def _receipts(session: Session, images: Sequence[str]) -> dict[str, Receipt]:
+    """The receipts of this run's own images among these, by their key."""
+    metadata = session.bucket.metadata(images)
+    found = {carried.get("key", ""): Receipt.from_metadata(carried) for carried in metadata.values()}
+    return {
+        key: receipt
+        for key, receipt in found.items()
+        if receipt and receipt.run_id == session.settings.run_id
+    }
 
 
 def _batches(session: Session, numbers: Sequence[int]) -> Iterator[list[Job]]:
@@ -171,20 +191,27 @@ def _batches(session: Session, numbers: Sequence[int]) -> Iterator[list[Job]]:
         yield session.wait(session.store.unfinished, *block)
 
 
-def _settle(session: Session, job: Job, image: StoredImage | None, line: LastLine | None) -> bool:
+def _settle(
+    session: Session, job: Job, image: StoredImage | None, receipt: Receipt | None, line: LastLine | None
+) -> bool:
     """Bring one unfinished job to where it stands; whether that changed it."""
+    known_usd, doubtful_usd = job.cost_usd, job.unanswered_usd
     missed = catch_up(job, line)
     price = session.api.price_usd(job.width, job.height)
     if image is not None:
+        if receipt is not None:
+            receipt.settle(job)
         asked = job.attempts > 0  # then this run paid for it, and died before it could say so
-        if asked and (missed or not job.cost_usd):
+        if asked and receipt is None and (missed or not job.cost_usd):
             job.cost_usd += price
-            session.cost.spent_usd += price
-        job.finish(time.time(), image=image.name, image_bytes=image.size, latency_s=None, reused=not asked)
-        return True
-    if missed:
+        latency_s = receipt.latency_s if receipt is not None else None
+        job.finish(
+            time.time(), image=image.name, image_bytes=image.size, latency_s=latency_s, reused=not asked
+        )
+    elif missed:
         if was_unanswered(job, line):
             job.lose_answer(price)
-            session.cost.doubtful_usd += price
         job.requeue()
-    return missed
+    session.cost.spent_usd += job.cost_usd - known_usd
+    session.cost.doubtful_usd += job.unanswered_usd - doubtful_usd
+    return missed or image is not None

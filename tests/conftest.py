@@ -108,6 +108,11 @@ class Place:
         client.close()
         return found
 
+    def delete(self, name: str) -> None:
+        client = self.s3.client()
+        client.delete_object(Bucket=BUCKET, Key=self.prefix + name)
+        client.close()
+
     def table(self, name: str) -> list[dict[str, Any]]:
         rows: list[dict[str, Any]] = pq.read_table(pa.BufferReader(self.read(name))).to_pylist()
         return rows

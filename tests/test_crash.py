@@ -12,6 +12,7 @@ import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -136,11 +137,23 @@ def test_a_full_disk_stops_the_run_and_a_resume_finishes_it(
     path = catalog(prompt=[f"p{n}" for n in range(150)])
     given = [*run_arguments(place, emulated, "fal", path), "--store", "memory"]
     write = memory._write_atomically
+    open_file = Path.open
 
-    def full(path: Path, content: bytes) -> None:
+    def fill() -> None:
         if emulated.bill()["images"] >= 40:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def full(path: Path, content: bytes) -> None:
+        fill()
         write(path, content)
+
+    class FullFile(io.FileIO):
+        def write(self, content: Any) -> int:
+            fill()
+            return super().write(content)
+
+    def full_for_the_log(path: Path, *given: Any, **named: Any) -> Any:
+        return FullFile(path, "ab") if given == ("ab",) else open_file(path, *given, **named)
 
     def full_for_text(path: Path, text: str, **_: object) -> int:
         if path.name == "summary.json":
@@ -151,6 +164,7 @@ def test_a_full_disk_stops_the_run_and_a_resume_finishes_it(
     with monkeypatch.context() as patch:
         patch.setattr(memory, "_write_atomically", full)
         patch.setattr(Path, "write_text", full_for_text)
+        patch.setattr(Path, "open", full_for_the_log)
         patch.setattr("blocks.stores.base.OUTAGE_S", 1.0)
         assert main(given) == 3
     stopped = capsys.readouterr()
@@ -160,9 +174,15 @@ def test_a_full_disk_stops_the_run_and_a_resume_finishes_it(
     assert "It was broken off" in capsys.readouterr().out
 
     assert main(given) == 0
-    assert json.loads(capsys.readouterr().out)["done"] == 150
+    summary = json.loads(capsys.readouterr().out)
     check_everything_is_there(place, 150)
-    assert emulated.bill()["images"] == 150
+    # What no disk took note of is on the images' receipts: nothing paid is missing from the bill.
+    assert [summary[name] for name in ("done", "generated", "reused", "requests")] == [150, 150, 0, 150]
+    bill = emulated.bill()
+    assert bill["images"] == 150
+    assert summary["cost_usd"] == pytest.approx(bill["usd"], abs=1e-9)
+    assert {job["attempts"] for job in place.table("runs/killed/jobs.parquet")} == {1}
+    assert all(job["latency_s"] for job in place.table("runs/killed/jobs.parquet"))
 
 
 @pytest.mark.slow

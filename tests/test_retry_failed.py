@@ -45,7 +45,9 @@ def test_retryable_failures_first_and_permanent_ones_when_asked(
     assert fourth.cost_usd == pytest.approx(emulated.bill()["usd"])
 
 
+@pytest.mark.parametrize("log", ["with its log", "without its log"])
 def test_another_machine_finds_the_run_by_its_output(
+    log: str,
     place: Place,
     emulator: Callable[..., Emulator],
     catalog: Callable[..., str],
@@ -53,17 +55,21 @@ def test_another_machine_finds_the_run_by_its_output(
     tmp_path: object,
 ) -> None:
     emulated = emulator()
-    generate_catalog(
-        catalog=catalog(prompt=["x", "y #fault:500*2"]),
-        api={"provider": "together", "base_url": emulated.base_url},
-        output=place.settings(),
-        picture={"width": 256, "height": 256},
-        execution={"run_id": "moved"},
-    )
+    for run_id, prompts in (("earlier", ["w"]), ("moved", ["w", "x", "y #fault:500*2"])):
+        generate_catalog(
+            catalog=catalog(prompt=prompts),
+            api={"provider": "together", "base_url": emulated.base_url},
+            output=place.settings(),
+            picture={"width": 256, "height": 256},
+            execution={"run_id": run_id},
+        )
+    if log == "without its log":
+        place.delete("runs/moved/log.jsonl")
     monkeypatch.setenv("IMAGEMILL_HOME", f"{tmp_path}/another-machine")
     with pytest.raises(InputError, match="knows no run 'moved'"):
         retry_failed("moved")
     summary = retry_failed("moved", output=place.settings())
-    # The log came along, so the machine knows that this run has paid for the image in the bucket.
-    assert (summary.done, summary.generated, summary.reused) == (2, 2, 0)
-    assert emulated.bill()["images"] == 2
+    # The images' receipts, or else the log, say which of them this run has paid for.
+    assert (summary.done, summary.generated, summary.reused) == (3, 2, 1)
+    assert emulated.bill()["images"] == 3
+    assert summary.cost_usd == pytest.approx(emulated.bill()["usd"] * 2 / 3)

@@ -96,8 +96,8 @@ class JobStore(ABC):
 
     async def __aenter__(self) -> Self:
         async with contextlib.AsyncExitStack() as stack:
-            await self._open()
             stack.push_async_callback(_shielded, self._close)
+            await self._open()
             if not self._join:
                 await self._take_lease()
                 stack.push_async_callback(_shielded, self._give_back_lease)

@@ -23,8 +23,8 @@ from blocks.jobs import JOB_FIELDS, STATE_FIELDS, TERMINAL, Job, JobStatus
 from blocks.stores.base import JobState, JobStore, JobTotals
 from blocks.stores.encoding import from_json, to_json
 from blocks.stores.lease_file import LeaseFile
+from blocks.stores.version import StoreVersion
 
-CHECKPOINT_VERSION = 1
 CHECKPOINT_INTERVAL_S = 2.0
 """How old a checkpoint may be while jobs finish, in seconds."""
 
@@ -102,10 +102,8 @@ class MemoryStore(JobStore):
             return
         try:
             document = from_json(raw)
-            version = document["version"]
-            jobs = []
-            if version == CHECKPOINT_VERSION:
-                jobs = [Job(**{**job, "status": JobStatus(job["status"])}) for job in document["jobs"]]
+            StoreVersion(document["version"], document.get("made_by")).check(f"The checkpoint {self._path}")
+            jobs = [Job(**{**job, "status": JobStatus(job["status"])}) for job in document["jobs"]]
         except (KeyError, TypeError, ValueError) as error:
             aside = self._path.with_suffix(f".damaged-{time.time():.0f}")
             self._path.rename(aside)
@@ -113,11 +111,6 @@ class MemoryStore(JobStore):
                 f"The checkpoint {self._path} is damaged and was set aside as {aside.name}. Start the"
                 " same command again: images that are in the bucket are found there, not paid again."
             ) from error
-        if version != CHECKPOINT_VERSION:
-            raise InputError(
-                f"The checkpoint {self._path} has version {version}; this imagemill reads version"
-                f" {CHECKPOINT_VERSION}. Finish the run with the imagemill that began it."
-            )
         self._jobs = {job.number: job for job in jobs}
         self._planned = True
 
@@ -139,8 +132,10 @@ class MemoryStore(JobStore):
         return time.monotonic() - self._written_at >= CHECKPOINT_INTERVAL_S
 
     async def _checkpoint(self) -> None:
+        here = StoreVersion.here()
         document = {
-            "version": CHECKPOINT_VERSION,
+            "version": here.number,
+            "made_by": here.made_by,
             "jobs": [dict(zip(JOB_FIELDS, _values_of(job), strict=True)) for job in self._jobs.values()],
         }
         await anyio.to_thread.run_sync(_write_atomically, self._path, to_json(document))

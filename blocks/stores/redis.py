@@ -7,7 +7,7 @@ A run's keys all begin with ``imagemill:{RUN_ID}:``; the braces keep them on one
 - ``states``: a hash, number to the JSON array of a job's state fields; pending jobs that were never begun
   have none.
 - ``finished``: a bitmap of the numbers that are done or failed.
-- ``planned``: the layout's version, once all jobs are there.
+- ``planned``: the layout's version and imagemill's, once all jobs are there.
 - ``lease``: a hash of who holds the run, and until when by the server's clock. It is no key with a time
   to live: after an outage longer than that, the holder could not tell that nobody else had been there.
 - ``notes``: a hash of what the processes that work on the run together said last, each with its time.
@@ -35,8 +35,7 @@ from blocks.stores.address import PASSWORD_VARIABLE, StoreAddress
 from blocks.stores.base import CONNECT_S, JobState, JobStore, JobTotals, reason_of
 from blocks.stores.board import Board, Note
 from blocks.stores.encoding import from_json, to_json
-
-LAYOUT_VERSION = b"1"
+from blocks.stores.version import StoreVersion
 
 _CHUNK = 256
 _PAGE = 10_240
@@ -111,10 +110,7 @@ class RedisStore(JobStore, Board):
         self._commit_script = self._redis.register_script(_COMMIT)
 
     async def is_planned(self) -> bool:
-        version = await self.patiently(self._redis.get, self._key("planned"))
-        if version not in {None, LAYOUT_VERSION}:
-            raise InputError(f"{self._title} holds this run as another version of imagemill wrote it.")
-        return version is not None
+        return bool(await self.patiently(self._redis.exists, self._key("planned")))
 
     async def clear(self) -> None:
         chunks = {number // _CHUNK for number in await self._numbers()}
@@ -138,7 +134,8 @@ class RedisStore(JobStore, Board):
             ) from error
 
     async def mark_planned(self) -> None:
-        await self.patiently(self._redis.set, self._key("planned"), LAYOUT_VERSION)
+        here = StoreVersion.here()
+        await self.patiently(self._redis.set, self._key("planned"), f"{here.number} {here.made_by}")
 
     async def unfinished_numbers(self) -> Sequence[int]:
         numbers = await self._numbers()
@@ -272,10 +269,12 @@ class RedisStore(JobStore, Board):
     async def _open(self) -> None:
         try:
             with anyio.fail_after(CONNECT_S):
-                await self._redis.ping()
+                planned = await self._redis.get(self._key("planned"))
         except self.outages as error:
-            await self._redis.aclose()
             raise InputError(f"{self._title} cannot be used: {self._advice(error)}.") from error
+        if planned is not None:
+            number, _, made_by = planned.decode().partition(" ")
+            StoreVersion(int(number), made_by or None).check(self._title)
 
     def _advice(self, error: Exception) -> str:
         refused = isinstance(error, (AuthenticationError, NoPermissionError))

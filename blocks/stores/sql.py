@@ -32,7 +32,7 @@ from blocks.stores.address import PASSWORD_VARIABLE, StoreAddress
 from blocks.stores.base import CONNECT_S, JobState, JobStore, JobTotals, reason_of
 from blocks.stores.encoding import MARK, escape, is_odd, unescape
 from blocks.stores.postgres_board import PostgresBoard
-from blocks.stores.tables import JOBS, LEASES, METADATA, RUNS
+from blocks.stores.tables import JOBS, LEASES, RUNS, make_tables
 
 _UNFINISHED = JOBS.c.status.in_([JobStatus.PENDING, JobStatus.RUNNING])
 _COLUMNS = [JOBS.c[name] for name in JOB_FIELDS]
@@ -243,9 +243,8 @@ class SqliteStore(SqlStore):
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             async with self._engine.begin() as connection:
-                await connection.run_sync(METADATA.create_all)
+                await connection.run_sync(make_tables, self._title)
         except (OSError, sa.exc.SQLAlchemyError) as error:
-            await self._engine.dispose()
             raise InputError(
                 f"The job store sqlite:{self._path} cannot be opened ({reason_of(error)}): give a path that"
                 " can be written, by --store sqlite:PATH."
@@ -320,9 +319,8 @@ class PostgresStore(SqlStore, PostgresBoard):
                     await connection.execute(sa.select(1))
             async with self._engine.begin() as connection:
                 await connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_SCHEMA_LOCK)))
-                await connection.run_sync(METADATA.create_all)
+                await connection.run_sync(make_tables, self._title)
         except self.outages as error:
-            await self._engine.dispose()
             raise InputError(f"{self._title} cannot be used: {self._advice(error)}.") from error
 
     def _advice(self, error: Exception) -> str:

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import sqlalchemy as sa
 
+from blocks.stores.version import UNKNOWN, StoreVersion
+
 METADATA = sa.MetaData()
+
+VERSIONS = sa.Table(
+    "imagemill_version",  # one row, of all the tables
+    METADATA,
+    sa.Column("number", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("made_by", sa.Text),
+)
 
 RUNS = sa.Table(
     "imagemill_runs",
@@ -69,3 +78,39 @@ BUDGETS = sa.Table(
     sa.Column("run_id", sa.Text, primary_key=True),
     sa.Column("committed_usd", sa.Double, nullable=False),
 )
+
+
+def make_tables(connection: sa.Connection, store: str) -> None:
+    """Make the tables where they are missing. ``store`` names the store in a sentence.
+
+    Raises:
+        InputError: they are there, and of another version.
+    """
+    if (found := _version_of(connection)) is not None:
+        found.check(store)
+    METADATA.create_all(connection)
+    if found is None:
+        _note_version(connection)
+
+
+def _note_version(connection: sa.Connection) -> None:
+    here = StoreVersion.here()
+    # One step: SQLite lets two processes make the tables at once.
+    row = sa.select(sa.literal(here.number), sa.literal(here.made_by)).where(
+        ~sa.exists().select_from(VERSIONS)
+    )
+    connection.execute(sa.insert(VERSIONS).from_select(["number", "made_by"], row))
+
+
+def _version_of(connection: sa.Connection) -> StoreVersion | None:
+    """The tables' version; None where there are none, or they are as ours are and do not say it yet."""
+    there = sa.inspect(connection)
+    if there.has_table(VERSIONS.name):
+        row = connection.execute(sa.select(VERSIONS.c.number, VERSIONS.c.made_by)).first()
+        if row is not None:
+            return StoreVersion(*row)
+    if there.has_table(JOBS.name):
+        columns = {column["name"] for column in there.get_columns(JOBS.name)}
+        if columns != set(JOBS.columns.keys()):
+            return StoreVersion(UNKNOWN)
+    return None

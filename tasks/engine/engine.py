@@ -30,6 +30,7 @@ from tasks.engine.breaker import OUTAGE, PROBE_S, Breaker, OutageError
 from tasks.engine.cost import BudgetSpentError, CostLimit
 from tasks.engine.pacer import Pacer, Slot, StoppedError
 from tasks.engine.picture import Picture, check_picture
+from tasks.engine.receipt import Receipt
 from tasks.engine.recorder import Recorder
 
 INTERRUPT_GRACE_S = 0.5
@@ -198,7 +199,7 @@ class Engine:
             if image.flagged:
                 raise ApiError(ErrorClass.CONTENT_FILTERED, "the API flagged the image", code="flagged")
             picture = check_picture(image.content, job.width, job.height)
-            await self._keep(job, picture, image.content)
+            await self._keep(job, picture, image.content, latency_s)
         finally:
             self._uploads.release()
         job.finish(
@@ -263,10 +264,11 @@ class Engine:
             self._cost.settle(price, charged=charged, doubtful=doubtful)
         return image, latency_s
 
-    async def _keep(self, job: Job, picture: Picture, content: bytes) -> None:
+    async def _keep(self, job: Job, picture: Picture, content: bytes, latency_s: float) -> None:
         digest = hashlib.sha256(job.prompt.encode("utf-8", "surrogatepass")).hexdigest()
         name = image_name(job.key, picture.extension)
         metadata = {"key": job.key, "seed": str(job.seed), "model": job.model, "prompt-sha256": digest}
+        metadata |= Receipt.of(self._recorder.run_id, job, latency_s).to_metadata()
         try:
             await self._bucket.put_image(name, content, metadata)
         except (StoreUnavailableError, anyio.get_cancelled_exc_class()):

@@ -68,7 +68,7 @@ class Recorder:
     """The log, the telemetry and the counters of one run in one process."""
 
     def __init__(self, run_id: str, log: JobLog, pacer: Pacer, telemetry: Telemetry) -> None:
-        self._run_id = run_id
+        self.run_id = run_id
         self._log = log
         self._pacer = pacer
         self.telemetry = telemetry
@@ -204,7 +204,7 @@ class Recorder:
         own = (self._pacer.rate_limited, self._pacer.concurrency, self._pacer.in_flight)
         rate_limited, concurrency, in_flight = self._followed or own
         return Progress(
-            run_id=self._run_id,
+            run_id=self.run_id,
             unique=self.unique,
             done=self.done,
             failed=self.failed,

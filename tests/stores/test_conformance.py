@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import sqlite3
 import sys
 import traceback
+from contextlib import closing
+from importlib.metadata import version
 from pathlib import Path
 
 import anyio
 import pytest
+import sqlalchemy as sa
 
 from blocks.errors import InputError, StoreUnavailableError
 from blocks.jobs import Job
-from blocks.stores import JobStore, JobTotals, open_store
+from blocks.stores import JobStore, JobTotals, RedisStore, open_store
 from blocks.stores.address import without_password
+from blocks.stores.sql import SqlStore
+from blocks.stores.tables import VERSIONS
 from tests.servers import PASSWORD, Server
 from tests.stores.conftest import Make
 from tests.stores.sample import done, job
@@ -425,6 +431,58 @@ async def test_a_wrong_password_is_not_repeated(
     monkeypatch.setenv("IMAGEMILL_STORE_PASSWORD", PASSWORD)
     async with open_bare(bare) as store:
         assert not await store.is_planned()
+
+
+async def test_a_store_of_another_version_is_refused_and_left_alone(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with make() as store:
+        await planned(store, [job(0), job(1)])
+        store.save(done(0))
+    made_by = version("imagemill")
+    for ours in (0, 2):  # one that the store is newer than, one that it is older than
+        monkeypatch.setattr("blocks.stores.version.STORE_VERSION", ours)
+        monkeypatch.setattr("blocks.stores.version.version", lambda _, ours=ours: f"{ours}.9.0")
+        with pytest.raises(InputError) as refusal:
+            await make().__aenter__()
+        sentence = str(refusal.value)
+        assert f"was made by imagemill {made_by}, in version 1; this is imagemill {ours}.9.0" in sentence
+        assert f"which reads version {ours}: go on with the one that made it" in sentence
+    monkeypatch.undo()
+    async with make() as store:
+        assert await everything(store) == [done(0), job(1)]
+
+
+async def test_a_store_from_before_there_were_versions_goes_on(
+    make: Make, run_id: str, tmp_path: Path
+) -> None:
+    async with make() as store:
+        await planned(store, [job(0), job(1)])
+        store.save(done(0))
+    if isinstance(store, SqlStore):
+        await store._change(sa.schema.DropTable(VERSIONS))
+        await store._engine.dispose()
+    elif isinstance(store, RedisStore):
+        await store._redis.set(store._key("planned"), "1")
+        await store._redis.aclose()
+    else:
+        checkpoint = tmp_path / run_id / "checkpoint.json"
+        checkpoint.write_bytes(checkpoint.read_bytes().replace(b'"made_by"', b'"nobody"'))
+    for _ in range(2):
+        async with make() as store:
+            assert await everything(store) == [done(0), job(1)]
+
+
+async def test_tables_of_before_that_are_not_as_ours_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "jobs.sqlite"
+    with closing(sqlite3.connect(path)) as database:
+        database.execute("CREATE TABLE imagemill_jobs (run_id TEXT, number BIGINT, prompt TEXT)")
+    with pytest.raises(
+        InputError, match=r"was made by an older imagemill, which gave it no version; this is"
+    ):
+        await open_store(f"sqlite:{path}", rows=1, run_id="old", folder=tmp_path).__aenter__()
+    with closing(sqlite3.connect(path)) as database:
+        assert database.execute("SELECT name FROM sqlite_master").fetchall() == [("imagemill_jobs",)]
 
 
 def open_bare(url: str) -> JobStore:
