@@ -81,6 +81,12 @@ class Job:
         self.unanswered += 1
         self.unanswered_usd += price_usd
 
+    def find_request(self, request_id: str, price_usd: float) -> None:
+        """A request whose answer never came is found at the API: it is asked about, not sent again."""
+        self.request_id = request_id
+        self.unanswered -= 1
+        self.unanswered_usd = max(0.0, self.unanswered_usd - price_usd)
+
     def requeue(self) -> None:
         """The attempt was broken off by a stop; a resume takes the job up again."""
         self._leave(JobStatus.PENDING, JobStatus.RUNNING)

@@ -10,6 +10,7 @@ import asyncio
 import json
 import uuid
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +25,7 @@ from emulator.answers import (
     parse_object,
     read_body,
 )
-from emulator.fal_input import FalInput, InvalidInputError, read_input
+from emulator.fal_input import MODEL, FalInput, InvalidInputError, read_input
 from emulator.faults import STATUS
 from emulator.gallery import spoil
 from emulator.studio import Refusal, Studio, Ticket
@@ -41,6 +42,7 @@ __all__ = ["APPLICATION", "PATH", "Fal"]
 APPLICATION = "/fal-ai/flux"
 PATH = f"{APPLICATION}/schnell"
 _QUEUE_SHARE = 0.2
+_LONG_AGO = "2000-01-01T00:00:00+00:00"
 _COMMENT_S = 15.0
 _LOCKED = "User is locked. Reason: Exhausted balance."
 _DETAILS = {
@@ -67,6 +69,8 @@ class _Job:
     ticket: Ticket
     asked: FalInput
     started: float
+    sent_at: datetime = field(default_factory=lambda: datetime.now(UTC))
+    ended_at: datetime | None = None
     status: int | None = None
     over: asyncio.Event = field(default_factory=asyncio.Event)
     cut: bool = False
@@ -75,6 +79,7 @@ class _Job:
     def end(self, status: int) -> None:
         """Take the status of its result."""
         self.status = status
+        self.ended_at = datetime.now(UTC)
         self.over.set()
 
 
@@ -176,6 +181,39 @@ class Fal:
         job.end(499)
         self._studio.release(job.ticket)
         return _answer({"status": "CANCELLATION_REQUESTED"}, 202, request_id=job.id)
+
+    async def requests(self, request: Request) -> Response:
+        """Answer `GET /v1/models/requests/by-endpoint`: the requests that are over, the newest first."""
+        if not self._known(request):
+            return _error(401)
+        query = request.query_params
+        try:
+            start = datetime.fromisoformat(query.get("start", _LONG_AGO))
+            size, page = min(100, int(query.get("limit", 50))), int(query.get("cursor", 0))
+        except ValueError:
+            return _error(422)
+        over = [
+            job
+            for job in self._jobs.values()
+            if job.ended_at and job.ended_at >= start and query.get("endpoint_id") == MODEL
+        ]
+        over.sort(key=lambda job: job.ended_at or start, reverse=True)
+        items = [self._past(job) for job in over[page * size : (page + 1) * size]]
+        if query.get("expand") != "payloads":
+            items = [{name: item[name] for name in item if name != "json_input"} for item in items]
+        more = len(over) > (page + 1) * size
+        return _answer({"items": items, "has_more": more, "next_cursor": str(page + 1) if more else None})
+
+    @staticmethod
+    def _past(job: _Job) -> dict[str, Any]:
+        return {
+            "request_id": job.id,
+            "endpoint_id": MODEL,
+            "sent_at": job.sent_at.isoformat(),
+            "ended_at": job.ended_at.isoformat() if job.ended_at else None,
+            "status_code": job.status,
+            "json_input": job.asked.fields,
+        }
 
     async def unknown(self, request: Request) -> Response:
         """Answer a path that names no application of the emulator."""

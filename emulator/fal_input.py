@@ -29,10 +29,11 @@ _SEEDS = range(-(2**63), 2**64)
 
 @dataclass(frozen=True, slots=True)
 class FalInput:
-    """A checked input; `inline` asks for data URIs instead of links."""
+    """A checked input; `inline` asks for data URIs instead of links, `fields` are as they came."""
 
     order: Order
     inline: bool
+    fields: dict[str, Any]
 
 
 class InvalidInputError(Exception):
@@ -85,7 +86,7 @@ def read_input(fields: dict[str, Any] | None, drawn_seed: int) -> FalInput:
         format=_format(fields),
         count=_whole(fields, ("num_images",), 1, _COUNTS),
     )
-    return FalInput(order, inline)
+    return FalInput(order, inline, fields)
 
 
 def _size(value: object) -> tuple[int, int]:

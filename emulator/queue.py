@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import uuid
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -18,11 +19,16 @@ __all__ = ["Queue", "Task"]
 
 @dataclass(slots=True)
 class Task:
-    """A queued order. `started` is monotonic time in seconds; `over` is set once the state is final."""
+    """A queued order. `started` is monotonic time in seconds; `over` is set once the state is final.
+
+    `asked` is the vendor's own form of the request, as it came.
+    """
 
     id: str
     ticket: Ticket
+    asked: dict[str, Any]
     started: float
+    created_at: datetime = field(default_factory=lambda: datetime.now(UTC))
     state: Literal["running", "done", "failed", "flagged", "canceled"] = "running"
     over: asyncio.Event = field(default_factory=asyncio.Event)
     links: list[Link] = field(default_factory=list)
@@ -42,9 +48,9 @@ class Queue:
         self._studio = studio
         self._tasks: dict[str, Task] = {}
 
-    def add(self, ticket: Ticket) -> Task:
-        """Take an admitted order, which is made from now on."""
-        task = Task(uuid.uuid4().hex, ticket, self._studio.now())
+    def add(self, ticket: Ticket, asked: dict[str, Any] | None = None) -> Task:
+        """Take an admitted order, which is made from now on; `asked` is what the request said."""
+        task = Task(uuid.uuid4().hex, ticket, asked or {}, self._studio.now())
         self._tasks[task.id] = task
         self._studio.spawn(self._run(task))
         return task
@@ -52,6 +58,10 @@ class Queue:
     def find(self, task_id: str) -> Task | None:
         """Return a task, None where there is none."""
         return self._tasks.get(task_id)
+
+    def newest(self, since: datetime) -> list[Task]:
+        """Return the tasks created since then, the newest first."""
+        return [task for task in reversed(self._tasks.values()) if task.created_at >= since]
 
     def cancel(self, task: Task) -> None:
         """End a task that is not over, without a charge."""

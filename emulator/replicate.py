@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import math
 import re
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlencode
+
+from starlette.responses import Response
 
 from emulator.answers import BodyTooLargeError, base_url, json_answer, parse_object, read_body
 from emulator.faults import STATUS
@@ -19,7 +22,6 @@ from emulator.studio import Refusal, Studio, Ticket
 
 if TYPE_CHECKING:
     from starlette.requests import Request
-    from starlette.responses import Response
 
 __all__ = ["MODEL", "RATIOS", "Replicate"]
 
@@ -53,6 +55,8 @@ _ERRORS = {
     503: ("Service unavailable", "The service is temporarily unavailable."),
     504: ("Gateway timeout", "The upstream server did not answer in time."),
 }
+_PAGE = 100
+_LONG_AGO = "2000-01-01T00:00:00+00:00"
 _STATES = {"done": "succeeded", "failed": "failed", "flagged": "failed", "canceled": "canceled"}
 _FAILURES = {
     "failed": "Prediction failed unexpectedly.",
@@ -71,16 +75,17 @@ class Replicate:
     async def create(self, request: Request) -> Response:
         """Answer `POST /v1/models/{owner}/{name}/predictions`."""
         admitted = await self._admit(request)
-        if not isinstance(admitted, Ticket):
+        if isinstance(admitted, Response):
             return admitted
-        early = self._early(admitted)
+        ticket, asked = admitted
+        early = self._early(ticket)
         if early is not None:
             return early
-        task = self._queue.add(admitted)
+        task = self._queue.add(ticket, asked)
         await self._wait(task, request.headers.get("prefer", ""))
         return self._prediction(request, task, 201)
 
-    async def _admit(self, request: Request) -> Ticket | Response:
+    async def _admit(self, request: Request) -> tuple[Ticket, dict[str, Any]] | Response:
         try:
             body = await read_body(request)
         except BodyTooLargeError:
@@ -91,7 +96,8 @@ class Replicate:
         if f"{request.path_params['owner']}/{request.path_params['name']}" != MODEL:
             return _error(404)
         try:
-            return self._studio.admit(self._order(parse_object(body)))
+            asked = _input(parse_object(body))
+            return self._studio.admit(self._order(asked)), asked
         except FieldError as invalid:
             return _error(422, f"- input.{invalid.name}: {invalid}\n")
         except Refusal as refusal:
@@ -114,6 +120,27 @@ class Replicate:
             return self._throttled(wait_s)
         task = self._task(request)
         return task if not isinstance(task, Task) else self._prediction(request, task)
+
+    async def predictions(self, request: Request) -> Response:
+        """Answer `GET /v1/predictions`: a page of predictions, the newest first."""
+        if not self._known(request):
+            return _error(401)
+        query = request.query_params
+        try:
+            since = datetime.fromisoformat(query.get("created_after", _LONG_AGO))
+            page = int(query.get("cursor", 0))
+        except ValueError:
+            return _error(422)
+        tasks = self._queue.newest(since)
+        rest = tasks[(page + 1) * _PAGE :]
+        after = urlencode({"created_after": since.isoformat(), "cursor": page + 1})
+        return json_answer(
+            {
+                "previous": None,
+                "next": f"{base_url(request)}/v1/predictions?{after}" if rest else None,
+                "results": [self._state(request, task) for task in tasks[page * _PAGE : (page + 1) * _PAGE]],
+            }
+        )
 
     async def cancel(self, request: Request) -> Response:
         """Answer `POST /v1/predictions/{id}/cancel`."""
@@ -140,11 +167,7 @@ class Replicate:
             return _error(401)
         return self._queue.find(request.path_params["id"]) or _error(404)
 
-    def _order(self, body: dict[str, Any] | None) -> Order:
-        fields = (body or {}).get("input")
-        if not isinstance(fields, dict):
-            message = "input is required."
-            raise FieldError("", message)
+    def _order(self, fields: dict[str, Any]) -> Order:
         ratio = choice(fields, "aspect_ratio", "1:1", tuple(RATIOS))
         part = 2 if choice(fields, "megapixels", "1", ("1", "0.25")) == "0.25" else 1
         seed = None if fields.get("seed") is None else whole(fields, "seed", 0, SEEDS)
@@ -169,22 +192,24 @@ class Replicate:
         return json_answer({"detail": detail, "status": 429}, 429, headers)
 
     def _prediction(self, request: Request, task: Task, status: int = 200) -> Response:
-        order, root = task.ticket.order, base_url(request)
+        return json_answer(self._state(request, task), status)
+
+    def _state(self, request: Request, task: Task) -> dict[str, Any]:
+        root = base_url(request)
         elapsed_s = self._studio.now() - task.started
         done = task.state == "done"
         running = "starting" if elapsed_s < 0.1 * task.ticket.latency_s else "processing"
-        stamp = datetime.now(UTC).isoformat()
         content: dict[str, Any] = {
             "id": task.id,
             "model": MODEL,
             "version": "hidden",
-            "input": {"prompt": order.prompt, "seed": order.seed},
+            "input": task.asked,
             "logs": "",
             "output": self._queue.links(request, task) if done else None,
             "data_removed": False,
             "error": _FAILURES.get(task.state),
             "status": _STATES.get(task.state, running),
-            "created_at": stamp,
+            "created_at": task.created_at.isoformat(),
             "urls": {
                 "get": f"{root}/v1/predictions/{task.id}",
                 "cancel": f"{root}/v1/predictions/{task.id}/cancel",
@@ -192,7 +217,15 @@ class Replicate:
         }
         if done:
             content["metrics"] = {"predict_time": round(task.ticket.latency_s, 6)}
-        return json_answer(content, status)
+        return content
+
+
+def _input(body: dict[str, Any] | None) -> dict[str, Any]:
+    fields = (body or {}).get("input")
+    if not isinstance(fields, dict):
+        message = "input is required."
+        raise FieldError("", message)
+    return fields
 
 
 def _error(status: int, detail: str | None = None, *, headers: dict[str, str] | None = None) -> Response:

@@ -268,6 +268,7 @@ def _application(studio: Studio) -> Starlette:
     routes = [
         route("POST", TOGETHER_PATH, images),
         route("POST", "/v1/models/{owner}/{name}/predictions", replicate.create),
+        route("GET", "/v1/predictions", replicate.predictions),
         route("GET", "/v1/predictions/{id}", replicate.show),
         route("POST", "/v1/predictions/{id}/cancel", replicate.cancel),
         route("POST", "/v1/{model}", bfl.submit),
@@ -278,6 +279,7 @@ def _application(studio: Studio) -> Starlette:
         route("GET", f"{request_path}/status/stream", fal.status_stream),
         route("GET", request_path, fal.result),
         route("PUT", f"{request_path}/cancel", fal.cancel),
+        route("GET", "/v1/models/requests/by-endpoint", fal.requests),
         route("POST", "/fal-ai/{application:path}", fal.unknown),
         route("GET", "/files/{name}", studio.links.download),
         route("GET", "/__bill", console.bill, counted=False),

@@ -11,7 +11,7 @@ from typing import Any
 
 from blocks.bucket import MEDIA_TYPES, StoredImage, image_name
 from blocks.errors import InputError
-from blocks.jobs import INPUT_FIELDS, Job, NewJobs
+from blocks.jobs import INPUT_FIELDS, Job, JobStatus, NewJobs
 from blocks.stores import Shard, shards
 from tasks.aftermath import LastLine, catch_up, last_lines, was_unanswered
 from tasks.engine.receipt import Receipt
@@ -147,8 +147,9 @@ def find_images(session: Session, numbers: Sequence[int], *, begun: bool) -> Seq
 
     An image in the bucket makes it done. In a run that has ``begun`` before, the image's receipt tells
     whether this run paid for it, where neither store nor log could. A request that was in flight when a
-    process died, with nothing to ask about, is counted as unanswered: it will be sent again, and a
-    synchronous API may charge both. Returns the numbers of the jobs that are unfinished then.
+    process died, with nothing to ask about, is looked for in the API's list of requests; where it is not
+    found, it is counted as unanswered: it will be sent again, and the API may charge both. Returns the
+    numbers of the jobs that are unfinished then.
     """
     store = session.store
     images = session.bucket.images(job.key for jobs in _batches(session, numbers) for job in jobs)
@@ -162,6 +163,7 @@ def find_images(session: Session, numbers: Sequence[int], *, begun: bool) -> Seq
         await store.commit()
 
     for jobs in _batches(session, numbers):
+        doubtful_usd = sum(job.unanswered_usd for job in jobs)
         found = [images[job.key].name for job in jobs if begun and job.key in images]
         receipts = _receipts(session, found)
         changed = [
@@ -169,9 +171,17 @@ def find_images(session: Session, numbers: Sequence[int], *, begun: bool) -> Seq
             for job in jobs
             if _settle(session, job, images.get(job.key), receipts.get(job.key), lines.get(job.number))
         ]
-        if changed:
-            session.wait(save, changed)
+        lost = [job for job in jobs if _is_lost(job)]
+        if lost:
+            session.wait(session.engine.find_lost, lost)
+        session.cost.doubtful_usd += sum(job.unanswered_usd for job in jobs) - doubtful_usd
+        if changed or lost:
+            session.wait(save, list({job.number: job for job in (*changed, *lost)}.values()))
     return session.wait(store.unfinished_numbers) if images else numbers
+
+
+def _is_lost(job: Job) -> bool:
+    return job.status is JobStatus.PENDING and job.unanswered > 0 and job.request_id is None
 
 
 def _receipts(session: Session, images: Sequence[str]) -> dict[str, Receipt]:
@@ -195,7 +205,7 @@ def _settle(
     session: Session, job: Job, image: StoredImage | None, receipt: Receipt | None, line: LastLine | None
 ) -> bool:
     """Bring one unfinished job to where it stands; whether that changed it."""
-    known_usd, doubtful_usd = job.cost_usd, job.unanswered_usd
+    known_usd = job.cost_usd
     missed = catch_up(job, line)
     price = session.api.price_usd(job.width, job.height)
     if image is not None:
@@ -213,5 +223,4 @@ def _settle(
             job.lose_answer(price)
         job.requeue()
     session.cost.spent_usd += job.cost_usd - known_usd
-    session.cost.doubtful_usd += job.unanswered_usd - doubtful_usd
     return missed or image is not None

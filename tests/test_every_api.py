@@ -51,4 +51,5 @@ def test_a_killed_run_resumes_on_every_api(
     assert (done.json["done"], done.json["pending"]) == (200, 0)
     counts = [entry["count"] for entry in emulated.bill()["by_key"].values()]
     assert len(counts) == 200
-    assert sum(counts) - 200 <= open_requests
+    lists_requests = provider == "replicate"
+    assert sum(counts) - 200 <= (0 if lists_requests else open_requests)

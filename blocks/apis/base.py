@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from abc import abstractmethod
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeAlias
@@ -225,6 +225,20 @@ class ImageApi(Block):
                 raise unexpected_answer(answer)
             content = await self.content(http, source)
         return GeneratedImage(content, self.price_usd(job.width, job.height), flagged=source.flagged)
+
+    async def find_lost(
+        self,
+        http: httpx.AsyncClient,  # noqa: ARG002 - an API that keeps no list of requests is not asked
+        jobs: Sequence[Job],  # noqa: ARG002
+    ) -> AsyncIterator[tuple[Job, str]]:
+        """Requests for these jobs that the API took, and whose answer nobody got: jobs and request ids.
+
+        Raises:
+            ApiError: the API does not tell.
+        """
+        none: tuple[tuple[Job, str], ...] = ()
+        for found in none:
+            yield found
 
     async def post(self, http: httpx.AsyncClient, job: Job) -> dict[str, Any]:
         """Send a generation request; its answer, where the API took it."""

@@ -11,27 +11,32 @@ and the image is in the answer as a data URI; what is lost on the way is lost.
   ``X-Fal-Error-Type``. 429: so many requests at once an account, without a number or a Retry-After. An
   exhausted balance is a 403 that says so. A flagged image comes back black, with ``has_nsfw_concepts``.
 - Old requests can be asked about, and give fresh links to their images.
+- Requests of the last hours are listed with their inputs, at api.fal.ai: a submit whose answer was lost is
+  found there.
 - Images come from fal.media.
 
 From fal's queue reference and its Python client. Not confirmed against the live service: the largest size,
-``X-Fal-Error-Type``, that an exhausted balance always comes as 403 with that word, and that the synchronous
-form gives PNG data URIs for this model.
+``X-Fal-Error-Type``, that an exhausted balance always comes as 403 with that word, that the synchronous
+form gives PNG data URIs for this model, and how soon after its end a request is listed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
+from datetime import datetime
 from typing import Any, ClassVar
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 import httpx
 from pydantic import Field, HttpUrl, PrivateAttr
 
 from blocks.apis.base import Accepted, GeneratedImage, ImageApi, ImageSource, SizeLimits
-from blocks.apis.exchange import fetch, follow, parsed, text_at, unexpected_answer, words_of
-from blocks.apis.queued import QueuedApi
+from blocks.apis.exchange import fetch, follow, objects_at, parsed, text_at, unexpected_answer, words_of
+from blocks.apis.queued import MOST_PAGES, QueuedApi
 from blocks.errors import ApiError, ErrorClass
 from blocks.jobs import Job
+
+_PLATFORM = "https://api.fal.ai"
 
 
 class Fal(QueuedApi):
@@ -109,6 +114,27 @@ class Fal(QueuedApi):
         if self.queued:
             return await super().generate(http, job, accepted)
         return await ImageApi.generate(self, http, job, accepted)
+
+    async def find_lost(self, http: httpx.AsyncClient, jobs: Sequence[Job]) -> AsyncIterator[tuple[Job, str]]:
+        """The queue's requests are found again; the synchronous form's results are not kept."""
+        if self.queued:
+            async for found in super().find_lost(http, jobs):
+                yield found
+
+    async def past_requests(
+        self, http: httpx.AsyncClient, since: datetime
+    ) -> AsyncIterator[tuple[str, object]]:
+        host = _PLATFORM if self.base_url == self.default_base_url else self.base_url
+        query = {"endpoint_id": self.model, "start": since.isoformat(), "expand": "payloads", "limit": "100"}
+        for _ in range(MOST_PAGES):
+            async with self.attempt():
+                page = await self.ask(http, f"{host}/v1/models/requests/by-endpoint?{urlencode(query)}")
+            for item in objects_at(page, "items"):
+                yield text_at(item, "request_id") or "", item.get("json_input")
+            cursor = text_at(page, "next_cursor")
+            if not cursor or not page.get("has_more"):
+                return
+            query["cursor"] = cursor
 
     async def told(self, http: httpx.AsyncClient, handle: str) -> bool:
         """Follow the request's states as fal sends them, a server-sent event each, until it is completed."""

@@ -7,7 +7,8 @@ trouble while asking leaves the request as it is, to be asked about again.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
 from typing import Any, ClassVar
 
 import anyio
@@ -21,6 +22,11 @@ from blocks.errors import ApiError, ErrorClass
 from blocks.jobs import Job
 
 MAX_HANDLE_LENGTH = 2_000
+
+MOST_PAGES = 50
+"""Pages of past requests that are read at most, some hundred requests each."""
+
+_CLOCKS_DIFFER = timedelta(minutes=5)
 
 _BUSY_S = 1.0
 """The first wait after a look that was refused for coming too often, in seconds; it doubles."""
@@ -79,6 +85,43 @@ class QueuedApi(ImageApi):
         return GeneratedImage(
             content, self.price_usd(job.width, job.height), flagged=source.flagged, request_id=handle
         )
+
+    async def find_lost(self, http: httpx.AsyncClient, jobs: Sequence[Job]) -> AsyncIterator[tuple[Job, str]]:
+        """Look for the jobs' requests among those that the API lists: what asks for the same is the same."""
+        wanted = {(job.prompt, job.seed): job for job in jobs}
+        day_ago = datetime.now(UTC) - timedelta(days=1)
+        begun = min((job.started_at or 0.0 for job in jobs), default=0.0)
+        since = max(day_ago, datetime.fromtimestamp(begun, UTC) - _CLOCKS_DIFFER)
+        async for handle, asked in self.past_requests(http, since):
+            if not isinstance(asked, dict) or not 0 < len(handle) <= MAX_HANDLE_LENGTH:
+                continue
+            prompt, seed = asked.get("prompt"), asked.get("seed")
+            job = wanted.get((prompt, seed)) if isinstance(prompt, str) and isinstance(seed, int) else None
+            if job is None:
+                continue
+            if all(asked.get(name) == value for name, value in self.input_of(job).items()):
+                del wanted[job.prompt, job.seed]
+                yield job, handle
+            if not wanted:
+                return
+
+    async def past_requests(
+        self,
+        http: httpx.AsyncClient,  # noqa: ARG002 - not every API lists requests
+        since: datetime,  # noqa: ARG002
+    ) -> AsyncIterator[tuple[str, object]]:
+        """The handles of requests since then and what they asked for, the newest first; bounded.
+
+        Raises:
+            ApiError: the API does not tell.
+        """
+        none: tuple[tuple[str, object], ...] = ()
+        for request in none:
+            yield request
+
+    def input_of(self, job: Job) -> dict[str, Any]:
+        """What the API repeats of a request for this job where it lists requests."""
+        return self.body(job)
 
     async def told(self, http: httpx.AsyncClient, handle: str) -> bool:
         """Wait until the API tells by itself that a request is over; False where it does not tell.

@@ -11,6 +11,7 @@
   failed says why in ``error``; what was flagged says "NSFW" or "flagged as sensitive".
 - Old predictions can be asked about (their inputs and outputs for about an hour); looks have a limit of their
   own, 3,000 a minute. An expired link is not renewed: the image must be made again.
+- Predictions are listed with their inputs, for about an hour: a submit whose answer was lost is found there.
 - Images come from replicate.delivery.
 
 From Replicate's API reference, its Python client and the model's public source. Not confirmed against the
@@ -19,14 +20,17 @@ live service: the sizes at "0.25", and the words of a flagged prediction.
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from datetime import datetime
 from typing import Any, ClassVar
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
+import httpx
 from pydantic import Field, HttpUrl
 
 from blocks.apis.base import ImageSource, SizeLimits
-from blocks.apis.exchange import text_at, unexpected_answer
-from blocks.apis.queued import QueuedApi
+from blocks.apis.exchange import objects_at, text_at, unexpected_answer
+from blocks.apis.queued import MOST_PAGES, QueuedApi
 from blocks.errors import ApiError, ErrorClass
 from blocks.jobs import Job
 
@@ -129,6 +133,24 @@ class Replicate(QueuedApi):
     def look_url(self, handle: str) -> str:
         # Where urls.get points, too; the key is not sent to wherever a link may point.
         return f"{self.base_url}/v1/predictions/{quote(handle, safe='')}"
+
+    def input_of(self, job: Job) -> dict[str, Any]:
+        fields: dict[str, Any] = self.body(job)["input"]
+        return fields
+
+    async def past_requests(
+        self, http: httpx.AsyncClient, since: datetime
+    ) -> AsyncIterator[tuple[str, object]]:
+        url = f"{self.base_url}/v1/predictions?{urlencode({'created_after': since.isoformat()})}"
+        for _ in range(MOST_PAGES):
+            async with self.attempt():
+                page = await self.ask(http, url)
+            for item in objects_at(page, "results"):
+                if item.get("model") == self.model:
+                    yield text_at(item, "id") or "", item.get("input")
+            url = text_at(page, "next") or ""
+            if not self.is_own_address(url):
+                return
 
     def read_at_once(self, answer: dict[str, Any]) -> ImageSource | None:
         return self.source_in(answer) if self.wait_s else None

@@ -7,7 +7,7 @@ import hashlib
 import random
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -131,6 +131,17 @@ class Engine:
             await self._store.commit()
         except StoreUnavailableError as error:
             self.stop(StopKind.UNAVAILABLE, str(error))
+
+    async def find_lost(self, jobs: Sequence[Job]) -> None:
+        """Ask the API about requests whose answer nobody got; a job whose request it has gets its id."""
+        found = 0
+        try:
+            async for job, request_id in self._api.find_lost(self._http, jobs):
+                job.find_request(request_id, self._price(job))
+                found += 1
+        except ApiError as error:
+            self._recorder.event("requests_not_listed", reason=error.message)
+        self._recorder.event("requests_found", found=found, lost=len(jobs))
 
     async def until_stopping(self) -> None:
         """Wait until the engine is told to stop."""

@@ -125,9 +125,11 @@ def test_replicate(emulator: Emulator, work: Work, monkeypatch: pytest.MonkeyPat
     }
     try:
         (link,) = client.run("black-forest-labs/flux-schnell", input=fields, wait=wait_s or False)
+        listed = client.predictions.list().results[0]
     finally:
         client._client.close()  # it has no way of its own
     assert is_picture(httpx.get(str(link), trust_env=False).content)
+    assert (listed.status, listed.input) == ("succeeded", fields)
     theirs = received(emulator)
     api = Replicate(api_key="k", base_url=emulator.base_url, wait_s=wait_s)
     assert ours(emulator, work, api) == theirs
