@@ -14,7 +14,6 @@ Said again, it replaces what it made before.
 
 import os
 import sys
-from contextlib import suppress
 
 from prefect.automations import Automation, EventTrigger, Posture
 from prefect.blocks.fields import SecretDict
@@ -56,15 +55,17 @@ def main(block: str | None = None) -> None:
             told = client.read_block_document_by_name(name, kind)
         except ObjectNotFound:
             sys.exit(f"There is no saved block {block!r}: prefect block ls shows which there are.")
-    automation = Automation(
-        name=NAME,
-        description="Tell of catalogs whose images got slower, dearer or fail more often.",
-        trigger=TRIGGER,
-        actions=[SendNotification(block_document_id=told.id, subject=SUBJECT, body=BODY)],
-    )
-    with suppress(ValueError):  # there was none
-        Automation.read(name=NAME).delete()
-    automation.create()
+        if told.block_schema is None or "notify" not in told.block_schema.capabilities:
+            sys.exit(f"The block {block!r} sends no messages: name a notification block, as in email/oncall.")
+        before = client.read_automations_by_name(NAME)
+        Automation(
+            name=NAME,
+            description="Tell of catalogs whose images got slower, dearer or fail more often.",
+            trigger=TRIGGER,
+            actions=[SendNotification(block_document_id=told.id, subject=SUBJECT, body=BODY)],
+        ).create()
+        for automation in before:
+            client.delete_automation(automation.id)
     print(f"The automation {NAME} sends its messages by the block {block}.")
 
 

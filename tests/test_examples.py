@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import yaml
 from prefect.blocks.notifications import CustomWebhookNotificationBlock
+from prefect.blocks.system import Secret
 from prefect.client.orchestration import get_client
 
 from blocks.errors import InputError
@@ -151,6 +152,9 @@ def test_a_regression_is_told_to_whom_the_automation_names(
     assert err == "Nobody is told: export ALERT_WEBHOOK_URL, or name a saved block, as in email/oncall.\n"
     _, err = example("alert_on_regression.py", "email/nobody").communicate(timeout=60)
     assert err == "There is no saved block 'email/nobody': prefect block ls shows which there are.\n"
+    Secret(value="none").save("mute")
+    _, err = example("alert_on_regression.py", "secret/mute").communicate(timeout=60)
+    assert err.startswith("The block 'secret/mute' sends no messages: ")
     letter = {"text": "to another: {{subject}}"}
     CustomWebhookNotificationBlock(name="other", url=url, json_data=letter).save("other")
     monkeypatch.setenv("ALERT_WEBHOOK_URL", url)
