@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Self
 from urllib.parse import quote
 
+import redis
+
 PASSWORD = "s3cret:p@ss/w0rd"
 
 
@@ -85,6 +87,14 @@ class RedisServer(Server):
             str(binary), "--bind", "127.0.0.1", "--port", str(self.port), "--dir", str(self.folder),
             "--appendonly", "yes", "--save", "", "--requirepass", PASSWORD,
         ]  # fmt: skip
+
+    def answers(self) -> bool:
+        # The port is open before the append-only file is read; until then every command is refused.
+        with redis.Redis(port=self.port, password=PASSWORD, socket_timeout=5) as client:
+            try:
+                return bool(client.ping())
+            except redis.RedisError:
+                return False
 
 
 class PostgresServer(Server):

@@ -100,6 +100,7 @@ def test_a_block_runs(
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("AWS_ENDPOINT_URL", place.s3.endpoint_url)
+    monkeypatch.setenv("ALERT_WEBHOOK_URL", "http://127.0.0.1:9/")
     if "RUN_ID" in block.text:
         generate_catalog(
             catalog={"path": catalog("a-run.parquet", **A_RUN), "columns": {"id": "sku"}},

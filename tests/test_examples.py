@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import yaml
 from prefect.blocks.notifications import CustomWebhookNotificationBlock
+from prefect.blocks.system import Secret
 from prefect.client.orchestration import get_client
 
 from blocks.errors import InputError
@@ -25,7 +26,6 @@ from flows.generate_catalog import generate_catalog
 from tasks.session import image_api
 from tasks.settings import ApiSettings
 from tests.conftest import Place
-from tests.installation import run_prefect
 from tests.past import run_row
 from tests.test_command import wait_for
 from tests.test_dashboard import put_rows
@@ -142,25 +142,34 @@ def letters() -> Iterator[tuple[str, queue.Queue[dict[str, Any]]]]:
 
 
 def test_a_regression_is_told_to_whom_the_automation_names(
-    prefect_server: str,
     place: Place,
     letters: tuple[str, queue.Queue[dict[str, Any]]],
-    tmp_path: Path,
+    example: Callable[..., subprocess.Popen[str]],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     url, came = letters
-    letter = {"subject": "{{subject}}", "body": "{{body}}"}
-    block_id = CustomWebhookNotificationBlock(name="alerts", url=url, json_data=letter).save("alerts")
-    written = (EXAMPLES / "alert_on_regression.yaml").read_text()
-    file = tmp_path / "alert.yaml"
-    file.write_text(written.replace("00000000-0000-0000-0000-000000000000", str(block_id)))
-    environment = {**os.environ, "PREFECT_API_URL": prefect_server}
-    run_prefect("automation", "create", "--from-file", str(file), environment=environment)
+    _, err = example("alert_on_regression.py").communicate(timeout=60)
+    assert err == "Nobody is told: export ALERT_WEBHOOK_URL, or name a saved block, as in email/oncall.\n"
+    _, err = example("alert_on_regression.py", "email/nobody").communicate(timeout=60)
+    assert err == "There is no saved block 'email/nobody': prefect block ls shows which there are.\n"
+    Secret(value="none").save("mute")
+    _, err = example("alert_on_regression.py", "secret/mute").communicate(timeout=60)
+    assert err.startswith("The block 'secret/mute' sends no messages: ")
+    letter = {"text": "to another: {{subject}}"}
+    CustomWebhookNotificationBlock(name="other", url=url, json_data=letter).save("other")
+    monkeypatch.setenv("ALERT_WEBHOOK_URL", url)
+    for named in (["custom-webhook/other"], []):  # the second replaces the first
+        out, err = example("alert_on_regression.py", *named).communicate(timeout=60)
+        assert out.startswith(
+            "The automation imagemill-regression sends its messages by the block custom-"
+        ), err
+    saved = CustomWebhookNotificationBlock.load("imagemill-alerts")
+    assert url not in repr(saved)
 
     put_rows(place, [*[run_row(n) for n in range(3)], run_row(3, images_per_minute=700.0)])
     (regression,) = build_dashboard(output=place.settings()).regressions
-    came_first = came.get(timeout=60)
-    assert came_first["subject"] == f"imagemill: {regression.catalog} on {regression.provider} did worse"
-    assert came_first["body"].splitlines() == [
+    assert came.get(timeout=60)["text"].splitlines() == [
+        f"imagemill: {regression.catalog} on {regression.provider} did worse",
         f"Run {regression.run_id}: {regression.in_words}.",
         f"Report: {place.uri}/runs/{regression.run_id}/report.html",
         f"All runs: {place.uri}/dashboard.html",

@@ -181,7 +181,7 @@ class Ui:
     def shoot(self, name: str) -> None:
         folder = self._office.folder / "screenshots"
         self.page.wait_for_load_state("networkidle")
-        self.page.screenshot(path=folder / f"{name}.png")
+        self.page.screenshot(path=folder / f"{name}.png", animations="disabled")  # not while a page fades in
 
 
 @pytest.fixture
