@@ -12,6 +12,7 @@ from typing import Self
 
 from distributed import Client
 
+from tests.patience import PATIENCE_S
 from tests.servers import free_port
 
 
@@ -49,11 +50,11 @@ class Cluster:
                     f"worker{number}", "dask_worker", self.address, *options, "--no-nanny", "--nthreads", "2"
                 )
             )
-        until = time.monotonic() + 60
+        until = time.monotonic() + PATIENCE_S
         while True:
             try:
                 with Client(self.address, timeout=5, set_as_default=False) as client:
-                    client.wait_for_workers(self._count, timeout=60)
+                    client.wait_for_workers(self._count, timeout=PATIENCE_S)
             except OSError:
                 if time.monotonic() > until:
                     raise

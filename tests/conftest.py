@@ -25,6 +25,7 @@ from prefect.testing.utilities import prefect_test_harness
 
 from emulator import Emulator, Settings
 from imagemill.s3_server import S3Server, s3_server
+from tests.patience import PATIENCE_S
 from tests.servers import PostgresServer, RedisServer, url_of
 
 BUCKET = "tests"
@@ -231,7 +232,7 @@ def command(start_command: Callable[..., subprocess.Popen[str]]) -> Callable[...
 
     def run(*arguments: str, **environment: str) -> Command:
         process = start_command(*arguments, **environment)
-        out, err = process.communicate(timeout=120)
+        out, err = process.communicate(timeout=PATIENCE_S)
         return Command(process.returncode, out, err)
 
     return run

@@ -14,6 +14,7 @@ from pathlib import Path
 import httpx
 
 from imagemill.child_process import ended_afterwards
+from tests.patience import PATIENCE_S
 from tests.servers import free_port
 
 ROOT = Path(__file__).parents[1]
@@ -73,7 +74,7 @@ def run_prefect(*arguments: str, environment: Mapping[str, str], cwd: Path = ROO
         cwd=cwd,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=PATIENCE_S,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
@@ -96,7 +97,7 @@ def installation(folder: Path) -> Iterator[Installation]:
     made = Installation(url, folder, environment)
     command = ["server", "start", "--host", "127.0.0.1", "--port", str(port)]
     with made._process("server", *command) as process:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + PATIENCE_S
         while process.poll() is None and time.monotonic() < deadline:
             try:
                 httpx.get(f"{made.api}/health", timeout=5).raise_for_status()

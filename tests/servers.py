@@ -17,6 +17,8 @@ from urllib.parse import quote
 
 import redis
 
+from tests.patience import PATIENCE_S
+
 PASSWORD = "s3cret:p@ss/w0rd"
 
 
@@ -48,7 +50,7 @@ class Server:
             self._process = subprocess.Popen(
                 self.command(), stdout=log, stderr=log, user=self.user, cwd=self.folder
             )
-        until = time.monotonic() + 20
+        until = time.monotonic() + PATIENCE_S
         while not self.answers():
             if self._process.poll() is not None or time.monotonic() > until:
                 raise RuntimeError((self.folder / "server.log").read_text()[-2000:])

@@ -15,10 +15,11 @@ from prefect.states import State
 from emulator import Emulator
 from flows.generate_catalog import generate_catalog
 from tests.conftest import Place
+from tests.patience import PATIENCE_S
 
 
 def paused_flow_run(client: SyncPrefectClient) -> Any:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE_S
     only_paused = FlowRunFilter.model_validate({"state": {"type": {"any_": ["PAUSED"]}}})
     while time.monotonic() < deadline:
         if found := client.read_flow_runs(flow_run_filter=only_paused):

@@ -23,6 +23,7 @@ from flows.refresh_catalog import refresh_catalog
 from imagemill.command import _parser
 from imagemill.options import Parser
 from tests.conftest import Place
+from tests.patience import PATIENCE_S
 from tests.test_docs import PAGES, ROOT
 
 NOT_RUN = {
@@ -134,7 +135,7 @@ def _run_in_shell(text: str, prefect_server: str) -> None:
     }
     done = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", text],
-        env=environment, capture_output=True, text=True, timeout=120, check=False,
+        env=environment, capture_output=True, text=True, timeout=PATIENCE_S, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
 

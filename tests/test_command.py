@@ -14,8 +14,7 @@ import pytest
 from emulator import Emulator
 from imagemill.command import main
 from tests.conftest import Command, Place
-
-RUN_TIMEOUT_S = 60
+from tests.patience import PATIENCE_S
 
 
 def arguments(place: Place, emulated: Emulator, *more: str) -> list[str]:
@@ -186,7 +185,7 @@ def test_ctrl_c_keeps_what_is_finished_and_says_how_to_resume(
     wait_for(lambda: emulated.bill()["images"] >= 30, process)
 
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=RUN_TIMEOUT_S)
+    _, err = process.communicate(timeout=PATIENCE_S)
 
     assert process.returncode == 3
     assert "imagemill resume broken-off" in err
@@ -204,7 +203,7 @@ def test_ctrl_c_keeps_what_is_finished_and_says_how_to_resume(
 
 def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
     """Poll a condition in the world outside until it holds, or the process ends."""
-    deadline = time.monotonic() + RUN_TIMEOUT_S
+    deadline = time.monotonic() + PATIENCE_S
     while not condition():
         assert process.poll() is None, process.communicate()[1]
         assert time.monotonic() < deadline

@@ -21,6 +21,7 @@ from blocks.stores import memory
 from emulator import Emulator
 from imagemill.command import main
 from tests.conftest import Command, Place
+from tests.patience import PATIENCE_S
 from tests.test_command import wait_for
 
 PARTI = Path(__file__).parents[2] / "shared" / "catalogs" / "parti_prompts.parquet"
@@ -119,7 +120,7 @@ def test_a_run_is_worked_on_by_one_process(
     assert (second.code, second.out) == (2, "")
     assert second.err.startswith("imagemill: The run is being worked on by process ")
     assert second.err.count("\n") == 1
-    out, err = first.communicate(timeout=60)
+    out, err = first.communicate(timeout=PATIENCE_S)
     assert first.returncode == 0, err
     assert '"done":150' in out
     assert emulated.bill()["images"] == 150

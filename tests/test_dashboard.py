@@ -24,6 +24,7 @@ from tasks.regressions import find_regressions
 from tasks.settings import RegressionSettings
 from tests.conftest import Place
 from tests.past import past_runs, run_row
+from tests.patience import PATIENCE_S
 from tests.test_report import HOSTILE, Page
 
 METRICS = 4
@@ -52,7 +53,7 @@ def page(rows: Sequence[RunRow], **more: Any) -> Page:
 def events_of(server: str, resource_id: str, least: int) -> list[dict[str, Any]]:
     """The regressions that the server heard of; waits for ``least`` of them."""
     wanted = {"event": {"name": ["imagemill.regression"]}, "resource": {"id": [resource_id]}}
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + PATIENCE_S
     while True:
         answer = httpx.post(f"{server}/events/filter", json={"filter": wanted})
         events: list[dict[str, Any]] = answer.raise_for_status().json()["events"]

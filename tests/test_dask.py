@@ -14,6 +14,7 @@ from blocks.apis.prices import list_price
 from emulator import Emulator
 from tests.cluster import Cluster
 from tests.conftest import Command, Place
+from tests.patience import PATIENCE_S
 from tests.servers import PASSWORD
 from tests.test_command import wait_for
 
@@ -88,7 +89,7 @@ def test_a_killed_worker_costs_nothing_but_time(
     wait_for(lambda: emulated.bill()["images"] >= 100, process)
     cluster.workers[0].send_signal(signal.SIGKILL)
 
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=PATIENCE_S)
 
     assert process.returncode == 0, err
     summary = json.loads(out)
@@ -142,7 +143,7 @@ def test_a_run_whose_scheduler_dies_goes_on_in_threads(
     wait_for(lambda: emulated.bill()["images"] >= 100, process)
     cluster.kill_scheduler()
 
-    err = process.communicate(timeout=120)[1]
+    err = process.communicate(timeout=PATIENCE_S)[1]
 
     assert process.returncode == 3, err
     assert "The Dask scheduler" in err

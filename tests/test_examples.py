@@ -27,6 +27,7 @@ from tasks.session import image_api
 from tasks.settings import ApiSettings
 from tests.conftest import Place
 from tests.past import run_row
+from tests.patience import PATIENCE_S
 from tests.test_command import wait_for
 from tests.test_dashboard import put_rows
 
@@ -60,7 +61,7 @@ def test_first_run_and_metrics_with_duckdb(
     tmp_path: Path,
 ) -> None:
     process = example("first_run.py", catalog(prompt=["a", "b", "a"]), place.uri, emulator().base_url)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 0, err
     assert out.startswith("2 of 2 images for $0.0014: s3://")
 
@@ -70,7 +71,7 @@ def test_first_run_and_metrics_with_duckdb(
             target.parent.mkdir(parents=True)
             target.write_bytes(place.read(name))
     process = example("metrics_with_duckdb.py", str(tmp_path / "metrics"))
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 0, err
     assert "together" in out
 
@@ -79,7 +80,7 @@ def test_first_run_says_what_cannot_be_used(
     place: Place, example: Callable[..., subprocess.Popen[str]]
 ) -> None:
     process = example("first_run.py", "nowhere.parquet", place.uri)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 1
     assert "The catalog 'nowhere.parquet' does not exist." in err.splitlines()
 
@@ -148,18 +149,18 @@ def test_a_regression_is_told_to_whom_the_automation_names(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     url, came = letters
-    _, err = example("alert_on_regression.py").communicate(timeout=60)
+    _, err = example("alert_on_regression.py").communicate(timeout=PATIENCE_S)
     assert err == "Nobody is told: export ALERT_WEBHOOK_URL, or name a saved block, as in email/oncall.\n"
-    _, err = example("alert_on_regression.py", "email/nobody").communicate(timeout=60)
+    _, err = example("alert_on_regression.py", "email/nobody").communicate(timeout=PATIENCE_S)
     assert err == "There is no saved block 'email/nobody': prefect block ls shows which there are.\n"
     Secret(value="none").save("mute")
-    _, err = example("alert_on_regression.py", "secret/mute").communicate(timeout=60)
+    _, err = example("alert_on_regression.py", "secret/mute").communicate(timeout=PATIENCE_S)
     assert err.startswith("The block 'secret/mute' sends no messages: ")
     letter = {"text": "to another: {{subject}}"}
     CustomWebhookNotificationBlock(name="other", url=url, json_data=letter).save("other")
     monkeypatch.setenv("ALERT_WEBHOOK_URL", url)
     for named in (["custom-webhook/other"], []):  # the second replaces the first
-        out, err = example("alert_on_regression.py", *named).communicate(timeout=60)
+        out, err = example("alert_on_regression.py", *named).communicate(timeout=PATIENCE_S)
         assert out.startswith(
             "The automation imagemill-regression sends its messages by the block custom-"
         ), err
@@ -168,7 +169,7 @@ def test_a_regression_is_told_to_whom_the_automation_names(
 
     put_rows(place, [*[run_row(n) for n in range(3)], run_row(3, images_per_minute=700.0)])
     (regression,) = build_dashboard(output=place.settings()).regressions
-    assert came.get(timeout=60)["text"].splitlines() == [
+    assert came.get(timeout=PATIENCE_S)["text"].splitlines() == [
         f"imagemill: {regression.catalog} on {regression.provider} did worse",
         f"Run {regression.run_id}: {regression.in_words}.",
         f"Report: {place.uri}/runs/{regression.run_id}/report.html",

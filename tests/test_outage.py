@@ -15,6 +15,7 @@ from emulator import Emulator
 from tasks.engine.breaker import Breaker, OutageError
 from tests.conftest import Command, Place
 from tests.fault_proxy import FaultProxy
+from tests.patience import PATIENCE_S
 from tests.servers import url_of
 from tests.test_command import arguments, wait_for
 from tests.virtual_time import run
@@ -114,7 +115,7 @@ def test_a_bucket_that_comes_back_is_waited_for(
         proxy.away = True
         wait_for(lambda: proxy.refused >= 60, process)
         proxy.away = False
-        out, err = process.communicate(timeout=120)
+        out, err = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 0, err
     assert '"done":300' in out
     assert emulated.bill()["images"] == 300
@@ -137,7 +138,7 @@ def test_images_that_the_bucket_did_not_take_are_kept_and_not_paid_again(
         process = start_command("run", path, *given)
         wait_for(lambda: emulated.bill()["images"] >= 60, process)
         proxy.away = True
-        _, err = process.communicate(timeout=200)
+        _, err = process.communicate(timeout=PATIENCE_S)
         assert process.returncode == 3, err
         assert "imagemill resume away" in err
         assert list((own_home / "runs" / "away" / "unsaved").iterdir())
@@ -169,7 +170,7 @@ def test_a_job_store_that_comes_back_is_waited_for(
         proxy.away = True
         wait_for(lambda: proxy.refused >= 4, process)  # the store's own patience: after some seconds
         proxy.away = False
-        out, err = process.communicate(timeout=120)
+        out, err = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 0, err
     assert '"done":150' in out
     assert emulated.bill()["images"] == 150
@@ -193,7 +194,7 @@ def test_prefect_that_comes_back_is_waited_for(
         # By now shards have ended that Prefect could not be told of.
         wait_for(lambda: emulated.bill()["images"] >= 150, process)
         proxy.away = False
-        out, err = process.communicate(timeout=120)
+        out, err = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 0, err
     assert '"done":200' in out
     assert emulated.bill()["images"] == 200

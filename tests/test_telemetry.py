@@ -13,6 +13,7 @@ import pytest
 
 from emulator import Emulator
 from tests.conftest import Place
+from tests.patience import PATIENCE_S
 
 PROGRAM = textwrap.dedent(
     """
@@ -76,7 +77,7 @@ def test_spans_and_metrics_of_a_run(
         env={**os.environ, "PREFECT_API_URL": prefect_server},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=PATIENCE_S,
         check=False,
     )
     assert done.returncode == 0, done.stderr

@@ -21,11 +21,11 @@ from emulator import Emulator, Settings
 from imagemill.s3_server import S3Server
 from tests.conftest import BUCKET, Place, needs_chromium
 from tests.installation import ROOT, Installation, installation
+from tests.patience import PATIENCE_S
 
 playwright = pytest.importorskip("playwright.sync_api")
 
 pytestmark = [pytest.mark.slow, needs_chromium]
-_PATIENCE_S = 90.0
 
 
 @dataclass
@@ -45,7 +45,7 @@ class Office:
 
     def call(self, method: str, path: str, **document: Any) -> Any:
         body = document or None
-        deadline = time.monotonic() + _PATIENCE_S
+        deadline = time.monotonic() + PATIENCE_S
         while True:
             answer = httpx.request(method, f"{self.prefect.api}{path}", json=body, timeout=30)
             busy = answer.status_code == httpx.codes.SERVICE_UNAVAILABLE  # the server's SQLite
@@ -67,7 +67,7 @@ class Office:
 
     def wait(self, what: str, met: Callable[[], Any]) -> Any:
         """The first true answer of ``met``."""
-        deadline = time.monotonic() + _PATIENCE_S
+        deadline = time.monotonic() + PATIENCE_S
         while time.monotonic() < deadline:
             if found := met():
                 return found
@@ -149,10 +149,10 @@ class Ui:
     def submit(self) -> None:
         """Submit a form until it closes: as a person does whose server was busy."""
         button = self.page.get_by_role("button", name="Submit", exact=True)
-        for _ in range(4):
+        for _ in range(10):
             button.click()
             try:
-                button.wait_for(state="hidden", timeout=1000 * _PATIENCE_S / 4)
+                button.wait_for(state="hidden", timeout=1000 * PATIENCE_S / 10)
             except playwright.TimeoutError:
                 self.shoot("not-submitted")
             else:
@@ -188,7 +188,7 @@ class Ui:
 def ui(browser: playwright.Browser, office: Office) -> Iterator[Ui]:
     context = browser.new_context(viewport={"width": 1280, "height": 900})
     page = context.new_page()
-    page.set_default_timeout(1000 * _PATIENCE_S)
+    page.set_default_timeout(1000 * PATIENCE_S)
     yield Ui(page, office)
     context.close()
 
