@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from blocks.errors import InputError
 from blocks.jobs import INPUT_FIELDS, NewJobs
 from tasks.catalog import CatalogFiles
 from tasks.catalog_rows import MAX_PROMPT_LENGTH, CatalogRows, Judge, Judged
-from tasks.digest_index import DIGEST_BYTES, DigestIndex
+from tasks.digest_index import DIGEST_BYTES, DigestIndex, text_digest
 from tasks.keys import job_keys, key_head
 from tasks.run_folder import PlanCounts
 from tasks.settings import CATALOG_COLUMNS, PictureSettings
@@ -152,7 +151,7 @@ class Planner:
         numbers: list[int | None] = []
         key_digests = [key[: 2 * DIGEST_BYTES] for key in keys]
         known_keys = self._keys.find(bytes.fromhex("".join(key_digests)))
-        id_digests = [_id_digest(row_id) for row_id in rows.ids] if known_by_id else []
+        id_digests = [text_digest(row_id) for row_id in rows.ids] if known_by_id else []
         known_ids = self._ids.find(b"".join(id_digests))
         for row, key in enumerate(key_digests):
             mine = known_keys[row]
@@ -276,10 +275,6 @@ def _texts(column: pa.ChunkedArray, places: list[int]) -> list[str | None]:
 def _table(columns: Sequence[Sequence[Any]], schema: pa.Schema) -> pa.Table:
     arrays = [pa.array(values, field.type) for values, field in zip(columns, schema, strict=True)]
     return pa.Table.from_arrays(arrays, schema=schema)
-
-
-def _id_digest(row_id: str) -> bytes:
-    return blake2b(row_id.encode("utf-8", "surrogatepass"), digest_size=DIGEST_BYTES).digest()
 
 
 def planned_jobs(plan_file: Path, model: str, image_format: str) -> Iterator[NewJobs]:
