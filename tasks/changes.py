@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
+from tasks.batches import read_batches
 from tasks.digest_index import DIGEST_BYTES, DigestIndex, text_digests
 
 RETIRED = "retired"
@@ -37,9 +37,8 @@ class Comparison:
     def __init__(self, manifest: Path) -> None:
         self._manifest = manifest
         self._ids = DigestIndex()
-        numbers = [
-            self._ids.number(text_digests(batch["id"].to_pylist())) for batch in _batches(manifest, ["id"])
-        ]
+        ids = (batch["id"].to_pylist() for batch in read_batches(manifest, ["id"]))
+        numbers = [self._ids.number(text_digests(some)) for some in ids]
         self._rows = np.concatenate([np.empty(0, np.int32), *numbers])
         """The number of each row's id."""
 
@@ -51,7 +50,7 @@ class Comparison:
         known = np.zeros(len(self._ids), bool)
         keys = np.zeros(len(self._ids), np.int64)
         gone = DigestIndex()
-        for batch in _batches(before, None if lost else ["id", "key", "status"]):
+        for batch in read_batches(before, None if lost else ["id", "key", "status"]):
             digests = text_digests(batch["id"].to_pylist())
             numbers = self._ids.places(digests)
             active = pc.fill_null(pc.not_equal(batch["status"], RETIRED), fill_value=False)
@@ -64,7 +63,7 @@ class Comparison:
             if lost is not None:
                 lost(batch.filter(pa.array(numbers < 0)))
         added = unchanged = planned = start = 0
-        for batch in _batches(self._manifest, ["key"]):
+        for batch in read_batches(self._manifest, ["key"]):
             numbers = self._rows[start : start + batch.num_rows]
             start += batch.num_rows
             valid = batch["key"].is_valid().to_numpy(zero_copy_only=False)  # the others were rejected
@@ -72,11 +71,6 @@ class Comparison:
             added += int((valid & ~known[numbers]).sum())
             unchanged += int((valid & known[numbers] & (keys[numbers] == _hashes(batch))).sum())
         return Changes(added, planned - added - unchanged, unchanged, len(gone))
-
-
-def _batches(file: Path, columns: list[str] | None) -> Iterator[pa.RecordBatch]:
-    with pq.ParquetFile(file) as source:
-        yield from source.iter_batches(columns=columns)
 
 
 def _hashes(batch: pa.RecordBatch) -> np.ndarray:

@@ -8,7 +8,6 @@ from contextlib import suppress
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
-from typing import Self
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +16,7 @@ import pyarrow.parquet as pq
 from blocks.bucket import ConflictError, ImageBucket, copy_name, image_name
 from blocks.errors import StoreUnavailableError
 from blocks.jobs import Job, JobStatus
+from tasks.batches import RowWriter, read_batches
 from tasks.changes import RETIRED, Changes, Comparison
 from tasks.digest_index import DigestIndex, text_digests
 from tasks.plan import PLAN_SCHEMA
@@ -32,7 +32,7 @@ _OWN_COLUMNS = (
 )  # fmt: skip
 
 _OBJECTS = ("uri", "copy_uri")
-_ROWS_A_GROUP = 65_536
+_NO_CAST = (pa.ArrowInvalid, pa.ArrowNotImplementedError)
 
 
 _Ending = tuple[str, str | None, str | None]
@@ -74,14 +74,14 @@ class Outcomes:
 
 def write_manifest(session: Session, outcomes: Outcomes, file: Path) -> None:
     """The catalog as it stands: a row a catalog row, with what became of it."""
-    plan = pq.ParquetFile(session.folder.plan)
-    carried = [f for f in plan.schema_arrow if f.name not in PLAN_SCHEMA.names]
+    schema = pq.read_schema(session.folder.plan)
+    carried = [f for f in schema if f.name not in PLAN_SCHEMA.names]
     names = {field.name: field.name.removeprefix("carried:") for field in carried}
     names.update({f: f"catalog_{n}" for f, n in names.items() if n in _OWN_COLUMNS})
     copies = session.settings.output.copies
     writer: pq.ParquetWriter | None = None
     try:
-        for batch in plan.iter_batches():
+        for batch in read_batches(session.folder.plan):
             planned = pa.Table.from_batches([batch])
             table = _manifest_table(session, planned, outcomes, copies=copies)
             for field in carried:
@@ -89,7 +89,7 @@ def write_manifest(session: Session, outcomes: Outcomes, file: Path) -> None:
             writer = writer or pq.ParquetWriter(file, table.schema, compression="zstd")
             writer.write_table(table)
         if writer is None:
-            empty = plan.schema_arrow.empty_table()
+            empty = schema.empty_table()
             table = _manifest_table(session, empty, outcomes, copies=copies)
             writer = pq.ParquetWriter(file, table.schema)
             writer.write_table(table)
@@ -139,8 +139,7 @@ def replace_manifest(session: Session, *, retire: bool, prune: bool) -> Changes:
         pruned = frozenset[str]()
         try:
             if retire:
-                with _JoinedManifest(file, joined, prune=prune) as manifest:
-                    changes = now.changes(before, manifest.add)
+                changes = _join(now, before, file, joined, prune=prune)
                 superseded = Superseded(bucket, session.folder.path)
                 unused = _unused(bucket, superseded.names, before, joined)
                 superseded.remember(unused)
@@ -162,41 +161,13 @@ def replace_manifest(session: Session, *, retire: bool, prune: bool) -> Changes:
     raise StoreUnavailableError("Other runs keep replacing the manifest of this output.")
 
 
-class _JoinedManifest:
-    """A manifest's rows in another file, and after them the retired rows of the one before.
-
-    Where images are ``pruned``, a retired row keeps no address.
-    """
-
-    def __init__(self, manifest: Path, file: Path, *, prune: bool) -> None:
-        self._manifest = manifest
-        self._file = file
-        self._prune = prune
-        self._waiting: list[pa.Table] = []
-
-    def __enter__(self) -> Self:
-        with pq.ParquetFile(self._manifest) as source:
-            self._schema = source.schema_arrow
-            self._writer = pq.ParquetWriter(self._file, self._schema, compression="zstd")
-            for batch in source.iter_batches(_ROWS_A_GROUP):
-                self._writer.write_batch(batch)
-        return self
-
-    def add(self, rows: pa.RecordBatch) -> None:
-        """Rows of the manifest before, which this one does not have."""
-        if rows.num_rows:
-            self._waiting.append(_retired_rows(rows, self._schema, pruned=self._prune))
-        if sum(table.num_rows for table in self._waiting) >= _ROWS_A_GROUP:
-            self._write()
-
-    def _write(self) -> None:
-        if self._waiting:
-            self._writer.write_table(pa.concat_tables(self._waiting))
-            self._waiting.clear()
-
-    def __exit__(self, *_error: object) -> None:
-        self._write()
-        self._writer.close()
+def _join(now: Comparison, before: Path, manifest: Path, joined: Path, *, prune: bool) -> Changes:
+    """Write a manifest's rows into another file, and after them the retired rows of the one before."""
+    schema = pq.read_schema(manifest)
+    with RowWriter(joined, schema) as writer:
+        for batch in read_batches(manifest):
+            writer.write(pa.Table.from_batches([batch]))
+        return now.changes(before, lambda lost: writer.write(_retired_rows(lost, schema, pruned=prune)))
 
 
 def _retired_rows(rows: pa.RecordBatch, schema: pa.Schema, *, pruned: bool) -> pa.Table:
@@ -210,10 +181,7 @@ def _retired_rows(rows: pa.RecordBatch, schema: pa.Schema, *, pruned: bool) -> p
         else:
             try:
                 columns.append(rows[field.name].cast(field.type))
-            except (
-                pa.ArrowInvalid,
-                pa.ArrowNotImplementedError,
-            ):  # a carried column that has become another type
+            except _NO_CAST:  # a carried column that has become another type
                 columns.append(pa.nulls(rows.num_rows, field.type))
     return pa.Table.from_arrays(columns, schema=schema)
 
@@ -233,8 +201,7 @@ def _unused(bucket: ImageBucket, superseded: frozenset[str], before: Path, manif
 def _objects(bucket: ImageBucket, manifest: Path) -> Iterator[list[str]]:
     """The objects that the rows of a manifest have, by their names below the output prefix, in batches."""
     root = bucket.uri_of("")
-    with pq.ParquetFile(manifest) as source:
-        columns = [name for name in _OBJECTS if name in source.schema_arrow.names]
-        for batch in source.iter_batches(_ROWS_A_GROUP, columns=columns):
-            for uris in batch.columns:
-                yield [uri.removeprefix(root) for uri in uris.to_pylist() if uri and uri.startswith(root)]
+    columns = [name for name in _OBJECTS if name in pq.read_schema(manifest).names]
+    for batch in read_batches(manifest, columns):
+        for uris in batch.columns:
+            yield [uri.removeprefix(root) for uri in uris.to_pylist() if uri and uri.startswith(root)]

@@ -20,6 +20,7 @@ from PIL import Image
 
 from blocks.errors import ErrorClass, StoreUnavailableError
 from blocks.stores import JobTotals
+from tasks.batches import read_batches
 from tasks.changes import Changes
 from tasks.metrics import METRICS_SCHEMA, MeasuredJobs, Pace, Savings, metrics_table, working_s
 from tasks.report import FailureGroup, MetricsBucket, Report, Tile, render_report
@@ -29,7 +30,7 @@ from tasks.settings import RunSettings
 from tasks.summary import RunSummary
 from tasks.verb import verb
 
-_EXAMPLE = ["retryable", "id", "prompt", "error_message"]
+_FAILURE = ["error_class", "error_code", "retryable", "id", "prompt", "error_message"]
 _PICTURE = ["prompt", "seed", "width", "height"]
 _TILES = 48
 _THUMBNAIL = 200
@@ -173,21 +174,20 @@ def _moment(at_ms: int | None) -> datetime | None:
 def _failures(session: Session) -> list[FailureGroup]:
     groups: dict[tuple[str, str], FailureGroup] = {}
     counted: Counter[tuple[str, str]] = Counter()
-    with pq.ParquetFile(session.folder.path / "failed.parquet") as failed:
-        for jobs in failed.iter_batches(columns=["error_class", "error_code", *_EXAMPLE]):
-            kinds = list(zip(jobs["error_class"].to_pylist(), jobs["error_code"].to_pylist(), strict=True))
-            counted.update(kinds)
-            for kind in set(kinds).difference(groups):
-                example = jobs.slice(kinds.index(kind), 1).to_pylist()[0]
-                groups[kind] = FailureGroup(
-                    error_class=kind[0],
-                    error_code=kind[1],
-                    count=0,
-                    retryable=example["retryable"],
-                    example_id=example["id"],
-                    example_prompt=example["prompt"],
-                    example_message=example["error_message"] or "",
-                )
+    for jobs in read_batches(session.folder.path / "failed.parquet", _FAILURE):
+        kinds = list(zip(jobs["error_class"].to_pylist(), jobs["error_code"].to_pylist(), strict=True))
+        counted.update(kinds)
+        for kind in set(kinds).difference(groups):
+            example = jobs.slice(kinds.index(kind), 1).to_pylist()[0]
+            groups[kind] = FailureGroup(
+                error_class=kind[0],
+                error_code=kind[1],
+                count=0,
+                retryable=example["retryable"],
+                example_id=example["id"],
+                example_prompt=example["prompt"],
+                example_message=example["error_message"] or "",
+            )
     return [replace(groups[kind], count=count) for kind, count in sorted(counted.items(), key=_most_first)]
 
 
@@ -232,7 +232,6 @@ def _tiles(session: Session, jobs: MeasuredJobs) -> Sequence[Tile]:
 def _rows_of(file: Path, name: str, wanted: pa.Array, more: list[str]) -> list[dict[str, Any]]:
     """The rows of a file that have a wanted value in the column ``name``, with other columns beside it."""
     found = []
-    with pq.ParquetFile(file) as source:
-        for batch in source.iter_batches(columns=[name, *more]):
-            found += batch.filter(pc.is_in(batch[name], wanted)).to_pylist()
+    for batch in read_batches(file, [name, *more]):
+        found += batch.filter(pc.is_in(batch[name], wanted)).to_pylist()
     return found

@@ -21,6 +21,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from tasks.batches import read_batches
+
 BUCKET_WIDTHS_S = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600)
 MOST_BUCKETS = 240
 PAUSE_S = 5.0
@@ -73,19 +75,17 @@ class MeasuredJobs:
     @classmethod
     def read(cls, file: Path) -> MeasuredJobs:
         """From jobs.parquet."""
-        with pq.ParquetFile(file) as source:
-            jobs = cls.none(source.metadata.num_rows)
-            start = 0
-            columns = ["status", "reused", "latency_s", "cost_usd", "started_at", "finished_at"]
-            for batch in source.iter_batches(columns=columns):
-                rows = slice(start, start := start + batch.num_rows)
-                jobs.done[rows] = pc.equal(batch["status"], "done")
-                jobs.failed[rows] = pc.equal(batch["status"], "failed")
-                jobs.reused[rows] = batch["reused"]
-                jobs.latency_s[rows] = batch["latency_s"].fill_null(np.nan)
-                jobs.cost_usd[rows] = batch["cost_usd"]
-                jobs.started_ms[rows] = batch["started_at"].cast(pa.int64()).fill_null(_NEVER)
-                jobs.finished_ms[rows] = batch["finished_at"].cast(pa.int64()).fill_null(_NEVER)
+        jobs, start = cls.none(pq.read_metadata(file).num_rows), 0
+        columns = ["status", "reused", "latency_s", "cost_usd", "started_at", "finished_at"]
+        for batch in read_batches(file, columns):
+            rows = slice(start, start := start + batch.num_rows)
+            jobs.done[rows] = pc.equal(batch["status"], "done")
+            jobs.failed[rows] = pc.equal(batch["status"], "failed")
+            jobs.reused[rows] = batch["reused"]
+            jobs.latency_s[rows] = batch["latency_s"].fill_null(np.nan)
+            jobs.cost_usd[rows] = batch["cost_usd"]
+            jobs.started_ms[rows] = batch["started_at"].cast(pa.int64()).fill_null(_NEVER)
+            jobs.finished_ms[rows] = batch["finished_at"].cast(pa.int64()).fill_null(_NEVER)
         return jobs
 
     @classmethod
@@ -167,16 +167,15 @@ class Savings:
     def read(cls, plan: Path, jobs: int, price_usd: Callable[[int, int], float]) -> Savings:
         """From plan.parquet, which holds so many jobs; ``price_usd`` is the price of a width and height."""
         rows, price = np.zeros(jobs, np.int64), np.zeros(jobs)
-        with pq.ParquetFile(plan) as source:
-            for batch in source.iter_batches(columns=["job", "width", "height"]):
-                planned = batch.filter(batch["job"].is_valid())
-                numbers = planned["job"].to_numpy()
-                np.add.at(rows, numbers, 1)
-                sizes = np.stack([planned["width"].to_numpy(), planned["height"].to_numpy()], axis=1)
-                known, which = np.unique(sizes, axis=0, return_inverse=True)
-                prices = np.array([price_usd(int(width), int(height)) for width, height in known])
-                if numbers.size:
-                    price[numbers] = prices[which.reshape(-1)]
+        for batch in read_batches(plan, ["job", "width", "height"]):
+            planned = batch.filter(batch["job"].is_valid())
+            numbers = planned["job"].to_numpy()
+            np.add.at(rows, numbers, 1)
+            sizes = np.stack([planned["width"].to_numpy(), planned["height"].to_numpy()], axis=1)
+            known, which = np.unique(sizes, axis=0, return_inverse=True)
+            prices = np.array([price_usd(int(width), int(height)) for width, height in known])
+            if numbers.size:
+                price[numbers] = prices[which.reshape(-1)]
         duplicates = np.maximum(rows - 1, 0)
         return cls(duplicates, duplicates * price)
 

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from blocks.apis import ImageApi
 from blocks.errors import InputError
 from blocks.jobs import INPUT_FIELDS, NewJobs
+from tasks.batches import read_batches
 from tasks.catalog import CatalogFiles
 from tasks.catalog_rows import MAX_PROMPT_LENGTH, CatalogRows, Judge, Judged
 from tasks.digest_index import DIGEST_BYTES, DigestIndex, text_digest
@@ -281,7 +282,7 @@ def planned_jobs(plan_file: Path, model: str, image_format: str) -> Iterator[New
     """The jobs of a plan, as they were first planned, in batches."""
     known = -1
     names = ["job", *INPUT_FIELDS[1:-2]]
-    for batch in pq.ParquetFile(plan_file).iter_batches(10_000, columns=names):
+    for batch in read_batches(plan_file, names):
         numbers = batch["job"].fill_null(-1).to_numpy()
         before = np.maximum.accumulate(np.concatenate(([known], numbers[:-1])))
         first = batch.filter(pa.array(numbers > before))  # a job's first row has the highest number so far

@@ -10,10 +10,10 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from blocks.bucket import copy_name, image_name
 from blocks.jobs import Job, JobStatus
+from tasks.batches import RowWriter, read_batches
 from tasks.changes import Changes
 from tasks.manifest import Outcomes, replace_manifest, write_manifest
 from tasks.run_folder import JSON_LINES, PARQUET
@@ -95,14 +95,14 @@ def publish(settings: RunSettings, *, retire: bool = False, prune: bool = False)
 def _write_jobs(session: Session, jobs_file: Path, failed_file: Path) -> Outcomes:
     outcomes = Outcomes()
     with (
-        pq.ParquetWriter(jobs_file, JOBS_SCHEMA, compression="zstd") as jobs_writer,
-        pq.ParquetWriter(failed_file, FAILED_SCHEMA, compression="zstd") as failed_writer,
+        RowWriter(jobs_file, JOBS_SCHEMA) as jobs_writer,
+        RowWriter(failed_file, FAILED_SCHEMA) as failed_writer,
     ):
         for jobs in _job_batches(session):
-            jobs_writer.write_table(_table(jobs, JOBS_SCHEMA))
+            jobs_writer.write(_table(jobs, JOBS_SCHEMA))
             failed = [job for job in jobs if job.status is JobStatus.FAILED]
             if failed:
-                failed_writer.write_table(_table(failed, FAILED_SCHEMA))
+                failed_writer.write(_table(failed, FAILED_SCHEMA))
             outcomes.add(jobs)
     return outcomes
 
@@ -135,7 +135,7 @@ def _copy_images(session: Session, outcomes: Outcomes) -> None:
         session.bucket.copy(image_name(key, extension), copy_name(row_id, extension))
 
     with ThreadPoolExecutor(_COPIES_AT_ONCE) as threads:
-        for batch in pq.ParquetFile(session.folder.plan).iter_batches(columns=["id", "key", "job"]):
+        for batch in read_batches(session.folder.plan, ["id", "key", "job"]):
             extensions = outcomes.of(batch["job"])[2]
             rows = zip(batch["id"].to_pylist(), batch["key"].to_pylist(), extensions, strict=True)
             for _ in threads.map(copy, [row for row in rows if row[2] is not None]):
