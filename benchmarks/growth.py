@@ -85,7 +85,7 @@ def timed(action: Callable[[], Any]) -> tuple[Any, float, float]:
 
 def plan(*place: str) -> dict[str, float]:
     """Plan a run: read, check, key, deduplicate, enqueue, upload the plan."""
-    import tasks.measure  # noqa: F401 - the flow has loaded it, pandas included
+    import tasks.measure  # noqa: F401 - the flow has loaded it
     from tasks.prepare import plan_run, prepare
     from tasks.session import open_session
 

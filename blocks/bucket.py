@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 _LONGEST_NAME = 200
 _SMALL = TransferConfig(multipart_threshold=64 * 2**20)
+_PIECE = 2**20
 _PAGE = 1_000
 """So many objects come with one answer to a listing."""
 
@@ -274,6 +275,18 @@ class ImageBucket:
                 return answer["Body"].read(), answer["ETag"]
         except FileNotFoundError:
             return None
+
+    def download(self, name: str, path: Path) -> str | None:
+        """Write an object's content into a file, piece by piece; its ETag, None where it is not there."""
+        try:
+            with _outages_named(self.name):
+                answer = self._client.get_object(Bucket=self.name, Key=self.prefix + name)
+        except FileNotFoundError:
+            return None
+        with _outages_named(self.name), path.open("wb") as file:
+            file.writelines(answer["Body"].iter_chunks(_PIECE))
+        etag: str = answer["ETag"]
+        return etag
 
     def replace(self, path: Path, name: str, media_type: str, etag: str | None) -> str:
         """Write a file as one object if it is still the one of ``etag`` (None: not there yet); the new ETag.

@@ -12,7 +12,6 @@ from types import FrameType
 from typing import Any
 
 from prefect.client.orchestration import get_client
-from prefect.server.api.server import SubprocessASGIServer
 from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 
 from flows.build_dashboard import build_dashboard
@@ -152,9 +151,10 @@ def _start_prefect() -> None:
 
 def _leave_at_once(code: int) -> None:
     """End the process: all is committed, and Prefect's temporary server takes seconds to say goodbye."""
-    server = SubprocessASGIServer()
-    if server.server_process is not None:
-        server.server_process.kill()
+    # Loaded only where the run has started a server; to load it costs a second and 50 MB.
+    loaded = sys.modules.get("prefect.server.api.server")
+    if loaded is not None and (server := loaded.SubprocessASGIServer().server_process) is not None:
+        server.kill()
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from hashlib import blake2b
 from typing import TypeAlias
 
 import numpy as np
@@ -12,6 +13,7 @@ DIGEST_BYTES = 16
 
 _Words: TypeAlias = npt.NDArray[np.uint64]
 _LEAST = 1024
+_NONE = bytes(DIGEST_BYTES)
 
 
 class DigestIndex:
@@ -27,8 +29,26 @@ class DigestIndex:
         self._digests = np.empty((_LEAST // 2, 2), np.uint64)
         self._numbers = np.empty(_LEAST // 2, np.int32)
 
+    def __len__(self) -> int:
+        return self._size
+
     def find(self, digests: bytes) -> list[int]:
         """The number of each digest, which follow each other; -1 where it was never added."""
+        numbers: list[int] = self.places(digests).tolist()
+        return numbers
+
+    def number(self, digests: bytes) -> npt.NDArray[np.int32]:
+        """The number of each digest; those that are new are added under the next numbers from 0 on."""
+        numbers = self.places(digests)
+        new: dict[bytes, int] = {}
+        for place in np.flatnonzero(numbers < 0).tolist():
+            digest = digests[place * DIGEST_BYTES : (place + 1) * DIGEST_BYTES]
+            numbers[place] = new.setdefault(digest, self._size + len(new))
+        self.add(b"".join(new), list(new.values()))
+        return numbers
+
+    def places(self, digests: bytes) -> npt.NDArray[np.int32]:
+        """As :meth:`find`, in an array."""
         wanted = _words(digests)
         found = np.full(len(wanted), -1, np.int32)
         rows = np.arange(len(wanted))
@@ -40,7 +60,7 @@ class DigestIndex:
             same = (self._digests[entries] == wanted[rows]).all(axis=1)
             found[rows[same]] = self._numbers[entries[same]]
             rows, slots = rows[~same], self._next_slots(slots[~same])
-        return found.tolist()
+        return found
 
     def add(self, digests: bytes, numbers: Sequence[int]) -> None:
         """Add digests that differ from each other and from all added before, each with its number."""
@@ -73,6 +93,16 @@ class DigestIndex:
 
     def _next_slots(self, slots: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         return (slots + 1) & (len(self._slots) - 1)
+
+
+def text_digest(text: str) -> bytes:
+    """The digest of one text."""
+    return blake2b(text.encode("utf-8", "surrogatepass"), digest_size=DIGEST_BYTES).digest()
+
+
+def text_digests(texts: Iterable[str | None]) -> bytes:
+    """The digests of many texts, which follow each other; None has one of its own."""
+    return b"".join([_NONE if text is None else text_digest(text) for text in texts])
 
 
 def _words(digests: bytes) -> _Words:

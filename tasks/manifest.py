@@ -2,77 +2,86 @@
 
 from __future__ import annotations
 
-import sys
+from array import array
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from blocks.bucket import ConflictError, ImageBucket, copy_name, image_name
 from blocks.errors import StoreUnavailableError
 from blocks.jobs import Job, JobStatus
+from tasks.batches import RowWriter, read_batches
+from tasks.changes import RETIRED, Changes, Comparison
+from tasks.digest_index import DigestIndex, text_digests
 from tasks.plan import PLAN_SCHEMA
 from tasks.run_folder import PARQUET
 from tasks.session import Session
 from tasks.superseded import Superseded
 
 MANIFEST = "manifest.parquet"
-RETIRED = "retired"
 
 _OWN_COLUMNS = (
     "id", "prompt", "negative_prompt", "width", "height", "seed", "steps",
     "key", "status", "uri", "copy_uri", "error_code",
 )  # fmt: skip
 
-
-_COMPARED = ("id", "key", "status")
 _OBJECTS = ("uri", "copy_uri")
+_NO_CAST = (pa.ArrowInvalid, pa.ArrowNotImplementedError)
 
 
-@dataclass(frozen=True, slots=True)
-class Changes:
-    """A manifest against the one before, in rows; ``pruned`` counts images."""
-
-    added: int
-    changed: int
-    unchanged: int
-    retired: int
-    pruned: int
+_Ending = tuple[str, str | None, str | None]
+"""Status, error code and the extension of the image."""
 
 
 class Outcomes:
-    """How each job ended, by its number: all that the manifest needs of a million jobs, in 24 MB."""
+    """How each job ended, by its number: all that the manifest needs of a million jobs, in 4 MB."""
 
     def __init__(self) -> None:
-        self.status: list[str] = []
-        self.error_code: list[str | None] = []
-        self._extension: list[str | None] = []
+        self._endings: dict[_Ending, int] = {("rejected", None, None): 0}
+        self._of_job = array("i")
 
-    def add(self, job: Job) -> None:
-        unfinished = job.status is JobStatus.RUNNING
-        self.status.append(JobStatus.PENDING if unfinished else job.status)
-        self.error_code.append(job.error_code and sys.intern(job.error_code))
-        self._extension.append(job.image and sys.intern(job.image.rpartition(".")[2]))
+    def add(self, jobs: Iterable[Job]) -> None:
+        """The next jobs, in the order of their numbers."""
+        endings = self._endings
+        for job in jobs:
+            status = JobStatus.PENDING if job.status is JobStatus.RUNNING else job.status
+            extension = job.image and job.image.rpartition(".")[2]
+            self._of_job.append(endings.setdefault((status, job.error_code, extension), len(endings)))
 
-    def image(self, number: int | None, key: str | None) -> str | None:
-        """The image of the job of this number and key, below the output prefix; None where it has none."""
-        extension = None if number is None else self._extension[number]
-        return extension and key and image_name(key, extension)
+    def of(self, jobs: pa.Array | pa.ChunkedArray) -> tuple[list[str], list[str | None], list[str | None]]:
+        """Status, error code and image extension of the jobs of these numbers; null is a rejected row."""
+        numbers = jobs.fill_null(-1).to_numpy()
+        rejected = numbers < 0
+        if rejected.all():
+            chosen = np.zeros(len(numbers), np.intc)
+        else:
+            chosen = np.where(rejected, 0, np.frombuffer(self._of_job, np.intc)[numbers])
+        endings = list(self._endings)
+        statuses, error_codes, extensions = zip(*endings, strict=True)
+        places = chosen.tolist()
+        return (
+            [statuses[place] for place in places],
+            [error_codes[place] for place in places],
+            [extensions[place] for place in places],
+        )
 
 
 def write_manifest(session: Session, outcomes: Outcomes, file: Path) -> None:
     """The catalog as it stands: a row a catalog row, with what became of it."""
-    plan = pq.ParquetFile(session.folder.plan)
-    carried = [f for f in plan.schema_arrow if f.name not in PLAN_SCHEMA.names]
+    schema = pq.read_schema(session.folder.plan)
+    carried = [f for f in schema if f.name not in PLAN_SCHEMA.names]
     names = {field.name: field.name.removeprefix("carried:") for field in carried}
     names.update({f: f"catalog_{n}" for f, n in names.items() if n in _OWN_COLUMNS})
     copies = session.settings.output.copies
     writer: pq.ParquetWriter | None = None
     try:
-        for batch in plan.iter_batches():
+        for batch in read_batches(session.folder.plan):
             planned = pa.Table.from_batches([batch])
             table = _manifest_table(session, planned, outcomes, copies=copies)
             for field in carried:
@@ -80,7 +89,7 @@ def write_manifest(session: Session, outcomes: Outcomes, file: Path) -> None:
             writer = writer or pq.ParquetWriter(file, table.schema, compression="zstd")
             writer.write_table(table)
         if writer is None:
-            empty = plan.schema_arrow.empty_table()
+            empty = schema.empty_table()
             table = _manifest_table(session, empty, outcomes, copies=copies)
             writer = pq.ParquetWriter(file, table.schema)
             writer.write_table(table)
@@ -90,18 +99,23 @@ def write_manifest(session: Session, outcomes: Outcomes, file: Path) -> None:
 
 
 def _manifest_table(session: Session, planned: pa.Table, outcomes: Outcomes, *, copies: bool) -> pa.Table:
-    jobs: list[int | None] = planned["job"].to_pylist()
-    images = list(map(outcomes.image, jobs, planned["key"].to_pylist()))
-    uris = [image and session.bucket.uri_of(image) for image in images]
-    copy_uris = [
-        session.bucket.uri_of(copy_name(row_id, image.rpartition(".")[2])) if image and copies else None
-        for row_id, image in zip(planned["id"].to_pylist(), images, strict=True)
-    ]
+    statuses, error_codes, extensions = outcomes.of(planned["job"])
+    uri_of, keys = session.bucket.uri_of, planned["key"].to_pylist()
+    copy_uris: list[str | None] = [None] * len(keys)
+    if copies:
+        ids = planned["id"].to_pylist()
+        copy_uris = [
+            extension and uri_of(copy_name(row_id, extension))
+            for row_id, extension in zip(ids, extensions, strict=True)
+        ]
     own = {
-        "status": ["rejected" if job is None else outcomes.status[job] for job in jobs],
-        "uri": uris,
+        "status": statuses,
+        "uri": [
+            extension and uri_of(image_name(key, extension))
+            for key, extension in zip(keys, extensions, strict=True)
+        ],
         "copy_uri": copy_uris,
-        "error_code": [None if job is None else outcomes.error_code[job] for job in jobs],
+        "error_code": error_codes,
     }
     columns = {
         name: pa.array(own[name], pa.string()) if name in own else planned[name] for name in _OWN_COLUMNS
@@ -116,66 +130,47 @@ def replace_manifest(session: Session, *, retire: bool, prune: bool) -> Changes:
         StoreUnavailableError: another run keeps replacing it.
     """
     bucket, file = session.bucket, session.folder.path / MANIFEST
-    wanted = [*_COMPARED, *(_OBJECTS if retire else ())]
-    own = pq.read_table(file, columns=wanted)
-    rows_file = file
+    before, joined = file.with_suffix(".before.parquet"), file.with_suffix(".joined.parquet")
+    now = Comparison(file)
     for _ in range(5):
-        found = bucket.read_version(MANIFEST)
-        before = own.schema.empty_table()
-        if found is not None:
-            names = pq.read_schema(pa.BufferReader(found[0])).names
-            columns = names if retire else [name for name in wanted if name in names]
-            before = pq.read_table(pa.BufferReader(found[0]), columns=columns)
-        changes, retired = _compare(before, own)
+        etag = bucket.download(MANIFEST, before)
+        if etag is None:
+            pq.write_table(pq.read_schema(file).empty_table(), before)
         pruned = frozenset[str]()
         try:
             if retire:
-                rows_file = file.with_suffix(".retired.parquet")
-                _append(file, retired, rows_file, pruned=prune)
-                used = _objects(bucket, own) | (frozenset() if prune else _objects(bucket, retired))
+                changes = _join(now, before, file, joined, prune=prune)
                 superseded = Superseded(bucket, session.folder.path)
-                unused = (superseded.names | _objects(bucket, before)) - used
+                unused = _unused(bucket, superseded.names, before, joined)
                 superseded.remember(unused)
                 pruned = unused if prune else pruned
-            bucket.replace(rows_file, MANIFEST, PARQUET, found and found[1])
+            else:
+                changes = now.changes(before)
+            bucket.replace(joined if retire else file, MANIFEST, PARQUET, etag)
         except ConflictError:
             continue
-        rows_file.replace(file)
+        finally:
+            before.unlink()
+        if retire:
+            joined.replace(file)
         if pruned:
             bucket.delete(sorted(pruned))
             with suppress(ConflictError):  # names that are remembered too long harm nobody
                 superseded.remember(frozenset())
-        return Changes(*changes, pruned=sum(name.startswith("images/") for name in pruned))
+        return replace(changes, pruned=sum(name.startswith("images/") for name in pruned))
     raise StoreUnavailableError("Other runs keep replacing the manifest of this output.")
 
 
-def _append(manifest: Path, retired: pa.Table, file: Path, *, pruned: bool) -> None:
-    """A manifest with the retired rows of the one before after its own."""
-    source = pq.ParquetFile(manifest)
-    schema = source.schema_arrow
-    with pq.ParquetWriter(file, schema, compression="zstd") as writer:
-        for batch in source.iter_batches():
-            writer.write_batch(batch)
-        writer.write_table(_retired_rows(retired, schema, pruned=pruned))
+def _join(now: Comparison, before: Path, manifest: Path, joined: Path, *, prune: bool) -> Changes:
+    """Write a manifest's rows into another file, and after them the retired rows of the one before."""
+    schema = pq.read_schema(manifest)
+    with RowWriter(joined, schema) as writer:
+        for batch in read_batches(manifest):
+            writer.write(pa.Table.from_batches([batch]))
+        return now.changes(before, lambda lost: writer.write(_retired_rows(lost, schema, pruned=prune)))
 
 
-def _compare(before: pa.Table, now: pa.Table) -> tuple[tuple[int, int, int, int], pa.Table]:
-    """Rows added, changed, unchanged and retired, and all rows of before that are in the catalog no more."""
-    active = before.filter(pc.not_equal(before["status"], RETIRED))
-    newest_first = pa.array(range(active.num_rows - 1, -1, -1), pa.int64())
-    known = active.select(["id", "key"]).take(newest_first)  # of rows with one id the last one counts
-    place = pc.index_in(now["id"], value_set=known["id"].combine_chunks())
-    planned = pc.is_valid(now["key"])  # the others were rejected
-    added = pc.sum(pc.and_(planned, pc.is_null(place))).as_py() or 0
-    unchanged = pc.sum(pc.equal(known["key"].take(place), now["key"])).as_py() or 0
-    changed = (pc.sum(planned).as_py() or 0) - added - unchanged
-    ids = now["id"].combine_chunks()
-    lost = known["id"].filter(pc.invert(pc.is_in(known["id"], value_set=ids)))
-    retired = before.filter(pc.invert(pc.is_in(before["id"], value_set=ids)))
-    return (added, changed, unchanged, pc.count_distinct(lost).as_py()), retired
-
-
-def _retired_rows(rows: pa.Table, schema: pa.Schema, *, pruned: bool) -> pa.Table:
+def _retired_rows(rows: pa.RecordBatch, schema: pa.Schema, *, pruned: bool) -> pa.Table:
     """Rows of an earlier manifest as this one keeps them; columns it does not have are dropped."""
     columns = []
     for field in schema:
@@ -185,14 +180,28 @@ def _retired_rows(rows: pa.Table, schema: pa.Schema, *, pruned: bool) -> pa.Tabl
             columns.append(pa.nulls(rows.num_rows, field.type))
         else:
             try:
-                columns.append(rows[field.name].cast(field.type).combine_chunks())
-            except pa.ArrowInvalid:  # a carried column that has become another type
+                columns.append(rows[field.name].cast(field.type))
+            except _NO_CAST:  # a carried column that has become another type
                 columns.append(pa.nulls(rows.num_rows, field.type))
     return pa.Table.from_arrays(columns, schema=schema)
 
 
-def _objects(bucket: ImageBucket, table: pa.Table) -> frozenset[str]:
-    """The objects that the rows of a manifest have, by their names below the output prefix."""
+def _unused(bucket: ImageBucket, superseded: frozenset[str], before: Path, manifest: Path) -> frozenset[str]:
+    """The objects that were superseded or that the manifest before has, and that no row uses any more."""
+    used = DigestIndex()
+    for names in _objects(bucket, manifest):
+        used.number(text_digests(names))
+    unused = set[str]()
+    for names in chain([sorted(superseded)], _objects(bucket, before)):
+        places = used.find(text_digests(names))
+        unused.update(name for name, place in zip(names, places, strict=True) if place < 0)
+    return frozenset(unused)
+
+
+def _objects(bucket: ImageBucket, manifest: Path) -> Iterator[list[str]]:
+    """The objects that the rows of a manifest have, by their names below the output prefix, in batches."""
     root = bucket.uri_of("")
-    uris = [uri for column in _OBJECTS if column in table.schema.names for uri in table[column].to_pylist()]
-    return frozenset(uri.removeprefix(root) for uri in uris if uri and uri.startswith(root))
+    columns = [name for name in _OBJECTS if name in pq.read_schema(manifest).names]
+    for batch in read_batches(manifest, columns):
+        for uris in batch.columns:
+            yield [uri.removeprefix(root) for uri in uris.to_pylist() if uri and uri.startswith(root)]

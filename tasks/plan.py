@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +15,10 @@ import pyarrow.parquet as pq
 from blocks.apis import ImageApi
 from blocks.errors import InputError
 from blocks.jobs import INPUT_FIELDS, NewJobs
+from tasks.batches import read_batches
 from tasks.catalog import CatalogFiles
 from tasks.catalog_rows import MAX_PROMPT_LENGTH, CatalogRows, Judge, Judged
-from tasks.digest_index import DIGEST_BYTES, DigestIndex
+from tasks.digest_index import DIGEST_BYTES, DigestIndex, text_digest
 from tasks.keys import job_keys, key_head
 from tasks.run_folder import PlanCounts
 from tasks.settings import CATALOG_COLUMNS, PictureSettings
@@ -152,7 +152,7 @@ class Planner:
         numbers: list[int | None] = []
         key_digests = [key[: 2 * DIGEST_BYTES] for key in keys]
         known_keys = self._keys.find(bytes.fromhex("".join(key_digests)))
-        id_digests = [_id_digest(row_id) for row_id in rows.ids] if known_by_id else []
+        id_digests = [text_digest(row_id) for row_id in rows.ids] if known_by_id else []
         known_ids = self._ids.find(b"".join(id_digests))
         for row, key in enumerate(key_digests):
             mine = known_keys[row]
@@ -278,15 +278,11 @@ def _table(columns: Sequence[Sequence[Any]], schema: pa.Schema) -> pa.Table:
     return pa.Table.from_arrays(arrays, schema=schema)
 
 
-def _id_digest(row_id: str) -> bytes:
-    return blake2b(row_id.encode("utf-8", "surrogatepass"), digest_size=DIGEST_BYTES).digest()
-
-
 def planned_jobs(plan_file: Path, model: str, image_format: str) -> Iterator[NewJobs]:
     """The jobs of a plan, as they were first planned, in batches."""
     known = -1
     names = ["job", *INPUT_FIELDS[1:-2]]
-    for batch in pq.ParquetFile(plan_file).iter_batches(10_000, columns=names):
+    for batch in read_batches(plan_file, names):
         numbers = batch["job"].fill_null(-1).to_numpy()
         before = np.maximum.accumulate(np.concatenate(([known], numbers[:-1])))
         first = batch.filter(pa.array(numbers > before))  # a job's first row has the highest number so far

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
+import pyarrow.compute as pc
 
-from blocks.bucket import copy_name
+from blocks.bucket import copy_name, image_name
 from blocks.jobs import Job, JobStatus
-from tasks.manifest import Changes, Outcomes, replace_manifest, write_manifest
+from tasks.batches import RowWriter, read_batches
+from tasks.changes import Changes
+from tasks.manifest import Outcomes, replace_manifest, write_manifest
 from tasks.run_folder import JSON_LINES, PARQUET
 from tasks.session import Session, open_session
 from tasks.settings import RunSettings
@@ -92,16 +95,15 @@ def publish(settings: RunSettings, *, retire: bool = False, prune: bool = False)
 def _write_jobs(session: Session, jobs_file: Path, failed_file: Path) -> Outcomes:
     outcomes = Outcomes()
     with (
-        pq.ParquetWriter(jobs_file, JOBS_SCHEMA, compression="zstd") as jobs_writer,
-        pq.ParquetWriter(failed_file, FAILED_SCHEMA, compression="zstd") as failed_writer,
+        RowWriter(jobs_file, JOBS_SCHEMA) as jobs_writer,
+        RowWriter(failed_file, FAILED_SCHEMA) as failed_writer,
     ):
         for jobs in _job_batches(session):
-            jobs_writer.write_table(_table(jobs, JOBS_SCHEMA))
+            jobs_writer.write(_table(jobs, JOBS_SCHEMA))
             failed = [job for job in jobs if job.status is JobStatus.FAILED]
             if failed:
-                failed_writer.write_table(_table(failed, FAILED_SCHEMA))
-            for job in jobs:
-                outcomes.add(job)
+                failed_writer.write(_table(failed, FAILED_SCHEMA))
+            outcomes.add(jobs)
     return outcomes
 
 
@@ -116,22 +118,25 @@ def _job_batches(session: Session) -> Iterator[list[Job]]:
 
 
 def _table(jobs: list[Job], schema: pa.Schema) -> pa.Table:
-    columns = []
-    for field in schema:
-        values: list[Any] = [getattr(job, field.name) for job in jobs]
+    columns: list[Any] = []
+    values = zip(*map(attrgetter(*schema.names), jobs), strict=True)
+    for field, column in zip(schema, values, strict=True):
         if pa.types.is_timestamp(field.type):
-            values = [None if value is None else round(value * 1000) for value in values]
-        columns.append(pa.array(values, field.type))
+            ms = pc.round(pc.multiply(pa.array(column, pa.float64()), 1000.0))
+            columns.append(ms.cast(pa.int64()).cast(field.type))
+        else:
+            columns.append(pa.array(column, field.type))
     return pa.Table.from_arrays(columns, schema=schema)
 
 
 def _copy_images(session: Session, outcomes: Outcomes) -> None:
-    def copy(row: tuple[str, str]) -> None:
-        session.bucket.copy(row[1], copy_name(row[0], row[1].rpartition(".")[2]))
+    def copy(row: tuple[str, str, str]) -> None:
+        row_id, key, extension = row
+        session.bucket.copy(image_name(key, extension), copy_name(row_id, extension))
 
     with ThreadPoolExecutor(_COPIES_AT_ONCE) as threads:
-        for batch in pq.ParquetFile(session.folder.plan).iter_batches(columns=["id", "key", "job"]):
-            rows = zip(*[batch[name].to_pylist() for name in ("id", "key", "job")], strict=True)
-            images = ((row_id, outcomes.image(job, key)) for row_id, key, job in rows)
-            for _ in threads.map(copy, [(i, image) for i, image in images if image is not None]):
+        for batch in read_batches(session.folder.plan, ["id", "key", "job"]):
+            extensions = outcomes.of(batch["job"])[2]
+            rows = zip(batch["id"].to_pylist(), batch["key"].to_pylist(), extensions, strict=True)
+            for _ in threads.map(copy, [row for row in rows if row[2] is not None]):
                 pass

@@ -115,9 +115,7 @@ class RunFolder:
             return
         self.create()
         for file in (self.plan, self.rejected, self.log):
-            content = bucket.read(f"runs/{self.run_id}/{file.name}")
-            if content is not None:
-                file.write_bytes(content)
+            bucket.download(f"runs/{self.run_id}/{file.name}", file)
         self.record.write_bytes(record)
 
     def publish_plan(self, bucket: ImageBucket) -> None:

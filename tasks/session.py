@@ -17,7 +17,6 @@ import boto3
 import httpx
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 from prefect.blocks.core import Block
-from prefect_aws.s3 import S3Bucket
 from pydantic import ValidationError
 
 from blocks.apis import PROVIDERS, ImageApi
@@ -193,6 +192,9 @@ def aws_session(output: OutputSettings) -> tuple[boto3.Session, str | None]:
     """The boto3 session and S3 endpoint that the settings name: a saved S3Bucket block's, or boto3's own."""
     if not output.s3_bucket_block:
         return boto3.Session(), output.s3_endpoint_url
+    # The package loads its ECS worker too, half a second of CPU, and only a saved block needs it.
+    from prefect_aws.s3 import S3Bucket  # noqa: PLC0415
+
     try:
         block = S3Bucket.load(output.s3_bucket_block)
     except ValueError as error:

@@ -266,7 +266,7 @@ class JobStore(ABC):
         """The jobs from number ``first`` to ``last``, both included, that are not done and not failed."""
 
     @abstractmethod
-    def all_jobs(self, batch_size: int = 10_000) -> AsyncIterator[list[Job]]:
+    def all_jobs(self, batch_size: int = 2_000) -> AsyncIterator[list[Job]]:
         """All jobs by ascending number, in batches of at most ``batch_size``."""
 
     @abstractmethod

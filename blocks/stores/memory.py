@@ -66,7 +66,7 @@ class MemoryStore(JobStore):
         found = (self._jobs.get(number) for number in range(first, last + 1))
         return [_copy(job) for job in found if job is not None and job.status not in TERMINAL]
 
-    async def all_jobs(self, batch_size: int = 10_000) -> AsyncIterator[list[Job]]:
+    async def all_jobs(self, batch_size: int = 2_000) -> AsyncIterator[list[Job]]:
         jobs = list(self._jobs.values())
         for start in range(0, len(jobs), batch_size):
             yield [_copy(job) for job in jobs[start : start + batch_size]]

@@ -158,7 +158,7 @@ class RedisStore(JobStore, Board):
             found += await self.patiently(self._jobs_of, jobs, first, last, finished, start)
         return [job for job in found if job.status not in TERMINAL]
 
-    async def all_jobs(self, batch_size: int = 10_000) -> AsyncIterator[list[Job]]:
+    async def all_jobs(self, batch_size: int = 2_000) -> AsyncIterator[list[Job]]:
         chunks = sorted({number // _CHUNK for number in await self._numbers()})
         for page in self._pages(chunks):
             jobs = await self.patiently(self._jobs_of, page)

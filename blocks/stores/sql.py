@@ -115,7 +115,7 @@ class SqlStore(JobStore):
         )
         return _jobs(await self._rows(query))
 
-    async def all_jobs(self, batch_size: int = 10_000) -> AsyncIterator[list[Job]]:
+    async def all_jobs(self, batch_size: int = 2_000) -> AsyncIterator[list[Job]]:
         last = -1
         while True:
             query = (
