@@ -1,0 +1,70 @@
+"""The share of requests that an API refuses at any pace, because it has too much to do."""
+
+from __future__ import annotations
+
+from collections import deque
+
+_VERDICTS, _AMONG = 12, 160
+"""So many slowdowns in so many requests have not helped: a limit is under long before, even one that was
+halved in mid-run."""
+_MOST = 0.3
+_LEEWAY = 1.5
+_MOST_CREDIT = 6.0
+"""At half as much again as the share, chance uses up six refusals' credit once in some two thousand requests,
+a limit that is exceeded in two dozen."""
+_FIRST_LOOK, _LOOK_EVERY = 150, 1000
+"""Requests until the share is measured anew."""
+_LOOK, _LATE = 80, 10
+"""Requests from which it is measured, and those until their refusals are here."""
+_LOWER = 0.75
+_GONE = 0.2
+"""What a look finds less than this of the share: it was a limit, or the API is busy no more."""
+
+
+class BusyShare:
+    """Tells refusals that come at any pace from those of a limit; a pure object.
+
+    A limit refuses next to nothing once the pace is under it, a busy API goes on refusing the same share. So
+    where slowing down again and again has not helped, that share is forgiven, and only what exceeds it counts.
+    Now and then the share is measured anew at a lower pace: there a limit that was mistaken for it is found.
+    """
+
+    def __init__(self) -> None:
+        self.share = 0.0
+        self._verdicts: deque[int] = deque(maxlen=_VERDICTS)
+        self._credit = 0.0
+        self._sent = self._look_at = self._refused = 0
+
+    @property
+    def pace(self) -> float:
+        """What to send of what could be sent: less than 1 while the share is measured."""
+        return _LOWER if self.share and self._sent >= self._look_at else 1.0
+
+    def sent(self, number: int) -> None:
+        """A request leaves."""
+        self._sent = number
+        self._credit = min(_MOST_CREDIT, self._credit + _LEEWAY * self.share)
+        if self.share and number >= self._look_at + _LOOK + _LATE:
+            found = self._refused / _LOOK
+            self.share = 0.0 if found < _GONE * self.share else min(_MOST, (self.share + found) / 2)
+            self._look_at, self._refused = number + _LOOK_EVERY, 0
+
+    def forgives(self, number: int) -> bool:
+        """Whether the refusal of this request is one of those that come at any pace."""
+        if self._look_at <= number < self._look_at + _LOOK:
+            self._refused += 1
+        if self._credit < 1.0:
+            return False
+        self._credit -= 1.0
+        return True
+
+    def slowed(self, number: int) -> bool:
+        """A refusal was taken for a limit's; whether that has been in vain, and the pace is to be given back."""
+        self._verdicts.append(number)
+        if self.share or len(self._verdicts) < _VERDICTS or number - self._verdicts[0] > _AMONG:
+            return False
+        self.share = min(_MOST, _VERDICTS / (number - self._verdicts[0] + 1))
+        self._credit = _MOST_CREDIT
+        self._look_at, self._refused = number + _FIRST_LOOK, 0
+        self._verdicts.clear()
+        return True
