@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from collections import deque
 
-_VERDICTS, _AMONG = 12, 160
-"""So many slowdowns in so many requests have not helped: a limit is under long before, even one that was
-halved in mid-run."""
+_VERDICTS, _AMONG = 9, 120
+"""So many slowdowns in so many requests have not helped: a limit is under long before."""
+_APART = 3
+"""Those that follow closer on one another count once: a limit that was halved refuses many, but in one go."""
 _MOST = 0.3
+_MORE = 1.5
+"""With the pace given back, a busy API lets in so many times as many; a limit lets in what it did."""
+_RESERVE = 10
+"""Requests that a bucket may have in reserve."""
 _LEEWAY = 1.5
 _MOST_CREDIT = 6.0
 """At half as much again as the share, chance uses up six refusals' credit once in some two thousand requests,
@@ -31,7 +36,11 @@ class BusyShare:
 
     def __init__(self) -> None:
         self.share = 0.0
-        self._verdicts: deque[int] = deque(maxlen=_VERDICTS)
+        self.let_in = 0.0
+        """Requests a second that were let in before the pace was given back."""
+        self._verdicts: deque[tuple[int, float]] = deque(maxlen=_VERDICTS)
+        self._since = (0, 0.0)
+        self._forgiven = 0
         self._credit = 0.0
         self._sent = self._look_at = self._refused = 0
 
@@ -56,15 +65,33 @@ class BusyShare:
         if self._credit < 1.0:
             return False
         self._credit -= 1.0
+        self._forgiven += 1
         return True
 
-    def slowed(self, number: int) -> bool:
+    def slowed(self, number: int, now: float) -> bool:
         """A refusal was taken for a limit's; whether that has been in vain, and the pace is to be given back."""
-        self._verdicts.append(number)
-        if self.share or len(self._verdicts) < _VERDICTS or number - self._verdicts[0] > _AMONG:
+        if self.share:
+            self._credit = _MOST_CREDIT / 2  # for the slowdown to show
             return False
-        self.share = min(_MOST, _VERDICTS / (number - self._verdicts[0] + 1))
-        self._credit = _MOST_CREDIT
+        if not self._verdicts or number - self._verdicts[-1][0] >= _APART:
+            self._verdicts.append((number, now))
+        first, began = self._verdicts[0]
+        if len(self._verdicts) < _VERDICTS or number - first > _AMONG:
+            return False
+        self.share = min(_MOST, _VERDICTS / (number - first))
+        self.let_in = (number - first - _VERDICTS) / (now - began)
+        self._since, self._forgiven = (self._sent, now), 0
+        self._credit = _MOST_CREDIT / 2
         self._look_at, self._refused = number + _FIRST_LOOK, 0
         self._verdicts.clear()
+        return True
+
+    def exposed(self, now: float) -> bool:
+        """More is refused than the share: whether it was a limit all the while, for no more was let in."""
+        if not self.share:
+            return False
+        first, began = self._since
+        if self._sent - first - self._forgiven - _RESERVE > _MORE * self.let_in * (now - began):
+            return False
+        self.share = 0.0
         return True

@@ -95,6 +95,8 @@ class LimitSearch:
         self._settle(now)
         if self.busy.forgives(sent.number):
             return 0.0
+        if self.busy.exposed(now):
+            self.rate.restored(self.busy.let_in, bound=True)
         if sent.round != self._round:
             # Sent before everybody slowed down for another one: it only sharpens that verdict.
             if self._about_number:
@@ -103,7 +105,7 @@ class LimitSearch:
                 self.rate.refused(sent.number, sent.at, now)
             return 0.0
         self._round += 1
-        if self.busy.slowed(sent.number):
+        if self.busy.slowed(sent.number, now):
             self.window.resume()
             self.rate.restored(max(self.rate.per_s, START_PER_S), bound=False)
             return 0.0
