@@ -7,7 +7,7 @@ from collections import deque
 _VERDICTS, _AMONG = 9, 120
 """So many slowdowns in so many requests have not helped: a limit is under long before."""
 _APART = 3
-"""Those that follow closer on one another count once: a limit that was halved refuses many, but in one go."""
+"""Closer on one another they count once: a limit that was halved refuses many, but in one go."""
 _MOST = 0.3
 _MORE = 1.5
 """With the pace given back, a busy API lets in so many times as many; a limit lets in what it did."""
@@ -30,8 +30,9 @@ class BusyShare:
     """Tells refusals that come at any pace from those of a limit; a pure object.
 
     A limit refuses next to nothing once the pace is under it, a busy API goes on refusing the same share. So
-    where slowing down again and again has not helped, that share is forgiven, and only what exceeds it counts.
-    Now and then the share is measured anew at a lower pace: there a limit that was mistaken for it is found.
+    where slowing down again and again has not helped, the pace is given back, that share is forgiven, and
+    only what exceeds it counts. A limit that was mistaken for it is found out at once, for it lets in no more
+    than before, or soon after, when the share is measured anew at a lower pace.
     """
 
     def __init__(self) -> None:
@@ -69,7 +70,7 @@ class BusyShare:
         return True
 
     def slowed(self, number: int, now: float) -> bool:
-        """A refusal was taken for a limit's; whether that has been in vain, and the pace is to be given back."""
+        """A refusal was taken for a limit's; whether slowing down was in vain, and the pace is given back."""
         if self.share:
             self._credit = _MOST_CREDIT / 2  # for the slowdown to show
             return False

@@ -49,8 +49,8 @@ class LimitSearch:
 
     A limit on the number refuses when unusually many are in flight, a limit on the rate whenever it likes;
     where fewer in flight did not help, it was the rate. A limit on the rate never refuses everything, so
-    refusal upon refusal is about the number. All of that is judged by ranks: what the client has in flight
-    and what the account counts differ by what is on its way.
+    refusal upon refusal is about the number. What is refused at any pace is about neither. All of that is
+    judged by ranks: what the client has in flight and what the account counts differ by what is on its way.
     """
 
     def __init__(self, known: Limit | None = None) -> None:
@@ -97,6 +97,10 @@ class LimitSearch:
             return 0.0
         if self.busy.exposed(now):
             self.rate.restored(self.busy.let_in, bound=True)
+        return self._slow_down(sent, now)
+
+    def _slow_down(self, sent: Sent, now: float) -> float:
+        """A refusal is a limit's: find out which, and heed it. Seconds that everybody should pause."""
         if sent.round != self._round:
             # Sent before everybody slowed down for another one: it only sharpens that verdict.
             if self._about_number:
