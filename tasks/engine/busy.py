@@ -63,7 +63,7 @@ class BusyShare:
         """Whether the refusal of this request is one of those that come at any pace."""
         if self._look_at <= number < self._look_at + _LOOK:
             self._refused += 1
-        if self._credit < 1.0:
+        if not self.share or self._credit < 1.0:
             return False
         self._credit -= 1.0
         self._forgiven += 1
