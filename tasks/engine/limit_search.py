@@ -6,6 +6,7 @@ from collections import deque
 from dataclasses import dataclass
 
 from blocks.rate_limit import Allowance
+from tasks.engine.busy import BusyShare
 from tasks.engine.rate import START_PER_S, RateSearch
 from tasks.engine.told_rate import ToldRate
 from tasks.engine.window import START, WindowSearch
@@ -48,14 +49,15 @@ class LimitSearch:
 
     A limit on the number refuses when unusually many are in flight, a limit on the rate whenever it likes;
     where fewer in flight did not help, it was the rate. A limit on the rate never refuses everything, so
-    refusal upon refusal is about the number. All of that is judged by ranks: what the client has in flight
-    and what the account counts differ by what is on its way.
+    refusal upon refusal is about the number. What is refused at any pace is about neither. All of that is
+    judged by ranks: what the client has in flight and what the account counts differ by what is on its way.
     """
 
     def __init__(self, known: Limit | None = None) -> None:
         rate = known.per_minute / 60.0 if known and known.per_minute else None
         self.window = WindowSearch(known.concurrency if known else START, known=known is not None)
         self.rate = RateSearch(rate or START_PER_S, known=rate is not None)
+        self.busy = BusyShare()
         self._told = ToldRate()
         self._levels: deque[int] = deque(maxlen=_LEVELS_KEPT)
         self._open: deque[Sent] = deque(maxlen=4096)
@@ -69,7 +71,9 @@ class LimitSearch:
 
     def sent(self, in_flight: int, now: float, *, paced: bool) -> Sent:
         """A request leaves; ``in_flight`` counts it."""
-        sent = Sent(self.rate.sent(now, paced=paced), now, in_flight, paced, self._round)
+        number = self.rate.sent(now, paced=paced and self.busy.pace == 1.0)
+        self.busy.sent(number)
+        sent = Sent(number, now, in_flight, paced, self._round)
         self._open.append(sent)
         return sent
 
@@ -89,6 +93,14 @@ class LimitSearch:
             if later.number > sent.number:
                 later.in_flight -= 1  # it counted this one, which the account never had
         self._settle(now)
+        if self.busy.forgives(sent.number):
+            return 0.0
+        if self.busy.exposed(now):
+            self.rate.restored(self.busy.let_in, bound=True)
+        return self._slow_down(sent, now)
+
+    def _slow_down(self, sent: Sent, now: float) -> float:
+        """A refusal is a limit's: find out which, and heed it. Seconds that everybody should pause."""
         if sent.round != self._round:
             # Sent before everybody slowed down for another one: it only sharpens that verdict.
             if self._about_number:
@@ -97,6 +109,10 @@ class LimitSearch:
                 self.rate.refused(sent.number, sent.at, now)
             return 0.0
         self._round += 1
+        if self.busy.slowed(sent.number, now):
+            self.window.resume()
+            self.rate.restored(max(self.rate.per_s, START_PER_S), bound=False)
+            return 0.0
         self._streak += 1
         self._about_number = False
         if self._streak == 1:
@@ -110,6 +126,16 @@ class LimitSearch:
         self.rate.refused(sent.number, sent.at, now)
         pause_s = 1.0 / self.rate.per_s
         return pause_s if self._streak == 1 else max(pause_s, self._refusal_s)
+
+    @property
+    def concurrency(self) -> int:
+        """Requests at once, as of now."""
+        return max(1, int(self.busy.pace * self.window.limit))
+
+    @property
+    def per_s(self) -> float:
+        """Requests a second, as of now."""
+        return self.busy.pace * self.rate.per_s
 
     def heard(self, allowance: Allowance, now: float) -> None:
         """An answer told of the rate limit: search from there, once enough of them agree."""

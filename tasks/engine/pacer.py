@@ -75,7 +75,7 @@ class Pacer:
     @property
     def concurrency(self) -> int:
         """Requests at once, as of now."""
-        return self._search.window.limit if self._search else self._fixed
+        return self._search.concurrency if self._search else self._fixed
 
     def learned(self) -> Limit | None:
         """What the search found; None where there was none, or no limit was met."""
@@ -109,7 +109,7 @@ class Pacer:
         if self._search is None:
             return Slot(None)
         sent = self._search.sent(self.in_flight, now, paced=paced)
-        self._next_paced_at = now + 1.0 / self._search.rate.per_s
+        self._next_paced_at = now + 1.0 / self._search.per_s
         return Slot(sent)
 
     def release(self, slot: Slot) -> None:
