@@ -22,7 +22,7 @@ form gives PNG data URIs for this model, and how soon after its end a request is
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping
 from datetime import datetime
 from typing import Any, ClassVar
 from urllib.parse import quote, urlencode
@@ -115,15 +115,11 @@ class Fal(QueuedApi):
             return await super().generate(http, job, accepted)
         return await ImageApi.generate(self, http, job, accepted)
 
-    async def find_lost(self, http: httpx.AsyncClient, jobs: Sequence[Job]) -> AsyncIterator[tuple[Job, str]]:
-        """The queue's requests are found again; the synchronous form's results are not kept."""
-        if self.queued:
-            async for found in super().find_lost(http, jobs):
-                yield found
-
     async def past_requests(
         self, http: httpx.AsyncClient, since: datetime
     ) -> AsyncIterator[tuple[str, object]]:
+        if not self.queued:
+            return  # the results of the synchronous form are not kept
         host = _PLATFORM if self.base_url == self.default_base_url else self.base_url
         query = {"endpoint_id": self.model, "start": since.isoformat(), "expand": "payloads", "limit": "100"}
         for _ in range(MOST_PAGES):
