@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
 from benchmarks.workshop import Round, Workshop, machine, wait_for, workshop
-from emulator import Emulator, Settings
+from imagemill.emulator import Emulator, Settings
 from tests.fault_proxy import FaultProxy
 from tests.s3_fault_proxy import S3FaultProxy
 from tests.servers import PostgresServer, RedisServer, Server, url_of

@@ -29,7 +29,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from benchmarks.workshop import BUCKET, Round, Workshop, machine, workshop
-from emulator import Emulator, Settings
+from imagemill.emulator import Emulator, Settings
 
 FILE = Path(__file__).with_suffix(".md")
 LEFT = 1000
@@ -64,7 +64,7 @@ def write_catalog(path: Path, rows: int) -> None:
 
 def settings_of(catalog: str, name: str, base_url: str, endpoint_url: str) -> Any:  # noqa: ANN401
     """The settings of the run that ``Round.start`` resumes."""
-    from tasks.settings import ExecutionSettings, PictureSettings, RunSettings
+    from imagemill.settings import ExecutionSettings, PictureSettings, RunSettings
 
     return RunSettings(
         run_id=name,
@@ -85,9 +85,9 @@ def timed(action: Callable[[], Any]) -> tuple[Any, float, float]:
 
 def plan(*place: str) -> dict[str, float]:
     """Plan a run: read, check, key, deduplicate, enqueue, upload the plan."""
-    import tasks.measure  # noqa: F401 - the flow has loaded it
-    from tasks.prepare import plan_run, prepare
-    from tasks.session import open_session
+    import imagemill.tasks.measure  # noqa: F401 - the flow has loaded it
+    from imagemill.runs.session import open_session
+    from imagemill.tasks.prepare import plan_run, prepare
 
     settings = settings_of(*place)
     with open_session(settings) as session:
@@ -99,9 +99,9 @@ def plan(*place: str) -> dict[str, float]:
 
 def publish(*place: str) -> dict[str, float]:
     """Publish and measure a run that has been worked off."""
-    from tasks.measure import measure
-    from tasks.publish import publish as publish_run
-    from tasks.session import open_session
+    from imagemill.runs.session import open_session
+    from imagemill.tasks.measure import measure
+    from imagemill.tasks.publish import publish as publish_run
 
     settings = settings_of(*place)
     with open_session(settings) as session:
@@ -132,10 +132,10 @@ def by_duckdb(catalog: str) -> int:
 
 def by_imagemill(catalog: str) -> int:
     """Unique jobs, by the planner: all of the plan but its files and its store."""
-    from blocks.apis import Together
-    from tasks.catalog import open_catalog
-    from tasks.plan import Planner
-    from tasks.settings import CatalogSettings, PictureSettings
+    from imagemill.blocks.apis import Together
+    from imagemill.catalog.files import open_catalog
+    from imagemill.catalog.plan import Planner
+    from imagemill.settings import CatalogSettings, PictureSettings
 
     planner = Planner(Together(api_key="benchmark"), PictureSettings())
     for _ in planner.plan(open_catalog(CatalogSettings(path=catalog))):
@@ -147,7 +147,7 @@ def deduplicate(who: str, catalog: str) -> dict[str, float]:
     """Seconds and unique rows of one of the contenders; its imports are not counted."""
     import pandas as pd
 
-    import tasks.plan  # noqa: F401
+    import imagemill.catalog.plan  # noqa: F401
 
     contender = {"pandas": by_pandas, "duckdb": by_duckdb, "imagemill": by_imagemill}[who]
     pd.DataFrame({"a": ["b"]}).drop_duplicates()

@@ -18,7 +18,7 @@ from collections import Counter
 from contextlib import ExitStack
 
 from benchmarks.workshop import Round, Workshop, machine, wait_for, workshop
-from emulator import Emulator, Settings
+from imagemill.emulator import Emulator, Settings
 from tests.servers import PostgresServer, RedisServer, url_of
 
 PROVIDERS = ("together", "fal")

@@ -30,7 +30,7 @@ import pyarrow.parquet as pq
 from botocore.config import Config
 from prefect.testing.utilities import prefect_test_harness
 
-from imagemill.s3_server import s3_server
+from imagemill.cli.s3_server import s3_server
 
 ROOT = Path(__file__).parents[1]
 AT_ONCE = 25
@@ -104,7 +104,7 @@ def bare(images: int) -> None:
 
 def imagemill(images: int) -> None:
     """The whole flow: plan, generate, publish, measure."""
-    from flows.generate_catalog import generate_catalog  # noqa: PLC0415 - imports are not measured
+    from imagemill.flows.generate_catalog import generate_catalog  # noqa: PLC0415 - imports are not measured
 
     folder = Path(os.environ["IMAGEMILL_HOME"])
     catalog = folder / f"catalog-{images}.parquet"
@@ -147,7 +147,17 @@ def main(images: int) -> None:
         from prefect.settings import get_current_settings  # noqa: PLC0415 - known within the harness
 
         emulator = subprocess.Popen(
-            [sys.executable, "-m", "emulator", "--port", "0", "--latency", "0", "--pictures", "fast"],
+            [
+                sys.executable,
+                "-m",
+                "imagemill.emulator",
+                "--port",
+                "0",
+                "--latency",
+                "0",
+                "--pictures",
+                "fast",
+            ],
             stdout=subprocess.PIPE,
             text=True,
             cwd=ROOT,

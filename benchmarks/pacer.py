@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 
-from tasks.engine.pacer import Pacer
+from imagemill.engine.limits.pacer import Pacer
 from tests.hidden_account import Account, Outcome, Step, simulate
 from tests.virtual_time import run
 

@@ -13,7 +13,7 @@ import random
 from collections.abc import Callable
 from statistics import NormalDist
 
-from blocks.apis.polling import CompletionTimes
+from imagemill.blocks.apis.polling import CompletionTimes
 
 MEDIAN_S = 0.8
 IMAGES = 20_000
@@ -93,7 +93,7 @@ looks must add at the very least.
 CONCLUSION = """
 Under two looks an image, nothing blind adds less than 15 % once the spread is above about 0.3. fal is not
 looked at: it sends each state of a request as an event, so that an image takes one question and adds the
-network's delay alone (`blocks/apis/fal.py`, `told`). Replicate and Black Forest Labs have no such stream."""
+network's delay alone (`imagemill/blocks/apis/fal.py`, `told`). Replicate and Black Forest Labs have no such stream."""
 
 
 def main() -> None:

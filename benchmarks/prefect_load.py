@@ -16,8 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from benchmarks.workshop import machine
-from emulator import Emulator, Settings
-from imagemill.s3_server import S3Server, s3_server
+from imagemill.cli.s3_server import S3Server, s3_server
+from imagemill.emulator import Emulator, Settings
 from tests.installation import Installation, installation
 
 BUCKET = "load"

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.workshop import Workshop, machine, wait_for, workshop
-from emulator import Emulator, Settings
+from imagemill.emulator import Emulator, Settings
 from tests.cluster import Cluster
 from tests.servers import PASSWORD, PostgresServer, url_of
 

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from benchmarks.process_tree import ProcessTree
-from imagemill.s3_server import S3Server
+from imagemill.cli.s3_server import S3Server
 
 ROOT = Path(__file__).parents[1]
 BUCKET = "benchmark"
@@ -122,7 +122,7 @@ def emulated_api(situation: Situation) -> Iterator[EmulatedApi]:
     limit = ["--max-concurrent", str(situation.max_concurrent)] if situation.max_concurrent else []
     process = subprocess.Popen(
         [
-            *(sys.executable, "-m", "emulator", "--port", "0", "--pictures", "fast"),
+            *(sys.executable, "-m", "imagemill.emulator", "--port", "0", "--pictures", "fast"),
             *("--latency", str(situation.latency_s), *limit),
         ],
         stdout=subprocess.PIPE,

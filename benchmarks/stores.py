@@ -23,8 +23,8 @@ from pathlib import Path
 
 import anyio
 
-from blocks.jobs import Job
-from blocks.stores import MEMORY_LIMIT, open_store
+from imagemill.jobs import Job
+from imagemill.stores import MEMORY_LIMIT, open_store
 from tests.servers import PostgresServer, RedisServer, url_of
 
 BATCH = 10_000

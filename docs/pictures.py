@@ -16,10 +16,10 @@ from playwright.sync_api import Browser, sync_playwright
 DOCS = Path(__file__).parent
 sys.path.insert(0, str(DOCS.parent))
 
-from tasks.dashboard import render_dashboard  # noqa: E402 - the project lies a folder above
-from tasks.history import History  # noqa: E402
-from tasks.regressions import find_regressions  # noqa: E402
-from tasks.settings import RegressionSettings  # noqa: E402
+from imagemill.reports.dashboard import render_dashboard  # noqa: E402 - the project lies a folder above
+from imagemill.reports.history import History  # noqa: E402
+from imagemill.reports.regressions import find_regressions  # noqa: E402
+from imagemill.settings import RegressionSettings  # noqa: E402
 from tests.conftest import CHROMIUM  # noqa: E402
 from tests.past import past_runs  # noqa: E402
 

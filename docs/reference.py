@@ -8,13 +8,13 @@ from __future__ import annotations
 import pyarrow as pa
 from pydantic import BaseModel
 
-from blocks.apis import PROVIDERS, ImageApi
-from blocks.errors import RETRY_RULES
-from imagemill.options import GROUPS, OPTIONS
-from tasks.measure import METRICS_SCHEMA
-from tasks.plan import REJECTED_SCHEMA
-from tasks.publish import FAILED_SCHEMA, JOBS_SCHEMA
-from tasks.summary import RunSummary
+from imagemill.blocks.apis import PROVIDERS, ImageApi
+from imagemill.catalog.plan import REJECTED_SCHEMA
+from imagemill.cli.options import GROUPS, OPTIONS
+from imagemill.errors import RETRY_RULES
+from imagemill.runs.summary import RunSummary
+from imagemill.tasks.measure import METRICS_SCHEMA
+from imagemill.tasks.publish import FAILED_SCHEMA, JOBS_SCHEMA
 
 _FILES: tuple[tuple[str, str, pa.Schema], ...] = (
     ("jobs.parquet", "A row a job.", JOBS_SCHEMA),

@@ -18,8 +18,8 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 
-from blocks.apis import ImageApi, ImageSource, SizeLimits
-from blocks.jobs import Job
+from imagemill.blocks.apis import ImageApi, ImageSource, SizeLimits
+from imagemill.jobs import Job
 
 
 class OwnApi(ImageApi):

@@ -17,8 +17,8 @@ from prefect.client.orchestration import get_client
 from prefect_aws import AwsClientParameters, AwsCredentials, S3Bucket
 from pydantic import SecretStr
 
-from blocks import PostgresServer, RedisServer
-from blocks.apis import PROVIDERS
+from imagemill.blocks import PostgresServer, RedisServer
+from imagemill.blocks.apis import PROVIDERS
 
 
 def main(output: str, store: str | None = None) -> None:

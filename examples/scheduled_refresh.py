@@ -10,7 +10,7 @@ import sys
 
 from prefect.client.schemas.schedules import CronSchedule
 
-from flows.refresh_catalog import refresh_catalog
+from imagemill.flows.refresh_catalog import refresh_catalog
 
 
 def main(catalog: str, output: str) -> None:

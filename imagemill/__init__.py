@@ -5,17 +5,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from blocks.errors import InputError
-    from flows.generate_catalog import generate_catalog
-    from tasks.summary import RunStoppedError, RunSummary
+    from imagemill.errors import InputError
+    from imagemill.flows.generate_catalog import generate_catalog
+    from imagemill.runs.summary import RunStoppedError, RunSummary
 
 __all__ = ["InputError", "RunStoppedError", "RunSummary", "generate_catalog"]
 
 _HOMES = {
-    "generate_catalog": "flows.generate_catalog",
-    "RunSummary": "tasks.summary",
-    "RunStoppedError": "tasks.summary",
-    "InputError": "blocks.errors",
+    "generate_catalog": "imagemill.flows.generate_catalog",
+    "RunSummary": "imagemill.runs.summary",
+    "RunStoppedError": "imagemill.runs.summary",
+    "InputError": "imagemill.errors",
 }
 
 

@@ -2,6 +2,6 @@
 
 import sys
 
-from imagemill.command import main
+from imagemill.cli.command import main
 
 sys.exit(main())

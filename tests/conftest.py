@@ -23,8 +23,8 @@ from prefect.settings import (
 )
 from prefect.testing.utilities import prefect_test_harness
 
-from emulator import Emulator, Settings
-from imagemill.s3_server import S3Server, s3_server
+from imagemill.cli.s3_server import S3Server, s3_server
+from imagemill.emulator import Emulator, Settings
 from tests.patience import PATIENCE_S
 from tests.servers import PostgresServer, RedisServer, url_of
 

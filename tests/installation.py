@@ -13,7 +13,7 @@ from pathlib import Path
 
 import httpx
 
-from imagemill.child_process import ended_afterwards
+from imagemill.cli.child_process import ended_afterwards
 from tests.patience import PATIENCE_S
 from tests.servers import free_port
 

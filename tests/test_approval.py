@@ -12,8 +12,8 @@ from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import FlowRunFilter
 from prefect.states import State
 
-from emulator import Emulator
-from flows.generate_catalog import generate_catalog
+from imagemill.emulator import Emulator
+from imagemill.flows.generate_catalog import generate_catalog
 from tests.conftest import Place
 from tests.patience import PATIENCE_S
 

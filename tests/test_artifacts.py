@@ -14,9 +14,9 @@ from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
 from prefect.client.schemas.objects import Artifact
 
-from emulator import Emulator
-from flows.generate_catalog import generate_catalog
-from tasks import artifacts
+from imagemill.emulator import Emulator
+from imagemill.flows.generate_catalog import generate_catalog
+from imagemill.tasks import artifacts
 from tests.conftest import Place
 
 pytestmark = pytest.mark.usefixtures("prefect_server")

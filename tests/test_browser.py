@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from tasks.dashboard import render_dashboard
-from tasks.history import History
-from tasks.regressions import find_regressions
-from tasks.report import FailureGroup, render_report
-from tasks.settings import RegressionSettings
+from imagemill.reports.dashboard import render_dashboard
+from imagemill.reports.history import History
+from imagemill.reports.regressions import find_regressions
+from imagemill.reports.report import FailureGroup, render_report
+from imagemill.settings import RegressionSettings
 from tests.conftest import needs_chromium
 from tests.past import past_runs
 from tests.test_report import bucket, report, tile

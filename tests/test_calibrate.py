@@ -11,15 +11,15 @@ from typing import Any
 import pytest
 from prefect.variables import Variable
 
-from blocks.apis import ImageApi
-from blocks.errors import InputError
-from emulator import Emulator
-from flows.calibrate import calibrate
-from flows.generate_catalog import generate_catalog
-from tasks.engine.pacer import Limit
-from tasks.limits import host_of, read_limit, variable_name, write_limit
-from tasks.session import image_api
-from tasks.settings import ApiSettings
+from imagemill.blocks.apis import ImageApi
+from imagemill.emulator import Emulator
+from imagemill.engine.limits.pacer import Limit
+from imagemill.errors import InputError
+from imagemill.flows.calibrate import calibrate
+from imagemill.flows.generate_catalog import generate_catalog
+from imagemill.runs.remembered_limit import host_of, read_limit, variable_name, write_limit
+from imagemill.runs.session import image_api
+from imagemill.settings import ApiSettings
 from tests.conftest import Command, Place
 
 pytestmark = pytest.mark.usefixtures("prefect_server")

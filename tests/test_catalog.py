@@ -11,13 +11,13 @@ import pyarrow as pa
 import pytest
 from pydantic import SecretStr
 
-from blocks.apis import Fal, Together
-from blocks.errors import InputError
-from blocks.jobs import Job
-from tasks.catalog import open_catalog
-from tasks.estimate import estimate
-from tasks.plan import Planner
-from tasks.settings import (
+from imagemill.blocks.apis import Fal, Together
+from imagemill.catalog.estimate import estimate
+from imagemill.catalog.files import open_catalog
+from imagemill.catalog.plan import Planner
+from imagemill.errors import InputError
+from imagemill.jobs import Job
+from imagemill.settings import (
     ApiSettings,
     CatalogSettings,
     LimitSettings,

@@ -16,12 +16,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from emulator import Emulator
-from flows.build_dashboard import build_dashboard
-from flows.generate_catalog import generate_catalog
-from flows.refresh_catalog import refresh_catalog
-from imagemill.command import _parser
-from imagemill.options import Parser
+from imagemill.cli.command import _parser
+from imagemill.cli.options import Parser
+from imagemill.emulator import Emulator
+from imagemill.flows.build_dashboard import build_dashboard
+from imagemill.flows.generate_catalog import generate_catalog
+from imagemill.flows.refresh_catalog import refresh_catalog
 from tests.conftest import Place
 from tests.patience import PATIENCE_S
 from tests.test_docs import PAGES, ROOT

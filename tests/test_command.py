@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from emulator import Emulator
-from imagemill.command import main
+from imagemill.cli.command import main
+from imagemill.emulator import Emulator
 from tests.conftest import Command, Place
 from tests.patience import PATIENCE_S
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import anyio
 import pytest
 
-from tasks.engine.cost import BudgetSpentError, CostLimit
+from imagemill.engine.cost_limit import BudgetSpentError, CostLimit
 from tests.virtual_time import run
 
 

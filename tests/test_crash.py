@@ -17,9 +17,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from blocks.stores import memory
-from emulator import Emulator
-from imagemill.command import main
+from imagemill.cli.command import main
+from imagemill.emulator import Emulator
+from imagemill.stores import memory
 from tests.conftest import Command, Place
 from tests.patience import PATIENCE_S
 from tests.test_command import wait_for
@@ -166,7 +166,7 @@ def test_a_full_disk_stops_the_run_and_a_resume_finishes_it(
         patch.setattr(memory, "_write_atomically", full)
         patch.setattr(Path, "write_text", full_for_text)
         patch.setattr(Path, "open", full_for_the_log)
-        patch.setattr("blocks.stores.base.OUTAGE_S", 1.0)
+        patch.setattr("imagemill.stores.base.OUTAGE_S", 1.0)
         assert main(given) == 3
     stopped = capsys.readouterr()
     assert "No space left on device" in stopped.err

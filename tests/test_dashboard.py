@@ -14,14 +14,14 @@ import pyarrow.parquet as pq
 import pytest
 from prefect.states import State
 
-from emulator import Emulator
-from flows.build_dashboard import build_dashboard
-from flows.generate_catalog import generate_catalog
-from imagemill.command import main
-from tasks.dashboard import render_dashboard
-from tasks.history import History, RunRow
-from tasks.regressions import find_regressions
-from tasks.settings import RegressionSettings
+from imagemill.cli.command import main
+from imagemill.emulator import Emulator
+from imagemill.flows.build_dashboard import build_dashboard
+from imagemill.flows.generate_catalog import generate_catalog
+from imagemill.reports.dashboard import render_dashboard
+from imagemill.reports.history import History, RunRow
+from imagemill.reports.regressions import find_regressions
+from imagemill.settings import RegressionSettings
 from tests.conftest import Place
 from tests.past import past_runs, run_row
 from tests.patience import PATIENCE_S

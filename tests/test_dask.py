@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from blocks.apis.prices import list_price
-from emulator import Emulator
+from imagemill.emulator import Emulator
+from imagemill.models.prices import list_price
 from tests.cluster import Cluster
 from tests.conftest import Command, Place
 from tests.patience import PATIENCE_S

@@ -15,7 +15,7 @@ from prefect.exceptions import PrefectHTTPStatusError
 from prefect.flows import load_flow_from_entrypoint
 from prefect.states import AwaitingRetry
 
-from emulator import Emulator
+from imagemill.emulator import Emulator
 from tests.conftest import Place
 from tests.installation import ROOT, run_prefect
 

@@ -7,7 +7,7 @@ import random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.digest_index import DIGEST_BYTES, DigestIndex
+from imagemill.catalog.digest_index import DIGEST_BYTES, DigestIndex
 
 DIGESTS = st.sets(st.integers(0, 2**128 - 1) | st.integers(0, 40).map(lambda high: high << 64), max_size=60)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from imagemill.command import main
+from imagemill.cli.command import main
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])

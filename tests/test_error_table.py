@@ -1,4 +1,4 @@
-"""The error table of blocks/errors.py, row by row, against an API that really answers so."""
+"""The error table of imagemill/errors.py, row by row, against an API that really answers so."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from emulator import Emulator
-from flows.generate_catalog import generate_catalog
-from tasks.engine.engine import StopKind
-from tasks.summary import RunStoppedError, RunSummary
+from imagemill.emulator import Emulator
+from imagemill.engine.engine import StopKind
+from imagemill.flows.generate_catalog import generate_catalog
+from imagemill.runs.summary import RunStoppedError, RunSummary
 from tests.conftest import Place
 
 pytestmark = pytest.mark.usefixtures("prefect_server")

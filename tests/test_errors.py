@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
-from blocks.apis import Fal, Together
-from blocks.errors import (
+from imagemill.blocks.apis import Fal, Together
+from imagemill.blocks.apis.rate_limit_headers import allowance, retry_after_seconds
+from imagemill.errors import (
     RETRY_RULES,
     ErrorClass,
     Outcome,
     class_of_status,
 )
-from blocks.rate_limit import allowance, retry_after_seconds
 
 
 def test_every_class_has_a_rule() -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
-from emulator import Emulator
+from imagemill.emulator import Emulator
 from tests.conftest import Command, Place
 from tests.test_command import wait_for
 from tests.test_crash import settled

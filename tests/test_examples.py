@@ -19,12 +19,12 @@ from prefect.blocks.notifications import CustomWebhookNotificationBlock
 from prefect.blocks.system import Secret
 from prefect.client.orchestration import get_client
 
-from blocks.errors import InputError
-from emulator import Emulator
-from flows.build_dashboard import build_dashboard
-from flows.generate_catalog import generate_catalog
-from tasks.session import image_api
-from tasks.settings import ApiSettings
+from imagemill.emulator import Emulator
+from imagemill.errors import InputError
+from imagemill.flows.build_dashboard import build_dashboard
+from imagemill.flows.generate_catalog import generate_catalog
+from imagemill.runs.session import image_api
+from imagemill.settings import ApiSettings
 from tests.conftest import Place
 from tests.past import run_row
 from tests.patience import PATIENCE_S

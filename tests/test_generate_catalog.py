@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 from prefect.states import State
 
-from emulator import Emulator
-from flows.generate_catalog import generate_catalog
+from imagemill.emulator import Emulator
+from imagemill.flows.generate_catalog import generate_catalog
 from tests.conftest import Place
 
 pytestmark = pytest.mark.usefixtures("prefect_server")

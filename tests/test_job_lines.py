@@ -12,10 +12,10 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId
 from prefect.logging.handlers import APILogHandler
 
-from emulator import Emulator
-from flows.generate_catalog import generate_catalog
-from imagemill.command import main
-from tasks import failure_log
+from imagemill.cli.command import main
+from imagemill.emulator import Emulator
+from imagemill.flows.generate_catalog import generate_catalog
+from imagemill.tasks import failure_log
 from tests.conftest import Place
 
 pytestmark = pytest.mark.usefixtures("prefect_server")

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tasks.keys import job_key, normalized, prompt_seed
+from imagemill.catalog.keys import job_key, normalized, prompt_seed
 
 BASE: dict[str, Any] = {
     "model": "fal/fal-ai/flux/schnell",

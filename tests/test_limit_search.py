@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from blocks.rate_limit import Allowance
-from tasks.engine.pacer import Limit, Pacer
+from imagemill.blocks.apis.rate_limit_headers import Allowance
+from imagemill.engine.limits.pacer import Limit, Pacer
 from tests.hidden_account import Account, Step, simulate
 
 STEADY = {

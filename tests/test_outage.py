@@ -10,9 +10,9 @@ from urllib.parse import urlsplit
 import anyio
 import pytest
 
-from blocks.errors import ErrorClass
-from emulator import Emulator
-from tasks.engine.breaker import Breaker, OutageError
+from imagemill.emulator import Emulator
+from imagemill.engine.breaker import Breaker, OutageError
+from imagemill.errors import ErrorClass
 from tests.conftest import Command, Place
 from tests.fault_proxy import FaultProxy
 from tests.patience import PATIENCE_S

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import anyio
 import pytest
 
-from tasks.engine.pacer import Pacer, StoppedError
+from imagemill.engine.limits.pacer import Pacer, StoppedError
 from tests.virtual_time import run
 
 

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from blocks.errors import ApiError
-from tasks.engine.picture import check_picture
+from imagemill.engine.image_check import check_picture
+from imagemill.errors import ApiError
 
 SIZE = (96, 64)
 

@@ -12,14 +12,14 @@ from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 from pydantic import SecretStr
 
-from blocks.apis import Together
-from blocks.errors import InputError
-from blocks.jobs import TERMINAL, Job, JobStatus
-from blocks.rate_limit import retry_after_seconds
-from tasks.catalog import open_catalog
-from tasks.keys import job_key, normalized, prompt_seed
-from tasks.plan import Planner
-from tasks.settings import CatalogSettings, PictureSettings
+from imagemill.blocks.apis import Together
+from imagemill.blocks.apis.rate_limit_headers import retry_after_seconds
+from imagemill.catalog.files import open_catalog
+from imagemill.catalog.keys import job_key, normalized, prompt_seed
+from imagemill.catalog.plan import Planner
+from imagemill.errors import InputError
+from imagemill.jobs import TERMINAL, Job, JobStatus
+from imagemill.settings import CatalogSettings, PictureSettings
 
 FIELDS = st.fixed_dictionaries(
     {

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from blocks.errors import InputError
-from emulator import Emulator
-from flows.refresh_catalog import refresh_catalog
+from imagemill.emulator import Emulator
+from imagemill.errors import InputError
+from imagemill.flows.refresh_catalog import refresh_catalog
 from tests.conftest import BUCKET, Place
 
 pytestmark = pytest.mark.usefixtures("prefect_server")

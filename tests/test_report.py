@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from tasks.report import FailureGroup, MetricsBucket, Report, Tile, render_report
-from tasks.summary import RunSummary
+from imagemill.reports.report import FailureGroup, MetricsBucket, Report, Tile, render_report
+from imagemill.runs.summary import RunSummary
 
 START = datetime(2025, 11, 25, 14, 2, 10, tzinfo=UTC)
 JPEG = b"\xff\xd8\xff\xe0" + bytes(range(256)) * 32

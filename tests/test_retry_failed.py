@@ -7,10 +7,10 @@ from collections.abc import Callable
 
 import pytest
 
-from blocks.errors import InputError
-from emulator import Emulator
-from flows.generate_catalog import generate_catalog
-from flows.retry_failed import retry_failed
+from imagemill.emulator import Emulator
+from imagemill.errors import InputError
+from imagemill.flows.generate_catalog import generate_catalog
+from imagemill.flows.retry_failed import retry_failed
 from tests.conftest import Place
 
 pytestmark = pytest.mark.usefixtures("prefect_server")

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from emulator import Emulator
-from flows.generate_catalog import generate_catalog
-from flows.retry_failed import retry_failed
-from imagemill.command import main
-from tasks.engine.job_log import JobLog
+from imagemill.cli.command import main
+from imagemill.emulator import Emulator
+from imagemill.engine.job_log import JobLog
+from imagemill.flows.generate_catalog import generate_catalog
+from imagemill.flows.retry_failed import retry_failed
 from tests.conftest import Place
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
@@ -168,7 +168,7 @@ def test_a_row_that_never_was(
 
 def test_a_listing_loads_no_prefect() -> None:
     code = (
-        "import sys; from imagemill.command import main; main(['runs']);"
+        "import sys; from imagemill.cli.command import main; main(['runs']);"
         "sys.exit(bool({'prefect', 'boto3', 'pandas', 'pyarrow'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

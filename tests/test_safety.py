@@ -16,13 +16,13 @@ from prefect.client.schemas.filters import LogFilter
 from prefect.client.schemas.sorting import LogSort
 from pydantic import SecretStr
 
-from blocks.apis import Fal, Together, exchange
-from blocks.bucket import copy_name
-from blocks.errors import ApiError, InputError
-from blocks.jobs import Job
-from emulator import Emulator
-from tasks.catalog import open_catalog
-from tasks.settings import CatalogSettings
+from imagemill.blocks.apis import Fal, Together, exchange
+from imagemill.bucket.image_bucket import copy_name
+from imagemill.catalog.files import open_catalog
+from imagemill.emulator import Emulator
+from imagemill.errors import ApiError, InputError
+from imagemill.jobs import Job
+from imagemill.settings import CatalogSettings
 from tests.conftest import Command, Place
 from tests.servers import PASSWORD
 from tests.test_command import arguments

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import pytest
 
-from emulator import Emulator
+from imagemill.emulator import Emulator
 from tests.conftest import Place
 from tests.patience import PATIENCE_S
 

@@ -11,18 +11,18 @@ import httpx
 import pytest
 from moto.server import ThreadedMotoServer
 
-from blocks.apis import ImageApi
-from blocks.bucket import ImageBucket
-from blocks.jobs import Job
-from blocks.stores.memory import MemoryStore
-from emulator import Emulator, Settings
-from tasks.engine.breaker import Breaker
-from tasks.engine.cost import CostLimit
-from tasks.engine.engine import Engine
-from tasks.engine.job_log import JobLog
-from tasks.engine.pacer import Pacer
-from tasks.engine.recorder import Recorder
-from tasks.engine.telemetry import Telemetry
+from imagemill.blocks.apis import ImageApi
+from imagemill.bucket.image_bucket import ImageBucket
+from imagemill.emulator import Emulator, Settings
+from imagemill.engine.breaker import Breaker
+from imagemill.engine.cost_limit import CostLimit
+from imagemill.engine.engine import Engine
+from imagemill.engine.job_log import JobLog
+from imagemill.engine.limits.pacer import Pacer
+from imagemill.engine.recorder import Recorder
+from imagemill.engine.telemetry import Telemetry
+from imagemill.jobs import Job
+from imagemill.stores.memory import MemoryStore
 from tests.apis.variants import Outcome
 from tests.fast_clock import run_fast
 

@@ -9,15 +9,15 @@ import anyio
 import httpx
 import pytest
 
-from blocks.apis import ImageApi, Replicate
-from blocks.errors import ErrorClass
-from blocks.jobs import Job, JobStatus
-from emulator.faults import NAMES
-from tasks.engine.engine import StopKind
+from imagemill.blocks.apis import ImageApi, Replicate
+from imagemill.emulator.faults import NAMES
+from imagemill.engine.engine import StopKind
+from imagemill.errors import ErrorClass
+from imagemill.jobs import Job, JobStatus
 from tests.apis.variants import QUEUED, VARIANTS, Outcome, make_job
 
 if TYPE_CHECKING:
-    from emulator import Emulator
+    from imagemill.emulator import Emulator
 
 Work = Callable[[ImageApi, Job], Outcome]
 WorkAll = Callable[[ImageApi, list[Job]], list[Outcome]]

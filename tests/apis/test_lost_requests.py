@@ -10,10 +10,10 @@ import anyio
 import httpx
 import pytest
 
-from blocks.apis import ImageApi
-from blocks.errors import ApiError
-from blocks.jobs import Job
-from emulator import Emulator
+from imagemill.blocks.apis import ImageApi
+from imagemill.emulator import Emulator
+from imagemill.errors import ApiError
+from imagemill.jobs import Job
 from tests.apis.variants import QUEUED, VARIANTS, make_job
 
 LISTING = sorted(QUEUED - {"bfl"})

@@ -15,12 +15,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from blocks.apis import ImageApi, Together
-from blocks.errors import ApiError, ErrorClass, InputError
-from blocks.jobs import Job
-from tasks.catalog import open_catalog
-from tasks.plan import Planner
-from tasks.settings import CatalogSettings, PictureSettings
+from imagemill.blocks.apis import ImageApi, Together
+from imagemill.catalog.files import open_catalog
+from imagemill.catalog.plan import Planner
+from imagemill.errors import ApiError, ErrorClass, InputError
+from imagemill.jobs import Job
+from imagemill.settings import CatalogSettings, PictureSettings
 from tests.apis.variants import make_job
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "own_api.py"

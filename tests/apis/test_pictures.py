@@ -7,14 +7,14 @@ from collections.abc import Callable
 import boto3
 import pytest
 
-from blocks.apis import PROVIDERS, ImageApi, Replicate, Together
-from blocks.apis.replicate import SIZES
-from blocks.bucket import ImageBucket
-from blocks.errors import InputError
-from blocks.jobs import Job, JobStatus
-from emulator import Emulator
-from tasks.plan import Planner
-from tasks.settings import PictureSettings
+from imagemill.blocks.apis import PROVIDERS, ImageApi, Replicate, Together
+from imagemill.blocks.apis.replicate import SIZES
+from imagemill.bucket.image_bucket import ImageBucket
+from imagemill.catalog.plan import Planner
+from imagemill.emulator import Emulator
+from imagemill.errors import InputError
+from imagemill.jobs import Job, JobStatus
+from imagemill.settings import PictureSettings
 from tests.apis.variants import VARIANTS, Outcome, make_job
 
 Work = Callable[[ImageApi, Job], Outcome]

@@ -11,10 +11,10 @@ import anyio
 import httpx
 import pytest
 
-from blocks.apis import Fal, Replicate
-from blocks.apis.base import ImageApi
-from blocks.apis.polling import CompletionTimes
-from blocks.errors import ApiError, ErrorClass
+from imagemill.blocks.apis import Fal, Replicate
+from imagemill.blocks.apis.base import ImageApi
+from imagemill.blocks.apis.polling import CompletionTimes
+from imagemill.errors import ApiError, ErrorClass
 from tests.apis.variants import make_job
 from tests.fast_clock import run_fast
 

@@ -10,15 +10,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from blocks.apis import PROVIDERS, BlackForestLabs, ImageApi, Together
-from blocks.apis.prices import PRICES, list_price
-from blocks.apis.replicate import SIZES
-from blocks.jobs import Job, JobStatus
-from emulator import Emulator
-from tasks.catalog import open_catalog
-from tasks.estimate import estimate
-from tasks.plan import Planner
-from tasks.settings import ApiSettings, CatalogSettings, LimitSettings, PictureSettings
+from imagemill.blocks.apis import PROVIDERS, BlackForestLabs, ImageApi, Together
+from imagemill.blocks.apis.replicate import SIZES
+from imagemill.catalog.estimate import estimate
+from imagemill.catalog.files import open_catalog
+from imagemill.catalog.plan import Planner
+from imagemill.emulator import Emulator
+from imagemill.jobs import Job, JobStatus
+from imagemill.models.prices import PRICES, list_price
+from imagemill.settings import ApiSettings, CatalogSettings, LimitSettings, PictureSettings
 from tests.apis.variants import VARIANTS, Outcome
 
 WorkAll = Callable[[ImageApi, list[Job]], list[Outcome]]

@@ -7,8 +7,16 @@ import json
 import httpx
 import pytest
 
-from blocks.apis import PROVIDERS, BlackForestLabs, Fal, ImageApi, OpenAICompatible, Replicate, Together
-from blocks.errors import ApiError, ErrorClass
+from imagemill.blocks.apis import (
+    PROVIDERS,
+    BlackForestLabs,
+    Fal,
+    ImageApi,
+    OpenAICompatible,
+    Replicate,
+    Together,
+)
+from imagemill.errors import ApiError, ErrorClass
 from tests.apis.variants import make_job
 from tests.fast_clock import run_fast
 

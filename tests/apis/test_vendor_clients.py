@@ -24,9 +24,9 @@ import together
 import trustme
 from PIL import Image
 
-from blocks.apis import Fal, ImageApi, OpenAICompatible, Replicate
-from blocks.jobs import Job, JobStatus
-from emulator import Emulator, Settings
+from imagemill.blocks.apis import Fal, ImageApi, OpenAICompatible, Replicate
+from imagemill.emulator import Emulator, Settings
+from imagemill.jobs import Job, JobStatus
 from tests.apis.variants import VARIANTS, Outcome, make_job
 
 Work = Callable[[ImageApi, Job], Outcome]

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from blocks.apis import PROVIDERS, Fal, ImageApi, Replicate
-from blocks.jobs import Job
-from tasks.engine.engine import Stop
+from imagemill.blocks.apis import PROVIDERS, Fal, ImageApi, Replicate
+from imagemill.engine.engine import Stop
+from imagemill.jobs import Job
 
 VARIANTS: dict[str, Callable[[str], ImageApi]] = {
     "together": lambda base: PROVIDERS["together"](api_key="k", base_url=base),

@@ -11,9 +11,8 @@ import pytest
 from prefect.blocks.core import Block
 from prefect.testing.standard_test_suites import BlockStandardTestSuite
 
-import blocks
-from blocks.apis import PROVIDERS
-from blocks.stores.servers import PostgresServer, RedisServer
+from imagemill.blocks.apis import PROVIDERS
+from imagemill.blocks.store_servers import PostgresServer, RedisServer
 
 
 @pytest.mark.parametrize("block", PROVIDERS.values(), ids=list(PROVIDERS))
@@ -48,7 +47,7 @@ def test_the_package_exports_every_block() -> None:
 
 
 def test_the_errors_are_there_without_prefect() -> None:
-    command = "import sys, blocks.errors; sys.exit('prefect' in sys.modules)"
+    command = "import sys, imagemill.errors; sys.exit('prefect' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", command], check=False).returncode == 0
 
 
@@ -61,7 +60,7 @@ def test_prefect_registers_them(tmp_path: Path) -> None:
         "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
     }
     registered = subprocess.run(
-        [sys.executable, "-m", "prefect", "block", "register", "-m", "blocks"],
+        [sys.executable, "-m", "prefect", "block", "register", "-m", "imagemill.blocks"],
         env={**environment, "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "true"},
         capture_output=True,
         text=True,

@@ -11,7 +11,7 @@ import httpx
 import pytest
 from PIL import Image
 
-from emulator import Emulator, Settings
+from imagemill.emulator import Emulator, Settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 import httpx
 import pytest
 
-from emulator.__main__ import main
+from imagemill.emulator.__main__ import main
 
 if TYPE_CHECKING:
-    from emulator import Emulator
+    from imagemill.emulator import Emulator
 
-COMMAND = [sys.executable, "-W", "error", "-m", "emulator"]
+COMMAND = [sys.executable, "-W", "error", "-m", "imagemill.emulator"]
 
 
 @pytest.mark.parametrize(

@@ -12,10 +12,10 @@ import httpx
 import pytest
 from PIL import Image, UnidentifiedImageError
 
-from emulator.faults import CHARGED, NAMES, STATUS, FaultPlan
+from imagemill.emulator.faults import CHARGED, NAMES, STATUS, FaultPlan
 
 if TYPE_CHECKING:
-    from emulator import Emulator
+    from imagemill.emulator import Emulator
 
 Ask = Callable[..., httpx.Response]
 Follow = Callable[[httpx.Response], httpx.Response]

@@ -8,10 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import pytest
 
-from emulator import Emulator, Settings
-from emulator.limits import Limits, TokenBucket
-from emulator.order import Order
-from emulator.studio import Studio
+from imagemill.emulator import Emulator, Settings
+from imagemill.emulator.limits import Limits, TokenBucket
+from imagemill.emulator.order import Order
+from imagemill.emulator.studio import Studio
 
 Ask = Callable[..., httpx.Response]
 Follow = Callable[[httpx.Response], httpx.Response]

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 if TYPE_CHECKING:
-    from emulator import Emulator
+    from imagemill.emulator import Emulator
 
 Ask = Callable[..., httpx.Response]
 Decode = Callable[[str | bytes], Image.Image]

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from emulator.gallery import Gallery, stamp
-from emulator.order import Shot
-from emulator.picture import draw
-from emulator.scenery import scenery
+from imagemill.emulator.gallery import Gallery, stamp
+from imagemill.emulator.order import Shot
+from imagemill.emulator.picture import draw
+from imagemill.emulator.scenery import scenery
 
 
 def shot(prompt: str = "A fox", width: int = 96, height: int = 96, **fields: Any) -> Shot:

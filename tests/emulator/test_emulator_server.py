@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 
-from emulator import Emulator, Settings, SettingsError
+from imagemill.emulator import Emulator, Settings, SettingsError
 
 if TYPE_CHECKING:
     from pathlib import Path

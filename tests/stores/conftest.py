@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from blocks.stores import JobStore, open_store
+from imagemill.stores import JobStore, open_store
 from tests.servers import Server, url_of
 
 STORES = ["memory", "sqlite", "postgres", "redis"]
@@ -50,5 +50,5 @@ def make(url: str, run_id: str, tmp_path: Path) -> Make:
 @pytest.fixture(autouse=True)
 def _no_password_around(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("IMAGEMILL_STORE_PASSWORD", raising=False)
-    monkeypatch.setattr("blocks.stores.address._passwords", {})
+    monkeypatch.setattr("imagemill.stores.address._passwords", {})
     assert "IMAGEMILL_STORE_PASSWORD" not in os.environ

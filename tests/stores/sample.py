@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from blocks.jobs import Job
+from imagemill.jobs import Job
 
 
 def job(number: int, **given: object) -> Job:

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr, ValidationError
 
-from blocks.errors import InputError
-from blocks.stores import open_store
-from blocks.stores.address import address_of, without_password
-from blocks.stores.servers import PostgresServer, RedisServer, StoreServer
-from tasks.run_folder import PlanCounts, RunFolder
-from tasks.settings import ExecutionSettings, RunSettings
+from imagemill.blocks.store_servers import PostgresServer, RedisServer, StoreServer
+from imagemill.errors import InputError
+from imagemill.runs.folder import PlanCounts, RunFolder
+from imagemill.settings import ExecutionSettings, RunSettings
+from imagemill.stores import open_store
+from imagemill.stores.address import address_of, without_password
 
 SECRET = "hunter2"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import anyio
 import pytest
 
-from blocks.stores import Board
+from imagemill.stores import Board
 from tests.stores.conftest import Make
 
 pytestmark = [pytest.mark.anyio, pytest.mark.parametrize("kind", ["postgres", "redis"])]

@@ -13,12 +13,12 @@ import anyio
 import pytest
 import sqlalchemy as sa
 
-from blocks.errors import InputError, StoreUnavailableError
-from blocks.jobs import Job
-from blocks.stores import JobStore, JobTotals, RedisStore, open_store
-from blocks.stores.address import without_password
-from blocks.stores.sql import SqlStore
-from blocks.stores.tables import VERSIONS
+from imagemill.errors import InputError, StoreUnavailableError
+from imagemill.jobs import Job
+from imagemill.stores import JobStore, JobTotals, RedisStore, open_store
+from imagemill.stores.address import without_password
+from imagemill.stores.sql import SqlStore
+from imagemill.stores.tables import VERSIONS
 from tests.servers import PASSWORD, Server
 from tests.stores.conftest import Make
 from tests.stores.sample import done, job
@@ -298,7 +298,7 @@ CHILD = """
 import anyio, os, signal, sys
 sys.path[:0] = sys.argv[5:]
 from pathlib import Path
-from blocks.stores import open_store
+from imagemill.stores import open_store
 from tests.stores.sample import done, job
 
 async def main():
@@ -421,13 +421,13 @@ async def test_a_wrong_password_is_not_repeated(
     bare = without_password(url)
     assert PASSWORD not in bare
     for wrong in (None, "wr0ng-p@ss"):
-        monkeypatch.setattr("blocks.stores.address._passwords", {bare: wrong} if wrong else {})
+        monkeypatch.setattr("imagemill.stores.address._passwords", {bare: wrong} if wrong else {})
         store = open_bare(bare)
         with pytest.raises(InputError, match="set IMAGEMILL_STORE_PASSWORD") as failure:
             await store.__aenter__()
         assert_secret(failure.value, caplog, "wr0ng")
         assert "wr0ng" not in repr(store) + repr(vars(store).get("_address"))
-    monkeypatch.setattr("blocks.stores.address._passwords", {})
+    monkeypatch.setattr("imagemill.stores.address._passwords", {})
     monkeypatch.setenv("IMAGEMILL_STORE_PASSWORD", PASSWORD)
     async with open_bare(bare) as store:
         assert not await store.is_planned()
@@ -441,8 +441,8 @@ async def test_a_store_of_another_version_is_refused_and_left_alone(
         store.save(done(0))
     made_by = version("imagemill")
     for ours in (0, 2):  # one that the store is newer than, one that it is older than
-        monkeypatch.setattr("blocks.stores.version.STORE_VERSION", ours)
-        monkeypatch.setattr("blocks.stores.version.version", lambda _, ours=ours: f"{ours}.9.0")
+        monkeypatch.setattr("imagemill.stores.version.STORE_VERSION", ours)
+        monkeypatch.setattr("imagemill.stores.version.version", lambda _, ours=ours: f"{ours}.9.0")
         with pytest.raises(InputError) as refusal:
             await make().__aenter__()
         sentence = str(refusal.value)

@@ -13,9 +13,9 @@ import anyio.lowlevel
 import orjson
 import pytest
 
-from blocks.errors import InputError, StoreUnavailableError
-from blocks.stores import MemoryStore
-from blocks.stores.lease import Holder
+from imagemill.errors import InputError, StoreUnavailableError
+from imagemill.stores import MemoryStore
+from imagemill.stores.lease import Holder
 from tests.stores.sample import done, job
 
 pytestmark = pytest.mark.anyio

@@ -1,1 +1,0 @@
-"""The flows: thin, one file each."""

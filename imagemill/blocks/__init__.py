@@ -1,0 +1,36 @@
+"""The nouns a user configures: image APIs, job stores, the bucket.
+
+``prefect block register -m imagemill.blocks`` finds the block types here. They are loaded when they are asked for:
+whoever imports ``imagemill.errors`` need not wait for Prefect.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from imagemill.blocks.apis import BlackForestLabs, Fal, OpenAICompatible, Replicate, Together
+    from imagemill.blocks.store_servers import PostgresServer, RedisServer
+
+__all__ = [
+    "BlackForestLabs",
+    "Fal",
+    "OpenAICompatible",
+    "PostgresServer",
+    "RedisServer",
+    "Replicate",
+    "Together",
+]
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+def __getattr__(name: str) -> object:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    home = "imagemill.blocks.store_servers" if name.endswith("Server") else "imagemill.blocks.apis"
+    found: object = getattr(import_module(home), name)
+    return found

@@ -1,0 +1,367 @@
+"""The small interface behind which every image API stands, and what all of them share.
+
+A vendor's module says where to post (:meth:`ImageApi.endpoint`), what (:meth:`ImageApi.body`), and where the
+image is in the answer (:meth:`ImageApi.read`); :mod:`imagemill.blocks.apis.queued` adds submitting and polling.
+"""
+
+from __future__ import annotations
+
+import os
+from abc import abstractmethod
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, ClassVar, TypeAlias
+from urllib.parse import urlsplit
+
+import anyio
+import httpx
+from prefect.blocks.core import Block
+from pydantic import Field, PrivateAttr, SecretStr, field_validator
+
+from imagemill.blocks.apis.exchange import (
+    decoded,
+    fetch,
+    is_loopback,
+    parsed,
+    text_at,
+    unexpected_answer,
+    words_of,
+)
+from imagemill.blocks.apis.rate_limit_headers import (
+    Allowance,
+    allowance,
+    retry_after_seconds,
+    seconds_in_words,
+)
+from imagemill.errors import (
+    ApiError,
+    ErrorClass,
+    InputError,
+    class_of_status,
+    printable,
+)
+from imagemill.jobs import Job
+from imagemill.models.prices import list_price
+
+Accepted: TypeAlias = Callable[[str], Awaitable[None]]
+"""Called with a queued API's request id; returns once the id is stored."""
+
+
+@dataclass(frozen=True, slots=True)
+class GeneratedImage:
+    """An image's bytes as the API gave them, not looked at yet, and what the API charges for it, in USD."""
+
+    content: bytes
+    cost_usd: float
+    flagged: bool = False
+    request_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ImageSource:
+    """Where an answer has the image: an http(s) link, a data URI or bare base64."""
+
+    text: str
+    flagged: bool = False
+
+    @classmethod
+    def of_list(cls, answer: dict[str, Any]) -> ImageSource:
+        """The image of ``{"data": [{"b64_json" or "url": ...}]}``, the shape that OpenAI made common.
+
+        Raises:
+            ApiError: the answer has another shape.
+        """
+        found = text_at(answer, "data", 0, "b64_json") or text_at(answer, "data", 0, "url")
+        if found is None:
+            raise unexpected_answer(answer)
+        return cls(found)
+
+
+@dataclass(frozen=True, slots=True)
+class SizeLimits:
+    """Widths and heights, in pixels, and steps that an API takes."""
+
+    smallest: int
+    largest: int
+    multiple: int
+    most_steps: int
+
+    def refusal(self, width: int, height: int, steps: int) -> str | None:
+        """Why the API would refuse this; None where it would not."""
+        for name, value in (("width", width), ("height", height)):
+            if not self.smallest <= value <= self.largest:
+                return f"{name} {value} is not between {self.smallest} and {self.largest}"
+            if value % self.multiple:
+                return f"{name} {value} is not a multiple of {self.multiple}"
+        if not 1 <= steps <= self.most_steps:
+            return f"steps {steps} is not between 1 and {self.most_steps}"
+        return None
+
+
+class ImageApi(Block):
+    """An account at a vendor of images. One instance serves a whole run, from one event loop."""
+
+    _block_schema_capabilities: ClassVar[list[str]] = ["generate-image"]
+
+    provider: ClassVar[str]
+    key_variable: ClassVar[str]
+    sizes: ClassVar[SizeLimits]
+    default_base_url: ClassVar[str]
+    default_model: ClassVar[str]
+    authorization: ClassVar[tuple[str, str]] = ("authorization", "Bearer {key}")
+    formats: ClassVar[frozenset[str]] = frozenset({"png", "jpeg"})
+    uses_negative_prompt: ClassVar[bool] = False
+    success: ClassVar[frozenset[int]] = frozenset({200})
+    typical_latency_s: ClassVar[float] = 0.8
+    largest_seed: ClassVar[int] = 2**32 - 1
+    vendor_image_hosts: ClassVar[tuple[str, ...]] = ()
+
+    api_key: SecretStr = Field(description="The account's API key.")
+    base_url: str = Field(
+        default="",
+        description="Scheme, host and any prefix; the vendor's own path follows. Empty: the vendor's.",
+        examples=["http://127.0.0.1:8700"],
+    )
+    model: str = Field(default="", description="The model's name at this vendor. Empty: FLUX.1 [schnell].")
+    usd_per_image: float | None = Field(
+        default=None, ge=0, description="Your price, in USD an image, where it is not the list price."
+    )
+    usd_per_megapixel: float | None = Field(
+        default=None,
+        ge=0,
+        description="Your price, in USD a megapixel, where it is not the list price.",
+    )
+    request_timeout_s: float = Field(
+        default=60.0, gt=0, description="How long one attempt at an image may take, in seconds."
+    )
+    image_hosts: list[str] = Field(
+        default_factory=list,
+        description="Further hosts that image links may point to, beside the vendor's own.",
+    )
+
+    _allowance: Allowance | None = PrivateAttr(default=None)
+
+    @field_validator("base_url")
+    @classmethod
+    def _check_base_url(cls, value: str) -> str:
+        if value and (urlsplit(value).scheme not in {"http", "https"} or not urlsplit(value).hostname):
+            raise ValueError(f"{value!r} is not an http or https address")
+        return value.rstrip("/")
+
+    def model_post_init(self, context: object, /) -> None:
+        """Fill in the vendor's own values."""
+        super().model_post_init(context)
+        self.base_url = self.base_url or self.default_base_url
+        self.model = self.model or self.default_model
+
+    @classmethod
+    def from_environment(cls, **settings: Any) -> ImageApi:  # noqa: ANN401 - the block's own fields
+        """The account whose key lies in the vendor's usual environment variable.
+
+        Raises:
+            InputError: the variable is not set.
+        """
+        key = os.environ.get(cls.key_variable, "").strip()
+        if not key:
+            raise InputError(
+                f"There is no API key for {cls.provider}: set the environment variable"
+                f" {cls.key_variable} to your account's key."
+            )
+        return cls(api_key=SecretStr(key), **settings)
+
+    def price_usd(self, width: int, height: int) -> float:
+        """What one image of this size costs, in USD: the block's own price, or the price table's."""
+        if self.usd_per_image is not None:
+            return self.usd_per_image
+        if self.usd_per_megapixel is not None:
+            return self.usd_per_megapixel * width * height / 1e6
+        price = list_price(self.provider, self.model)
+        return price.of(width, height) if price else 0.0
+
+    def refusal(self, width: int, height: int, steps: int) -> str | None:
+        """Why the API would refuse a picture of this size, in pixels; None where it would not."""
+        return self.sizes.refusal(width, height, steps)
+
+    @abstractmethod
+    def endpoint(self, job: Job) -> str:
+        """The address that a generation request is posted to."""
+
+    @abstractmethod
+    def body(self, job: Job) -> dict[str, Any]:
+        """The JSON body of a generation request."""
+
+    @abstractmethod
+    def read(self, answer: dict[str, Any]) -> ImageSource | None:
+        """Where an answer has its image; None while the image is still being made.
+
+        Raises:
+            ApiError: the answer says that there will be none, or is of an unknown shape.
+        """
+
+    def source_in(self, answer: dict[str, Any]) -> ImageSource | None:
+        """What :meth:`read` finds; an answer that it stumbles over is one of an unknown shape."""
+        try:
+            return self.read(answer)
+        except (LookupError, TypeError, ValueError, AttributeError):
+            raise unexpected_answer(answer) from None
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """The headers of every request to the API itself; image links never get them."""
+        name, value = self.authorization
+        return {name: value.format(key=self.api_key.get_secret_value())}
+
+    async def generate(
+        self,
+        http: httpx.AsyncClient,
+        job: Job,
+        accepted: Accepted,  # noqa: ARG002 - an API that answers at once has nothing to ask about later
+    ) -> GeneratedImage:
+        """Make one image. A job with a ``request_id`` is asked about first and not sent again.
+
+        Raises:
+            ApiError: there is no image, with the class of error that decides what follows.
+        """
+        async with self.attempt():
+            answer = await self.post(http, job)
+            source = self.source_in(answer)
+            if source is None:
+                raise unexpected_answer(answer)
+            content = await self.content(http, source)
+        return GeneratedImage(content, self.price_usd(job.width, job.height), flagged=source.flagged)
+
+    async def find_lost(
+        self,
+        http: httpx.AsyncClient,  # noqa: ARG002 - an API that keeps no list of requests is not asked
+        jobs: Sequence[Job],  # noqa: ARG002
+    ) -> AsyncIterator[tuple[Job, str]]:
+        """Requests for these jobs that the API took, and whose answer nobody got: jobs and request ids.
+
+        Raises:
+            ApiError: the API does not tell.
+        """
+        none: tuple[tuple[Job, str], ...] = ()
+        for found in none:
+            yield found
+
+    async def post(self, http: httpx.AsyncClient, job: Job) -> dict[str, Any]:
+        """Send a generation request; its answer, where the API took it."""
+        status, headers, body = await fetch(
+            http, "POST", self.endpoint(job), headers=self.headers, json=self.body(job)
+        )
+        self._allowance = allowance(headers)
+        if status not in self.success:
+            raise self.error_of(status, headers, body)
+        return parsed(body)
+
+    def take_allowance(self) -> Allowance | None:
+        """What the latest answer to a generation request said of the rate limit, once."""
+        told, self._allowance = self._allowance, None
+        return told
+
+    async def content(self, http: httpx.AsyncClient, source: ImageSource) -> bytes:
+        """The bytes of an image, from the answer itself or from behind its link."""
+        if not isinstance(source.text, str):
+            raise unexpected_answer(source.text)
+        if source.text.startswith(("http://", "https://")):
+            return await self.download(http, source.text)
+        return decoded(source.text)
+
+    def error_of(self, status: int, headers: Mapping[str, str], body: bytes) -> ApiError:
+        """The error that an HTTP answer stands for, with the API's own words."""
+        retry_after_s = retry_after_seconds(headers)
+        words = words_of(body)
+        error_class = class_of_status(status, has_retry_after=retry_after_s is not None)
+        if error_class is ErrorClass.RATE_LIMITED and retry_after_s is None:
+            retry_after_s = seconds_in_words(words)
+        return ApiError(
+            error_class,
+            self.clean(f"HTTP {status}: {words or 'no reason given'}"),
+            code=f"http_{status}",
+            retry_after_s=retry_after_s,
+        )
+
+    def clean(self, text: str) -> str:
+        """Text that an API sent, fit for a log: bounded, no control characters, never the key."""
+        text = text[:4000].replace(self.api_key.get_secret_value(), "***")
+        return printable(text)[:1000]
+
+    @asynccontextmanager
+    async def attempt(self, *, keep_request: bool = False) -> AsyncIterator[None]:
+        """One attempt: at most ``request_timeout_s`` long, network trouble turned into a timeout error."""
+        try:
+            with anyio.fail_after(self.request_timeout_s):
+                yield
+        except (TimeoutError, httpx.TimeoutException) as error:
+            raise ApiError(
+                ErrorClass.TIMEOUT,
+                f"no answer within {self.request_timeout_s:g} s",
+                code="timeout",
+                keep_request=keep_request,
+            ) from error
+        except httpx.InvalidURL as error:
+            raise ApiError(
+                ErrorClass.BAD_REQUEST,
+                self.clean(f"a link that cannot be followed ({error})"),
+                code="bad_link",
+                charged=True,
+            ) from error
+        except (httpx.TransportError, httpx.DecodingError) as error:
+            raise ApiError(
+                ErrorClass.TIMEOUT,
+                self.clean(f"connection lost ({type(error).__name__}: {error})"),
+                code="connection",
+                keep_request=keep_request,
+            ) from error
+
+    async def download(self, http: httpx.AsyncClient, link: str) -> bytes:
+        """The bytes behind an image link, without the key, from a host that may be trusted with it."""
+        if not self.is_trusted_link(link):
+            raise ApiError(
+                ErrorClass.BAD_REQUEST,
+                self.clean(f"the image link {link[:200]!r} does not point to a host of the vendor"),
+                code="image_host_refused",
+                charged=True,
+            )
+        status, headers, content = await fetch(http, "GET", link)
+        if status in {401, 403, 404, 410}:
+            raise ApiError(
+                ErrorClass.INVALID_IMAGE,
+                f"the image link answered HTTP {status}: it has expired",
+                code="image_link_expired",
+                charged=True,
+            )
+        if status != 200:
+            raise ApiError(
+                ErrorClass.TIMEOUT,
+                f"the image link answered HTTP {status}",
+                code="image_link",
+                retry_after_s=retry_after_seconds(headers),
+                keep_request=True,
+                charged=True,
+            )
+        return content
+
+    def is_own_address(self, url: str) -> bool:
+        """Whether a URL leads to the host and port that requests are sent to, or both are loopback."""
+        try:
+            parts, base = urlsplit(url), urlsplit(self.base_url)
+            same_place = (parts.hostname, parts.port) == (base.hostname, base.port)
+        except ValueError:
+            return False
+        if parts.scheme not in {"http", "https"} or not parts.hostname:
+            return False
+        return same_place or (is_loopback(parts.hostname) and is_loopback(base.hostname or ""))
+
+    def is_trusted_link(self, link: str) -> bool:
+        """Whether an image link leads to the API itself, or over https to a host that is known."""
+        if self.is_own_address(link):
+            return True
+        try:
+            parts = urlsplit(link)
+            host, _ = parts.hostname or "", parts.port  # a port that is none is refused here
+        except ValueError:
+            return False
+        known = (*self.vendor_image_hosts, *self.image_hosts)
+        return parts.scheme == "https" and any(host == h or host.endswith(f".{h}") for h in known)

@@ -1,0 +1,164 @@
+"""One HTTP exchange with an API, and what its answers say. All that an API sends is bounded here."""
+
+from __future__ import annotations
+
+import binascii
+import ipaddress
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import httpx
+import orjson
+
+from imagemill.errors import ApiError, ErrorClass, printable
+
+MAX_ANSWER_BYTES = 96 * 1024 * 1024
+"""No answer and no image may be larger; a 2048 x 2048 PNG is at most some 16 MB."""
+
+MAX_EVENT_BYTES = 256 * 1024
+"""No line of a stream of events may be longer."""
+
+UNKNOWN_ANSWER = "unknown_answer"
+"""The code of the error for an answer of another shape than the vendor documents."""
+
+
+async def fetch(
+    http: httpx.AsyncClient,
+    method: str,
+    url: str,
+    *,
+    headers: Mapping[str, str] | None = None,
+    json: Mapping[str, object] | None = None,
+) -> tuple[int, httpx.Headers, bytes]:
+    """One HTTP exchange, its body bounded: status, headers, body. Redirects are not followed."""
+    content = None
+    sent = {"accept-encoding": "identity", **(headers or {})}
+    if json is not None:
+        content = orjson.dumps(json)
+        sent["content-type"] = "application/json"
+    async with http.stream(method, url, headers=sent, content=content, follow_redirects=False) as answer:
+        chunks: list[bytes] = []
+        held = 0
+        async for chunk in answer.aiter_bytes():
+            chunks.append(chunk)
+            held += len(chunk)
+            if held > MAX_ANSWER_BYTES:
+                raise ApiError(
+                    ErrorClass.INVALID_IMAGE,
+                    f"the answer is larger than {MAX_ANSWER_BYTES // 2**20} MB",
+                    code="answer_too_large",
+                )
+        return answer.status_code, answer.headers, b"".join(chunks)
+
+
+async def follow(
+    http: httpx.AsyncClient, url: str, *, headers: Mapping[str, str], until: Callable[[bytes], bool]
+) -> tuple[int, bool]:
+    """Read server-sent events until the data of one is what is waited for.
+
+    Returns the HTTP status, and whether the event came; False also where the stream ends before, or is no
+    stream of events. What is held of it is bounded.
+    """
+    sent = {"accept": "text/event-stream", **headers}
+    async with http.stream("GET", url, headers=sent, follow_redirects=False) as answer:
+        if answer.status_code != 200:
+            return answer.status_code, False
+        held, came = b"", False
+        async for chunk in answer.aiter_bytes():
+            if came:
+                continue  # to the end, so that the connection can be used again
+            *lines, held = (held + chunk).split(b"\n")
+            if len(held) > MAX_EVENT_BYTES:
+                return 200, False
+            came = any(line.startswith(b"data:") and until(line[5:].strip()) for line in lines)
+        return 200, came
+
+
+def parsed(body: bytes) -> dict[str, Any]:
+    """The JSON object of an answer that should be one.
+
+    Raises:
+        ApiError: it is something else, such as a proxy's HTML page with status 200.
+    """
+    try:
+        document = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        document = None
+    if not isinstance(document, dict):
+        raise unexpected_answer(body)
+    return document
+
+
+def unexpected_answer(answer: object) -> ApiError:
+    """The error for an answer of another shape than the vendor documents."""
+    raw = answer[:80].decode("utf-8", "replace") if isinstance(answer, bytes) else repr(answer)[:80]
+    return ApiError(
+        ErrorClass.SERVER_ERROR, f"an answer of an unknown shape: {printable(raw)}", code=UNKNOWN_ANSWER
+    )
+
+
+def text_at(answer: object, *path: str | int) -> str | None:
+    """The text at a path in an answer, such as ``"data", 0, "url"``; None where there is none."""
+    for step in path:
+        if isinstance(step, str) and isinstance(answer, dict):
+            answer = answer.get(step)
+        elif isinstance(step, int) and isinstance(answer, list) and len(answer) > step:
+            answer = answer[step]
+        else:
+            return None
+    return answer if isinstance(answer, str) else None
+
+
+def objects_at(answer: dict[str, Any], name: str) -> list[dict[str, Any]]:
+    """The objects of a list in an answer; whatever else is in it, or there instead, is left out."""
+    found = answer.get(name)
+    return [item for item in found if isinstance(item, dict)] if isinstance(found, list) else []
+
+
+def decoded(encoded: str) -> bytes:
+    """The bytes of an image in base64, or of a data URI.
+
+    Raises:
+        ApiError: it is not valid base64.
+    """
+    if encoded.startswith("data:"):
+        encoded = encoded.partition(",")[2]
+    try:
+        return binascii.a2b_base64(encoded)
+    except (binascii.Error, ValueError):
+        raise ApiError(
+            ErrorClass.INVALID_IMAGE, "the image is not valid base64", code="bad_base64", charged=True
+        ) from None
+
+
+def words_of(body: bytes) -> str:
+    """The sentence in an error body, whichever of the vendors' shapes it has."""
+    try:
+        document = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        return body[:300].decode("utf-8", "replace").strip()
+    found = document
+    if isinstance(document, dict):
+        found = document.get("error") or document.get("detail") or document.get("message") or document
+    if isinstance(found, dict):
+        found = found.get("message") or found
+    if isinstance(found, list):
+        found = "; ".join(
+            f"{_place(item.get('loc'))}: {item.get('msg', '')}" if isinstance(item, dict) else str(item)
+            for item in found[:5]
+        )
+    return found if isinstance(found, str) else orjson.dumps(found).decode()[:300]
+
+
+def _place(loc: object) -> str:
+    return ".".join(map(str, loc[:10])) if isinstance(loc, list) else str(loc)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host name or address is this machine's own."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,191 @@
+"""fal: queued, or synchronous with ``queued=False``.
+
+Queued: submit, follow the stream of the request's states, fetch the result, download the image. Where the
+stream breaks off, and on a resume, the status is asked for instead. Synchronous (fal.run): one request,
+and the image is in the answer as a data URI; what is lost on the way is lost.
+
+- Authorization: ``Key KEY``, from FAL_KEY.
+- Sizes from 64 to 2,048 pixels, any multiple; 1 to 12 steps. Formats: jpeg, png. Seeds are used; a negative
+  prompt is not taken.
+- Errors: ``{"detail": [{loc, msg, type}]}`` with 422, else ``{"detail": "..."}``; the code is in
+  ``X-Fal-Error-Type``. 429: so many requests at once an account, without a number or a Retry-After. An
+  exhausted balance is a 403 that says so. A flagged image comes back black, with ``has_nsfw_concepts``.
+- Old requests can be asked about, and give fresh links to their images.
+- Requests of the last hours are listed with their inputs, at api.fal.ai: a submit whose answer was lost is
+  found there.
+- Images come from fal.media.
+
+From fal's queue reference and its Python client. Not confirmed against the live service: the largest size,
+``X-Fal-Error-Type``, that an exhausted balance always comes as 403 with that word, that the synchronous
+form gives PNG data URIs for this model, and how soon after its end a request is listed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from datetime import datetime
+from typing import Any, ClassVar
+from urllib.parse import quote, urlencode
+
+import httpx
+from pydantic import Field, HttpUrl, PrivateAttr
+
+from imagemill.blocks.apis.base import Accepted, GeneratedImage, ImageApi, ImageSource, SizeLimits
+from imagemill.blocks.apis.exchange import (
+    fetch,
+    follow,
+    objects_at,
+    parsed,
+    text_at,
+    unexpected_answer,
+    words_of,
+)
+from imagemill.blocks.apis.queued import MOST_PAGES, QueuedApi
+from imagemill.errors import ApiError, ErrorClass
+from imagemill.jobs import Job
+
+_PLATFORM = "https://api.fal.ai"
+
+
+class Fal(QueuedApi):
+    """FLUX.1 [schnell] at fal, through its queue: what is submitted once is never paid twice.
+
+    Example:
+        ```python
+        from imagemill.blocks.apis import Fal
+
+        Fal(api_key="...").save("fal")
+        api = Fal.load("BLOCK_NAME")
+        ```
+    """
+
+    _block_type_name = "Image API: fal"
+    _block_type_slug = "imagemill-fal"
+    _description = "An account at fal that makes FLUX.1 [schnell] images."
+    _documentation_url = HttpUrl("https://fal.ai/models/fal-ai/flux/schnell/api")
+
+    provider: ClassVar[str] = "fal"
+    key_variable: ClassVar[str] = "FAL_KEY"
+    authorization: ClassVar[tuple[str, str]] = ("authorization", "Key {key}")
+    default_base_url: ClassVar[str] = "https://queue.fal.run"
+    default_model: ClassVar[str] = "fal-ai/flux/schnell"
+    sizes: ClassVar[SizeLimits] = SizeLimits(smallest=64, largest=2048, multiple=1, most_steps=12)
+    vendor_image_hosts: ClassVar[tuple[str, ...]] = ("fal.media", "fal.ai", "fal.run")
+
+    queued: bool = Field(
+        default=True,
+        description="Use fal's queue, where a lost answer costs nothing; otherwise fal.run, one request an"
+        " image.",
+    )
+
+    _tells: bool = PrivateAttr(default=True)
+
+    def model_post_init(self, context: object, /) -> None:
+        """The synchronous form has its own host."""
+        if not self.queued:
+            self.base_url = self.base_url or "https://fal.run"
+        super().model_post_init(context)
+
+    def endpoint(self, job: Job) -> str:
+        return f"{self.base_url}/{job.model}"
+
+    def body(self, job: Job) -> dict[str, Any]:
+        fields = {
+            "prompt": job.prompt,
+            "image_size": {"width": job.width, "height": job.height},
+            "num_inference_steps": job.steps,
+            "seed": job.seed,
+            "num_images": 1,
+            "enable_safety_checker": True,
+            "output_format": job.format,
+        }
+        return fields if self.queued else {**fields, "sync_mode": True}
+
+    def read(self, answer: dict[str, Any]) -> ImageSource:
+        link = text_at(answer, "images", 0, "url")
+        if link is None:
+            raise unexpected_answer(answer)
+        flags = answer.get("has_nsfw_concepts")
+        return ImageSource(link, flagged=isinstance(flags, list) and True in flags)
+
+    def handle_of(self, answer: dict[str, Any]) -> str | None:
+        return text_at(answer, "request_id")
+
+    def look_url(self, handle: str) -> str:
+        # The documented place: the application without its sub-path. The links in an answer say the
+        # same; the key is not sent to wherever a link may point.
+        application = "/".join(self.model.split("/")[:2])
+        return f"{self.base_url}/{application}/requests/{quote(handle, safe='')}"
+
+    async def generate(self, http: httpx.AsyncClient, job: Job, accepted: Accepted) -> GeneratedImage:
+        """Make one image, through the queue or at once."""
+        if self.queued:
+            return await super().generate(http, job, accepted)
+        return await ImageApi.generate(self, http, job, accepted)
+
+    async def past_requests(
+        self, http: httpx.AsyncClient, since: datetime
+    ) -> AsyncIterator[tuple[str, object]]:
+        if not self.queued:
+            return  # the results of the synchronous form are not kept
+        host = _PLATFORM if self.base_url == self.default_base_url else self.base_url
+        query = {"endpoint_id": self.model, "start": since.isoformat(), "expand": "payloads", "limit": "100"}
+        for _ in range(MOST_PAGES):
+            async with self.attempt():
+                page = await self.ask(http, f"{host}/v1/models/requests/by-endpoint?{urlencode(query)}")
+            for item in objects_at(page, "items"):
+                yield text_at(item, "request_id") or "", item.get("json_input")
+            cursor = text_at(page, "next_cursor")
+            if not cursor or not page.get("has_more"):
+                return
+            query["cursor"] = cursor
+
+    async def told(self, http: httpx.AsyncClient, handle: str) -> bool:
+        """Follow the request's states as fal sends them, a server-sent event each, until it is completed."""
+        if not self._tells:
+            return False
+        try:
+            status, completed = await follow(
+                http, f"{self.look_url(handle)}/status/stream", headers=self.headers, until=_says_completed
+            )
+        except httpx.TransportError:
+            return False  # the request itself goes on, and is asked about instead
+        self._tells = status not in {404, 405, 501}  # a server in fal's place without streams
+        return completed
+
+    async def look(self, http: httpx.AsyncClient, handle: str, *, over: bool = False) -> ImageSource | None:
+        """Ask for the status; once it is completed, for the result, where an error is the request's own."""
+        url = self.look_url(handle)
+        if not over:
+            answer = await self.ask(http, f"{url}/status")
+            state = answer.get("status")
+            if state in {"IN_QUEUE", "IN_PROGRESS"}:
+                return None
+            if state != "COMPLETED":
+                raise unexpected_answer(answer)
+        code, headers, body = await fetch(http, "GET", url, headers=self.headers)
+        if code == 200:
+            return self.source_in(parsed(body))
+        if code in {408, 429, 502, 503, 504}:
+            raise self.look_error(code, headers, body)
+        # The generation itself ended in an error: a retry must be a new request.
+        raise self.error_of(code, headers, body)
+
+    def error_of(self, status: int, headers: Mapping[str, str], body: bytes) -> ApiError:
+        """Fal's errors: an exhausted balance is told from a refused key by its words."""
+        error = super().error_of(status, headers, body)
+        words = words_of(body).lower()
+        if status == 403 and ("balance" in words or "locked" in words):
+            error.error_class = ErrorClass.OUT_OF_BUDGET
+        elif status == 422 and (b"content_policy" in body or "nsfw" in words):
+            error.error_class = ErrorClass.CONTENT_FILTERED
+        if error_type := headers.get("x-fal-error-type"):
+            error.code = self.clean(error_type)[:60]
+        return error
+
+
+def _says_completed(event: bytes) -> bool:
+    try:
+        return parsed(event).get("status") == "COMPLETED"
+    except ApiError:
+        return False

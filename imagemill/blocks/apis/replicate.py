@@ -1,0 +1,171 @@
+"""Replicate: predictions, submitted and polled; with ``wait_s`` the answer to the submit may hold the image.
+
+- Authorization: ``Bearer TOKEN``, from REPLICATE_API_TOKEN.
+- There is no width and height, only an ``aspect_ratio`` and ``megapixels``. What comes out is known: see
+  ``SIZES``, each at "1" and at half the sides at "0.25". A row of another size is refused, with the nearest
+  one named: a picture is never made in another size than was asked for. 1 to 4 steps.
+- Formats: png, jpeg (called jpg), webp. Seeds are used, which is why ``go_fast`` is off: with it the model is
+  quantized and a seed no longer decides the picture. A negative prompt is not taken.
+- Errors: problem details ``{title, detail, status}``. 429: 600 submits a minute, far fewer when credit runs
+  low; the wait is in Retry-After, or only in the words "resets in ~30s". 402: no credit. A prediction that
+  failed says why in ``error``; what was flagged says "NSFW" or "flagged as sensitive".
+- Old predictions can be asked about (their inputs and outputs for about an hour); looks have a limit of their
+  own, 3,000 a minute. An expired link is not renewed: the image must be made again.
+- Predictions are listed with their inputs, for about an hour: a submit whose answer was lost is found there.
+- Images come from replicate.delivery.
+
+From Replicate's API reference, its Python client and the model's public source. Not confirmed against the
+live service: the sizes at "0.25", and the words of a flagged prediction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from datetime import datetime
+from typing import Any, ClassVar
+from urllib.parse import quote, urlencode
+
+import httpx
+from pydantic import Field, HttpUrl
+
+from imagemill.blocks.apis.base import ImageSource, SizeLimits
+from imagemill.blocks.apis.exchange import objects_at, text_at, unexpected_answer
+from imagemill.blocks.apis.queued import MOST_PAGES, QueuedApi
+from imagemill.errors import ApiError, ErrorClass
+from imagemill.jobs import Job
+
+_RATIOS = {
+    "1:1": (1024, 1024),
+    "16:9": (1344, 768),
+    "21:9": (1536, 640),
+    "3:2": (1216, 832),
+    "2:3": (832, 1216),
+    "4:5": (896, 1088),
+    "5:4": (1088, 896),
+    "3:4": (896, 1152),
+    "4:3": (1152, 896),
+    "9:16": (768, 1344),
+    "9:21": (640, 1536),
+}
+
+SIZES: dict[tuple[int, int], tuple[str, str]] = {
+    (width // part, height // part): (ratio, megapixels)
+    for megapixels, part in (("1", 1), ("0.25", 2))
+    for ratio, (width, height) in _RATIOS.items()
+}
+"""Width and height in pixels: the aspect ratio and the megapixels that bring them."""
+
+_FORMATS = {"png": "png", "jpeg": "jpg", "webp": "webp"}
+_QUALITY = 90
+_FLAGGED_WORDS = ("nsfw", "flagged as sensitive", "content policy", "safety")
+
+
+class Replicate(QueuedApi):
+    """FLUX.1 [schnell] at Replicate: predictions, so what is submitted once is never paid twice.
+
+    Example:
+        ```python
+        from imagemill.blocks.apis import Replicate
+
+        Replicate(api_key="...").save("replicate")
+        api = Replicate.load("BLOCK_NAME")
+        ```
+    """
+
+    _block_type_name = "Image API: Replicate"
+    _block_type_slug = "imagemill-replicate"
+    _description = "An account at Replicate that makes FLUX.1 [schnell] images."
+    _documentation_url = HttpUrl("https://replicate.com/black-forest-labs/flux-schnell/api")
+
+    provider: ClassVar[str] = "replicate"
+    key_variable: ClassVar[str] = "REPLICATE_API_TOKEN"
+    default_base_url: ClassVar[str] = "https://api.replicate.com"
+    default_model: ClassVar[str] = "black-forest-labs/flux-schnell"
+    sizes: ClassVar[SizeLimits] = SizeLimits(smallest=320, largest=1536, multiple=16, most_steps=4)
+    formats: ClassVar[frozenset[str]] = frozenset(_FORMATS)
+    vendor_image_hosts: ClassVar[tuple[str, ...]] = ("replicate.delivery", "replicate.com")
+
+    wait_s: int = Field(
+        default=0,
+        ge=0,
+        le=60,
+        description="Let the submit wait so many seconds for the image. Saves polls, but an answer lost"
+        " meanwhile is an image paid for and lost. 0: submit, then poll.",
+    )
+
+    def refusal(self, width: int, height: int, steps: int) -> str | None:
+        """A size that no aspect ratio brings is refused, with the nearest that one does."""
+        if (width, height) not in SIZES:
+            near = min(SIZES, key=lambda size: (size[0] - width) ** 2 + (size[1] - height) ** 2)
+            return f"Replicate has no size {width} x {height}; the nearest is {near[0]} x {near[1]}"
+        return self.sizes.refusal(width, height, steps)
+
+    @property
+    def headers(self) -> dict[str, str]:
+        if not self.wait_s:
+            return super().headers
+        # Shorter than the request's own time limit: the answer must come, or its id is lost.
+        return {**super().headers, "prefer": f"wait={min(self.wait_s, int(self.request_timeout_s - 1) or 1)}"}
+
+    def endpoint(self, job: Job) -> str:
+        return f"{self.base_url}/v1/models/{quote(job.model)}/predictions"
+
+    def body(self, job: Job) -> dict[str, Any]:
+        size = SIZES.get((job.width, job.height))
+        if size is None:
+            reason = self.refusal(job.width, job.height, job.steps) or "no such size"
+            raise ApiError(ErrorClass.BAD_REQUEST, reason, code="size")
+        fields = {
+            "prompt": job.prompt,
+            "aspect_ratio": size[0],
+            "megapixels": size[1],
+            "num_outputs": 1,
+            "num_inference_steps": job.steps,
+            "seed": job.seed,
+            "output_format": _FORMATS[job.format],
+            "go_fast": False,
+        }
+        return {"input": fields if job.format == "png" else {**fields, "output_quality": _QUALITY}}
+
+    def handle_of(self, answer: dict[str, Any]) -> str | None:
+        return text_at(answer, "id")
+
+    def look_url(self, handle: str) -> str:
+        # Where urls.get points, too; the key is not sent to wherever a link may point.
+        return f"{self.base_url}/v1/predictions/{quote(handle, safe='')}"
+
+    def input_of(self, job: Job) -> dict[str, Any]:
+        fields: dict[str, Any] = self.body(job)["input"]
+        return fields
+
+    async def past_requests(
+        self, http: httpx.AsyncClient, since: datetime
+    ) -> AsyncIterator[tuple[str, object]]:
+        url = f"{self.base_url}/v1/predictions?{urlencode({'created_after': since.isoformat()})}"
+        for _ in range(MOST_PAGES):
+            async with self.attempt():
+                page = await self.ask(http, url)
+            for item in objects_at(page, "results"):
+                if item.get("model") == self.model:
+                    yield text_at(item, "id") or "", item.get("input")
+            url = text_at(page, "next") or ""
+            if not self.is_own_address(url):
+                return
+
+    def read_at_once(self, answer: dict[str, Any]) -> ImageSource | None:
+        return self.source_in(answer) if self.wait_s else None
+
+    def read(self, answer: dict[str, Any]) -> ImageSource | None:
+        link = text_at(answer, "output", 0) or text_at(answer, "output")
+        match answer.get("status"):
+            case "succeeded" if link:
+                return ImageSource(link)
+            case "starting" | "processing":
+                # An answer that waited may hold the output before its status says so.
+                return ImageSource(link) if link else None
+            case "failed" | "canceled" | "aborted":
+                words = self.clean(str(answer.get("error") or answer["status"]))
+                flagged = any(word in words.lower() for word in _FLAGGED_WORDS)
+                error_class = ErrorClass.CONTENT_FILTERED if flagged else ErrorClass.SERVER_ERROR
+                raise ApiError(error_class, words, code=f"prediction_{answer['status']}")
+        raise unexpected_answer(answer)

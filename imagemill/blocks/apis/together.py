@@ -1,0 +1,84 @@
+"""Together: synchronous, the image in the answer.
+
+- Authorization: ``Bearer KEY``, from TOGETHER_API_KEY.
+- Sizes from 64 to 1,792 pixels in multiples of 16; 1 to 12 steps. Formats: jpeg, png. Seeds are used.
+  There is a ``negative_prompt``, but FLUX.1 [schnell] is distilled and ignores it: it is not sent, and not
+  part of a picture's key.
+- Errors: ``{"error": {message, type, param, code}}``. 429 with Retry-After where the wait is known. All
+  answers may have ``x-ratelimit-*`` headers; a reset is when the whole allowance is back, not when the next
+  request may be sent, so the pace is read from them and not the wait of a 429. 402: no credit. A
+  moderation error is told from other bad requests by its words.
+- Old requests cannot be asked about: an answer that was lost may have been paid.
+- Images come in the answer; links, which are not asked for, would point to Together's own hosts.
+
+From Together's API reference and its Python client (which goes to api.together.ai by now). Not confirmed
+against the live service: that sizes are multiples of 16 up to 1,792, the limit of 12 steps, the headers of a
+429, and a moderation error's wording.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from pydantic import HttpUrl
+
+from imagemill.blocks.apis.base import ImageApi, ImageSource, SizeLimits
+from imagemill.blocks.apis.exchange import words_of
+from imagemill.errors import ApiError, ErrorClass
+from imagemill.jobs import Job
+
+_MODERATION_WORDS = ("nsfw", "content policy", "content_policy", "moderation", "safety")
+
+
+class Together(ImageApi):
+    """FLUX.1 [schnell] at Together: one request, and the answer holds the image.
+
+    Example:
+        ```python
+        from imagemill.blocks.apis import Together
+
+        Together(api_key="...").save("together")
+        api = Together.load("BLOCK_NAME")
+        ```
+    """
+
+    _block_type_name = "Image API: Together"
+    _block_type_slug = "imagemill-together"
+    _description = "An account at Together that makes FLUX.1 [schnell] images."
+    _documentation_url = HttpUrl("https://docs.together.ai/reference/post-images-generations")
+
+    provider: ClassVar[str] = "together"
+    key_variable: ClassVar[str] = "TOGETHER_API_KEY"
+    default_base_url: ClassVar[str] = "https://api.together.xyz"
+    default_model: ClassVar[str] = "black-forest-labs/FLUX.1-schnell"
+    sizes: ClassVar[SizeLimits] = SizeLimits(smallest=64, largest=1792, multiple=16, most_steps=12)
+    vendor_image_hosts: ClassVar[tuple[str, ...]] = ("together.xyz", "together.ai")
+
+    def endpoint(self, job: Job) -> str:
+        del job
+        return f"{self.base_url}/v1/images/generations"
+
+    def body(self, job: Job) -> dict[str, Any]:
+        return {
+            "model": job.model,
+            "prompt": job.prompt,
+            "width": job.width,
+            "height": job.height,
+            "steps": job.steps,
+            "seed": job.seed,
+            "n": 1,
+            "response_format": "base64",
+            "output_format": job.format,
+        }
+
+    def read(self, answer: dict[str, Any]) -> ImageSource:
+        return ImageSource.of_list(answer)
+
+    def error_of(self, status: int, headers: Mapping[str, str], body: bytes) -> ApiError:
+        """Together's errors; a moderation error is told from other bad requests by its words."""
+        error = super().error_of(status, headers, body)
+        words = words_of(body).lower()
+        if error.error_class is ErrorClass.BAD_REQUEST and any(w in words for w in _MODERATION_WORDS):
+            error.error_class = ErrorClass.CONTENT_FILTERED
+        return error

@@ -1,0 +1,85 @@
+"""The servers that job stores live in, as blocks that a user saves in the UI."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from prefect.blocks.core import Block
+from pydantic import ConfigDict, Field, HttpUrl, SecretStr, field_validator
+
+from imagemill.stores.address import remember, without_password
+
+
+class StoreServer(Block):
+    """A server that holds the jobs of runs."""
+
+    # A password that was put into the address is not repeated.
+    model_config = ConfigDict(hide_input_in_errors=True)
+
+    schemes: ClassVar[tuple[str, ...]]
+
+    url: str = Field(description="The server's address, without its password.")
+    password: SecretStr | None = Field(default=None, description="The password of the address's user.")
+
+    @field_validator("url")
+    @classmethod
+    def _check_url(cls, url: str) -> str:
+        if url.partition("://")[0] not in cls.schemes:
+            raise ValueError(f"the address must begin with {' or '.join(f'{s}://' for s in cls.schemes)}")
+        if without_password(url) != url:
+            raise ValueError("the password belongs into its own field, not into the address")
+        return url
+
+    def store(self) -> str:
+        """What ``execution.store`` takes; this process has the password from now on."""
+        if self.password is not None:
+            remember(self.url, self.password.get_secret_value())
+        return self.url
+
+
+class PostgresServer(StoreServer):
+    """A Postgres database that holds the jobs of runs.
+
+    Example:
+        ```python
+        from imagemill.blocks import PostgresServer
+
+        server = PostgresServer.load("BLOCK_NAME")
+        generate_catalog(..., execution={"store": "block:imagemill-postgres-store/BLOCK_NAME"})
+        ```
+    """
+
+    _documentation_url = HttpUrl("https://www.postgresql.org/docs/current/libpq-connect.html")
+    _block_type_name = "Job store: Postgres"
+    _block_type_slug = "imagemill-postgres-store"
+    _description = "A Postgres database that holds the jobs of runs, one table for all of them."
+
+    schemes = ("postgresql", "postgres")
+    url: str = Field(
+        description="postgresql://USER@HOST:PORT/DATABASE, without the password; ?sslmode= may follow.",
+        examples=["postgresql://mill@db.example.com/jobs?sslmode=require"],
+    )
+
+
+class RedisServer(StoreServer):
+    """A Redis or Valkey server that holds the jobs of runs; it should persist them.
+
+    Example:
+        ```python
+        from imagemill.blocks import RedisServer
+
+        server = RedisServer.load("BLOCK_NAME")
+        generate_catalog(..., execution={"store": "block:imagemill-redis-store/BLOCK_NAME"})
+        ```
+    """
+
+    _documentation_url = HttpUrl("https://redis.io/docs/latest/develop/clients/")
+    _block_type_name = "Job store: Redis"
+    _block_type_slug = "imagemill-redis-store"
+    _description = "A Redis or Valkey server that holds the jobs of runs, under keys imagemill:{RUN_ID}:*."
+
+    schemes = ("redis", "rediss")
+    url: str = Field(
+        description="redis://USER@HOST:PORT/NUMBER, or rediss:// with TLS, without the password.",
+        examples=["rediss://cache.example.com/0"],
+    )

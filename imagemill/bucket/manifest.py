@@ -1,0 +1,207 @@
+"""The manifest: the catalog as it stands, every row with what became of it."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from dataclasses import replace
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from imagemill.bucket.image_bucket import ConflictError, ImageBucket, copy_name, image_name
+from imagemill.bucket.manifest_diff import RETIRED, Changes, Comparison
+from imagemill.bucket.superseded import Superseded
+from imagemill.catalog.digest_index import DigestIndex, text_digests
+from imagemill.catalog.plan import PLAN_SCHEMA
+from imagemill.errors import StoreUnavailableError
+from imagemill.jobs import Job, JobStatus
+from imagemill.parquet import RowWriter, read_batches
+from imagemill.runs.folder import PARQUET
+from imagemill.runs.session import Session
+
+MANIFEST = "manifest.parquet"
+
+_OWN_COLUMNS = (
+    "id", "prompt", "negative_prompt", "width", "height", "seed", "steps",
+    "key", "status", "uri", "copy_uri", "error_code",
+)  # fmt: skip
+
+_OBJECTS = ("uri", "copy_uri")
+_NO_CAST = (pa.ArrowInvalid, pa.ArrowNotImplementedError)
+
+
+_Ending = tuple[str, str | None, str | None]
+"""Status, error code and the extension of the image."""
+
+
+class Outcomes:
+    """How each job ended, by its number: all that the manifest needs of a million jobs, in 4 MB."""
+
+    def __init__(self) -> None:
+        self._endings: dict[_Ending, int] = {("rejected", None, None): 0}
+        self._of_job = array("i")
+
+    def add(self, jobs: Iterable[Job]) -> None:
+        """The next jobs, in the order of their numbers."""
+        endings = self._endings
+        for job in jobs:
+            status = JobStatus.PENDING if job.status is JobStatus.RUNNING else job.status
+            extension = job.image and job.image.rpartition(".")[2]
+            self._of_job.append(endings.setdefault((status, job.error_code, extension), len(endings)))
+
+    def of(self, jobs: pa.Array | pa.ChunkedArray) -> tuple[list[str], list[str | None], list[str | None]]:
+        """Status, error code and image extension of the jobs of these numbers; null is a rejected row."""
+        numbers = jobs.fill_null(-1).to_numpy()
+        rejected = numbers < 0
+        if rejected.all():
+            chosen = np.zeros(len(numbers), np.intc)
+        else:
+            chosen = np.where(rejected, 0, np.frombuffer(self._of_job, np.intc)[numbers])
+        endings = list(self._endings)
+        statuses, error_codes, extensions = zip(*endings, strict=True)
+        places = chosen.tolist()
+        return (
+            [statuses[place] for place in places],
+            [error_codes[place] for place in places],
+            [extensions[place] for place in places],
+        )
+
+
+def write_manifest(session: Session, outcomes: Outcomes, file: Path) -> None:
+    """The catalog as it stands: a row a catalog row, with what became of it."""
+    schema = pq.read_schema(session.folder.plan)
+    carried = [f for f in schema if f.name not in PLAN_SCHEMA.names]
+    names = {field.name: field.name.removeprefix("carried:") for field in carried}
+    names.update({f: f"catalog_{n}" for f, n in names.items() if n in _OWN_COLUMNS})
+    copies = session.settings.output.copies
+    writer: pq.ParquetWriter | None = None
+    try:
+        for batch in read_batches(session.folder.plan):
+            planned = pa.Table.from_batches([batch])
+            table = _manifest_table(session, planned, outcomes, copies=copies)
+            for field in carried:
+                table = table.append_column(pa.field(names[field.name], field.type), planned[field.name])
+            writer = writer or pq.ParquetWriter(file, table.schema, compression="zstd")
+            writer.write_table(table)
+        if writer is None:
+            empty = schema.empty_table()
+            table = _manifest_table(session, empty, outcomes, copies=copies)
+            writer = pq.ParquetWriter(file, table.schema)
+            writer.write_table(table)
+    finally:
+        if writer is not None:
+            writer.close()
+
+
+def _manifest_table(session: Session, planned: pa.Table, outcomes: Outcomes, *, copies: bool) -> pa.Table:
+    statuses, error_codes, extensions = outcomes.of(planned["job"])
+    uri_of, keys = session.bucket.uri_of, planned["key"].to_pylist()
+    copy_uris: list[str | None] = [None] * len(keys)
+    if copies:
+        ids = planned["id"].to_pylist()
+        copy_uris = [
+            extension and uri_of(copy_name(row_id, extension))
+            for row_id, extension in zip(ids, extensions, strict=True)
+        ]
+    own = {
+        "status": statuses,
+        "uri": [
+            extension and uri_of(image_name(key, extension))
+            for key, extension in zip(keys, extensions, strict=True)
+        ],
+        "copy_uri": copy_uris,
+        "error_code": error_codes,
+    }
+    columns = {
+        name: pa.array(own[name], pa.string()) if name in own else planned[name] for name in _OWN_COLUMNS
+    }
+    return pa.table(columns)
+
+
+def replace_manifest(session: Session, *, retire: bool, prune: bool) -> Changes:
+    """Put the run's manifest in the place of the one before, in one piece; how they differ.
+
+    Raises:
+        StoreUnavailableError: another run keeps replacing it.
+    """
+    bucket, file = session.bucket, session.folder.path / MANIFEST
+    before, joined = file.with_suffix(".before.parquet"), file.with_suffix(".joined.parquet")
+    now = Comparison(file)
+    for _ in range(5):
+        etag = bucket.download(MANIFEST, before)
+        if etag is None:
+            pq.write_table(pq.read_schema(file).empty_table(), before)
+        pruned = frozenset[str]()
+        try:
+            if retire:
+                changes = _join(now, before, file, joined, prune=prune)
+                superseded = Superseded(bucket, session.folder.path)
+                unused = _unused(bucket, superseded.names, before, joined)
+                superseded.remember(unused)
+                pruned = unused if prune else pruned
+            else:
+                changes = now.changes(before)
+            bucket.replace(joined if retire else file, MANIFEST, PARQUET, etag)
+        except ConflictError:
+            continue
+        finally:
+            before.unlink()
+        if retire:
+            joined.replace(file)
+        if pruned:
+            bucket.delete(sorted(pruned))
+            with suppress(ConflictError):  # names that are remembered too long harm nobody
+                superseded.remember(frozenset())
+        return replace(changes, pruned=sum(name.startswith("images/") for name in pruned))
+    raise StoreUnavailableError("Other runs keep replacing the manifest of this output.")
+
+
+def _join(now: Comparison, before: Path, manifest: Path, joined: Path, *, prune: bool) -> Changes:
+    """Write a manifest's rows into another file, and after them the retired rows of the one before."""
+    schema = pq.read_schema(manifest)
+    with RowWriter(joined, schema) as writer:
+        for batch in read_batches(manifest):
+            writer.write(pa.Table.from_batches([batch]))
+        return now.changes(before, lambda lost: writer.write(_retired_rows(lost, schema, pruned=prune)))
+
+
+def _retired_rows(rows: pa.RecordBatch, schema: pa.Schema, *, pruned: bool) -> pa.Table:
+    """Rows of an earlier manifest as this one keeps them; columns it does not have are dropped."""
+    columns = []
+    for field in schema:
+        if field.name == "status":
+            columns.append(pa.array([RETIRED] * rows.num_rows, field.type))
+        elif field.name not in rows.schema.names or (pruned and field.name in {"uri", "copy_uri"}):
+            columns.append(pa.nulls(rows.num_rows, field.type))
+        else:
+            try:
+                columns.append(rows[field.name].cast(field.type))
+            except _NO_CAST:  # a carried column that has become another type
+                columns.append(pa.nulls(rows.num_rows, field.type))
+    return pa.Table.from_arrays(columns, schema=schema)
+
+
+def _unused(bucket: ImageBucket, superseded: frozenset[str], before: Path, manifest: Path) -> frozenset[str]:
+    """The objects that were superseded or that the manifest before has, and that no row uses any more."""
+    used = DigestIndex()
+    for names in _objects(bucket, manifest):
+        used.number(text_digests(names))
+    unused = set[str]()
+    for names in chain([sorted(superseded)], _objects(bucket, before)):
+        places = used.find(text_digests(names))
+        unused.update(name for name, place in zip(names, places, strict=True) if place < 0)
+    return frozenset(unused)
+
+
+def _objects(bucket: ImageBucket, manifest: Path) -> Iterator[list[str]]:
+    """The objects that the rows of a manifest have, by their names below the output prefix, in batches."""
+    root = bucket.uri_of("")
+    columns = [name for name in _OBJECTS if name in pq.read_schema(manifest).names]
+    for batch in read_batches(manifest, columns):
+        for uris in batch.columns:
+            yield [uri.removeprefix(root) for uri in uris.to_pylist() if uri and uri.startswith(root)]

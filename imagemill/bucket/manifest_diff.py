@@ -1,0 +1,78 @@
+"""What a manifest changes against the one before: rows added, changed, unchanged, gone from the catalog."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from imagemill.catalog.digest_index import DIGEST_BYTES, DigestIndex, text_digests
+from imagemill.parquet import read_batches
+
+RETIRED = "retired"
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """A manifest against the one before, in rows; ``pruned`` counts images."""
+
+    added: int
+    changed: int
+    unchanged: int
+    retired: int
+    pruned: int = 0
+
+
+class Comparison:
+    """A manifest's ids, for another manifest to be held against; read in batches, 40 bytes stay of a row.
+
+    Args:
+        manifest: the file; read again with each comparison.
+    """
+
+    def __init__(self, manifest: Path) -> None:
+        self._manifest = manifest
+        self._ids = DigestIndex()
+        ids = (batch["id"].to_pylist() for batch in read_batches(manifest, ["id"]))
+        numbers = [self._ids.number(text_digests(some)) for some in ids]
+        self._rows = np.concatenate([np.empty(0, np.int32), *numbers])
+        """The number of each row's id."""
+
+    def changes(self, before: Path, lost: Callable[[pa.RecordBatch], None] | None = None) -> Changes:
+        """Against the manifest before. ``lost`` takes its rows whose ids this one does not have, in batches.
+
+        Of rows with one id the last one counts, and retired ones do not.
+        """
+        known = np.zeros(len(self._ids), bool)
+        keys = np.zeros(len(self._ids), np.int64)
+        gone = DigestIndex()
+        for batch in read_batches(before, None if lost else ["id", "key", "status"]):
+            digests = text_digests(batch["id"].to_pylist())
+            numbers = self._ids.places(digests)
+            active = pc.fill_null(pc.not_equal(batch["status"], RETIRED), fill_value=False)
+            active = active.to_numpy(zero_copy_only=False)
+            here = active & (numbers >= 0)
+            known[numbers[here]] = True
+            keys[numbers[here]] = _hashes(batch)[here]
+            missing = np.frombuffer(digests, f"V{DIGEST_BYTES}")[active & (numbers < 0)]
+            gone.number(missing.tobytes())
+            if lost is not None:
+                lost(batch.filter(pa.array(numbers < 0)))
+        added = unchanged = planned = start = 0
+        for batch in read_batches(self._manifest, ["key"]):
+            numbers = self._rows[start : start + batch.num_rows]
+            start += batch.num_rows
+            valid = batch["key"].is_valid().to_numpy(zero_copy_only=False)  # the others were rejected
+            planned += int(valid.sum())
+            added += int((valid & ~known[numbers]).sum())
+            unchanged += int((valid & known[numbers] & (keys[numbers] == _hashes(batch))).sum())
+        return Changes(added, planned - added - unchanged, unchanged, len(gone))
+
+
+def _hashes(batch: pa.RecordBatch) -> np.ndarray:
+    """Python's own 64-bit hash of each key: enough to tell two keys of one id apart."""
+    return np.fromiter(map(hash, batch["key"].to_pylist()), np.int64, batch.num_rows)

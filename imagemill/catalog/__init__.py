@@ -1,0 +1,1 @@
+"""From Parquet rows to planned jobs: read, check, key, deduplicate, estimate."""

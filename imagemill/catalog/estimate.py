@@ -1,0 +1,72 @@
+"""Estimates a run before it: rows, rejected, unique, cost and time, without one request to the API."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from imagemill.catalog.plan import Planner
+from imagemill.runs.session import catalog_of, image_api
+from imagemill.settings import (
+    ApiSettings,
+    CatalogSettings,
+    LimitSettings,
+    OutputSettings,
+    PictureSettings,
+)
+
+USUAL_CONCURRENCY = 25
+"""What most accounts settle at is 20 to 50; an estimate for ``auto`` takes this."""
+
+
+class Estimate(BaseModel):
+    """What a run would do. Costs in USD, time in seconds."""
+
+    model_config = ConfigDict(frozen=True)
+
+    rows: int
+    rejected: int
+    unique: int
+    duplicates: int
+    cost_usd: float = Field(description="One image a job, no retries that pay again.")
+    saved_usd: float = Field(description="What the duplicates would have cost.")
+    seconds: float
+    assuming: str = Field(description="What the time rests on.")
+    reasons: dict[str, int] = Field(description="Rejected rows by reason.")
+
+
+def estimate(
+    catalog: CatalogSettings,
+    api: ApiSettings,
+    picture: PictureSettings,
+    limits: LimitSettings,
+    output: OutputSettings | None = None,
+) -> Estimate:
+    """Plan a run without keeping the plan. ``output`` says how an s3:// catalog is reached.
+
+    Raises:
+        InputError: the catalog cannot be used.
+    """
+    vendor = image_api(api, needs_key=False)
+    planner = Planner(vendor, picture)
+    reasons: dict[str, int] = {}
+    for _, rejected, _ in planner.plan(catalog_of(catalog, output)):
+        for reason in rejected["reason"].to_pylist():
+            reasons[reason] = reasons.get(reason, 0) + 1
+    counts = planner.counts
+    concurrency = USUAL_CONCURRENCY if limits.concurrency == "auto" else limits.concurrency
+    per_second = concurrency / vendor.typical_latency_s
+    assuming = f"{concurrency} at once, {vendor.typical_latency_s:g} s an image"
+    if limits.max_images_per_minute and limits.max_images_per_minute < 60 * per_second:
+        per_second = limits.max_images_per_minute / 60
+        assuming = f"{limits.max_images_per_minute:g} images a minute"
+    return Estimate(
+        rows=counts.rows,
+        rejected=counts.rejected,
+        unique=counts.unique,
+        duplicates=counts.duplicates,
+        cost_usd=round(counts.cost_usd, 12),
+        saved_usd=round(counts.duplicates_usd, 12),
+        seconds=round(counts.unique / per_second, 1),
+        assuming=assuming,
+        reasons=dict(sorted(reasons.items(), key=lambda item: -item[1])),
+    )

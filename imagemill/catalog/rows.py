@@ -1,0 +1,169 @@
+"""Checks a catalog's rows, a column at a time: what each asks for, or why it never becomes a job."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from imagemill.blocks.apis import ImageApi
+from imagemill.catalog.keys import normalized, prompt_seed
+from imagemill.settings import PictureSettings
+
+MAX_PROMPT_LENGTH = 20_000
+MAX_ID_LENGTH = 2_000
+
+_EXACT = 2.0**53
+"""Below this a float that is whole is the number that was meant."""
+
+
+class CatalogRows(NamedTuple):
+    """Rows that can become jobs, by column; ``places`` are theirs in the batch that was read."""
+
+    places: Sequence[int]
+    ids: Sequence[str]
+    prompts: Sequence[str]
+    negative_prompts: Sequence[str | None]
+    widths: Sequence[int]
+    heights: Sequence[int]
+    seeds: Sequence[int]
+    steps: Sequence[int]
+
+    def only(self, kept: Sequence[int]) -> CatalogRows:
+        """Some of the rows, by their index here."""
+        if len(kept) == len(self.places):
+            return self
+        return CatalogRows._make([column[index] for index in kept] for column in self)
+
+
+class Judged(NamedTuple):
+    """A batch of rows: the names of all, those that can become jobs, and by place why others cannot."""
+
+    names: list[str]
+    rows: CatalogRows
+    reasons: dict[int, str]
+
+
+class Judge:
+    """Says of each row what it asks for; ``picture`` is what a row says nothing about."""
+
+    def __init__(self, api: ImageApi, picture: PictureSettings) -> None:
+        self._api = api
+        self._picture = picture
+        policy = picture.seed_policy
+        self._fixed_seed = int(policy.partition(":")[2]) if policy.startswith("fixed:") else None
+        self._random = random.SystemRandom() if policy == "random" else None
+
+    def judge(self, batch: pa.Table, first_row: int) -> Judged:
+        """Judge rows that have imagemill's own names of columns; one without an id is named by its number."""
+        count = batch.num_rows
+        given = set(batch.column_names)
+        reasons: dict[int, str] = {}  # by columns in this order: a row's first fault counts
+        if "id" in given:
+            names = _names(batch["id"].to_pylist(), first_row, reasons)
+        else:
+            names = [str(row) for row in range(first_row, first_row + count)]
+        prompts = _prompts(batch["prompt"].to_pylist(), reasons)
+        negatives: list[str | None] = [None] * count
+        if "negative_prompt" in given:
+            texts = batch["negative_prompt"].to_pylist()
+            negatives = [(normalized(text) or None) if isinstance(text, str) else None for text in texts]
+        widths, heights, steps = (
+            _wholes(name, batch[name], default, reasons) if name in given else [default] * count
+            for name, default in (
+                ("width", self._picture.width),
+                ("height", self._picture.height),
+                ("steps", self._picture.steps),
+            )
+        )
+        self._refuse_sizes(list(zip(widths, heights, steps, strict=True)), reasons)
+        seeds: list[Any] = [None] * count  # None: not in the catalog
+        if "seed" in given:
+            seeds = _wholes("seed", batch["seed"], None, reasons)
+            self._refuse_seeds(seeds, reasons)
+        rows = CatalogRows(range(count), names, prompts, negatives, widths, heights, seeds, steps)
+        if reasons:
+            rows = rows.only([place for place in range(count) if place not in reasons])
+        return Judged(names, rows._replace(seeds=self._seeds(rows)), reasons)
+
+    def _refuse_sizes(self, sizes: list[tuple[int, int, int]], reasons: dict[int, str]) -> None:
+        refusals = {size: self._api.refusal(*size) for size in set(sizes)}
+        if any(refusals.values()):
+            for place, size in enumerate(sizes):
+                if reason := refusals[size]:
+                    reasons.setdefault(place, reason)
+
+    def _refuse_seeds(self, seeds: list[Any], reasons: dict[int, str]) -> None:
+        largest = self._api.largest_seed
+        for place, seed in enumerate(seeds):
+            if seed is not None and not 0 <= seed <= largest:
+                reasons.setdefault(place, f"seed {seed} is not between 0 and {largest}")
+
+    def _seeds(self, rows: CatalogRows) -> list[int]:
+        """The seeds of rows, those that the catalog says nothing of included."""
+        if self._fixed_seed is not None:
+            return [self._fixed_seed if seed is None else seed for seed in rows.seeds]
+        if self._random is not None:
+            draw = self._random.getrandbits
+            return [draw(31) if seed is None else seed for seed in rows.seeds]
+        pairs = zip(rows.seeds, rows.prompts, strict=True)
+        return [prompt_seed(prompt) if seed is None else seed for seed, prompt in pairs]
+
+
+def _names(values: list[Any], first_row: int, reasons: dict[int, str]) -> list[str]:
+    names = []
+    for place, value in enumerate(values):
+        if type(value) is str:
+            name = value
+        elif isinstance(value, float) and value.is_integer():
+            name = str(int(value))  # pandas turns whole numbers into floats where one is missing
+        else:
+            name = "" if value is None or value != value else str(value)
+        if not name or name.isspace():
+            reasons.setdefault(place, "blank id")
+            name = str(first_row + place)
+        elif len(name) > MAX_ID_LENGTH:
+            reasons.setdefault(place, f"id of {len(name):,} characters; at most {MAX_ID_LENGTH:,}")
+            name = str(first_row + place)
+        names.append(name)
+    return names
+
+
+def _prompts(values: list[str | None], reasons: dict[int, str]) -> list[str]:
+    prompts = [normalized(value) if value else "" for value in values]
+    if not all(prompts) or max(map(len, prompts), default=0) > MAX_PROMPT_LENGTH:
+        for place, prompt in enumerate(prompts):
+            if not prompt:
+                reasons.setdefault(place, "blank prompt")
+            elif len(prompt) > MAX_PROMPT_LENGTH:
+                reason = f"prompt of {len(prompt):,} characters; at most {MAX_PROMPT_LENGTH:,}"
+                reasons.setdefault(place, reason)
+    return prompts
+
+
+def _wholes(name: str, column: pa.ChunkedArray, default: Any, reasons: dict[int, str]) -> list[Any]:  # noqa: ANN401
+    """A column's whole numbers, ``default`` where there is none; also where it is no whole number."""
+    if pa.types.is_integer(column.type):
+        values = column.to_pylist()
+        return [default if value is None else value for value in values] if column.null_count else values
+    if column.type in {pa.float32(), pa.float64()}:
+        numbers = column.to_numpy()  # null is NaN
+        absent = np.isnan(numbers)
+        if (absent | ((np.abs(numbers) < _EXACT) & (numbers == np.floor(numbers)))).all():
+            wholes = np.where(absent, 0, numbers).astype(np.int64).tolist()
+            return [default if none else whole for none, whole in zip(absent.tolist(), wholes, strict=True)]
+    return [_whole(name, place, value, default, reasons) for place, value in enumerate(column.to_pylist())]
+
+
+def _whole(name: str, place: int, value: Any, default: Any, reasons: dict[int, str]) -> Any:  # noqa: ANN401
+    if value is None or value != value:  # null, or the NaN that stands for it
+        return default
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    reasons.setdefault(place, f"{name} {str(value)[:40]!r} is not a whole number")
+    return default

@@ -1,0 +1,1 @@
+"""The ``imagemill`` command: its options, what a terminal shows, and the demo."""

@@ -1,0 +1,255 @@
+"""The command ``imagemill``."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+DONE, FAILURES, UNUSABLE, STOPPED = 0, 1, 2, 3
+"""Exit codes: every job done; finished with failed jobs; unusable input; stopped early, resumable."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; its exit code."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if given[:1] == ["emulator"]:
+        # The emulator is a program of its own, which nothing here imports: this process becomes it.
+        os.execv(sys.executable, [sys.executable, "-m", "imagemill.emulator", *given[1:]])  # noqa: S606
+    _prepare_prefect()
+    from imagemill.cli.options import Parser
+
+    parser = _parser(Parser)
+    chosen = parser.parse_args(given)
+    from imagemill.cli.terminal import complain
+    from imagemill.errors import InputError, StoreUnavailableError
+
+    run: Callable[[argparse.Namespace], int] = chosen.run
+    try:
+        return run(chosen)
+    except InputError as error:
+        complain(str(error))
+        return UNUSABLE
+    except StoreUnavailableError as error:
+        complain(f"{error} Start the same command again: what is finished is kept.")
+        return STOPPED
+    except KeyboardInterrupt:
+        complain("Interrupted before anything was asked of the API.")
+        return STOPPED
+
+
+def _prepare_prefect() -> None:
+    """Keep Prefect to itself: its own console lines would break the progress bar and --json."""
+    quiet = {
+        "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
+        "PREFECT_SERVER_LOGGING_LEVEL": "CRITICAL",
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
+        "DO_NOT_TRACK": "1",
+    }
+    for name, value in quiet.items():
+        os.environ.setdefault(name, value)
+
+
+def _parser(kind: type[argparse.ArgumentParser]) -> argparse.ArgumentParser:
+    from imagemill.cli.options import BUCKET_OPTIONS, CALIBRATE_GROUPS, RESUME_OPTIONS, add_options
+
+    parser = kind(
+        prog="imagemill",
+        description="Turn a Parquet catalog of prompts into images on S3.",
+        epilog="Exit codes: 0 every image is done; 1 finished, some failed; 2 unusable input;"
+        " 3 stopped early and resumable.",
+    )
+    parser.add_argument("--version", action="version", version=f"imagemill {version('imagemill')}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    run = commands.add_parser("run", help="generate the images of a catalog", allow_abbrev=False)
+    run.add_argument("catalog", metavar="CATALOG", help="a Parquet file, folder or glob; local or s3://")
+    add_options(run)
+    run.add_argument("--dry-run", action="store_true", help="only say what the run would do and cost")
+    run.set_defaults(run=_run)
+
+    estimate = commands.add_parser("estimate", help="say what a run would do and cost", allow_abbrev=False)
+    estimate.add_argument("catalog", metavar="CATALOG", help="as for run")
+    add_options(estimate)
+    estimate.set_defaults(run=_estimate)
+
+    resume = commands.add_parser("resume", help="go on with a run that stopped", allow_abbrev=False)
+    resume.add_argument("run_id", metavar="RUN_ID", help="the run, as it was named when it stopped")
+    add_options(resume, RESUME_OPTIONS)
+    resume.set_defaults(run=_resume)
+
+    retry = commands.add_parser("retry-failed", help="try a run's failed jobs again", allow_abbrev=False)
+    retry.add_argument("run_id", metavar="RUN_ID", help="the run")
+    retry.add_argument(
+        "--permanent", action="store_true", help="also those that would fail again with the same input"
+    )
+    add_options(retry, RESUME_OPTIONS)
+    retry.set_defaults(run=_retry_failed)
+
+    calibrate = commands.add_parser(
+        "calibrate",
+        help="measure an account's limit with real, paid images",
+        description="Measure how many requests at once and images a minute an account takes. It makes real"
+        " images, which the vendor bills, within a budget; the next runs with --concurrency auto start"
+        " from the answer.",
+        allow_abbrev=False,
+    )
+    add_options(calibrate, groups=CALIBRATE_GROUPS)
+    calibrate.add_argument("--plot", type=Path, metavar="FILE", help="write a plot, as one HTML file")
+    calibrate.set_defaults(run=_calibrate)
+
+    demo = commands.add_parser("demo", help="see it all work on this machine, at no cost")
+    demo.add_argument(
+        "--folder",
+        type=Path,
+        default=Path("imagemill-demo"),
+        help="where pictures and report are left (default: %(default)s)",
+    )
+    demo.add_argument("--images", type=int, default=150, help="rows of the catalog (default: %(default)s)")
+    demo.set_defaults(run=_demo)
+
+    dashboard = commands.add_parser(
+        "dashboard", help="draw the four metrics of all runs over weeks", allow_abbrev=False
+    )
+    add_options(dashboard, (*BUCKET_OPTIONS, "--regression-share"), ("output", "regressions"))
+    dashboard.set_defaults(run=_dashboard)
+
+    runs = commands.add_parser("runs", help="list runs, and say why jobs failed", allow_abbrev=False)
+    runs.add_argument("run_id", metavar="RUN_ID", nargs="?", help="one run; all by default")
+    runs.add_argument("--failed", action="store_true", help="why each failed job did, attempt by attempt")
+    runs.add_argument("--id", metavar="ID", help="what became of the catalog row with this id")
+    add_options(runs, BUCKET_OPTIONS)
+    runs.set_defaults(run=_runs)
+
+    for command in (run, resume, retry):
+        command.add_argument(
+            "--log-format",
+            choices=("text", "json"),
+            help="write a line a job to stderr, instead of the progress",
+        )
+    for command in (run, estimate, resume, retry, calibrate, demo, dashboard, runs):
+        command.add_argument("--json", action="store_true", help="print one JSON object on stdout")
+    commands.add_parser("emulator", help="vendors' image APIs on this machine; see emulator --help")
+    return parser
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    if arguments.dry_run:
+        return _estimate(arguments)
+    from imagemill.cli.options import settings_of
+    from imagemill.cli.running import check, run_and_show
+    from imagemill.errors import InputError
+    from imagemill.flows.generate_catalog import generate_catalog
+
+    if getattr(arguments, "output.uri") is None:
+        raise InputError("Say where the images go: --output s3://BUCKET/PREFIX.")
+    settings = {
+        "catalog": settings_of(arguments, "catalog", path=arguments.catalog),
+        **{
+            group: settings_of(arguments, group)
+            for group in ("output", "api", "picture", "limits", "execution")
+        },
+    }
+    check(settings)
+    return run_and_show(
+        lambda: generate_catalog(**settings), as_json=arguments.json, log_format=arguments.log_format
+    )
+
+
+def _estimate(arguments: argparse.Namespace) -> int:
+    from imagemill.catalog.estimate import estimate
+    from imagemill.cli.options import settings_of
+    from imagemill.cli.terminal import show_estimate
+
+    has_output = getattr(arguments, "output.uri") is not None
+    found = estimate(
+        settings_of(arguments, "catalog", path=arguments.catalog),
+        settings_of(arguments, "api"),
+        settings_of(arguments, "picture"),
+        settings_of(arguments, "limits"),
+        settings_of(arguments, "output") if has_output else None,
+    )
+    if arguments.json:
+        print(found.model_dump_json())
+    else:
+        show_estimate(found)
+    return DONE
+
+
+def _resume(arguments: argparse.Namespace) -> int:
+    from imagemill.cli.running import check, run_and_show
+    from imagemill.flows.generate_catalog import generate_catalog
+
+    settings = _recorded(arguments)
+    check(settings)
+    return run_and_show(
+        lambda: generate_catalog(**settings), as_json=arguments.json, log_format=arguments.log_format
+    )
+
+
+def _retry_failed(arguments: argparse.Namespace) -> int:
+    from imagemill.cli.running import check, run_and_show
+    from imagemill.flows.retry_failed import retry_failed
+
+    settings = _recorded(arguments)
+    check(settings)
+    return run_and_show(
+        lambda: retry_failed(arguments.run_id, arguments.permanent, None, settings["limits"]),
+        as_json=arguments.json,
+        log_format=arguments.log_format,
+    )
+
+
+def _recorded(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What a run began with, and what the command line tells it anew."""
+    from imagemill.cli.options import settings_of
+    from imagemill.cli.running import resumed_arguments
+
+    settings = resumed_arguments(arguments.run_id)
+    for group in ("limits", "execution"):
+        settings[group] = settings_of(arguments, group, **settings[group].model_dump())
+    return settings
+
+
+def _runs(arguments: argparse.Namespace) -> int:
+    from imagemill.cli.listing import show_runs
+
+    return show_runs(arguments)
+
+
+def _dashboard(arguments: argparse.Namespace) -> int:
+    from imagemill.cli.options import settings_of
+    from imagemill.cli.running import draw_and_show
+    from imagemill.errors import InputError
+
+    if getattr(arguments, "output.uri") is None:
+        raise InputError("Say where the runs' images went: --output s3://BUCKET/PREFIX.")
+    output, regressions = settings_of(arguments, "output"), settings_of(arguments, "regressions")
+    return draw_and_show(output, regressions, as_json=arguments.json)
+
+
+def _calibrate(arguments: argparse.Namespace) -> int:
+    from imagemill.cli.options import settings_of
+    from imagemill.cli.terminal import show_calibration
+    from imagemill.flows.calibrate import calibrate
+    from imagemill.runs.session import image_api
+
+    api, budget = settings_of(arguments, "api"), settings_of(arguments, "budget")
+    image_api(api)
+    found = calibrate(api, budget, arguments.plot)
+    if arguments.json:
+        print(found.model_dump_json())
+    else:
+        show_calibration(found)
+    return DONE
+
+
+def _demo(arguments: argparse.Namespace) -> int:
+    from imagemill.cli.demo import demo
+
+    return demo(arguments.folder, images=arguments.images, as_json=arguments.json)

@@ -1,0 +1,181 @@
+"""The demo: the main job on this machine, against an emulated API and a real S3 server, at no cost."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+import urllib.request
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from imagemill.cli.command import DONE, FAILURES, STOPPED
+from imagemill.cli.running import run
+from imagemill.cli.s3_server import S3Server, s3_server
+from imagemill.cli.terminal import complain, say, show_summary, stderr, usd
+from imagemill.errors import InputError
+from imagemill.flows.generate_catalog import generate_catalog
+from imagemill.runs.summary import RunStoppedError, RunSummary
+from imagemill.settings import (
+    ApiSettings,
+    CatalogSettings,
+    ExecutionSettings,
+    OutputSettings,
+    PictureSettings,
+)
+
+_BUCKET = "demo"
+_SUBJECTS = (
+    "a lighthouse", "a red fox", "an old bicycle", "a bowl of ramen", "a hot-air balloon", "a tea house",
+    "a glass greenhouse", "a sailing boat", "a stack of books", "a mountain hut", "an owl", "a tram",
+)  # fmt: skip
+_PLACES = (
+    "in the fog", "at dawn", "under falling snow", "by the sea", "in a quiet street", "on a hill",
+    "in tall grass", "at night, lit by lanterns",
+)  # fmt: skip
+_STYLES = ("watercolour", "product photo", "woodcut", "film still", "paper collage")
+
+
+def demo(folder: Path, *, images: int, as_json: bool) -> int:
+    """Run the demo; leave catalog, pictures, records and report in ``folder``; the exit code."""
+    if not 10 <= images <= 10_000:
+        raise InputError(f"--images {images} is not between 10 and 10,000.")
+    folder = folder.resolve()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        sample_catalog(folder / "catalog.parquet", images)
+    except OSError as error:
+        raise InputError(f"The folder {folder} cannot be written ({error.strerror}).") from error
+    stderr.print("Starting an emulated image API, a local S3 server and Prefect …")
+    with (
+        tempfile.TemporaryDirectory(prefix="imagemill-demo-") as work,
+        s3_server(Path(work)) as s3,
+        _emulator(Path(work)) as base_url,
+    ):
+        s3.client().create_bucket(Bucket=_BUCKET)
+        with _environment({**s3.environment, "FAL_KEY": "demo-key", "IMAGEMILL_HOME": work}):
+            outcome = run(
+                lambda: generate_catalog(
+                    catalog=CatalogSettings(path=str(folder / "catalog.parquet")),
+                    api=ApiSettings(provider="fal", base_url=base_url),
+                    output=OutputSettings(uri=f"s3://{_BUCKET}/demo", s3_endpoint_url=s3.endpoint_url),
+                    picture=PictureSettings(width=512, height=512, format="jpeg"),
+                    execution=ExecutionSettings(shard_size=50),
+                )
+            )
+            summary = outcome.summary if isinstance(outcome, RunStoppedError) else outcome
+            bill = _bill(base_url)
+            _keep(s3, folder, summary)
+    if as_json:
+        print(summary.model_dump_json())
+    else:
+        show_summary(summary, places=False)
+        say(f"\nThe emulated API's own bill: {bill['images']:,} images, {usd(float(bill['usd']))}.")
+        say("All of the run is still there to look at:")
+        say(f"  report    {folder / 'report.html'}")
+        say(f"  pictures  {folder / 'images'}")
+        say(f"  manifest  {folder / 'manifest.parquet'}")
+        say(f"  records   {folder / 'records'}")
+    if isinstance(outcome, RunStoppedError):
+        complain(str(summary.stopped))
+        return STOPPED
+    return FAILURES if summary.failed else DONE
+
+
+def sample_catalog(path: Path, rows: int) -> None:
+    """Write a catalog of ``rows`` rows: one in eight a duplicate, a few that cannot be used."""
+    rng = random.Random(7)
+    prompts = [", ".join(p) for p in itertools.product(_SUBJECTS, _PLACES, _STYLES)]
+    rng.shuffle(prompts)
+    chosen = [f"{prompts[n % len(prompts)]}" for n in range(rows)]
+    for n in range(7, rows, 8):
+        chosen[n] = chosen[n - rng.randrange(1, 7)]
+    widths: list[int | None] = [None] * rows
+    chosen[3], widths[5], chosen[rows - 1] = "   ", 20_000, ""
+    table = pa.table(
+        {
+            "id": [f"sku-{n:05}" for n in range(rows)],
+            "prompt": chosen,
+            "width": pa.array(widths, pa.int32()),
+            "collection": [("spring", "summer", "autumn")[n % 3] for n in range(rows)],
+        }
+    )
+    pq.write_table(table, path)
+
+
+@contextmanager
+def _emulator(folder: Path) -> Iterator[str]:
+    """An emulated account with a hidden limit of 24 at once and a few faults; its base URL."""
+    command = [sys.executable, "-m", "imagemill.emulator", "--port", "0", "--max-concurrent", "24"]
+    command += ["--latency", "0.5", "--fault", "500=0.01", "--fault", "truncated=0.005"]
+    with (folder / "emulator.log").open("wb") as log:
+        process = subprocess.Popen(  # noqa: S603 - this Python, this package
+            command, stdout=subprocess.PIPE, stderr=log, text=True, start_new_session=True
+        )
+    try:
+        line = process.stdout.readline() if process.stdout else ""
+        found = [word.strip(".,;") for word in line.split() if word.startswith("http://")]
+        if not found:
+            raise InputError("The emulated image API did not start.")
+        yield found[0]
+    finally:
+        process.terminate()
+        process.wait(10)
+        if process.stdout is not None:
+            process.stdout.close()
+
+
+@contextmanager
+def _environment(values: dict[str, str]) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def _bill(base_url: str) -> dict[str, float]:
+    with urllib.request.urlopen(f"{base_url}/__bill") as answer:  # noqa: S310 - our own emulator
+        bill: dict[str, float] = json.load(answer)
+        return bill
+
+
+def _keep(s3: S3Server, folder: Path, summary: RunSummary) -> None:
+    """Bring the bucket's objects into the folder: the S3 server ends with the demo."""
+    client = s3.client()
+    run_prefix = f"demo/runs/{summary.run_id}/"
+
+    def place(key: str) -> Path | None:
+        if key == f"{run_prefix}report.html":
+            return folder / "report.html"
+        if key.startswith(run_prefix):
+            return folder / "records" / key.removeprefix(run_prefix)
+        if key.startswith("demo/images/"):
+            return folder / "images" / Path(key).name
+        return folder / Path(key).name if key == "demo/manifest.parquet" else None
+
+    for old in ("images", "records"):
+        shutil.rmtree(folder / old, ignore_errors=True)
+    pages = client.get_paginator("list_objects_v2").paginate(Bucket=_BUCKET)
+    wanted = {item["Key"]: place(item["Key"]) for page in pages for item in page.get("Contents", [])}
+    targets = {key: path for key, path in wanted.items() if path is not None}
+    for path in targets.values():
+        path.parent.mkdir(parents=True, exist_ok=True)
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(lambda item: client.download_file(_BUCKET, item[0], str(item[1])), targets.items()))
+    client.close()

@@ -1,0 +1,163 @@
+"""The command's options. What each means is said once, where its setting is declared."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from pydantic import BaseModel, ValidationError
+
+from imagemill.errors import InputError
+from imagemill.settings import (
+    ApiSettings,
+    Budget,
+    CatalogSettings,
+    ExecutionSettings,
+    LimitSettings,
+    OutputSettings,
+    PictureSettings,
+    RegressionSettings,
+    input_error,
+)
+
+GROUPS: dict[str, type[BaseModel]] = {
+    "catalog": CatalogSettings,
+    "api": ApiSettings,
+    "output": OutputSettings,
+    "picture": PictureSettings,
+    "limits": LimitSettings,
+    "execution": ExecutionSettings,
+    "regressions": RegressionSettings,
+    "budget": Budget,
+}
+
+OPTIONS: tuple[tuple[str, str, str, str], ...] = (
+    # option, metavar, group of settings, field
+    ("--provider", "NAME", "api", "provider"),
+    ("--base-url", "URL", "api", "base_url"),
+    ("--model", "NAME", "api", "model"),
+    ("--api-block", "NAME", "api", "block"),
+    ("--request-timeout", "S", "api", "request_timeout_s"),
+    ("--output", "s3://BUCKET/PREFIX", "output", "uri"),
+    ("--s3-endpoint-url", "URL", "output", "s3_endpoint_url"),
+    ("--s3-bucket-block", "NAME", "output", "s3_bucket_block"),
+    ("--copies", "", "output", "copies"),
+    ("--store", "STORE", "execution", "store"),
+    ("--run-id", "ID", "execution", "run_id"),
+    ("--shard-size", "N", "execution", "shard_size"),
+    ("--workers", "N", "execution", "workers"),
+    ("--task-runner", "threads|dask", "execution", "task_runner"),
+    ("--scheduler", "ADDRESS", "execution", "scheduler"),
+    ("--column", "NAME=COLUMN", "catalog", "columns"),
+    ("--limit", "ROWS", "catalog", "limit"),
+    ("--width", "N", "picture", "width"),
+    ("--height", "N", "picture", "height"),
+    ("--steps", "N", "picture", "steps"),
+    ("--seed-policy", "POLICY", "picture", "seed_policy"),
+    ("--format", "FORMAT", "picture", "format"),
+    ("--concurrency", "auto|N", "limits", "concurrency"),
+    ("--max-images-per-minute", "N", "limits", "max_images_per_minute"),
+    ("--max-cost", "USD", "limits", "max_cost_usd"),
+    ("--outage-share", "SHARE", "limits", "outage_share"),
+    ("--outage-timeout", "S", "limits", "outage_timeout_s"),
+    ("--regression-share", "SHARE", "regressions", "share"),
+    ("--images", "N", "budget", "images"),
+    ("--seconds", "S", "budget", "seconds"),
+    ("--width", "N", "budget", "width"),
+    ("--height", "N", "budget", "height"),
+)
+
+RUN_GROUPS = ("catalog", "api", "output", "picture", "limits", "execution")
+"""The groups of settings that a run is told."""
+
+CALIBRATE_GROUPS = ("api", "budget")
+"""The groups of settings that a calibration is told."""
+
+BUCKET_OPTIONS = ("--output", "--s3-endpoint-url", "--s3-bucket-block")
+"""What says where a bucket is."""
+
+RESUME_OPTIONS = (
+    "--concurrency",
+    "--max-images-per-minute",
+    "--max-cost",
+    "--outage-share",
+    "--outage-timeout",
+    "--store",
+    "--task-runner",
+    "--scheduler",
+)
+"""What a resume may be told anew."""
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser that says what is wrong in one sentence."""
+
+    def error(self, message: str) -> NoReturn:
+        """End with exit code 2."""
+        print(f"imagemill: {message}. See {self.prog} --help.", file=sys.stderr)
+        sys.exit(2)
+
+
+def add_options(
+    parser: argparse.ArgumentParser,
+    only: Sequence[str] | None = None,
+    groups: Sequence[str] = RUN_GROUPS,
+) -> None:
+    """Give a parser the options of a run, or some of them, or those of other groups of settings."""
+    for option, metavar, group, name in OPTIONS:
+        if group not in groups or (only is not None and option not in only):
+            continue
+        field = GROUPS[group].model_fields[name]
+        help_text = (field.description or "").replace("%", "%%")
+        kind: dict[str, Any] = {"metavar": metavar}
+        if not metavar:
+            kind = {"action": "store_true", "default": None}
+        elif option == "--column":
+            kind |= {"action": "append"}
+            help_text = f"{help_text} Repeatable, as in --column prompt=text."
+        elif field.default is not None and not field.is_required():
+            help_text = f"{help_text} Default: {field.default}."
+        parser.add_argument(option, dest=f"{group}.{name}", help=help_text, **kind)
+
+
+def settings_of(arguments: argparse.Namespace, group: str, **given: object) -> Any:  # noqa: ANN401
+    """One group of settings, from what the command line says about it.
+
+    Raises:
+        InputError: a value is refused; says which and why.
+    """
+    values = dict(given)
+    for option, _, owner, name in OPTIONS:
+        value = getattr(arguments, f"{group}.{name}", None) if owner == group else None
+        if value is None:
+            continue
+        if option == "--column":
+            value = dict(_pair(text) for text in value)
+        elif option == "--concurrency" and value != "auto":
+            value = _whole(option, value)
+        values[name] = value
+    try:
+        return GROUPS[group](**values)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        for option, _, owner, name in OPTIONS:
+            if owner == group and first["loc"] and first["loc"][0] == name:
+                message = str(first["msg"]).removeprefix("Value error, ")
+                raise InputError(f"{option} {first['input']!r}: {message}.") from error
+        raise input_error(error) from error
+
+
+def _pair(text: str) -> tuple[str, str]:
+    name, separator, column = text.partition("=")
+    if not separator or not name or not column:
+        raise InputError(f"--column {text!r} is not of the form NAME=COLUMN, as in prompt=text.")
+    return name, column
+
+
+def _whole(option: str, text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise InputError(f"{option} {text!r} is neither auto nor a whole number.") from None

@@ -1,0 +1,160 @@
+"""Runs the flow for a person: checks first, then Prefect, progress while it runs, a table at its end."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+from prefect.client.orchestration import get_client
+from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
+
+from imagemill.cli.command import DONE, FAILURES, STOPPED
+from imagemill.cli.terminal import (
+    complain,
+    job_lines_shown,
+    progress_shown,
+    say,
+    show_dashboard,
+    show_summary,
+    stderr,
+)
+from imagemill.cluster.dask import check_cluster
+from imagemill.engine.engine import StopKind
+from imagemill.flows.build_dashboard import build_dashboard
+from imagemill.flows.retry_failed import recorded_settings
+from imagemill.reports.dashboard import DashboardSummary
+from imagemill.runs.folder import RunFolder
+from imagemill.runs.session import catalog_of, image_api, interrupt, open_bucket
+from imagemill.runs.summary import RunStoppedError, RunSummary
+from imagemill.settings import OutputSettings, RegressionSettings
+
+
+def run_and_show(flow: Callable[[], RunSummary], *, as_json: bool, log_format: str | None = None) -> int:
+    """Run a flow that ends in a summary; print it; the exit code."""
+    outcome = run(flow, log_format)
+    summary = outcome.summary if isinstance(outcome, RunStoppedError) else outcome
+    if as_json:
+        print(summary.model_dump_json())
+    else:
+        show_summary(summary)
+    if isinstance(outcome, RunStoppedError):
+        complain(
+            f"{summary.stopped} {summary.done:,} of {summary.unique:,} images are done and kept,"
+            f" {summary.pending:,} are pending. Go on with: imagemill resume {summary.run_id}"
+        )
+        if outcome.kind is StopKind.INTERRUPTED:
+            _leave_at_once(STOPPED)
+        return STOPPED
+    if summary.failed:
+        if not as_json:
+            say(f"{summary.failed:,} images failed; runs/{summary.run_id}/failed.parquet says why.")
+        return FAILURES
+    return DONE
+
+
+def run(flow: Callable[[], RunSummary], log_format: str | None = None) -> RunSummary | RunStoppedError:
+    """Run a flow with its progress, or a line a job, on stderr. A stop is given back, not raised."""
+    with interrupts_stop_the_run(), job_lines_shown(log_format) if log_format else progress_shown():
+        _start_prefect()
+        try:
+            # Its heartbeat costs every run a second at its end; a person watches this one.
+            with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
+                return flow()
+        except RunStoppedError as stop:
+            return stop
+
+
+def draw_and_show(output: OutputSettings, regressions: RegressionSettings, *, as_json: bool) -> int:
+    """Run ``build_dashboard``; say what it shows; the exit code."""
+    open_bucket(output).close()
+    _start_prefect()
+    with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
+        summary: DashboardSummary = build_dashboard(output=output, regressions=regressions)
+    if as_json:
+        print(summary.model_dump_json())
+    else:
+        show_dashboard(summary)
+    return DONE
+
+
+def check(settings: dict[str, Any]) -> None:
+    """Find what cannot be used before anything is started.
+
+    Raises:
+        InputError: says what, and what to do.
+    """
+    run_id = settings["execution"].run_id
+    if run_id is None or RunFolder(run_id).read_record() is None:
+        catalog_of(settings["catalog"], settings["output"])
+    image_api(settings["api"])
+    open_bucket(settings["output"]).close()
+    check_cluster(settings["execution"])
+
+
+def resumed_arguments(run_id: str) -> dict[str, Any]:
+    """The arguments a run began with, from its folder on this machine.
+
+    Raises:
+        InputError: this machine knows no such run.
+    """
+    settings = recorded_settings(run_id, None)
+    return {
+        "catalog": settings.catalog,
+        "output": settings.output,
+        "api": settings.api,
+        "picture": settings.picture,
+        "limits": settings.limits,
+        "execution": settings.execution.model_copy(update={"run_id": run_id}),
+    }
+
+
+@contextmanager
+def interrupts_stop_the_run() -> Iterator[None]:
+    """Let Ctrl-C and SIGTERM stop the run cleanly; a second one ends the process at once."""
+
+    def stop(number: int, _frame: FrameType | None) -> None:
+        again = interrupted.is_set()
+        interrupted.set()
+        if again or not interrupt("Interrupted."):
+            signal.signal(number, signal.SIG_DFL)
+            raise KeyboardInterrupt
+        stderr.print("Stopping: what is finished is kept.", style="yellow")
+
+    interrupted = threading.Event()
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _start_prefect() -> None:
+    """Start Prefect's temporary server, where none is configured, deaf to the terminal's Ctrl-C.
+
+    It is a child in the terminal's process group: without this, Ctrl-C would end it before the run has
+    said how it ended. A blocked signal stays blocked in a child.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        with get_client(sync_client=True):
+            pass
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+
+
+def _leave_at_once(code: int) -> None:
+    """End the process: all is committed, and Prefect's temporary server takes seconds to say goodbye."""
+    # Loaded only where the run has started a server; to load it costs a second and 50 MB.
+    loaded = sys.modules.get("prefect.server.api.server")
+    if loaded is not None and (server := loaded.SubprocessASGIServer().server_process) is not None:
+        server.kill()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

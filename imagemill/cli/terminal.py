@@ -1,0 +1,248 @@
+"""What a person sees: a progress bar, then a table; plain lines where there is no terminal."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+)
+from rich.table import Table
+from rich.text import Text
+
+from imagemill.engine.job_log import JsonLines, jobs_logger
+from imagemill.engine.recorder import Progress as RunProgress
+from imagemill.engine.recorder import watching
+
+if TYPE_CHECKING:  # a listing of runs does without Prefect, which these load
+    from imagemill.catalog.estimate import Estimate
+    from imagemill.engine.calibration import Calibration
+    from imagemill.reports.dashboard import DashboardSummary
+    from imagemill.runs.summary import RunSummary
+
+_PLAIN_EVERY_S = 10.0
+
+stderr = Console(stderr=True, highlight=False)
+stdout = Console(highlight=False)
+
+
+@contextmanager
+def progress_shown() -> Iterator[None]:
+    """Show every run's progress while the block runs, on stderr."""
+    if not stderr.is_terminal:
+        with watching(_PlainLines().tell):
+            yield
+        return
+    bar = Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=30),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[pace]}"),
+        TimeElapsedColumn(),
+        console=stderr,
+        refresh_per_second=5,
+    )
+    task = bar.add_task("Preparing", total=None, pace="")
+
+    def tell(progress: RunProgress) -> None:
+        if progress.unique:
+            bar.update(
+                task,
+                description="Generating" if progress.left else "Publishing",
+                total=progress.unique,
+                completed=progress.done + progress.failed,
+                pace=pace_line(progress, seconds_left=True),
+            )
+
+    with bar, watching(tell):
+        yield
+
+
+@contextmanager
+def job_lines_shown(form: str) -> Iterator[None]:
+    """Write a line a job event to stderr while the block runs: for people, or as JSON."""
+    handler = logging.StreamHandler()
+    plain = logging.Formatter("%(asctime)s %(levelname)-7s %(message)s")
+    handler.setFormatter(JsonLines() if form == "json" else plain)
+    before = jobs_logger.level
+    jobs_logger.setLevel(logging.INFO)
+    jobs_logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        jobs_logger.removeHandler(handler)
+        jobs_logger.setLevel(before)
+
+
+class _PlainLines:
+    """A line every ten seconds, and one when all jobs are finished."""
+
+    def __init__(self) -> None:
+        self._next_at = time.monotonic() + _PLAIN_EVERY_S
+        self._ended = False
+
+    def tell(self, progress: RunProgress) -> None:
+        now = time.monotonic()
+        ended = progress.unique > 0 and progress.left == 0
+        if not progress.unique:
+            return
+        if now >= self._next_at or (ended and not self._ended):
+            self._next_at = now + _PLAIN_EVERY_S
+            self._ended = ended
+            finished = progress.done + progress.failed
+            stderr.print(f"{finished:,}/{progress.unique:,}  {pace_line(progress)}", soft_wrap=True)
+
+
+def pace_line(progress: RunProgress, *, seconds_left: bool = False) -> str:
+    """A run's pace in one short line."""
+    parts = [f"{progress.images_per_minute:,.0f}/min"]
+    if progress.p95_latency_s is not None:
+        parts.append(f"p95 {progress.p95_latency_s:.2f} s")
+    parts.append(f"{progress.in_flight}/{progress.concurrency} at once")
+    if progress.rate_limited:
+        parts.append(f"429s {progress.rate_limited:,}")
+    if progress.failed:
+        parts.append(f"failed {progress.failed:,}")
+    parts.append(usd(progress.cost_usd))
+    if seconds_left and progress.left and progress.images_per_minute:
+        parts.append(f"{duration(60 * progress.left / progress.images_per_minute)} left")
+    return " · ".join(parts)
+
+
+def show_summary(summary: RunSummary, *, places: bool = True) -> None:
+    """Print a run's summary as a table, and where everything is in the bucket."""
+    table = Table(title=f"Run {summary.run_id}", title_justify="left", show_header=False, pad_edge=False)
+    table.add_column(style="dim")
+    table.add_column(justify="right")
+    table.add_column(style="dim")
+    table.add_column(justify="right")
+    cells = [
+        ("rows", f"{summary.rows:,}"),
+        ("images/min", f"{summary.images_per_minute:,.1f}"),
+        ("rejected", f"{summary.rejected:,}"),
+        ("error rate", f"{summary.error_rate:.2%}"),
+        ("duplicates", f"{summary.duplicates:,}"),
+        ("p50 latency", seconds(summary.p50_latency_s)),
+        ("images wanted", f"{summary.unique:,}"),
+        ("p95 latency", seconds(summary.p95_latency_s)),
+        ("done", f"{summary.done:,}"),
+        ("total cost", usd(summary.cost_usd)),
+        ("  generated", f"{summary.generated:,}"),
+        ("saved", usd(summary.saved_usd)),
+        ("  reused", f"{summary.reused:,}"),
+        ("requests", f"{summary.requests:,}"),
+        ("failed", f"{summary.failed:,}"),
+        ("429s", f"{summary.rate_limited:,}"),
+        ("pending", f"{summary.pending:,}"),
+        ("wall time", duration(summary.wall_s)),
+    ]
+    for left, right in zip(cells[::2], cells[1::2], strict=True):
+        table.add_row(*left, *right)
+    stdout.print(table)
+    if summary.unanswered:
+        say(
+            f"Requests never answered: {summary.unanswered:,}; the API may have charged"
+            f" {usd(summary.unanswered_usd)} for them, which is not in the total."
+        )
+    if summary.errors:
+        classes = ", ".join(f"{name} {number:,}" for name, number in sorted(summary.errors.items()))
+        say(f"Attempts that failed: {classes}")
+    for name in ("manifest", "metrics", "report") if places else ():
+        if place := getattr(summary, name):
+            say(f"{name.capitalize():9} {place}")
+
+
+def show_estimate(estimate: Estimate) -> None:
+    """Print what a run would do."""
+    table = Table(title="Estimate", title_justify="left", show_header=False, pad_edge=False)
+    table.add_column(style="dim")
+    table.add_column(justify="right")
+    table.add_row("rows", f"{estimate.rows:,}")
+    table.add_row("rejected", f"{estimate.rejected:,}")
+    table.add_row("duplicates", f"{estimate.duplicates:,}")
+    table.add_row("images wanted", f"{estimate.unique:,}")
+    table.add_row("cost", usd(estimate.cost_usd))
+    table.add_row("saved by duplicates", usd(estimate.saved_usd))
+    table.add_row("time", f"about {duration(estimate.seconds)}")
+    stdout.print(table)
+    say(f"Time assumes {estimate.assuming}. Images already in the bucket cost nothing.")
+    for reason, number in list(estimate.reasons.items())[:10]:
+        say(f"Rejected: {number:,} x {reason}")
+
+
+def show_dashboard(summary: DashboardSummary) -> None:
+    """Print what a dashboard shows, and where it is."""
+    say(f"{summary.runs:,} runs, {summary.generated:,} images, {usd(summary.cost_usd)} in all.")
+    if summary.skipped:
+        say(f"{summary.skipped:,} files in metrics/ tell of no run.")
+    for each in summary.regressions:
+        if each.latest:
+            say(f"Regression: run {each.run_id}, {each.catalog} on {each.provider}: {each.in_words}")
+    say(f"Dashboard {summary.dashboard}")
+
+
+def show_calibration(found: Calibration) -> None:
+    """Print what an account was measured to take."""
+    table = Table(title=f"{found.provider} at {found.host}", title_justify="left", pad_edge=False)
+    for column in ("at once", "images", "seconds", "images/min", "429s", "p50 latency"):
+        table.add_column(column, justify="right")
+    for level in found.levels:
+        table.add_row(
+            f"auto: {level.concurrency}" if level.auto else str(level.concurrency),
+            f"{level.images:,}",
+            f"{level.seconds:.1f}",
+            f"{level.per_minute:,.0f}",
+            f"{level.refused_share:.1%}",
+            seconds(level.p50_latency_s),
+        )
+    stdout.print(table)
+    rate = f" and {found.per_minute:,.0f} images a minute" if found.per_minute else ""
+    if found.limit_seen:
+        say(f"The account takes {found.concurrency} requests at once{rate}: auto starts from that now.")
+    else:
+        say(f"No limit was met, with up to {found.concurrency} requests at once{rate}: nothing is kept.")
+    say(f"{found.images:,} images were paid for: {usd(found.cost_usd)}.")
+
+
+def say(text: str) -> None:
+    """Print a line as it is: no markup, no folding."""
+    stdout.print(Text(text), soft_wrap=True)
+
+
+def complain(text: str) -> None:
+    """Print an error's sentence."""
+    stderr.print(Text(f"imagemill: {text}"), soft_wrap=True)
+
+
+def usd(amount: float) -> str:
+    """Money with as many digits as tell something."""
+    if amount == 0 or amount >= 1:
+        return f"${amount:,.2f}"
+    return f"${amount:.4f}"
+
+
+def seconds(value: float | None) -> str:
+    """A latency."""
+    return "-" if value is None else f"{value:.2f} s"
+
+
+def duration(value: float) -> str:
+    """A span of time, in the two units that matter."""
+    whole = round(value)
+    if whole < 60:
+        return f"{value:.1f} s" if value < 10 else f"{whole} s"
+    minutes, rest = divmod(whole, 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    return f"{minutes // 60} h {minutes % 60} min"

@@ -1,0 +1,113 @@
+"""A Dask cluster that shards are worked on: seen to be fit, and used."""
+
+from __future__ import annotations
+
+import time
+from concurrent.futures import CancelledError
+from importlib.metadata import version
+from importlib.util import find_spec
+from typing import Any
+
+from prefect import Task
+from prefect.settings import get_current_settings
+
+from imagemill.cluster.global_rate import hold_rate
+from imagemill.cluster.log_parts import gather_parts
+from imagemill.engine.engine import StopKind
+from imagemill.errors import InputError
+from imagemill.runs.session import Session
+from imagemill.settings import ExecutionSettings
+
+_CONNECT_S = 5
+_NO_WORKER_S = 60.0
+_LAST_WORDS_S = 20.0
+_LOOK_EVERY_S = 0.25
+
+
+def installed() -> str:
+    """The version of imagemill in this process; a worker is asked for it."""
+    return version("imagemill")
+
+
+def check_cluster(execution: ExecutionSettings) -> None:
+    """See that the run's Dask cluster is there and fit for it; nothing to see where it runs in threads.
+
+    Raises:
+        InputError: it is not; says what to do.
+    """
+    if execution.task_runner != "dask":
+        return
+    if find_spec("prefect_dask") is None:
+        raise InputError("To run on Dask, install what it needs: pip install 'imagemill[dask]'.")
+    if not get_current_settings().api.url:
+        raise InputError("A run on Dask needs a Prefect server that all machines reach: set PREFECT_API_URL.")
+    from distributed import Client  # noqa: PLC0415 - an extra
+
+    address = execution.scheduler or ""
+    try:
+        with Client(address, timeout=_CONNECT_S, set_as_default=False) as client:
+            found: dict[str, Any] = client.run(installed, on_error="return")
+    except (OSError, TimeoutError, ValueError) as error:
+        raise InputError(
+            f"The Dask scheduler {address!r} does not answer ({type(error).__name__}): check its address,"
+            " or start one with: dask scheduler."
+        ) from error
+    if not found:
+        raise InputError(f"The Dask scheduler {address!r} has no workers: start some with: dask worker.")
+    for worker, answer in found.items():
+        if answer != installed():
+            raise InputError(
+                f"The Dask worker {worker} has another imagemill, or none ({str(answer)[:100]}): install"
+                f" imagemill {installed()} there."
+            )
+
+
+def run_on_cluster(session: Session, task: Task[..., Any], shards: dict[str, Any]) -> None:
+    """Have the cluster's workers work off all shards; then put their log lines into the run's log."""
+    from distributed import KilledWorker  # noqa: PLC0415 - an extra
+    from prefect_dask import DaskTaskRunner  # noqa: PLC0415 - an extra
+
+    settings, crew = session.settings, session.crew
+    assert crew  # noqa: S101 - a run on Dask has one
+    if not shards["shard"]:
+        return
+    if settings.limits.max_images_per_minute:
+        hold_rate(session.api, settings.limits.max_images_per_minute)
+    session.wait(_set_budget, session)
+    try:
+        with DaskTaskRunner(address=settings.execution.scheduler) as runner:
+            client = runner.client
+            workers = len(client.scheduler_info(n_workers=-1)["workers"])
+            session.wait(crew.expect, min(workers, len(shards["shard"])))
+            futures = runner.map(task, shards)
+            _wait(session, client, [f.wrapped_future for f in futures])
+            for future in futures:
+                if future.wrapped_future.done():
+                    future.result()
+    except KilledWorker:
+        reason = "Dask gave a shard up, since every worker that had it died: see the workers' own logs."
+        session.portal.call(session.engine.stop, StopKind.UNAVAILABLE, reason)
+    except (OSError, TimeoutError, CancelledError) as error:
+        reason = f"The Dask scheduler {settings.execution.scheduler} is gone ({type(error).__name__})."
+        session.portal.call(session.engine.stop, StopKind.UNAVAILABLE, reason)
+    gather_parts(session.bucket, session.folder)
+
+
+def _wait(session: Session, client: Any, futures: list[Any]) -> None:  # noqa: ANN401
+    lonely_s = stopping_s = 0.0
+    while not all(future.done() for future in futures):
+        time.sleep(_LOOK_EVERY_S)
+        workers = client.scheduler_info(n_workers=-1).get("workers")  # none where the scheduler is gone
+        lonely_s = 0.0 if workers else lonely_s + _LOOK_EVERY_S
+        stopping_s = stopping_s + _LOOK_EVERY_S if session.engine.stopped else 0.0
+        if lonely_s > _NO_WORKER_S:
+            session.portal.call(
+                session.engine.stop, StopKind.UNAVAILABLE, "The Dask cluster has had no workers for a minute."
+            )
+        if stopping_s > _LAST_WORDS_S:
+            return
+
+
+async def _set_budget(session: Session) -> None:
+    totals = await session.store.totals()
+    await session.store.set_committed(totals.cost_usd + totals.unanswered_usd)  # type: ignore[attr-defined]

@@ -1,0 +1,176 @@
+"""The processes that work on one run together: one leads it, the others work off shards.
+
+Each posts a note to the run's board every second and reads those of the others. So a stop of one reaches
+all, each knows its share of the rate, the leader sees the progress of all, and a shard that a dead process
+had in hand is known to be one.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import uuid
+from collections.abc import Callable
+
+import anyio
+
+from imagemill.engine.engine import Engine, StopKind
+from imagemill.engine.limits.leased_rate import LeasedRate
+from imagemill.engine.recorder import Recorder
+from imagemill.errors import InputError, StoreUnavailableError
+from imagemill.stores import Board, Note, Shard
+
+BEAT_S = 1.0
+STALE_S = 6.0
+"""A process whose note is older than this counts as dead, in seconds."""
+LEADER_STALE_S = 30.0
+"""After so long without the leader, the others stop."""
+
+
+def member_name() -> str:
+    """A name for this process, as it stands in a file's name."""
+    host = "".join(c if c.isalnum() else "-" for c in socket.gethostname())
+    return f"{host}-{os.getpid()}-{uuid.uuid4().hex[:4]}"
+
+
+class Crew:
+    """One process's part in a run that several work on. All methods are of the run's event loop."""
+
+    def __init__(
+        self,
+        board: Board,
+        name: str,
+        *,
+        leads: bool,
+        engine: Engine,
+        recorder: Recorder,
+        rate: LeasedRate | None = None,
+    ) -> None:
+        self._board = board
+        self.name = name
+        self._leads = leads
+        self._engine = engine
+        self._recorder = recorder
+        self._rate = rate
+        self._epoch = uuid.uuid4().hex if leads else ""
+        self._in_hand: list[Shard] = []
+        self._expected = 1
+        self._beats = 0
+        self.over = anyio.Event()
+        """Set once the leader has ended, or is gone."""
+
+    async def join(self) -> None:
+        """Come on board; a leader waits until those of an earlier sitting have left.
+
+        Raises:
+            InputError: they do not leave, or nobody leads the run.
+        """
+        await (self._take_the_lead() if self._leads else self._report_to_the_leader())
+        await self._exchange()
+
+    async def _take_the_lead(self) -> None:
+        with anyio.move_on_after(LEADER_STALE_S) as patience:
+            while any(map(_is_fresh, await self._others())):  # noqa: ASYNC110 - the board is asked
+                await anyio.sleep(BEAT_S / 2)
+        if patience.cancelled_caught:
+            raise InputError("Other machines are still at work on this run: wait for them, or stop them.")
+        await self._board.clear_board()
+
+    async def _report_to_the_leader(self) -> None:
+        leader = _leader(await self._exchange())
+        if leader is None:
+            raise InputError("Nobody leads this run any more: resume it.")
+        self._epoch = leader.content["epoch"]
+        self._expected = leader.content["expected"]
+
+    async def expect(self, processes: int) -> None:
+        """The leader knows how many will work."""
+        self._expected = max(1, processes)
+        await self._exchange()
+
+    async def leave(self) -> None:
+        """Say no more; a leader sends everybody home."""
+        try:
+            if self._leads:
+                await self._board.clear_board()
+            else:
+                await self._board.exchange(self.name, None)
+        except StoreUnavailableError:
+            pass  # the note grows old, and says the same
+
+    async def keep_touch(self, changed: Callable[[], None]) -> None:
+        """Exchange notes every second, at once when this process stops; runs until cancelled."""
+        told = False
+        while True:
+            with anyio.move_on_after(BEAT_S):
+                await (anyio.sleep_forever() if told else self._engine.until_stopping())
+            told = self._engine.stopped is not None
+            try:
+                self._heed(await self._exchange())
+            except StoreUnavailableError as error:
+                self._engine.stop(StopKind.UNAVAILABLE, str(error))
+                self.over.set()
+            changed()
+
+    async def take(self, shard: Shard) -> bool:
+        """Take a shard in hand; whether another process had it before. Waits while that one lives."""
+        before = False
+        while others := [n for n in await self._others() if list(shard) in n.content["shards"]]:
+            before = True
+            if not any(_is_fresh(note) for note in others):
+                break
+            await anyio.sleep(BEAT_S / 2)
+        self._in_hand.append(shard)
+        self._heed(await self._exchange())
+        return before
+
+    async def put_down(self, shard: Shard) -> None:
+        """The shard is worked off, or left."""
+        self._in_hand.remove(shard)
+        await self._exchange()
+
+    async def _others(self) -> list[Note]:
+        return [note for note in await self._exchange() if note.owner != self.name]
+
+    async def _exchange(self) -> list[Note]:
+        stopped = self._engine.stopped
+        return await self._board.exchange(
+            self.name,
+            {
+                "epoch": self._epoch,
+                "leads": self._leads,
+                "expected": self._expected,
+                "stopped": [stopped.kind.value, stopped.reason] if stopped else None,
+                "shards": [list(shard) for shard in self._in_hand],
+                "tally": self._recorder.tally(),
+            },
+        )
+
+    def _heed(self, notes: list[Note]) -> None:
+        self._beats += 1
+        notes = [n for n in notes if n.content["epoch"] == self._epoch or n.content["leads"]]
+        leader = _leader(notes)
+        if not self._leads and (
+            leader is None or leader.content["epoch"] != self._epoch or leader.age_s > LEADER_STALE_S
+        ):
+            if self._in_hand:
+                self._engine.stop(StopKind.INTERRUPTED, "The process that leads the run is gone.")
+            self.over.set()
+            return
+        for note in notes:
+            if note.owner != self.name and (stop := note.content["stopped"]):
+                self._engine.stop(StopKind(stop[0]), stop[1])
+        if self._leads:
+            self._recorder.follow([n.content["tally"] for n in notes if not n.content["leads"]])
+        if self._rate is not None:
+            working = sum(1 for n in notes if n.content["shards"] and _is_fresh(n))
+            # In the first seconds the others may not have come yet.
+            self._rate.share = 1.0 / max(1, working, self._expected if self._beats <= 3 else 1)
+
+
+def _is_fresh(note: Note) -> bool:
+    return note.age_s < STALE_S
+
+
+def _leader(notes: list[Note]) -> Note | None:
+    return next((note for note in notes if note.content["leads"]), None)

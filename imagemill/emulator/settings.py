@@ -1,0 +1,131 @@
+"""Settings of an emulator: one frozen value, checked when it is made."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal
+
+from imagemill.emulator.faults import NAMES
+
+__all__ = ["Settings", "SettingsError"]
+
+
+class SettingsError(ValueError):
+    """A setting has a value that the emulator cannot use."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """How the emulated vendors behave.
+
+    Attributes:
+        max_concurrent: Concurrency limit: generation requests in flight at once. None: no limit.
+        per_minute: Rate limit as a token bucket, in generation requests a minute. None: no limit.
+        burst: Capacity of the token bucket, in requests.
+        polls_per_minute: Rate limit of questions about queued requests, apart from the other; a
+            second's worth at once. None: no limit.
+        retry_after: Whether a 429 answer carries Retry-After where the wait is known.
+        latency_s: Median of the lognormal generation latency, in seconds. 0: none.
+        latency_sigma: Sigma of the lognormal latency (of the logarithm, so without a unit).
+        faults: Rate of each fault, a share from 0 to 1 of the generation requests, by fault name.
+        hang_s: Seconds after which a hanging request is cut off.
+        api_keys: Keys that are accepted. Empty: every key that is not blank.
+        credit_images: Images that may be charged before the credit is exhausted. None: no end.
+        link_ttl_s: Seconds until an image link expires. None: never.
+        pictures: "full" draws each picture; "fast" draws one a size and only makes it unique.
+        seed: Seed of every random draw (latency, faults, seeds that a request leaves open).
+    """
+
+    max_concurrent: int | None = None
+    per_minute: float | None = None
+    burst: int = 1
+    polls_per_minute: float | None = None
+    retry_after: bool = True
+    latency_s: float = 0.4
+    latency_sigma: float = 0.35
+    faults: Mapping[str, float] = field(default_factory=dict)
+    hang_s: float = 30.0
+    api_keys: tuple[str, ...] = ()
+    credit_images: int | None = None
+    link_ttl_s: float | None = None
+    pictures: Literal["full", "fast"] = "full"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Check every value.
+
+        Raises:
+            SettingsError: A value is of the wrong type or out of its range.
+        """
+        _whole("max_concurrent", self.max_concurrent, least=1, optional=True)
+        _real("per_minute", self.per_minute, optional=True, positive=True)
+        _whole("burst", self.burst, least=1)
+        _real("polls_per_minute", self.polls_per_minute, optional=True, positive=True)
+        _real("latency_s", self.latency_s)
+        _real("latency_sigma", self.latency_sigma)
+        _real("hang_s", self.hang_s)
+        _whole("credit_images", self.credit_images, least=0, optional=True)
+        _real("link_ttl_s", self.link_ttl_s, optional=True)
+        _whole("seed", self.seed, least=0)
+        if not isinstance(self.retry_after, bool):
+            _refuse("retry_after", "true or false", self.retry_after)
+        if self.pictures not in ("full", "fast"):
+            _refuse("pictures", "'full' or 'fast'", self.pictures)
+        if not isinstance(self.api_keys, (tuple, list)) or not all(
+            isinstance(key, str) and key.strip() for key in self.api_keys
+        ):
+            _refuse("api_keys", "a list of keys that are not blank", self.api_keys)
+        object.__setattr__(self, "api_keys", tuple(self.api_keys))
+        if not isinstance(self.faults, Mapping):
+            _refuse("faults", "a rate by fault name", self.faults)
+        for name, rate in self.faults.items():
+            if name not in NAMES:
+                message = f"There is no fault {name!r}: choose among {', '.join(sorted(NAMES))}."
+                raise SettingsError(message)
+            _real(f"faults[{name}]", rate)
+        if sum(self.faults.values()) > 1 + 1e-9:
+            message = "The rates of all faults together must not be above 1."
+            raise SettingsError(message)
+        object.__setattr__(self, "faults", dict(self.faults))
+
+    def changed(self, changes: Mapping[str, Any]) -> Settings:
+        """Return these settings with some values changed.
+
+        Raises:
+            SettingsError: A name is unknown or a value cannot be used.
+        """
+        known = {item.name for item in fields(self)}
+        for name in changes:
+            if name not in known:
+                message = f"There is no setting {name!r}: choose among {', '.join(sorted(known))}."
+                raise SettingsError(message)
+        return dataclasses.replace(self, **changes)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the settings as plain values that JSON can hold."""
+        values = {item.name: getattr(self, item.name) for item in fields(self)}
+        return values | {"api_keys": list(self.api_keys), "faults": dict(self.faults)}
+
+
+def _refuse(name: str, wanted: str, value: object) -> None:
+    message = f"The setting {name} must be {wanted}, not {value!r:.80}."
+    raise SettingsError(message)
+
+
+def _whole(name: str, value: object, *, least: int, optional: bool = False) -> None:
+    if value is None and optional:
+        return
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        _refuse(name, f"a whole number of at least {least}", value)
+
+
+def _real(name: str, value: object, *, optional: bool = False, positive: bool = False) -> None:
+    if value is None and optional:
+        return
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        _refuse(name, "a number", value)
+    elif not math.isfinite(value) or value < 0 or (positive and value == 0):
+        _refuse(name, "a finite number above 0" if positive else "a finite number from 0", value)

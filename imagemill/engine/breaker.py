@@ -1,0 +1,96 @@
+"""The circuit breaker: tells an API that is down from one that fails now and then.
+
+While more than a share of the last attempts failed the way an API that is down fails, nothing is sent but
+one probe every few seconds. A probe that is answered closes the breaker again; after too long the run
+stops, and can be resumed.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+
+import anyio
+
+from imagemill.errors import ErrorClass
+
+WINDOW = 200
+"""Attempts that are looked back on."""
+LEAST = 50
+"""With fewer attempts nothing is concluded."""
+PROBE_S = 5.0
+"""Seconds between two probes."""
+
+OUTAGE = frozenset({ErrorClass.SERVER_ERROR, ErrorClass.TIMEOUT})
+"""The classes of error in which an API that is down answers, or does not."""
+
+
+class OutageError(Exception):
+    """The API has been down for longer than the run would wait."""
+
+
+class Breaker:
+    """Holds requests back while the API is down.
+
+    Args:
+        share: of the last 200 attempts, from 0 to 1, above which it opens.
+        patience_s: how long it stays open before the run stops, in seconds.
+        clock: monotonic seconds.
+    """
+
+    def __init__(
+        self, share: float, patience_s: float, *, clock: Callable[[], float] = anyio.current_time
+    ) -> None:
+        self._share = share
+        self._patience_s = patience_s
+        self._clock = clock
+        self._failed: deque[bool] = deque(maxlen=WINDOW)
+        self._open_since: float | None = None
+        self._next_probe_at = 0.0
+        self._changed = anyio.Event()
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the API counts as down."""
+        return self._open_since is not None
+
+    def record(self, error_class: ErrorClass | None) -> bool:
+        """An attempt ended, with an error or without. Whether the breaker has just opened or closed."""
+        failed = error_class in OUTAGE
+        if self._open_since is not None:
+            if failed:
+                return False
+            self._open_since = None
+            self._failed.clear()
+            self._notify()
+            return True
+        self._failed.append(failed)
+        if len(self._failed) < LEAST or sum(self._failed) <= self._share * len(self._failed):
+            return False
+        self._open_since = self._clock()
+        self._next_probe_at = self._open_since + PROBE_S
+        return True
+
+    async def admit(self, stopping: anyio.Event) -> None:
+        """Wait until a request may be sent; while the breaker is open, as a probe.
+
+        Raises:
+            OutageError: the API has been down for too long.
+        """
+        while self._open_since is not None and not stopping.is_set():
+            now = self._clock()
+            if now - self._open_since > self._patience_s:
+                raise OutageError
+            if now >= self._next_probe_at:
+                self._next_probe_at = now + PROBE_S
+                return
+            with anyio.move_on_after(self._next_probe_at - now):
+                await self._changed.wait()
+
+    def stop(self) -> None:
+        """Let those who wait see that the run is stopping."""
+        self._notify()
+
+    def _notify(self) -> None:
+        self._changed.set()
+        self._changed = anyio.Event()

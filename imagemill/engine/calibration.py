@@ -1,0 +1,245 @@
+"""Measures what an account takes, within a budget: a few numbers of requests at once, then a search."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from dataclasses import dataclass, field
+
+import anyio
+import httpx
+from pydantic import BaseModel, ConfigDict, Field
+
+from imagemill.blocks.apis import ImageApi
+from imagemill.catalog.keys import prompt_seed
+from imagemill.engine.limits.pacer import CEILING, Limit, Pacer
+from imagemill.errors import RETRY_RULES, ApiError, ErrorClass, InputError, Outcome
+from imagemill.jobs import Job
+from imagemill.settings import Budget
+
+LEVELS = (5, 10, 20, 40)
+"""Requests at once that are tried before the search."""
+
+_REFUSALS_ENOUGH = 5
+"""After so many 429s a level says no more: it is above the limit."""
+
+_THINGS = (
+    "teapot",
+    "lighthouse",
+    "bicycle",
+    "harbour",
+    "orchard",
+    "violin",
+    "glacier",
+    "market",
+    "fox",
+    "kite",
+)
+_MANNERS = (
+    "in watercolour",
+    "at dawn",
+    "in fog",
+    "as a woodcut",
+    "from above",
+    "in neon",
+    "in snow",
+    "up close",
+)
+
+
+class Level(BaseModel):
+    """What was measured at one number of requests at once; ``auto``: while the limit was searched."""
+
+    model_config = ConfigDict(frozen=True)
+
+    concurrency: int
+    auto: bool = False
+    images: int
+    seconds: float
+    per_minute: float = Field(description="Images a minute.")
+    refused_share: float = Field(description="429s over requests, from 0 to 1.")
+    p50_latency_s: float | None
+
+
+class Calibration(BaseModel):
+    """An account's limit, and the measurements behind it. ``limit_seen``: a 429 was met."""
+
+    model_config = ConfigDict(frozen=True)
+
+    provider: str
+    host: str
+    concurrency: int
+    per_minute: float | None
+    limit_seen: bool
+    images: int = Field(description="Images that were paid for, or may have been.")
+    cost_usd: float
+    seconds: float
+    levels: list[Level]
+
+
+@dataclass
+class _Purse:
+    """Images left to pay for; one is taken before a request and given back where it made none."""
+
+    left: int
+    until: float
+    spent: int = 0
+
+    def take(self) -> bool:
+        if self.left < 1 or anyio.current_time() >= self.until:
+            return False
+        self.left -= 1
+        self.spent += 1
+        return True
+
+    def give_back(self) -> None:
+        self.left += 1
+        self.spent -= 1
+
+
+@dataclass
+class _Tally:
+    requests: int = 0
+    refused: int = 0
+    verdict: str | None = None
+    latencies: list[float] = field(default_factory=list)
+
+
+async def calibrate(api: ImageApi, http: httpx.AsyncClient, budget: Budget) -> Calibration:
+    """Measure an account. Half of the images go to fixed numbers at once, the rest to the search.
+
+    Raises:
+        InputError: the account cannot be measured: key refused, no credit, or every request failed.
+    """
+    if refusal := api.refusal(budget.width, budget.height, 4):
+        raise InputError(f"The images of a calibration would be refused: {refusal}.")
+    began = anyio.current_time()
+    purse = _Purse(budget.images, began + budget.seconds)
+    share = budget.images // (2 * len(LEVELS))
+    levels: list[Level] = []
+    best = 0
+    for level in LEVELS:
+        if share < level:
+            continue  # too few images to fill so many places
+        until = min(purse.until, anyio.current_time() + budget.seconds / (2 * len(LEVELS)))
+        found = await _measure(api, http, budget, Pacer(level), purse, images=share, until=until)
+        levels.append(found)
+        if found.refused_share > 0:
+            break
+        best = level
+    pacer = Pacer(None)
+    if purse.left:
+        levels.append(
+            await _measure(api, http, budget, pacer, purse, images=purse.left, until=purse.until, auto=True)
+        )
+    if not any(level.images for level in levels):
+        raise InputError("No image came back within the budget: there is nothing to go by.")
+    learned = pacer.learned()
+    limit = learned or Limit(max(best, pacer.concurrency))
+    return Calibration(
+        provider=api.provider,
+        host=httpx.URL(api.base_url).netloc.decode(),
+        concurrency=limit.concurrency,
+        per_minute=limit.per_minute,
+        limit_seen=learned is not None or any(level.refused_share for level in levels),
+        images=purse.spent,
+        cost_usd=round(purse.spent * api.price_usd(budget.width, budget.height), 6),
+        seconds=round(anyio.current_time() - began, 1),
+        levels=levels,
+    )
+
+
+async def measure_account(api: ImageApi, budget: Budget) -> Calibration:
+    """:func:`calibrate` with an HTTP client of its own."""
+    limits = httpx.Limits(max_connections=CEILING + 8, max_keepalive_connections=CEILING + 8)
+    timeout = httpx.Timeout(api.request_timeout_s, connect=10.0)
+    async with httpx.AsyncClient(timeout=timeout, limits=limits, trust_env=True) as http:
+        return await calibrate(api, http, budget)
+
+
+async def _measure(
+    api: ImageApi,
+    http: httpx.AsyncClient,
+    budget: Budget,
+    pacer: Pacer,
+    purse: _Purse,
+    *,
+    images: int,
+    until: float,
+    auto: bool = False,
+) -> Level:
+    tally = _Tally()
+    began = anyio.current_time()
+    share = _Purse(images, until)
+    numbers = itertools.count()
+    marker = f"{time.time_ns():x}"
+
+    async def worker() -> None:
+        while tally.verdict is None and (auto or tally.refused < _REFUSALS_ENOUGH):
+            if not share.take() or not purse.take():
+                return
+            if not await _image(api, http, _job(api, budget, marker, next(numbers)), pacer, tally):
+                share.give_back()
+                purse.give_back()
+
+    async with anyio.create_task_group() as group:
+        for _ in range(min(images, CEILING if auto else pacer.concurrency)):
+            group.start_soon(worker)
+    if tally.verdict is not None:
+        raise InputError(tally.verdict)
+    seconds = anyio.current_time() - began
+    latencies = sorted(tally.latencies)
+    return Level(
+        concurrency=pacer.concurrency,
+        auto=auto,
+        images=len(latencies),
+        seconds=round(seconds, 2),
+        per_minute=round(60 * len(latencies) / max(seconds, 1e-3), 1),
+        refused_share=round(tally.refused / max(1, tally.requests), 4),
+        p50_latency_s=round(latencies[len(latencies) // 2], 3) if latencies else None,
+    )
+
+
+async def _image(api: ImageApi, http: httpx.AsyncClient, job: Job, pacer: Pacer, tally: _Tally) -> bool:
+    """One request; False where it certainly cost nothing."""
+
+    async def accepted(request_id: str) -> None:
+        job.request_id = request_id
+
+    slot = await pacer.acquire()
+    tally.requests += 1
+    sent = anyio.current_time()
+    try:
+        await api.generate(http, job, accepted)
+        slot.served = True
+        tally.latencies.append(anyio.current_time() - sent)
+    except ApiError as error:
+        slot.refused = error.error_class is ErrorClass.RATE_LIMITED
+        slot.retry_after_s = error.retry_after_s
+        tally.refused += slot.refused
+        if RETRY_RULES[error.error_class].outcome in {Outcome.STOP, Outcome.PERMANENT}:
+            tally.verdict = f"The account cannot be measured: {error.message}."
+        return not slot.refused
+    finally:
+        pacer.release(slot)
+    return True
+
+
+def _job(api: ImageApi, budget: Budget, marker: str, number: int) -> Job:
+    """A picture that nobody has asked for before: a cache that answers would measure nothing."""
+    thing = _THINGS[number % len(_THINGS)]
+    manner = _MANNERS[number // len(_THINGS) % len(_MANNERS)]
+    prompt = f"a {thing} {manner}, {marker}-{number}"
+    return Job(
+        number=number,
+        id=str(number),
+        key=f"{marker}-{number}",
+        prompt=prompt,
+        negative_prompt=None,
+        width=budget.width,
+        height=budget.height,
+        seed=prompt_seed(prompt),
+        steps=4,
+        model=api.model,
+        format="jpeg" if "jpeg" in api.formats else "png",
+    )

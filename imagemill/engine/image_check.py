@@ -1,0 +1,124 @@
+"""Looks at an image's bytes before they are kept: whole, of the asked size, not blank.
+
+The bytes decide, never a header. A PNG's chunks are walked with their checksums, a JPEG's segments to
+its end marker: both find a cut or spoilt file without unpacking it. An image that is suspiciously small
+for its size is unpacked, within a pixel limit, to see whether it is blank.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from dataclasses import dataclass
+
+from PIL import Image
+
+from imagemill.errors import ApiError, ErrorClass
+
+BLANK_BYTES_PER_PIXEL = 0.05
+BLANK_HEADER_BYTES = 1_000
+"""An image of one colour compresses to less than this; one that shows something, mostly to more."""
+
+_PNG = b"\x89PNG\r\n\x1a\n"
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """What the bytes say: file extension, width and height in pixels."""
+
+    extension: str
+    width: int
+    height: int
+
+
+def check_picture(content: bytes, width: int, height: int) -> Picture:
+    """See that ``content`` is one whole image of ``width`` x ``height`` pixels that shows something.
+
+    Raises:
+        ApiError: ``invalid_image``, or ``content_filtered`` where it is blank.
+    """
+    if content.startswith(_PNG):
+        picture = _walk_png(content)
+    elif content.startswith(b"\xff\xd8\xff"):
+        picture = _walk_jpeg(content)
+    elif content[:4] == b"RIFF" and content[8:12] == b"WEBP":
+        picture = _open_webp(content)
+    else:
+        raise _invalid(f"not an image: it begins with {content[:12]!r}", "not_an_image")
+    if (picture.width, picture.height) != (width, height):
+        raise _invalid(f"{picture.width} x {picture.height} pixels, not {width} x {height}", "wrong_size")
+    if len(content) < BLANK_HEADER_BYTES + BLANK_BYTES_PER_PIXEL * width * height and _is_blank(content):
+        raise ApiError(
+            ErrorClass.CONTENT_FILTERED,
+            "the image is all black or all white, as APIs answer what they flagged",
+            code="blank_image",
+            charged=True,
+        )
+    return picture
+
+
+def _walk_png(content: bytes) -> Picture:
+    view = memoryview(content)
+    position, size = len(_PNG), (0, 0)
+    while position + 12 <= len(view):
+        length, kind = struct.unpack_from(">I4s", view, position)
+        end = position + 12 + length
+        if end > len(view):
+            break
+        (checksum,) = struct.unpack_from(">I", view, end - 4)
+        if zlib.crc32(view[position + 4 : end - 4]) != checksum:
+            raise _invalid("a PNG with a wrong checksum", "damaged_image")
+        if kind == b"IHDR" and length >= 8:
+            size = struct.unpack_from(">II", view, position + 8)
+        if kind == b"IEND":
+            return Picture("png", *size)
+        position = end
+    raise _invalid("a PNG that is cut short", "cut_image")
+
+
+def _walk_jpeg(content: bytes) -> Picture:
+    position, size = 2, (0, 0)
+    while position + 4 <= len(content):
+        if content[position] != 0xFF:
+            raise _invalid("a JPEG with a damaged segment", "damaged_image")
+        marker = content[position + 1]
+        if marker == 0xFF:
+            position += 1
+            continue
+        (length,) = struct.unpack_from(">H", content, position + 2)
+        if 0xC0 <= marker <= 0xCF and marker not in {0xC4, 0xC8, 0xCC} and position + 9 <= len(content):
+            height, width = struct.unpack_from(">HH", content, position + 5)
+            size = (width, height)
+        if marker == 0xDA:
+            # What follows the scan's header is compressed; a whole file ends in its end marker.
+            if b"\xff\xd9" not in content[-64:]:
+                break
+            return Picture("jpg", *size)
+        position += 2 + length
+    raise _invalid("a JPEG that is cut short", "cut_image")
+
+
+def _open_webp(content: bytes) -> Picture:
+    (length,) = struct.unpack_from("<I", content, 4)
+    if length + 8 > len(content):
+        raise _invalid("a WebP that is cut short", "cut_image")
+    try:
+        with Image.open(io.BytesIO(content), formats=["WEBP"]) as image:
+            return Picture("webp", *image.size)
+    except (OSError, ValueError, SyntaxError) as error:
+        raise _invalid(f"a WebP that does not open ({error})", "damaged_image") from error
+
+
+def _is_blank(content: bytes) -> bool:
+    try:
+        with Image.open(io.BytesIO(content), formats=["PNG", "JPEG", "WEBP"]) as image:
+            image.draft("L", (64, 64))
+            levels = image.convert("L").histogram()
+    except (OSError, ValueError, SyntaxError, zlib.error, Image.DecompressionBombError) as error:
+        raise _invalid(f"an image that does not decode ({error})", "damaged_image") from error
+    return not any(levels[7:]) or not any(levels[:249])
+
+
+def _invalid(message: str, code: str) -> ApiError:
+    return ApiError(ErrorClass.INVALID_IMAGE, message, code=code, charged=True)

@@ -1,0 +1,159 @@
+"""The line of a job event, made in one place: for log.jsonl, and through ``logging`` for whoever listens.
+
+The logger ``imagemill.jobs`` gets a record a line: INFO for an image done, WARNING for an attempt that is
+tried again, ERROR for a job that failed. Nothing is worded before a handler asks for it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import os
+import time
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import orjson
+
+from imagemill.jobs import Job
+
+jobs_logger = logging.getLogger("imagemill.jobs")
+
+_LEVELS = {
+    "sent": logging.DEBUG,
+    "accepted": logging.DEBUG,
+    "done": logging.INFO,
+    "attempt_failed": logging.WARNING,
+    "failed": logging.ERROR,
+}
+
+
+class JobLog:
+    """The log of one run in one process.
+
+    The file stays locked, shared, while it is open: so anybody can see that the run is being worked on.
+
+    Args:
+        path: log.jsonl, appended to; written line by line, so that a killed process loses none.
+        worker: the name of this process, where several work on the run; each line says it then.
+        wall: Unix seconds.
+    """
+
+    def __init__(
+        self, run_id: str, path: Path, *, worker: str | None = None, wall: Callable[[], float] = time.time
+    ) -> None:
+        self._run: dict[str, str] = {"run_id": run_id} | ({"worker": worker} if worker else {})
+        self._file: BinaryIO = path.open("ab", buffering=0)
+        fcntl.flock(self._file, fcntl.LOCK_SH)
+        self._wall = wall
+        self._torn = _ends_in_mid_line(path)
+
+    def job(self, event: str, job: Job, **details: object) -> None:
+        """Write the line of a job event."""
+        line = {
+            "at": self._time(),
+            "event": event,
+            **self._run,
+            "job": job.number,
+            "id": job.id,
+            "key": job.key,
+            "status": job.status,
+            "attempt": job.attempts,
+            "request_id": job.request_id,
+            **details,
+        }
+        self._write(line)
+        level = _LEVELS.get(event, logging.INFO)
+        if event == "attempt_failed" and line["retry_in_s"] is None:
+            level = logging.DEBUG  # what follows says it: the job failed, or the run stops
+        if jobs_logger.isEnabledFor(level):
+            jobs_logger.log(level, "%s", _Words(line), extra={"job": line})
+
+    def event(self, event: str, **details: object) -> None:
+        """Write the line of an event of the run itself."""
+        self._write({"at": self._time(), "event": event, **self._run, **details})
+
+    def close(self) -> None:
+        """Close the file, and with it the lock."""
+        self._file.close()
+
+    def _write(self, line: dict[str, Any]) -> None:
+        text = orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE)
+        if self._torn:
+            text = b"\n" + text
+        try:
+            self._torn = self._file.write(text) != len(text)
+        except OSError:
+            # A full disk: the store is what stops the run then, once it has been full for too long.
+            self._torn = True
+
+    def _time(self) -> str:
+        return datetime.fromtimestamp(self._wall(), UTC).isoformat(timespec="milliseconds")
+
+
+def _ends_in_mid_line(path: Path) -> bool:
+    """Whether the process that wrote this before was cut off by a power cut or a full disk."""
+    with path.open("rb") as file:
+        if not file.seek(0, os.SEEK_END):
+            return False
+        file.seek(-1, os.SEEK_END)
+        return file.read(1) != b"\n"
+
+
+def is_worked_on(log: Path) -> bool:
+    """Whether a process on this machine has the run open whose log this is."""
+    try:
+        with log.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return False
+
+
+class JsonLines(logging.Formatter):
+    """A record as one JSON object on one line of ASCII: nothing in it can steer a terminal."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line: Mapping[str, object] = getattr(record, "job", None) or {"message": record.getMessage()}
+        return json.dumps({"level": record.levelname, **line}, default=str)
+
+
+class _Words:
+    """A line in words, made when they are asked for."""
+
+    def __init__(self, line: Mapping[str, Any]) -> None:
+        self._line = line
+
+    def __str__(self) -> str:
+        return in_words(self._line)
+
+
+def in_words(line: Mapping[str, Any]) -> str:
+    """A job event for a person, on one line."""
+    parts = [f"{line['event'].replace('_', ' ')}: {spelled_out(line['id'])}"]
+    if line.get("error_class"):
+        code = line.get("error_code")
+        parts.append(line["error_class"] if code in {None, line["error_class"]} else
+                     f"{line['error_class']} ({spelled_out(code)})")  # fmt: skip
+    if line.get("message"):
+        parts.append(f'"{spelled_out(line["message"])}"')
+    if line.get("latency_s") is not None:
+        parts.append(f"{line['latency_s']:.2f} s")
+    parts.append(f"attempt {line['attempt']}")
+    if line.get("retry_in_s") is not None:
+        parts.append(f"again in {line['retry_in_s']:.1f} s")
+    if line.get("request_id"):
+        parts.append(f"request {spelled_out(line['request_id'])}")
+    return ", ".join(parts)
+
+
+def spelled_out(text: str) -> str:
+    """Text in which nothing steers a terminal: control characters and escapes are spelled out."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

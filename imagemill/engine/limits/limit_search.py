@@ -1,0 +1,206 @@
+"""Finds an account's limit, of whichever kind: so many requests at once, so many a minute, or both."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+
+from imagemill.blocks.apis.rate_limit_headers import Allowance
+from imagemill.engine.limits.busy import BusyShare
+from imagemill.engine.limits.header_rate import ToldRate
+from imagemill.engine.limits.rate import START_PER_S, RateSearch
+from imagemill.engine.limits.window import START, WindowSearch
+
+_LEVELS_KEPT = 400
+"""How many in flight were let in is remembered for so many requests."""
+
+_HIGH = 0.9
+"""More in flight than nine in ten requests had: a limit on the number refuses such, one on the rate any."""
+_NEARLY = 0.85
+_SOON_REQUESTS = 25
+_IN_VAIN = 2
+
+_STORM = 3
+_LONGEST_PAUSE_S = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """What an account takes: requests at once, and images a minute (None: no limit on the rate seen)."""
+
+    concurrency: int
+    per_minute: float | None = None
+
+
+@dataclass(slots=True)
+class Sent:
+    """A request as it left: how many were in flight with it, and whether the pace had held it back."""
+
+    number: int
+    at: float
+    in_flight: int
+    paced: bool
+    round: int
+    refused: bool = False
+
+
+class LimitSearch:
+    """Two searches, for requests in flight and for their rate, and the verdict which one a 429 is about.
+
+    A limit on the number refuses when unusually many are in flight, a limit on the rate whenever it likes;
+    where fewer in flight did not help, it was the rate. A limit on the rate never refuses everything, so
+    refusal upon refusal is about the number. What is refused at any pace is about neither. All of that is
+    judged by ranks: what the client has in flight and what the account counts differ by what is on its way.
+    """
+
+    def __init__(self, known: Limit | None = None) -> None:
+        rate = known.per_minute / 60.0 if known and known.per_minute else None
+        self.window = WindowSearch(known.concurrency if known else START, known=known is not None)
+        self.rate = RateSearch(rate or START_PER_S, known=rate is not None)
+        self.busy = BusyShare()
+        self._told = ToldRate()
+        self._levels: deque[int] = deque(maxlen=_LEVELS_KEPT)
+        self._open: deque[Sent] = deque(maxlen=4096)
+        self._round = 0
+        self._streak = 0
+        self._pace_before: tuple[float, bool] | None = None
+        self._fewer_in_vain = self._crowded = 0
+        self._fewer_since = -_SOON_REQUESTS
+        self._about_number = False
+        self._refusal_s = 0.0
+
+    def sent(self, in_flight: int, now: float, *, paced: bool) -> Sent:
+        """A request leaves; ``in_flight`` counts it."""
+        number = self.rate.sent(now, paced=paced and self.busy.pace == 1.0)
+        self.busy.sent(number)
+        sent = Sent(number, now, in_flight, paced, self._round)
+        self._open.append(sent)
+        return sent
+
+    def admitted(self, sent: Sent, now: float) -> None:
+        """The request was let in."""
+        self._settle(now)
+        if sent.round == self._round:
+            self._streak = 0
+            self.window.admitted(sent.in_flight, now)
+
+    def refused(self, sent: Sent, now: float) -> float:
+        """The request came back with a 429. Seconds that everybody should pause."""
+        sent.refused = True
+        took_s = now - sent.at
+        self._refusal_s = max(took_s, self._refusal_s + 0.1 * (took_s - self._refusal_s))
+        for later in self._open:
+            if later.number > sent.number:
+                later.in_flight -= 1  # it counted this one, which the account never had
+        self._settle(now)
+        if self.busy.forgives(sent.number):
+            return 0.0
+        if self.busy.exposed(now):
+            self.rate.restored(self.busy.let_in, bound=True)
+        return self._slow_down(sent, now)
+
+    def _slow_down(self, sent: Sent, now: float) -> float:
+        """A refusal is a limit's: find out which, and heed it. Seconds that everybody should pause."""
+        if sent.round != self._round:
+            # Sent before everybody slowed down for another one: it only sharpens that verdict.
+            if self._about_number:
+                self.window.refused(sent.in_flight, now)
+            elif self.rate.bound:
+                self.rate.refused(sent.number, sent.at, now)
+            return 0.0
+        self._round += 1
+        if self.busy.slowed(sent.number, now):
+            self.window.resume()
+            self.rate.restored(max(self.rate.per_s, START_PER_S), bound=False)
+            return 0.0
+        self._streak += 1
+        self._about_number = False
+        if self._streak == 1:
+            self._pace_before = None if self.rate.holds_back else (self.rate.per_s, self.rate.bound)
+        if self._streak >= _STORM:
+            return self._storm(sent, now)
+        if self._is_about_number(sent):
+            return self._fewer(sent, now)
+        if not self.rate.bound:
+            self.window.resume()
+        self.rate.refused(sent.number, sent.at, now)
+        pause_s = 1.0 / self.rate.per_s
+        return pause_s if self._streak == 1 else max(pause_s, self._refusal_s)
+
+    @property
+    def concurrency(self) -> int:
+        """Requests at once, as of now."""
+        return max(1, int(self.busy.pace * self.window.limit))
+
+    @property
+    def per_s(self) -> float:
+        """Requests a second, as of now."""
+        return self.busy.pace * self.rate.per_s
+
+    def heard(self, allowance: Allowance, now: float) -> None:
+        """An answer told of the rate limit: search from there, once enough of them agree."""
+        per_s = self._told.heard(allowance, now)
+        if per_s is not None:
+            self.rate.told(per_s)
+
+    def _is_about_number(self, sent: Sent) -> bool:
+        """Whether a 429 came because of the number in flight: there were unusually many."""
+        if self.rate.probing and sent.paced and (self.rate.holds_back or sent.in_flight < self.window.limit):
+            return False
+        full = sent.in_flight >= self.window.limit
+        if not full and not self.rate.holds_back:
+            full = sent.in_flight >= _NEARLY * self.window.limit
+        if not full and self._levels:
+            if sent.in_flight <= sorted(self._levels)[int(_HIGH * (len(self._levels) - 1))]:
+                self._fewer_in_vain = self._crowded = 0
+                return False
+            # Among ten refusals for the rate one looks like this: the second in a row hardly does.
+            self._crowded += 1
+            if self.rate.bound and self._crowded == 1:
+                return False
+        self._crowded = 0
+        # With fewer in flight the next one would not have come so soon.
+        soon = sent.number - self._fewer_since < _SOON_REQUESTS
+        self._fewer_in_vain = self._fewer_in_vain + 1 if soon else 0
+        self._fewer_since = sent.number
+        return self._fewer_in_vain < (1 if self.rate.bound else _IN_VAIN)
+
+    def _storm(self, sent: Sent, now: float) -> float:
+        """Refusal upon refusal, and nothing let in between: fewer at once, after ever longer pauses."""
+        self._levels.clear()
+        self._open.clear()
+        self.window.fallen(sent.in_flight, now)
+        if self._pace_before is None:
+            self.rate.fallen(now)
+        else:
+            self.rate.restored(*self._pace_before)
+        return min(_LONGEST_PAUSE_S, 0.1 * 2.0 ** (self._streak - _STORM))
+
+    def _fewer(self, sent: Sent, now: float) -> float:
+        """Let fewer in flight; slow down as well where the pace may have been the reason."""
+        paced = sent.paced and (self.rate.holds_back or sent.in_flight <= START)
+        probed = self.window.probing and sent.in_flight >= self.window.limit
+        self._about_number = True
+        self.window.refused(sent.in_flight, now)
+        if paced and not self.rate.bound:
+            self.rate.doubted()
+        return 0.0 if probed else self._refusal_s
+
+    def _settle(self, now: float) -> None:
+        """Count those as let in whose refusal would be here by now."""
+        until = now - max(0.05, 1.5 * self._refusal_s)
+        while self._open and self._open[0].at < until:
+            sent = self._open.popleft()
+            if sent.refused:
+                continue
+            if sent.round == self._round:
+                self._streak = 0
+            self._levels.append(sent.in_flight)
+
+    def learned(self) -> Limit:
+        """What was found so far."""
+        if not self.rate.bound:
+            return Limit(self.window.limit)
+        # The number in force may be far from what the rate ever needed.
+        most = max(self._levels, default=self.window.limit)
+        return Limit(max(1, min(self.window.limit, most)), round(60.0 * self.rate.per_s, 1))

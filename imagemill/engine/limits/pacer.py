@@ -1,0 +1,172 @@
+"""Paces requests: how many at once, how many a minute, and when nobody may send at all.
+
+:class:`~imagemill.engine.limits.limit_search.LimitSearch` finds the account's limit from what comes back; it is a pure
+object. :class:`Pacer` is what waits.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import anyio
+
+from imagemill.blocks.apis.rate_limit_headers import Allowance
+from imagemill.engine.limits.leased_rate import EvenRate, LeasedRate
+from imagemill.engine.limits.limit_search import Limit, LimitSearch, Sent
+from imagemill.engine.limits.window import CEILING
+
+__all__ = ["CEILING", "Limit", "Pacer", "Slot", "StoppedError"]
+
+_LONGEST_HOLD_S = 300.0
+_ROUNDED_UP_S = 1.0
+"""Retry-After is in whole seconds, rounded up: one second may mean a hundredth. The job that was told waits
+it out; the others, who are paced anyway, do not stand still for a second at each refusal."""
+
+
+class StoppedError(Exception):
+    """The run is stopping: nothing more is sent."""
+
+
+@dataclass(slots=True)
+class Slot:
+    """One request's place. ``served``: it was answered with an image; ``refused``: with a 429."""
+
+    sent: Sent | None
+    served: bool = False
+    refused: bool = False
+    retry_after_s: float | None = None
+
+
+class Pacer:
+    """Lets requests through, first come, first served; one for all jobs of a process.
+
+    Args:
+        concurrency: requests at once; None searches for the account's limit.
+        per_minute: never more images a minute than this.
+        known: what the account took last; the search starts there, and not at 10 requests at once.
+        leased: a rate that is held together with other processes, instead of ``per_minute``.
+        clock: monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        concurrency: int | None,
+        per_minute: float | None = None,
+        *,
+        known: Limit | None = None,
+        leased: LeasedRate | None = None,
+        clock: Callable[[], float] = anyio.current_time,
+    ) -> None:
+        self._search = LimitSearch(known) if concurrency is None else None
+        self._fixed = concurrency or 0
+        self._rate = leased or (EvenRate(per_minute) if per_minute else None)
+        self._clock = clock
+        self._queue: deque[anyio.Event] = deque()
+        self._changed: anyio.Event | None = None
+        self._next_paced_at = -math.inf
+        self._paused_until = -math.inf
+        self._stopped = False
+        self.in_flight = 0
+        self.rate_limited = 0
+
+    @property
+    def concurrency(self) -> int:
+        """Requests at once, as of now."""
+        return self._search.concurrency if self._search else self._fixed
+
+    def learned(self) -> Limit | None:
+        """What the search found; None where there was none, or no limit was met."""
+        return self._search.learned() if self._search and self.rate_limited else None
+
+    def stop(self) -> None:
+        """Let nobody through any more; those who wait get a :class:`StoppedError`."""
+        self._stopped = True
+        self.look_again()
+
+    def look_again(self) -> None:
+        """Something has changed: whoever is first in the queue may have to wait no more."""
+        if self._changed is not None:
+            self._changed.set()
+
+    async def acquire(self) -> Slot:
+        """Wait for a place among the requests in flight. Give it back with :meth:`release`.
+
+        Raises:
+            StoppedError: the run is stopping.
+        """
+        paced = False
+        if self._queue or self._wait_s() != 0:
+            paced = await self._queued()
+        elif self._stopped:
+            raise StoppedError
+        now = self._clock()
+        self.in_flight += 1
+        if self._rate:
+            self._rate.take(now)
+        if self._search is None:
+            return Slot(None)
+        sent = self._search.sent(self.in_flight, now, paced=paced)
+        self._next_paced_at = now + 1.0 / self._search.per_s
+        return Slot(sent)
+
+    def release(self, slot: Slot) -> None:
+        """The request is over; the slot says what came back."""
+        now = self._clock()
+        if slot.refused:
+            self.rate_limited += 1
+            pause_s = self._search.refused(slot.sent, now) if self._search and slot.sent else 0.5
+            told = slot.retry_after_s
+            if told is not None and (told > _ROUNDED_UP_S or told < pause_s):
+                pause_s = min(told, _LONGEST_HOLD_S)
+            self._paused_until = max(self._paused_until, now + pause_s)
+        elif self._search and slot.sent:
+            self._search.admitted(slot.sent, now)
+        self.in_flight -= 1
+        self.look_again()
+
+    def heard(self, allowance: Allowance) -> None:
+        """The API said how much of its rate limit is left; listened to where the limit is searched for."""
+        if self._search:
+            self._search.heard(allowance, self._clock())
+
+    async def _queued(self) -> bool:
+        """Wait until it is this request's turn and it may be sent; whether the pace held it back."""
+        turn = anyio.Event()
+        self._queue.append(turn)
+        paced = False
+        try:
+            if self._queue[0] is not turn:
+                await turn.wait()
+            while True:
+                if self._stopped:
+                    raise StoppedError
+                wait_s = self._wait_s()
+                if wait_s == 0:
+                    return paced
+                paced = wait_s < math.inf and self._next_paced_at > self._clock()
+                self._changed = anyio.Event()
+                if wait_s == math.inf:
+                    await self._changed.wait()
+                else:
+                    with anyio.move_on_after(wait_s):
+                        await self._changed.wait()
+        finally:
+            self._changed = None
+            self._queue.remove(turn)
+            if self._queue:
+                self._queue[0].set()
+
+    def _wait_s(self) -> float:
+        """Seconds until the next request may leave: 0 now, infinite until one comes back."""
+        if self.in_flight >= self.concurrency:
+            return math.inf
+        ready_at = max(self._paused_until, self._next_paced_at)
+        if self._rate:
+            ready_at = max(ready_at, self._rate.ready_at())
+        if ready_at == -math.inf:
+            return 0.0
+        wait_s = ready_at - self._clock()
+        return wait_s if wait_s > 1e-9 else 0.0

@@ -1,0 +1,66 @@
+"""The receipt that goes into the bucket with an image: which run paid for it, and what.
+
+The image is the first thing of a finished job that is safe. Where a process can keep nothing else, on a full
+disk, or a store is lost, a resume reads there what the job came to.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Self
+
+from imagemill.jobs import Job
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """What a run had asked and paid for a job when its image was there. Costs in USD, latency in seconds."""
+
+    run_id: str
+    attempts: int
+    latency_s: float
+    cost_usd: float
+    unanswered: int
+    unanswered_usd: float
+
+    @classmethod
+    def of(cls, run_id: str, job: Job, latency_s: float) -> Self:
+        """The receipt of a job whose image has just come."""
+        return cls(run_id, job.attempts, latency_s, job.cost_usd, job.unanswered, job.unanswered_usd)
+
+    def to_metadata(self) -> dict[str, str]:
+        """The receipt as an object's metadata."""
+        return {
+            "run-id": self.run_id,
+            "attempts": str(self.attempts),
+            "latency-s": f"{self.latency_s:.4f}",
+            "cost-usd": repr(round(self.cost_usd, 12)),
+            "unanswered": str(self.unanswered),
+            "unanswered-usd": repr(round(self.unanswered_usd, 12)),
+        }
+
+    @classmethod
+    def from_metadata(cls, metadata: Mapping[str, str]) -> Self | None:
+        """The receipt that an object carries; None where it has none that can be read."""
+        try:
+            found = cls(
+                metadata["run-id"],
+                int(metadata["attempts"]),
+                float(metadata["latency-s"]),
+                float(metadata["cost-usd"]),
+                int(metadata["unanswered"]),
+                float(metadata["unanswered-usd"]),
+            )
+        except (KeyError, ValueError):
+            return None
+        numbers = (found.attempts, found.latency_s, found.cost_usd, found.unanswered, found.unanswered_usd)
+        return found if all(math.isfinite(number) and number >= 0 for number in numbers) else None
+
+    def settle(self, job: Job) -> None:
+        """Bring a job's counts to what the receipt knows of it; both only ever grow."""
+        job.attempts = max(job.attempts, self.attempts)
+        job.cost_usd = max(job.cost_usd, self.cost_usd)
+        job.unanswered = max(job.unanswered, self.unanswered)
+        job.unanswered_usd = max(job.unanswered_usd, self.unanswered_usd)

@@ -1,0 +1,260 @@
+"""Records what happens: a line a job event in log.jsonl, a line a second of pace, and live progress."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import anyio
+
+from imagemill.engine.job_log import JobLog
+from imagemill.engine.limits.pacer import Pacer
+from imagemill.engine.telemetry import Telemetry
+from imagemill.errors import ApiError, ErrorClass
+from imagemill.jobs import Job
+
+_WINDOW_S = 30
+"""Live throughput is that of the last so many seconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """A run at one moment. Latency in seconds, cost in USD; rates are those of the last half minute."""
+
+    run_id: str
+    unique: int
+    done: int
+    failed: int
+    images_per_minute: float
+    p95_latency_s: float | None
+    rate_limited: int
+    retries: int
+    errors: dict[str, int]
+    concurrency: int
+    in_flight: int
+    cost_usd: float
+
+    @property
+    def left(self) -> int:
+        """Jobs not finished yet."""
+        return self.unique - self.done - self.failed
+
+
+_listeners: list[Callable[[Progress], None]] = []
+
+
+@contextmanager
+def watching(listener: Callable[[Progress], None]) -> Iterator[None]:
+    """Have ``listener`` told of every run's progress in this process, about four times a second."""
+    _listeners.append(listener)
+    try:
+        yield
+    finally:
+        _listeners.remove(listener)
+
+
+@dataclass(slots=True)
+class _Second:
+    requests: int = 0
+    rate_limited: int = 0
+    retries: int = 0
+
+
+class Recorder:
+    """The log, the telemetry and the counters of one run in one process."""
+
+    def __init__(self, run_id: str, log: JobLog, pacer: Pacer, telemetry: Telemetry) -> None:
+        self.run_id = run_id
+        self._log = log
+        self._pacer = pacer
+        self.telemetry = telemetry
+        self._second = _Second()
+        self._latencies: deque[float] = deque(maxlen=500)
+        self._finished: deque[float] = deque()
+        self._errors: Counter[str] = Counter()
+        self._retries = 0
+        self._begun: tuple[int, int, float] | None = None
+        self._followed: tuple[int, ...] | None = None
+        self.unique = 0
+        self.done = 0
+        self.failed = 0
+        self.cost_usd = 0.0
+
+    def begin(self, *, unique: int, done: int, failed: int, cost_usd: float) -> None:
+        """What the run holds before this process does anything."""
+        self.unique, self.done, self.failed, self.cost_usd = unique, done, failed, cost_usd
+        self._begun = (done, failed, cost_usd)
+
+    def tally(self) -> dict[str, Any]:
+        """What this process has done so far, for the one that leads the run; plain JSON."""
+        return {
+            "done": self.done,
+            "failed": self.failed,
+            "cost_usd": self.cost_usd,
+            "retries": self._retries,
+            "errors": dict(self._errors),
+            "rate_limited": self._pacer.rate_limited,
+            "concurrency": self._pacer.concurrency,
+            "in_flight": self._pacer.in_flight,
+        }
+
+    def follow(self, tallies: Sequence[dict[str, Any]]) -> None:
+        """Progress is that of other processes, on top of what the run began with."""
+        if self._begun is None:
+            return
+        done, failed, cost_usd = self._begun
+        now, before = time.monotonic(), self.done
+        self.done = done + sum(t["done"] for t in tallies)
+        self.failed = failed + sum(t["failed"] for t in tallies)
+        self.cost_usd = cost_usd + sum(t["cost_usd"] for t in tallies)
+        self._finished.extend([now] * max(0, self.done - before))
+        self._retries = sum(t["retries"] for t in tallies)
+        self._errors = Counter()
+        for tally in tallies:
+            self._errors.update(tally["errors"])
+        self._followed = tuple(
+            sum(t[name] for t in tallies) for name in ("rate_limited", "concurrency", "in_flight")
+        )
+
+    def sent(self, job: Job) -> None:
+        """A request for an image leaves. Its line is written first, so that a resume knows of it."""
+        self._second.requests += 1
+        self._log.job("sent", job)
+
+    def accepted(self, job: Job) -> None:
+        """A queued API took the request; the line holds its id."""
+        self._log.job("accepted", job)
+
+    def charged(self, usd: float) -> None:
+        """The API charges for an image."""
+        self.cost_usd += usd
+        self.telemetry.charged(usd)
+
+    def attempt_failed(self, job: Job, error: ApiError, retry_in_s: float | None) -> None:
+        """An attempt brought no image; a retry follows, or not."""
+        if error.error_class is ErrorClass.RATE_LIMITED:
+            self._second.rate_limited += 1
+        self._errors[error.error_class.value] += 1
+        if retry_in_s is not None:
+            self._retries += 1
+            self._second.retries += 1
+            retry_in_s = round(retry_in_s, 3)
+        self.telemetry.attempt_failed(error)
+        self._log.job(
+            "attempt_failed",
+            job,
+            error_class=error.error_class,
+            error_code=error.code,
+            message=error.message,
+            retry_in_s=retry_in_s,
+            **_paid(job),
+        )
+
+    def finished(self, job: Job) -> None:
+        """The job's image is in the bucket."""
+        self.done += 1
+        if job.latency_s is not None:
+            self._latencies.append(job.latency_s)
+        self._finished.append(time.monotonic())
+        self.telemetry.finished(job)
+        self._log.job("done", job, latency_s=job.latency_s and round(job.latency_s, 4), image=job.image)
+
+    def gave_up(self, job: Job) -> None:
+        """The job failed. Its whole input goes into the log, for the API's own words mean little alone."""
+        self.failed += 1
+        self.telemetry.finished(job)
+        self._log.job(
+            "failed",
+            job,
+            error_class=job.error_class,
+            error_code=job.error_code,
+            message=job.error_message,
+            retryable=job.retryable,
+            **_paid(job),
+            input={
+                "prompt": job.prompt,
+                "negative_prompt": job.negative_prompt,
+                "width": job.width,
+                "height": job.height,
+                "seed": job.seed,
+                "steps": job.steps,
+                "model": job.model,
+            },
+        )
+
+    def reopened(self, job: Job) -> None:
+        """A failed job is to be tried again: its line keeps why it had failed."""
+        self._log.job("reopened", job, error_class=job.error_class, error_code=job.error_code)
+
+    def event(self, event: str, **details: object) -> None:
+        """An event of the run itself."""
+        self._log.event(event, **details)
+
+    def progress(self) -> Progress:
+        """The run as of now."""
+        now = time.monotonic()
+        while self._finished and now - self._finished[0] > _WINDOW_S:
+            self._finished.popleft()
+        span = max(now - self._finished[0], 1.0) if self._finished else 1.0
+        latencies = sorted(self._latencies)
+        own = (self._pacer.rate_limited, self._pacer.concurrency, self._pacer.in_flight)
+        rate_limited, concurrency, in_flight = self._followed or own
+        return Progress(
+            run_id=self.run_id,
+            unique=self.unique,
+            done=self.done,
+            failed=self.failed,
+            images_per_minute=60.0 * len(self._finished) / span,
+            p95_latency_s=latencies[int(0.95 * (len(latencies) - 1))] if latencies else None,
+            rate_limited=rate_limited,
+            retries=self._retries,
+            errors=dict(self._errors),
+            concurrency=concurrency,
+            in_flight=in_flight,
+            cost_usd=self.cost_usd,
+        )
+
+    async def keep_time(self) -> None:
+        """Tell the listeners four times a second, and write the pace once a second, until cancelled."""
+        while True:
+            for _ in range(4):
+                await anyio.sleep(0.25)
+                self._tell()
+            self.write_pace()
+
+    def write_pace(self) -> None:
+        """Write the line of the second that has passed, if anything happened in it."""
+        second, self._second = self._second, _Second()
+        if second.requests or second.retries or self._pacer.in_flight:
+            self.event(
+                "pace",
+                requests=second.requests,
+                rate_limited=second.rate_limited,
+                retries=second.retries,
+                concurrency=self._pacer.concurrency,
+                in_flight=self._pacer.in_flight,
+            )
+
+    def close(self) -> None:
+        """Write what is left and close the log."""
+        self.write_pace()
+        self._tell()
+        self._log.close()
+
+    def _tell(self) -> None:
+        if _listeners:
+            progress = self.progress()
+            for listener in _listeners:
+                listener(progress)
+
+
+def _paid(job: Job) -> dict[str, float]:
+    return {
+        "cost_usd": round(job.cost_usd, 12),
+        "unanswered": job.unanswered,
+        "unanswered_usd": round(job.unanswered_usd, 12),
+    }

@@ -1,0 +1,54 @@
+"""Measures an account once, so that the runs after it start at its limit."""
+
+# No "from __future__ import annotations" here: Prefect reads the types of a flow's parameters as objects.
+
+from pathlib import Path
+
+import anyio
+from prefect import flow, get_run_logger
+from prefect.artifacts import create_table_artifact
+
+from imagemill.engine.calibration import Calibration, measure_account
+from imagemill.engine.limits.pacer import Limit
+from imagemill.reports.calibration_plot import write_plot
+from imagemill.runs.remembered_limit import variable_name, write_limit
+from imagemill.runs.session import image_api
+from imagemill.settings import Api, Budget
+from imagemill.tasks.verb import without_traceback
+
+
+@flow(name="calibrate", persist_result=False)
+@without_traceback
+def calibrate(
+    api: Api = "together",  # type: ignore[assignment] # a name stands for the settings
+    budget: Budget = Budget(),
+    plot: Path | None = None,
+) -> Calibration:
+    """Measure how many requests at once and images a minute an account takes. It makes real, paid images.
+
+    Args:
+        api: Which image API: a vendor's name, or more about it.
+        budget: What the calibration may spend.
+        plot: Where to write throughput against concurrency, as one HTML file.
+
+    Returns:
+        The limit, and the measurements behind it. Runs with concurrency auto start from it for 30 days.
+
+    Raises:
+        InputError: the account cannot be measured.
+    """
+    account = image_api(api)
+    found = anyio.run(measure_account, account, budget)
+    if found.limit_seen:
+        write_limit(account, Limit(found.concurrency, found.per_minute))
+        get_run_logger().info("Kept in the Variable %s.", variable_name(account))
+    else:
+        get_run_logger().info("No limit was met within the budget: nothing is kept.")
+    create_table_artifact(
+        [level.model_dump() for level in found.levels],
+        key=f"calibration-{account.provider}",
+        description=f"Calibration of {account.provider}: {found.concurrency} at once.",
+    )
+    if plot is not None:
+        write_plot(found, plot)
+    return found

@@ -1,0 +1,1 @@
+"""What image models take and what they cost, as data."""

@@ -1,0 +1,1 @@
+"""What a person reads about runs: metrics, the run report, the dashboard, regressions, Prefect artifacts."""

@@ -1,0 +1,221 @@
+"""A run in Prefect's UI: progress and headline while it runs, at its end its metrics and its report."""
+
+from __future__ import annotations
+
+import contextvars
+import json
+import logging
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+from urllib.parse import quote
+from uuid import UUID
+
+import httpx
+import pyarrow.parquet as pq
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.actions import ArtifactCreate, ArtifactUpdate
+from prefect.exceptions import PrefectException
+from prefect.runtime import flow_run
+
+from imagemill.engine.job_log import spelled_out
+from imagemill.engine.recorder import Progress, watching
+from imagemill.reports.failure_log import failures_logged
+from imagemill.reports.formatting import money, percent, rate, seconds
+from imagemill.runs.session import Session
+from imagemill.runs.summary import RunSummary
+
+REFRESH_S = 2.0
+"""How often progress and headline are written anew, in seconds; Prefect asks for one a second at most."""
+
+MOST_ROWS = 200
+_LINK_DAYS = 7
+_PATIENCE_S = 10.0
+"""How long a run's end waits for the last artifacts, in seconds."""
+
+logger = logging.getLogger(__name__)
+
+
+class _Artifact(NamedTuple):
+    """What an artifact shows; ``name`` is the end of its key."""
+
+    name: str
+    type: str
+    data: object
+    description: str
+
+
+class RunArtifacts:
+    """The artifacts of one run, written by a thread of their own: no trouble with them reaches the run."""
+
+    def __init__(self, session: Session) -> None:
+        self._settings = session.settings
+        self._bucket = session.bucket
+        self._metrics = session.folder.path / "metrics.parquet"
+        self._flow_run_id = UUID(str(flow_run.get_id()))
+        self._progress: Progress | None = None
+        self._summary: RunSummary | None = None
+        self._ids: dict[str, UUID] = {}
+        self._complained = False
+        self._ending = threading.Event()
+        # The thread has to see this flow run's settings: they say where the API is.
+        self._thread = threading.Thread(
+            target=contextvars.copy_context().run, args=(self._keep_writing,), daemon=True
+        )
+
+    def start(self) -> None:
+        """Begin to write."""
+        self._thread.start()
+
+    def note(self, progress: Progress) -> None:
+        """The run as of now."""
+        if progress.run_id == self._settings.run_id:
+            self._progress = progress
+
+    def conclude(self, summary: RunSummary) -> None:
+        """The run has ended, so or so."""
+        self._summary = summary
+
+    def stop(self) -> None:
+        """Write what is left, and wait for it a while."""
+        self._ending.set()
+        self._thread.join(_PATIENCE_S)
+
+    def _keep_writing(self) -> None:
+        try:
+            with get_client(sync_client=True) as client:
+                written: Progress | None = None
+                while not self._ending.wait(REFRESH_S):
+                    progress = self._progress
+                    if progress is not None and progress != written:
+                        self._write(client, _live(progress))
+                        written = progress
+                if self._summary is not None:
+                    self._write(client, self._final(self._summary))
+        except Exception:  # artifacts are a courtesy: whatever is wrong with them, the run goes on
+            logger.warning("The run's artifacts could not be written.", exc_info=True)
+
+    def _write(self, client: SyncPrefectClient, artifacts: Sequence[_Artifact]) -> None:
+        try:
+            for name, kind, data, description in artifacts:
+                if name in self._ids:
+                    update = ArtifactUpdate(data=data, description=description)
+                    client.update_artifact(self._ids[name], update)
+                    continue
+                made = client.create_artifact(
+                    ArtifactCreate(
+                        key=f"imagemill-{name}",
+                        type=kind,
+                        data=data,
+                        description=description,
+                        flow_run_id=self._flow_run_id,
+                    )
+                )
+                self._ids[name] = made.id
+        except (httpx.HTTPError, PrefectException, OSError) as error:
+            if not self._complained:
+                logger.warning("Prefect does not take the run's artifacts (%s).", type(error).__name__)
+            self._complained = True
+
+    def _final(self, summary: RunSummary) -> list[_Artifact]:
+        finished = summary.done + summary.failed
+        share = 100.0 * finished / summary.unique if summary.unique else 100.0
+        final = [_progress(summary.run_id, share), _headline(summary)]
+        if summary.metrics is not None and self._metrics.exists():
+            rows = metrics_rows(pq.read_table(self._metrics).to_pylist())
+            text = f"The metrics of run {summary.run_id} over time."
+            final.append(_Artifact("metrics", "table", json.dumps(rows), text))
+        if summary.report is not None:
+            text = f"The report lies at {summary.report}."
+            final.append(_Artifact("report", "markdown", self._report_link(summary), text))
+        return final
+
+    def _report_link(self, summary: RunSummary) -> str:
+        name = f"runs/{summary.run_id}/report.html"
+        link = self._bucket.link(name, 86_400 * _LINK_DAYS)
+        text = f"### [Open the report of run {summary.run_id}]({link})\n\n"
+        text += f"The link works for {_LINK_DAYS} days, or as long as the credentials it was made with."
+        if self._bucket.endpoint_url is None:
+            key = quote(self._bucket.prefix + name, safe="")
+            console = f"https://console.aws.amazon.com/s3/object/{self._bucket.name}?prefix={key}"
+            text += f" After that, [the console of AWS]({console}) shows it."
+        return text
+
+
+@contextmanager
+def shown_in_prefect(session: Session) -> Iterator[RunArtifacts]:
+    """Show a run in the UI of Prefect while the block runs: artifacts, and the failures in the log."""
+    artifacts = RunArtifacts(session)
+    with failures_logged(session.settings.run_id, str(flow_run.get_id())), watching(artifacts.note):
+        artifacts.start()
+        try:
+            yield artifacts
+        finally:
+            artifacts.stop()
+
+
+def _live(progress: Progress) -> list[_Artifact]:
+    share = 100.0 * (progress.done + progress.failed) / progress.unique if progress.unique else 0.0
+    return [_progress(progress.run_id, share), _headline(progress)]
+
+
+def _progress(run_id: str, share: float) -> _Artifact:
+    return _Artifact("progress", "progress", round(share, 1), f"Jobs of run {run_id} that are finished.")
+
+
+def _headline(run: Progress | RunSummary) -> _Artifact:
+    """The run in one table, of the same shape before and after its end."""
+    finished = run.done + run.failed
+    cells = {
+        "done": f"**{run.done:,}** of {run.unique:,}",
+        "failed": f"{run.failed:,} ({percent(run.failed / finished) if finished else '0%'})",
+        "images/min": rate(run.images_per_minute),
+        "p95 latency": seconds(run.p95_latency_s),
+        "429s": f"{run.rate_limited:,}",
+        "retries": f"{run.retries:,}",
+        "cost": money(run.cost_usd),
+    }
+    if isinstance(run, Progress):
+        cells["at once"] = f"{run.in_flight:,} of {run.concurrency:,}"
+    lines = [f"### Run {run.run_id}", "", *_table(cells)]
+    if isinstance(run, RunSummary) and run.stopped:
+        reason = " ".join(spelled_out(run.stopped).replace("`", "'").split())
+        lines += [
+            "",
+            f"Stopped early: `{reason}`",
+            "",
+            f"Go on with `imagemill resume {run.run_id}`, or start it again with this run ID.",
+        ]
+    return _Artifact("headline", "markdown", "\n".join(lines), "The run in a few numbers.")
+
+
+def _table(cells: dict[str, str]) -> list[str]:
+    rows = (cells.keys(), ["---:"] * len(cells), cells.values())
+    return [f"| {' | '.join(row)} |" for row in rows]
+
+
+def metrics_rows(buckets: Sequence[dict[str, Any]]) -> list[dict[str, object]]:
+    """The rows of metrics.parquet for people, the four metrics first; neighbours are joined."""
+    joined = -(-len(buckets) // MOST_ROWS) or 1
+    rows = []
+    for start in range(0, len(buckets), joined):
+        of_row = buckets[start : start + joined]
+        images, failed = sum(b["images"] for b in of_row), sum(b["failed"] for b in of_row)
+        latencies = [b["p95_latency_s"] for b in of_row if b["p95_latency_s"] is not None]
+        span_s = sum(b["bucket_s"] for b in of_row)
+        rows.append(
+            {
+                "UTC": f"{of_row[0]['bucket_start']:%Y-%m-%d %H:%M:%S}",
+                "images/min": round(60 * images / span_s, 1),
+                "error rate": percent(failed / (images + failed)) if images + failed else "0%",
+                "p95 latency": seconds(max(latencies, default=None)),
+                "cost": money(sum(b["cost_usd"] for b in of_row)),
+                "total cost": money(of_row[-1]["cost_usd_total"]),
+                "images": images,
+                "failed": failed,
+                "429s": sum(b["rate_limited"] for b in of_row),
+                "retries": sum(b["retries"] for b in of_row),
+            }
+        )
+    return rows

@@ -1,0 +1,263 @@
+"""The dashboard: the four metrics of all runs over weeks, in one self-contained HTML file."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, timedelta
+from itertools import groupby
+from pathlib import Path
+from statistics import median
+from urllib.parse import quote
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from imagemill.reports import charts
+from imagemill.reports.charts import Chart, MomentAxis
+from imagemill.reports.formatting import environment
+from imagemill.reports.history import History, RunRow
+from imagemill.reports.regressions import (
+    METRICS,
+    Change,
+    Metric,
+    Regression,
+    find_regressions,
+    medians_before,
+    series_of,
+)
+from imagemill.runs.session import open_bucket
+from imagemill.settings import OutputSettings, RegressionSettings
+from imagemill.tasks.verb import verb
+
+MOST_RUNS = 2_000
+"""The dashboard shows so many runs, the latest; a year of daily runs of five catalogs."""
+
+_DAY_S = 86_400
+
+_UNITS = {
+    "images_per_minute": "images a minute",
+    "error_rate": "% of jobs",
+    "p95_latency_s": "seconds",
+    "cost_per_image_usd": "USD",
+}
+
+
+class DashboardSummary(BaseModel):
+    """What a dashboard shows. Costs in USD."""
+
+    model_config = ConfigDict(frozen=True)
+
+    dashboard: str = Field(description="The address of the page.")
+    runs: int
+    skipped: int = Field(description="Files in metrics/ that tell of no run.")
+    catalogs: int
+    generated: int = Field(description="Images that all runs together paid for.")
+    cost_usd: float
+    regressions: list[Regression] = Field(description="Runs that did worse than those before, latest first.")
+
+
+@verb("draw-dashboard")
+def draw_dashboard(
+    output: OutputSettings, history: History, settings: RegressionSettings
+) -> DashboardSummary:
+    """Write dashboard.html below the output prefix."""
+    regressions = find_regressions(history.runs, settings)
+    page = render_dashboard(output.uri, history, regressions, settings, datetime.now(UTC))
+    bucket = open_bucket(output)
+    try:
+        with tempfile.TemporaryDirectory(prefix="imagemill-") as folder:
+            file = Path(folder) / "dashboard.html"
+            file.write_text(page, encoding="utf-8")
+            uri = bucket.upload(file, file.name, "text/html; charset=utf-8")
+    finally:
+        bucket.close()
+    return DashboardSummary(
+        dashboard=uri,
+        runs=len(history.runs),
+        skipped=history.skipped,
+        catalogs=len({run.catalog for run in history.runs}),
+        generated=sum(run.generated for run in history.runs),
+        cost_usd=round(sum(run.cost_usd for run in history.runs), 12),
+        regressions=regressions,
+    )
+
+
+def render_dashboard(
+    output: str,
+    history: History,
+    regressions: Sequence[Regression],
+    settings: RegressionSettings,
+    built_at: datetime,
+) -> str:
+    """The dashboard as one HTML document."""
+    runs = history.runs[-MOST_RUNS:]
+    apis = sorted({run.provider for run in runs})
+    found = {regression.run_id: regression for regression in regressions}
+    drawn = _drawn(runs, found, settings)
+    return (
+        environment()
+        .get_template("dashboard.html.j2")
+        .render(
+            output=output,
+            runs=runs,
+            skipped=history.skipped,
+            all_runs=len(history.runs),
+            settings=settings,
+            built_at=built_at,
+            apis=apis,
+            catalogs=[
+                (catalog, list(of_catalog))
+                for catalog, of_catalog in groupby(drawn, key=lambda series: series.catalog)
+            ],
+            latest=[regression for regression in regressions if regression.latest],
+            earlier=[regression for regression in regressions if not regression.latest],
+            regression_of=found,
+            marks=lambda run, name: _mark(found.get(run.run_id), name),
+            report_of=lambda run_id: f"runs/{quote(run_id)}/report.html",
+            headline=_Headline.of(runs),
+            weeks=_weeks(runs),
+        )
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Headline:
+    """All runs in a few numbers; medians are of runs that generated anything."""
+
+    generated: int
+    cost_usd: float
+    saved_usd: float
+    failed: int
+    finished: int
+    images_per_minute: float | None
+    p95_latency_s: float | None
+
+    @classmethod
+    def of(cls, runs: Sequence[RunRow]) -> _Headline:
+        working = [run for run in runs if run.generated]
+        latencies = [run.p95_latency_s for run in working if run.p95_latency_s is not None]
+        return cls(
+            generated=sum(run.generated for run in runs),
+            cost_usd=sum(run.cost_usd for run in runs),
+            saved_usd=sum(run.saved_usd for run in runs),
+            failed=sum(run.failed for run in runs),
+            finished=sum(run.done + run.failed for run in runs),
+            images_per_minute=median(run.images_per_minute for run in working) if working else None,
+            p95_latency_s=median(latencies) if latencies else None,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Week:
+    """The runs that began in one week, which starts on ``monday``."""
+
+    monday: date
+    runs: int
+    sums: _Headline
+
+
+def _weeks(runs: Sequence[RunRow]) -> list[_Week]:
+    def monday(run: RunRow) -> date:
+        day = run.at.date()
+        return day - timedelta(days=day.weekday())
+
+    weeks = [(day, list(of_week)) for day, of_week in groupby(runs, key=monday)]
+    return [_Week(day, len(of_week), _Headline.of(of_week)) for day, of_week in reversed(weeks)]
+
+
+@dataclass(frozen=True, slots=True)
+class _Drawn:
+    """A catalog's runs on one API, and their charts."""
+
+    catalog: str
+    provider: str
+    runs: Sequence[RunRow]
+    axis: MomentAxis
+    charts: Sequence[Chart]
+    regressed: bool
+
+
+def _drawn(
+    runs: Sequence[RunRow], found: dict[str, Regression], settings: RegressionSettings
+) -> list[_Drawn]:
+    if not runs:
+        return []
+    first, last = runs[0].at.timestamp(), runs[-1].at.timestamp()
+    margin = max((last - first) * 0.03, _DAY_S / 4)
+    drawn = []
+    for (catalog, provider), of_series in series_of(runs).items():
+        axis = MomentAxis([run.at.timestamp() for run in of_series], begin=first - margin, end=last + margin)
+        medians = medians_before(of_series, settings)
+        drawn.append(
+            _Drawn(
+                catalog=catalog,
+                provider=provider,
+                runs=of_series,
+                axis=axis,
+                charts=[
+                    _chart(metric, axis, of_series, [each[metric.name] for each in medians], found)
+                    for metric in METRICS
+                ],
+                regressed=any(found[run.run_id].latest for run in of_series if run.run_id in found),
+            )
+        )
+    return drawn
+
+
+def _chart(
+    metric: Metric,
+    axis: MomentAxis,
+    runs: Sequence[RunRow],
+    medians: charts.Values,
+    found: dict[str, Regression],
+) -> Chart:
+    """A point a run; the median of the runs before fainter; regressions flagged."""
+    words, unit = metric.words, _UNITS[metric.name]
+    values = [metric.value(run) if run.generated else None for run in runs]
+    measure = charts.scale([*values, *medians], _TICKS[metric.name], least=_LEAST[metric.name])
+    texts = [
+        f"{run.at:%-d %b %H:%M} \u00b7 {'nothing generated' if value is None else words(value)}"
+        for run, value in zip(runs, values, strict=True)
+    ]
+    points = charts.points(axis, measure, values, texts)
+    known = [place for place, value in enumerate(values) if value is not None]
+    stat = "no values"
+    if known:
+        stat = words(values[known[-1]] or 0.0)
+        usual = medians[known[-1]]
+        if usual is not None:
+            stat += f" \u00b7 median {words(usual)}"
+    return Chart(
+        title=metric.title,
+        unit=unit,
+        stat=stat,
+        description=f"{metric.title} ({unit}) of {len(runs):,} runs, {texts[0]} to {texts[-1]}; last {stat}",
+        ticks=measure.ticks,
+        line=charts.line_path(axis, measure, values),
+        points=points,
+        marked=[points[place] for place in known],
+        flagged=[points[place] for place in known if _mark(found.get(runs[place].run_id), metric.name)],
+        faint_line=charts.line_path(axis, measure, medians),
+    )
+
+
+def _plain(value: float, decimals: int) -> str:
+    return f"{value:,.{decimals}f}"
+
+
+_TICKS = {
+    "images_per_minute": _plain,
+    "error_rate": lambda value, decimals: f"{100 * value:.{max(0, decimals - 2)}f}%",
+    "p95_latency_s": _plain,
+    "cost_per_image_usd": lambda value, decimals: (
+        f"${value:,.{decimals if decimals == 0 else max(2, decimals)}f}"
+    ),
+}
+_LEAST = {"images_per_minute": 1.0, "error_rate": 0.01, "p95_latency_s": 1.0, "cost_per_image_usd": 0.01}
+
+
+def _mark(regression: Regression | None, metric: str) -> Change | None:
+    """The change of a metric that makes a run a regression."""
+    changes = regression.changes if regression else ()
+    return next((change for change in changes if change.metric == metric), None)

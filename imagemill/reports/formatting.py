@@ -1,0 +1,116 @@
+"""The look of imagemill's pages: their templates, and how they word money, shares, times and hostile text."""
+
+from __future__ import annotations
+
+import base64
+import functools
+import math
+import re
+from datetime import UTC, datetime
+
+import jinja2
+from markupsafe import Markup
+
+
+@functools.cache
+def environment() -> jinja2.Environment:
+    """Where the templates are, and what they may say."""
+    made = jinja2.Environment(
+        loader=jinja2.PackageLoader("imagemill.reports"),
+        autoescape=True,
+        finalize=_harmless,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    made.filters.update(
+        cut=cut,
+        money=money,
+        price=price,
+        percent=percent,
+        rate=rate,
+        seconds=seconds,
+        duration=duration,
+        utc=utc,
+        base64=lambda content: base64.b64encode(content).decode(),
+    )
+    return made
+
+
+_INVISIBLE = re.compile(
+    "[\0-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u180e\u200b\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\uffff"
+    "\ud800-\udfff\U000e0000-\U000e0fff]"
+)
+"""Characters that show nothing, or turn text around. Joiners and plain direction marks, which the
+scripts that need them need, are not among them."""
+
+
+def _harmless(value: object) -> object:
+    """What a template prints: text with its invisible characters spelled out."""
+    if isinstance(value, str) and not isinstance(value, Markup):
+        return _INVISIBLE.sub(lambda found: f"\u27e8U+{ord(found[0]):04X}\u27e9", value)
+    return value
+
+
+def cut(text: str, length: int = 300) -> str:
+    """Text on one line, its end cut off where it is too long."""
+    line = " ".join(text[: 4 * length].split())
+    if len(line) <= length and len(text) <= 4 * length:
+        return line
+    return line[:length].rstrip() + "\u2026"
+
+
+def utc(moment: datetime) -> datetime:
+    """A moment in UTC; one without a time zone is in UTC already."""
+    return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+
+
+def money(usd: float) -> str:
+    """A sum: cents, and below ten of them as many digits as it takes."""
+    return f"${usd:,.2f}" if abs(usd) >= 0.1 else price(usd)
+
+
+def price(usd: float) -> str:
+    """The price of one image: below a dollar, two or three significant digits."""
+    if abs(usd) >= 1 or abs(usd) < 1e-9:
+        return f"${usd:,.2f}"
+    decimals = 2 - math.floor(math.log10(abs(usd)))
+    digits = f"{usd:.{decimals}f}"
+    return f"${digits.removesuffix('0')}"
+
+
+def percent(share: float) -> str:
+    """A share from 0 to 1."""
+    if 0 < share < 0.0001:
+        return "<0.01%"
+    if 0.9995 <= share < 1:
+        return ">99.9%"
+    if share < 0.1:
+        return f"{100 * share:.{2 if share < 0.01 else 3}g}%"
+    return f"{100 * share:.1f}".removesuffix(".0") + "%"
+
+
+def rate(value: float) -> str:
+    """A number of something per something."""
+    decimals = 0 if value >= 100 or value == 0 else 1 if value >= 10 else 2
+    return f"{value:,.{decimals}f}"
+
+
+def seconds(value: float | None) -> str:
+    """A latency."""
+    if value is None:
+        return "\u2013"
+    if value < 0.1:
+        return f"{1000 * value:.0f} ms"
+    return f"{value:,.{0 if value >= 100 else 1 if value >= 10 else 2}f} s"
+
+
+def duration(value: float) -> str:
+    """A span of time in seconds, in the two units that matter."""
+    if value < 60:
+        return f"{value:.0f} s" if value >= 10 or value == int(value) else f"{value:.1f} s"
+    minutes, seconds = divmod(round(value), 60)
+    if minutes < 60:
+        return f"{minutes} min {seconds:02} s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02} min"

@@ -1,0 +1,103 @@
+"""The history of runs: what the bucket's folder ``metrics/`` says, a row a run."""
+
+from __future__ import annotations
+
+import re
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from imagemill.bucket.image_bucket import ImageBucket, StoredImage
+from imagemill.reports.formatting import utc
+from imagemill.runs.session import open_bucket
+from imagemill.settings import RUN_ID, OutputSettings
+from imagemill.tasks.verb import verb
+
+_ROW_FILE = re.compile(rf"metrics/run_id=({RUN_ID.pattern})/run\.parquet")
+_MOST_BYTES = 2**20
+"""A run's row is some 10 KB; what is larger is no such row."""
+_AT_ONCE = 16
+
+Count = Field(ge=0)
+Amount = Field(ge=0, allow_inf_nan=False)
+
+
+class RunRow(BaseModel):
+    """A run, as its row in ``metrics/`` tells it. Latency in seconds, costs in USD."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    run_id: str
+    started_at: datetime | None = None
+    ended_at: datetime
+    catalog: str = Field(max_length=4_000)
+    provider: str = Field(max_length=200)
+    unique: int = Count
+    done: int = Count
+    failed: int = Count
+    generated: int = Count
+    images_per_minute: float = Amount
+    error_rate: float = Field(ge=0, le=1)
+    p95_latency_s: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+    cost_usd: float = Amount
+    saved_usd: float = Amount
+    stopped: str | None = None
+
+    @property
+    def at(self) -> datetime:
+        """When the run was, in UTC: its start, or its end where nothing was asked of the API."""
+        return utc(self.started_at or self.ended_at)
+
+    @property
+    def cost_per_image_usd(self) -> float | None:
+        """What one generated image cost."""
+        return self.cost_usd / self.generated if self.generated else None
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """All runs of a bucket by time, and how many files of its ``metrics/`` told of none."""
+
+    runs: list[RunRow]
+    skipped: int
+
+
+@verb("read-history")
+def read_history(output: OutputSettings) -> History:
+    """Read the rows of all runs below the output prefix."""
+    bucket = open_bucket(output)
+    try:
+        return history_of(bucket)
+    finally:
+        bucket.close()
+
+
+def history_of(bucket: ImageBucket) -> History:
+    """The runs that the bucket's ``metrics/`` tells of; files that tell of none are skipped."""
+    with ThreadPoolExecutor(_AT_ONCE) as threads:
+        found = list(threads.map(lambda file: _row(bucket, file), bucket.objects("metrics")))
+    runs = [row for row in found if row is not None]
+    return History(sorted(runs, key=lambda run: (run.at, run.run_id)), len(found) - len(runs))
+
+
+def _row(bucket: ImageBucket, file: StoredImage) -> RunRow | None:
+    name = _ROW_FILE.fullmatch(file.name)
+    if name is None or file.size > _MOST_BYTES:
+        return None
+    content = bucket.read(file.name)
+    if content is None:
+        return None
+    try:
+        table = pq.ParquetFile(pa.BufferReader(content))
+        if table.metadata.num_rows != 1:
+            return None
+        wanted = [column for column in RunRow.model_fields if column in table.schema_arrow.names]
+        row: dict[str, Any] = table.read(columns=wanted).to_pylist()[0]
+        return RunRow(**{**row, "run_id": name[1]})
+    except (pa.ArrowException, OSError, ValidationError):
+        return None

@@ -1,0 +1,255 @@
+"""The metrics of a run: throughput, error rate, latency and cost, per time bucket and for the whole run.
+
+A run of a million jobs is held as arrays, some 50 bytes a job.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from itertools import pairwise
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import orjson
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from imagemill.parquet import read_batches
+
+BUCKET_WIDTHS_S = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600)
+MOST_BUCKETS = 240
+PAUSE_S = 5.0
+"""A gap in the log longer than this is a pause between two sittings of a run, not part of it."""
+
+METRICS_SCHEMA = pa.schema(
+    [
+        ("bucket_start", pa.timestamp("ms", "UTC")),
+        ("bucket_s", pa.int32()),
+        ("images", pa.int64()),
+        ("images_per_minute", pa.float64()),
+        ("failed", pa.int64()),
+        ("error_rate", pa.float64()),
+        ("p50_latency_s", pa.float64()),
+        ("p95_latency_s", pa.float64()),
+        ("cost_usd", pa.float64()),
+        ("cost_usd_total", pa.float64()),
+        ("requests", pa.int64()),
+        ("rate_limited", pa.int64()),
+        ("retries", pa.int64()),
+        ("concurrency", pa.int32()),
+        ("duplicates_saved", pa.int64()),
+        ("saved_usd", pa.float64()),
+    ]
+)
+
+Floats: TypeAlias = npt.NDArray[np.float64]
+Whole: TypeAlias = npt.NDArray[np.int64]
+Flags: TypeAlias = npt.NDArray[np.bool_]
+
+_NEVER = -1
+_PACE = ("requests", "rate_limited", "retries", "concurrency")
+
+
+@dataclass(frozen=True, slots=True)
+class MeasuredJobs:
+    """The jobs of a run, by their numbers. Times in Unix milliseconds, -1 where there is none; USD; seconds.
+
+    A latency is NaN where no image came.
+    """
+
+    done: Flags
+    failed: Flags
+    reused: Flags
+    latency_s: Floats
+    cost_usd: Floats
+    started_ms: Whole
+    finished_ms: Whole
+
+    @classmethod
+    def read(cls, file: Path) -> MeasuredJobs:
+        """From jobs.parquet."""
+        jobs, start = cls.none(pq.read_metadata(file).num_rows), 0
+        columns = ["status", "reused", "latency_s", "cost_usd", "started_at", "finished_at"]
+        for batch in read_batches(file, columns):
+            rows = slice(start, start := start + batch.num_rows)
+            jobs.done[rows] = pc.equal(batch["status"], "done")
+            jobs.failed[rows] = pc.equal(batch["status"], "failed")
+            jobs.reused[rows] = batch["reused"]
+            jobs.latency_s[rows] = batch["latency_s"].fill_null(np.nan)
+            jobs.cost_usd[rows] = batch["cost_usd"]
+            jobs.started_ms[rows] = batch["started_at"].cast(pa.int64()).fill_null(_NEVER)
+            jobs.finished_ms[rows] = batch["finished_at"].cast(pa.int64()).fill_null(_NEVER)
+        return jobs
+
+    @classmethod
+    def none(cls, number: int = 0) -> MeasuredJobs:
+        """So many of which nothing is known."""
+        return cls(
+            done=np.zeros(number, bool),
+            failed=np.zeros(number, bool),
+            reused=np.zeros(number, bool),
+            latency_s=np.full(number, np.nan),
+            cost_usd=np.zeros(number),
+            started_ms=np.full(number, _NEVER),
+            finished_ms=np.full(number, _NEVER),
+        )
+
+    def latency_quantile(self, share: float) -> float | None:
+        """Over all images that were made; None where there are none."""
+        latencies = self.latency_s[self.done & ~np.isnan(self.latency_s)]
+        return round(float(np.quantile(latencies, share)), 4) if latencies.size else None
+
+    @property
+    def first_start_ms(self) -> int | None:
+        """When the first request was sent."""
+        started = self.started_ms[self.started_ms != _NEVER]
+        return int(started.min()) if started.size else None
+
+    @property
+    def last_end_ms(self) -> int | None:
+        """When the last job ended."""
+        return int(self.finished_ms.max()) if (self.finished_ms != _NEVER).any() else None
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """What log.jsonl says about a run's pace: an entry a second and process, and errors by class."""
+
+    at_ms: Whole
+    worker: Whole
+    requests: Whole
+    rate_limited: Whole
+    retries: Whole
+    concurrency: Whole
+    errors: Counter[str]
+
+    @classmethod
+    def read(cls, log: Path) -> Pace:
+        """From log.jsonl."""
+        moments, workers = array("q"), array("q")
+        numbers = [array("q") for _ in _PACE]
+        names: dict[str, int] = {}
+        errors: Counter[str] = Counter()
+        with log.open("rb") as lines:
+            for line in lines:
+                if b'"event":"pace"' not in line and b'"event":"attempt_failed"' not in line:
+                    continue
+                try:
+                    event = orjson.loads(line)
+                except orjson.JSONDecodeError:
+                    continue  # a line that a kill cut short
+                if event["event"] == "pace":
+                    moments.append(round(datetime.fromisoformat(event["at"]).timestamp() * 1000))
+                    workers.append(names.setdefault(event.get("worker", ""), len(names)))
+                    for name, values in zip(_PACE, numbers, strict=True):
+                        values.append(event[name])
+                elif event["event"] == "attempt_failed":
+                    errors[event["error_class"]] += 1
+        at_ms, worker, *columns = (np.frombuffer(values, np.int64) for values in (moments, workers, *numbers))
+        return cls(at_ms, worker, **dict(zip(_PACE, columns, strict=True)), errors=errors)
+
+
+@dataclass(frozen=True, slots=True)
+class Savings:
+    """For each job, by its number: the duplicate rows it serves, and what they would have cost in USD."""
+
+    duplicates: Whole
+    saved_usd: Floats
+
+    @classmethod
+    def read(cls, plan: Path, jobs: int, price_usd: Callable[[int, int], float]) -> Savings:
+        """From plan.parquet, which holds so many jobs; ``price_usd`` is the price of a width and height."""
+        rows, price = np.zeros(jobs, np.int64), np.zeros(jobs)
+        for batch in read_batches(plan, ["job", "width", "height"]):
+            planned = batch.filter(batch["job"].is_valid())
+            numbers = planned["job"].to_numpy()
+            np.add.at(rows, numbers, 1)
+            sizes = np.stack([planned["width"].to_numpy(), planned["height"].to_numpy()], axis=1)
+            known, which = np.unique(sizes, axis=0, return_inverse=True)
+            prices = np.array([price_usd(int(width), int(height)) for width, height in known])
+            if numbers.size:
+                price[numbers] = prices[which.reshape(-1)]
+        duplicates = np.maximum(rows - 1, 0)
+        return cls(duplicates, duplicates * price)
+
+
+def working_s(jobs: MeasuredJobs, pace: Pace) -> float:
+    """Seconds in which images were asked for: from the first to the last event, without pauses."""
+    asked = ~jobs.reused
+    moments = np.concatenate([pace.at_ms, jobs.started_ms[asked], jobs.finished_ms[asked]])
+    moments = np.sort(moments[moments != _NEVER])
+    if len(moments) < 2:
+        return 0.0
+    gaps = np.diff(moments)
+    return max(float(gaps[gaps <= PAUSE_S * 1000].sum()) / 1000, 0.001)
+
+
+def metrics_table(jobs: MeasuredJobs, pace: Pace, savings: Savings) -> pa.Table:
+    """The metrics per time bucket; buckets in which nothing happened are left out."""
+    finished = np.flatnonzero((jobs.finished_ms != _NEVER) & ~jobs.reused)
+    at_ms = jobs.finished_ms[finished]
+    times = np.concatenate([at_ms, pace.at_ms])
+    if not times.size:
+        return METRICS_SCHEMA.empty_table()
+    span = (times.max() - times.min()) / 1000
+    width = next((w for w in BUCKET_WIDTHS_S if span / w < MOST_BUCKETS), BUCKET_WIDTHS_S[-1])
+    buckets, place = np.unique(times // (width * 1000), return_inverse=True)
+    of_job, of_second = place[: len(finished)], place[len(finished) :]
+
+    def total(place: Whole, values: npt.NDArray[np.generic] | None = None) -> Floats:
+        # Sums of prices to the twelfth digit, whatever their order was.
+        return np.bincount(place, values, len(buckets)).astype(float).round(12)
+
+    done = jobs.done[finished]
+    of_image, image = of_job[done], finished[done]
+    images, failed = total(of_image), total(of_job[jobs.failed[finished]])
+    p50, p95 = _quantiles(of_image, jobs.latency_s[image], len(buckets))
+    cost = total(of_job, jobs.cost_usd[finished])
+    columns = {
+        "bucket_start": buckets * width * 1000,
+        "bucket_s": np.full(len(buckets), width),
+        "images": images,
+        "images_per_minute": images * (60.0 / width),
+        "failed": failed,
+        "error_rate": failed / np.maximum(images + failed, 1),
+        "p50_latency_s": p50,
+        "p95_latency_s": p95,
+        "cost_usd": cost,
+        "cost_usd_total": cost.cumsum().round(12),
+        "requests": total(of_second, pace.requests),
+        "rate_limited": total(of_second, pace.rate_limited),
+        "retries": total(of_second, pace.retries),
+        "concurrency": _concurrency(of_second, pace, len(buckets)),
+        "duplicates_saved": total(of_image, savings.duplicates[image]),
+        "saved_usd": total(of_image, savings.saved_usd[image]),
+    }
+    arrays = [pa.array(columns[f.name], from_pandas=True).cast(f.type) for f in METRICS_SCHEMA]
+    return pa.Table.from_arrays(arrays, schema=METRICS_SCHEMA)
+
+
+def _quantiles(place: Whole, latencies: Floats, buckets: int) -> tuple[Floats, Floats]:
+    """The 50th and 95th percentile in each bucket; NaN where it has no latency."""
+    known = ~np.isnan(latencies)
+    place, latencies = place[known], latencies[known]
+    order = np.argsort(place, kind="stable")
+    bounds = np.searchsorted(place[order], np.arange(buckets + 1))
+    found = np.full((2, buckets), np.nan)
+    for bucket, (first, last) in enumerate(pairwise(bounds)):
+        if first < last:
+            found[:, bucket] = np.quantile(latencies[order[first:last]], [0.5, 0.95])
+    return found[0], found[1]
+
+
+def _concurrency(of_second: Whole, pace: Pace, buckets: int) -> Floats:
+    """The highest in each bucket, NaN where it is unknown; of several processes the account saw the sum."""
+    workers = int(pace.worker.max(initial=0)) + 1
+    highest = np.full((buckets, workers), np.nan)
+    np.fmax.at(highest, (of_second, pace.worker), pace.concurrency)
+    return np.where(np.isnan(highest).all(axis=1), np.nan, np.nansum(highest, axis=1))

@@ -1,0 +1,1 @@
+"""One run in one process: its folder, its open resources, its recovery after a crash, its summary."""

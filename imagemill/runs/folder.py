@@ -1,0 +1,128 @@
+"""The folder a run keeps on this machine, and the record that lets another machine resume it."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import orjson
+from pydantic import ValidationError
+
+from imagemill.errors import InputError
+from imagemill.settings import RunSettings, input_error
+
+if TYPE_CHECKING:  # a listing of the runs on this machine needs no bucket
+    from imagemill.bucket.image_bucket import ImageBucket
+    from imagemill.runs.summary import RunSummary
+
+PARQUET = "application/vnd.apache.parquet"
+JSON_LINES = "application/x-ndjson"
+
+
+@dataclass(frozen=True, slots=True)
+class PlanCounts:
+    """A catalog, counted before anything is asked of the API. Costs in USD, for one image a job."""
+
+    rows: int
+    rejected: int
+    unique: int
+    duplicates: int
+    cost_usd: float
+    duplicates_usd: float
+    negative_prompts: int = 0
+    """Rows whose negative prompt the model does not use."""
+
+
+def home() -> Path:
+    """Where runs keep their folders: IMAGEMILL_HOME, or ~/.imagemill."""
+    return Path(os.environ.get("IMAGEMILL_HOME", "~/.imagemill")).expanduser()
+
+
+class RunFolder:
+    """The files of one run on this machine: job store, plan, log and record, and images not uploaded yet."""
+
+    def __init__(self, run_id: str) -> None:
+        self.run_id = run_id
+        self.path = home() / "runs" / run_id
+        self.plan = self.path / "plan.parquet"
+        self.rejected = self.path / "rejected.parquet"
+        self.log = self.path / "log.jsonl"
+        self.record = self.path / "run.json"
+        self.summary = self.path / "summary.json"
+        self.unsaved = self.path / "unsaved"
+
+    def create(self) -> None:
+        """Make the folder.
+
+        Raises:
+            InputError: it cannot be made.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(
+                f"The run's folder {self.path} cannot be made ({error.strerror}): set IMAGEMILL_HOME to"
+                " a folder that can be written."
+            ) from error
+
+    def write_record(self, settings: RunSettings, counts: PlanCounts) -> None:
+        """Write down what the run was told and what its plan holds."""
+        document = {
+            "settings": settings.model_dump(mode="json"),
+            "plan": asdict(counts),
+            "planned_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+        temporary = self.record.with_suffix(".tmp")
+        temporary.write_bytes(orjson.dumps(document, option=orjson.OPT_INDENT_2))
+        temporary.replace(self.record)
+
+    def read_record(self) -> tuple[RunSettings, PlanCounts] | None:
+        """The run's settings and plan; None where it has not been planned.
+
+        Raises:
+            InputError: the record is damaged.
+        """
+        try:
+            document: dict[str, Any] = orjson.loads(self.record.read_bytes())
+            return RunSettings(**document["settings"]), PlanCounts(**document["plan"])
+        except FileNotFoundError:
+            return None
+        except ValidationError as error:
+            raise input_error(error) from error
+        except (orjson.JSONDecodeError, KeyError, TypeError) as error:
+            raise InputError(
+                f"The record {self.record} of run {self.run_id!r} is damaged: move its folder aside and"
+                " start the run again; images in the bucket are found there."
+            ) from error
+
+    def write_summary(self, summary: RunSummary) -> None:
+        """Write down how the run ended."""
+        self.summary.write_text(summary.model_dump_json(indent=2), encoding="utf-8")
+
+    def forget_summary(self) -> None:
+        """The run goes on: how it ended before says nothing any more."""
+        self.summary.unlink(missing_ok=True)
+
+    def fetch(self, bucket: ImageBucket) -> None:
+        """Bring a run that another machine planned from the bucket; nothing where there is none."""
+        if self.record.exists():
+            return
+        record = bucket.read(f"runs/{self.run_id}/run.json")
+        if record is None:
+            return
+        self.create()
+        for file in (self.plan, self.rejected, self.log):
+            bucket.download(f"runs/{self.run_id}/{file.name}", file)
+        self.record.write_bytes(record)
+
+    def publish_plan(self, bucket: ImageBucket) -> None:
+        """Put plan, rejected rows and record into the bucket, the record last."""
+        for file, media_type in (
+            (self.plan, PARQUET),
+            (self.rejected, PARQUET),
+            (self.record, "application/json"),
+        ):
+            bucket.upload(file, f"runs/{self.run_id}/{file.name}", media_type)

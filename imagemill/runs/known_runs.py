@@ -1,0 +1,305 @@
+"""The runs there are, and what became of their jobs: from their folders here, or from a bucket.
+
+Nothing in here loads Prefect: a person who asks waits for the answer.
+"""
+
+from __future__ import annotations
+
+import io
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+import orjson
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from imagemill.engine.job_log import is_worked_on
+from imagemill.errors import InputError
+from imagemill.runs.folder import RunFolder, home
+from imagemill.runs.summary import RunSummary
+from imagemill.settings import RUN_ID
+
+if TYPE_CHECKING:
+    from imagemill.bucket.image_bucket import ImageBucket
+
+_AT_ONCE = 16
+
+
+class KnownRun(BaseModel):
+    """A run in one line. Costs in USD; None where nobody knows."""
+
+    model_config = ConfigDict(frozen=True)
+
+    run_id: str
+    state: str = Field(description="done, failures, stopped, running, or unfinished: it was killed.")
+    planned_at: str | None
+    catalog: str | None
+    provider: str | None
+    output: str | None
+    rows: int | None
+    unique: int | None
+    done: int
+    failed: int
+    pending: int | None
+    cost_usd: float | None
+    images_per_minute: float | None
+
+
+class Attempt(BaseModel):
+    """An attempt at an image that brought none."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    at: str
+    attempt: int
+    error_class: str
+    error_code: str | None = None
+    message: str | None = None
+    retry_in_s: float | None = None
+    request_id: str | None = None
+
+
+class JobStory(BaseModel):
+    """What became of one catalog row. ``message`` is the API's own words, or why the row was rejected."""
+
+    id: str
+    status: str = "pending"
+    job: int | None = None
+    key: str | None = None
+    error_class: str | None = None
+    error_code: str | None = None
+    message: str | None = None
+    retryable: bool | None = None
+    attempts: int = 0
+    request_id: str | None = None
+    latency_s: float | None = None
+    image: str | None = None
+    prompt: str | None = None
+    history: list[Attempt] = Field(default_factory=list, description="The attempts that failed, in order.")
+
+
+class RunRecords(ABC):
+    """Where the records of runs are."""
+
+    @abstractmethod
+    def run_ids(self) -> list[str]:
+        """The ids of all runs."""
+
+    @abstractmethod
+    def read(self, run_id: str, name: str) -> bytes | None:
+        """A file of a run; None where there is none."""
+
+    def lines(self, run_id: str) -> Iterator[bytes]:
+        """The lines of a run's log."""
+        return iter((self.read(run_id, "log.jsonl") or b"").splitlines())
+
+    def is_running(self, run_id: str) -> bool:  # noqa: ARG002 - not to be seen from everywhere
+        """Whether somebody works on the run, where that can be seen."""
+        return False
+
+
+class LocalRecords(RunRecords):
+    """The records that runs keep on this machine."""
+
+    def run_ids(self) -> list[str]:
+        return sorted(path.parent.name for path in home().glob("runs/*/run.json"))
+
+    def read(self, run_id: str, name: str) -> bytes | None:
+        try:
+            return (RunFolder(run_id).path / name).read_bytes()
+        except FileNotFoundError:
+            return None
+
+    def lines(self, run_id: str) -> Iterator[bytes]:
+        try:
+            with RunFolder(run_id).log.open("rb") as log:
+                yield from log
+        except FileNotFoundError:
+            return
+
+    def is_running(self, run_id: str) -> bool:
+        return is_worked_on(RunFolder(run_id).log)
+
+
+class BucketRecords(RunRecords):
+    """The records that runs published into a bucket."""
+
+    def __init__(self, bucket: ImageBucket) -> None:
+        self._bucket = bucket
+
+    def run_ids(self) -> list[str]:
+        parts = [found.name.split("/") for found in self._bucket.objects("runs")]
+        return sorted(part[1] for part in parts if len(part) == 3 and part[2] == "run.json")
+
+    def read(self, run_id: str, name: str) -> bytes | None:
+        return self._bucket.read(f"runs/{run_id}/{name}")
+
+
+def known_runs(records: RunRecords) -> list[KnownRun]:
+    """All runs, the latest first."""
+    with ThreadPoolExecutor(_AT_ONCE) as threads:
+        runs = list(threads.map(lambda run_id: _known(records, run_id), records.run_ids()))
+    return sorted(runs, key=lambda run: (run.planned_at or "", run.run_id), reverse=True)
+
+
+def known_run(records: RunRecords, run_id: str) -> tuple[KnownRun, RunSummary | None]:
+    """One run, and its summary where it has one.
+
+    Raises:
+        InputError: there is no such run.
+    """
+    if not RUN_ID.fullmatch(run_id) or records.read(run_id, "run.json") is None:
+        raise InputError(f"There is no run {run_id!r} here: 'imagemill runs' lists those there are.")
+    return _known(records, run_id), _summary(records, run_id)
+
+
+def failed_jobs(records: RunRecords, run_id: str) -> list[JobStory]:
+    """The jobs of a run that failed, and how, in the catalog's order."""
+    events = (b"attempt_failed", b"failed", b"reopened")
+    stories = _stories(_events(records.lines(run_id), events), lambda _: True)
+    failed = {number: story for number, story in stories.items() if story.status == "failed"}
+    if _summary(records, run_id) is not None:
+        # What failed on other machines is in no log of ours, but in the dead letters.
+        for row in _rows(records.read(run_id, "failed.parquet")):
+            if row["number"] not in failed:
+                failed[row["number"]] = _dead_letter(row)
+    return [failed[number] for number in sorted(failed)]
+
+
+def job_story(records: RunRecords, run_id: str, row_id: str) -> JobStory:
+    """What became of the catalog row of this id.
+
+    Raises:
+        InputError: the catalog had no such row.
+    """
+    planned = _rows(records.read(run_id, "plan.parquet"), ("id", "=", row_id))
+    if not planned:
+        raise InputError(f"The catalog of run {run_id!r} had no row with the id {row_id!r}.")
+    row = planned[0]
+    if row["job"] is None:
+        return JobStory(id=row_id, status="rejected", message=row["reason"], prompt=row["prompt"])
+    # A duplicate's job goes by the id of the row that came first.
+    number: int = row["job"]
+    events = (b"attempt_failed", b"failed", b"reopened", b"done")
+    stories = _stories(_events(records.lines(run_id), events), lambda event: event["job"] == number)
+    story = stories.get(number)
+    if story is None:
+        letters = _rows(records.read(run_id, "failed.parquet"), ("number", "=", number))
+        jobs = _rows(records.read(run_id, "jobs.parquet"), ("number", "=", number))
+        story = _dead_letter(letters[0]) if letters else _ended(jobs[0]) if jobs else JobStory(id=row_id)
+    return story.model_copy(update={"id": row_id, "key": row["key"], "prompt": row["prompt"]})
+
+
+def _known(records: RunRecords, run_id: str) -> KnownRun:
+    try:
+        record: Mapping[str, Any] = orjson.loads(records.read(run_id, "run.json") or b"{}")
+    except orjson.JSONDecodeError:
+        record = {}  # damaged: a list of the others is worth more than a complaint
+    settings, plan = record.get("settings") or {}, record.get("plan") or {}
+    common = {
+        "run_id": run_id,
+        "planned_at": record.get("planned_at"),
+        "catalog": (settings.get("catalog") or {}).get("path"),
+        "provider": (settings.get("api") or {}).get("provider"),
+        "output": (settings.get("output") or {}).get("uri"),
+        "rows": plan.get("rows"),
+        "unique": plan.get("unique"),
+    }
+    summary = _summary(records, run_id)
+    if summary is not None:
+        state = "stopped" if summary.stopped or summary.pending else "failures" if summary.failed else "done"
+        ended = {"done", "failed", "pending", "cost_usd", "images_per_minute"}
+        return KnownRun(**common, state=state, **summary.model_dump(include=ended))
+    done = failed = 0
+    for line in records.lines(run_id):
+        done += b'"event":"done"' in line
+        failed += (b'"event":"failed"' in line) - (b'"event":"reopened"' in line)
+    unique = plan.get("unique")
+    return KnownRun(
+        **common,
+        state="running" if records.is_running(run_id) else "unfinished",
+        done=done,
+        failed=failed,
+        pending=None if unique is None else max(0, unique - done - failed),
+        # By the plan's prices: only the run's own store knows better.
+        cost_usd=round(plan["cost_usd"] * done / unique, 6) if unique and "cost_usd" in plan else None,
+        images_per_minute=None,
+    )
+
+
+def _summary(records: RunRecords, run_id: str) -> RunSummary | None:
+    content = records.read(run_id, "summary.json")
+    if content is None:
+        return None
+    try:
+        return RunSummary.model_validate_json(content)
+    except ValidationError:
+        return None  # of another version, or damaged: the log tells the rest
+
+
+def _events(lines: Iterable[bytes], names: Iterable[bytes]) -> Iterator[dict[str, Any]]:
+    marks = [b'"event":"' + name + b'"' for name in names]
+    for line in lines:
+        if any(mark in line for mark in marks):
+            try:
+                yield orjson.loads(line)
+            except orjson.JSONDecodeError:
+                continue  # a line that a kill cut short
+
+
+def _stories(
+    events: Iterable[dict[str, Any]], wanted: Callable[[dict[str, Any]], bool]
+) -> dict[int, JobStory]:
+    """Job events, folded into what became of each job, by its number."""
+    stories: dict[int, JobStory] = {}
+    for event in events:
+        if not wanted(event):
+            continue
+        number = event["job"]
+        story = stories.get(number) or JobStory(id=event["id"], job=number, key=event["key"])
+        stories[number] = story
+        story.attempts = event["attempt"]
+        story.request_id = event["request_id"] or story.request_id
+        if event["event"] == "attempt_failed":
+            story.history.append(Attempt(**event))
+        elif event["event"] == "reopened":
+            story.status = "pending"
+        elif event["event"] == "done":
+            story.status, story.latency_s, story.image = "done", event["latency_s"], event["image"]
+            story.error_class = story.error_code = story.message = story.retryable = None
+        else:
+            story.status, story.retryable = "failed", event["retryable"]
+            story.error_class, story.error_code = event["error_class"], event["error_code"]
+            story.message, story.prompt = event["message"], event["input"]["prompt"]
+    return stories
+
+
+def _rows(content: bytes | None, row: tuple[str, str, object] | None = None) -> list[dict[str, Any]]:
+    """The rows of a Parquet file, or those that a filter finds."""
+    if content is None:
+        return []
+    import pyarrow.parquet as pq  # noqa: PLC0415 - a listing of runs does without
+
+    found: list[dict[str, Any]] = pq.read_table(io.BytesIO(content), filters=row and [row]).to_pylist()
+    return found
+
+
+def _dead_letter(row: Mapping[str, Any]) -> JobStory:
+    return JobStory(
+        id=row["id"],
+        status="failed",
+        job=row["number"],
+        key=row["key"],
+        error_class=row["error_class"],
+        error_code=row["error_code"],
+        message=row["error_message"],
+        retryable=row["retryable"],
+        attempts=row["attempts"],
+        prompt=row["prompt"],
+    )
+
+
+def _ended(row: Mapping[str, Any]) -> JobStory:
+    names = ("id", "status", "key", "attempts", "request_id", "latency_s", "image")
+    return JobStory(job=row["number"], **{name: row[name] for name in names})

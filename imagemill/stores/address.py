@@ -1,0 +1,95 @@
+"""The address of a job store's server, and where its password is kept: never in settings.
+
+Settings go into Prefect's database and into the run's record. A password that is given inside an address
+is therefore taken out as soon as the address is read, and kept by this process alone. A process that was
+given none, such as a resume by the record, takes it from IMAGEMILL_STORE_PASSWORD.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass, field
+from urllib.parse import parse_qsl, unquote
+
+from imagemill.errors import InputError
+
+PASSWORD_VARIABLE = "IMAGEMILL_STORE_PASSWORD"  # noqa: S105 - a variable's name
+
+# The last @ ends the password, so that one with odd characters in it is taken out as a whole, too.
+_INLINE = re.compile(
+    r"(?P<before>[A-Za-z][A-Za-z0-9+.-]*://[^:@/?#]*):(?P<password>.*)(?P<after>@.*)", re.DOTALL
+)
+_IN_QUERY = re.compile(r"(?P<mark>[?&])password=(?P<password>[^&#]*)&?")
+_ADDRESS = re.compile(
+    r"(?P<scheme>[a-z]+)://(?:(?P<user>[^:@/?#]*)@)?(?P<host>\[[0-9A-Fa-f:.]+\]|[^:@/?#\[\]]+)?"
+    r"(?::(?P<port>[0-9]{1,5}))?(?:/(?P<database>[^@/?#]*))?(?:\?(?P<query>[^@#]*))?"
+)
+
+_passwords: dict[str, str] = {}
+
+
+def without_password(store: str) -> str:
+    """The store's address without its password, which this process remembers for :func:`address_of`."""
+    stripped, password = store, None
+    if found := _INLINE.fullmatch(stripped):
+        stripped, password = found["before"] + found["after"], unquote(found["password"])
+    if "://" in stripped and (found := _IN_QUERY.search(stripped)):
+        password = unquote(found["password"])
+        stripped = _IN_QUERY.sub(r"\g<mark>", stripped).rstrip("?&")
+    if password:
+        remember(stripped, password)
+    return stripped
+
+
+def remember(store: str, password: str) -> None:
+    """Keep the password of a store's address, which holds none, for :func:`address_of`."""
+    _passwords[store] = password
+
+
+@dataclass(frozen=True, slots=True)
+class StoreAddress:
+    """Where a store's server listens. ``str()`` of it is fit for a person: it holds no password."""
+
+    scheme: str
+    host: str
+    port: int
+    user: str | None
+    database: str | None
+    query: dict[str, str]
+    password: str | None = field(repr=False)
+
+    def __str__(self) -> str:
+        return f"{self.host}:{self.port}"
+
+
+def address_of(store: str, *, port: int, options: tuple[str, ...]) -> StoreAddress:
+    """The parts of a store's address. ``port`` is the usual one; ``options`` may follow a question mark.
+
+    Raises:
+        InputError: it is none, or has an option that is not known.
+    """
+    store = without_password(store)
+    scheme = store.partition(":")[0]
+    found = _ADDRESS.fullmatch(store)
+    if not found or int(found["port"] or 1) not in range(1, 65536):
+        # The address is not repeated: what could not be read might hold a password.
+        raise InputError(
+            f"The job store's address is not of the form {scheme}://USER@HOST:PORT/DATABASE; special"
+            " characters in it must be percent-encoded."
+        )
+    query = dict(parse_qsl(found["query"] or "", keep_blank_values=True))
+    for name in query:
+        if name not in options:
+            raise InputError(
+                f"The job store's address has an option {name!r}: known are {', '.join(options)}."
+            )
+    return StoreAddress(
+        scheme=scheme,
+        host=(found["host"] or "127.0.0.1").strip("[]"),
+        port=int(found["port"] or port),
+        user=unquote(found["user"]) if found["user"] else None,
+        database=unquote(found["database"]) if found["database"] else None,
+        query=query,
+        password=_passwords.get(store) or os.environ.get(PASSWORD_VARIABLE) or None,
+    )

@@ -1,0 +1,175 @@
+"""The job store for runs of up to 1,000 jobs: in memory, with a checkpoint file.
+
+The checkpoint is the whole store as one JSON document, written beside the old one, fsynced and renamed
+over it: at any moment the file is one complete state. It is written every few seconds, and at once when
+the engine waits for a commit (a request id must be on disk before the first poll).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from array import array
+from collections.abc import AsyncIterator, Sequence
+from functools import partial
+from operator import attrgetter
+from pathlib import Path
+
+import anyio.to_thread
+
+from imagemill.errors import InputError
+from imagemill.jobs import JOB_FIELDS, STATE_FIELDS, TERMINAL, Job, JobStatus
+from imagemill.stores.base import JobState, JobStore, JobTotals
+from imagemill.stores.encoding import from_json, to_json
+from imagemill.stores.lease_file import LeaseFile
+from imagemill.stores.version import StoreVersion
+
+CHECKPOINT_INTERVAL_S = 2.0
+"""How old a checkpoint may be while jobs finish, in seconds."""
+
+_values_of = attrgetter(*JOB_FIELDS)
+
+
+class MemoryStore(JobStore):
+    """Jobs in memory, checkpointed to ``path``."""
+
+    name = "memory"
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self._path = path
+        self._lease_file = LeaseFile(path.with_suffix(".lease"))
+        self._jobs: dict[int, Job] = {}
+        self._planned = False
+        self._written_at = 0.0
+        self._unwritten = False
+
+    async def is_planned(self) -> bool:
+        return self._planned
+
+    async def clear(self) -> None:
+        self._jobs, self._planned = {}, False
+        await self.patiently(anyio.to_thread.run_sync, partial(self._path.unlink, missing_ok=True))
+
+    async def add(self, jobs: Sequence[Job]) -> None:
+        self._jobs.update((job.number, _copy(job)) for job in jobs)
+
+    async def mark_planned(self) -> None:
+        self._planned = True
+        await self.patiently(self._checkpoint)
+
+    async def unfinished_numbers(self) -> Sequence[int]:
+        return array("q", (number for number, job in self._jobs.items() if job.status not in TERMINAL))
+
+    async def unfinished(self, first: int, last: int) -> list[Job]:
+        found = (self._jobs.get(number) for number in range(first, last + 1))
+        return [_copy(job) for job in found if job is not None and job.status not in TERMINAL]
+
+    async def all_jobs(self, batch_size: int = 2_000) -> AsyncIterator[list[Job]]:
+        jobs = list(self._jobs.values())
+        for start in range(0, len(jobs), batch_size):
+            yield [_copy(job) for job in jobs[start : start + batch_size]]
+
+    async def totals(self) -> JobTotals:
+        jobs = self._jobs.values()
+        done = [job for job in jobs if job.status is JobStatus.DONE]
+        failed = sum(job.status is JobStatus.FAILED for job in jobs)
+        return JobTotals(
+            done=len(done),
+            failed=failed,
+            pending=len(jobs) - len(done) - failed,
+            reused=sum(job.reused for job in done),
+            attempts=sum(job.attempts for job in jobs),
+            retries=sum(job.retries for job in jobs),
+            cost_usd=sum(job.cost_usd for job in jobs),
+            unanswered=sum(job.unanswered for job in jobs),
+            unanswered_usd=sum(job.unanswered_usd for job in jobs),
+        )
+
+    async def _open(self) -> None:
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(
+                f"The folder {self._path.parent} of the run's checkpoint cannot be made ({error.strerror})."
+            ) from error
+
+    async def _load(self) -> None:
+        try:
+            raw = self._path.read_bytes()
+        except FileNotFoundError:
+            return
+        try:
+            document = from_json(raw)
+            StoreVersion(document["version"], document.get("made_by")).check(f"The checkpoint {self._path}")
+            jobs = [Job(**{**job, "status": JobStatus(job["status"])}) for job in document["jobs"]]
+        except (KeyError, TypeError, ValueError) as error:
+            aside = self._path.with_suffix(f".damaged-{time.time():.0f}")
+            self._path.rename(aside)
+            raise InputError(
+                f"The checkpoint {self._path} is damaged and was set aside as {aside.name}. Start the"
+                " same command again: images that are in the bucket are found there, not paid again."
+            ) from error
+        self._jobs = {job.number: job for job in jobs}
+        self._planned = True
+
+    async def _close(self) -> None:
+        if self._planned and self._unwritten:
+            with contextlib.suppress(OSError):  # whoever waited for a commit has heard of it
+                await self._checkpoint()
+
+    async def _write(self, batch: Sequence[JobState], *, durable: bool) -> None:
+        for number, *state in batch:
+            job = self._jobs[number]
+            for name, value in zip(STATE_FIELDS, state, strict=True):
+                setattr(job, name, value)
+        self._unwritten = self._unwritten or bool(batch)
+        if self._unwritten and (durable or self._is_due()):
+            await self._checkpoint()
+
+    def _is_due(self) -> bool:
+        return time.monotonic() - self._written_at >= CHECKPOINT_INTERVAL_S
+
+    async def _checkpoint(self) -> None:
+        here = StoreVersion.here()
+        document = {
+            "version": here.number,
+            "made_by": here.made_by,
+            "jobs": [dict(zip(JOB_FIELDS, _values_of(job), strict=True)) for job in self._jobs.values()],
+        }
+        await anyio.to_thread.run_sync(_write_atomically, self._path, to_json(document))
+        self._written_at = time.monotonic()
+        self._unwritten = False
+
+    async def _lease(self, holder: str, instead_of: str | None) -> str:
+        return await anyio.to_thread.run_sync(self._lease_file.take, holder, instead_of, self.lease_s)
+
+    async def _renew_lease(self, holder: str) -> bool:
+        return await anyio.to_thread.run_sync(self._lease_file.renew, holder, self.lease_s)
+
+    async def _free_lease(self, holder: str) -> None:
+        await anyio.to_thread.run_sync(self._lease_file.free, holder)
+
+
+def _copy(job: Job) -> Job:
+    return Job(*_values_of(job))
+
+
+def _write_atomically(path: Path, content: bytes) -> None:
+    temporary = path.with_suffix(".tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)  # half a file on a full disk helps nobody
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)  # or a power cut brings the old name back
+    finally:
+        os.close(folder)

@@ -1,0 +1,402 @@
+"""The job stores in SQL, through SQLAlchemy: SQLite in a file, the embedded default, and Postgres.
+
+One table holds the jobs of many runs, one the runs themselves, one their leases. SQLite runs in WAL mode
+with ``synchronous=NORMAL``: a commit survives the death of the process. What a power cut could undo is
+found again on resume, since an image is in the bucket before its job is done.
+
+The two roads that a million jobs take, adding them and reading their numbers, go through the drivers
+themselves: statements of many rows in SQLite, which runs each without Python's lock, and asyncpg's COPY.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from abc import abstractmethod
+from array import array
+from collections.abc import AsyncIterator, Sequence
+from functools import lru_cache
+from itertools import chain
+from pathlib import Path
+from typing import Any, ClassVar
+
+import anyio
+import asyncpg
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+
+from imagemill.errors import InputError, StoreUnavailableError
+from imagemill.jobs import FRESH_STATE, INPUT_FIELDS, JOB_FIELDS, STATE_FIELDS, Job, JobStatus, NewJobs
+from imagemill.stores.address import PASSWORD_VARIABLE, StoreAddress
+from imagemill.stores.base import CONNECT_S, JobState, JobStore, JobTotals, reason_of
+from imagemill.stores.encoding import MARK, escape, is_odd, unescape
+from imagemill.stores.postgres_board import PostgresBoard
+from imagemill.stores.tables import JOBS, LEASES, RUNS, make_tables
+
+_UNFINISHED = JOBS.c.status.in_([JobStatus.PENDING, JobStatus.RUNNING])
+_COLUMNS = [JOBS.c[name] for name in JOB_FIELDS]
+_STATUS = JOB_FIELDS.index("status")
+_TEXTS = [index for index, column in enumerate(_COLUMNS) if isinstance(column.type, sa.Text)]
+_STATE_TEXTS = [index for index in _TEXTS if index >= _STATUS]
+_PAGE = 50_000
+_ROWS_A_STATEMENT = 500
+"""Eleven values each; more make it slower again. SQLite takes 32,766 in one statement."""
+_SCHEMA_LOCK = 7_162_534_129
+"""Any number of our own: two processes that make the tables at once do it one after the other."""
+
+
+class SqlStore(JobStore):
+    """The jobs of ``run_id`` in a database."""
+
+    outages: ClassVar[tuple[type[Exception], ...]] = (sa.exc.DBAPIError, sa.exc.TimeoutError, OSError)
+    now: ClassVar[sa.ColumnElement[float]]
+    """The time by the database's clock, in Unix seconds."""
+
+    def __init__(self, engine: AsyncEngine, run_id: str, *, join: bool) -> None:
+        super().__init__(join=join)
+        self._engine = engine
+        self._run_id = run_id
+        self._of_run = JOBS.c.run_id == run_id
+        self._update = (
+            sa.update(JOBS)
+            .where(self._of_run, JOBS.c.number == sa.bindparam("b_number"))
+            .values({name: sa.bindparam(f"b_{name}") for name in STATE_FIELDS})
+        )
+
+    async def is_planned(self) -> bool:
+        query = sa.select(RUNS.c.run_id).where(RUNS.c.run_id == self._run_id)
+        return bool(await self._rows(query))
+
+    async def clear(self) -> None:
+        await self._change(
+            sa.delete(RUNS).where(RUNS.c.run_id == self._run_id), sa.delete(JOBS).where(self._of_run)
+        )
+
+    async def add(self, jobs: Sequence[Job]) -> None:
+        columns = [
+            _escaped_column(column) if index in _TEXTS else column
+            for index, column in enumerate(NewJobs.of(jobs).columns)
+        ]
+        try:
+            async with self._engine.connect() as connection:
+                raw = await connection.get_raw_connection()
+                await self._add_rows(raw.driver_connection, list(zip(*columns, strict=True)))
+        except self.outages as error:
+            raise StoreUnavailableError(
+                f"{self._title} did not take the plan: {reason_of(error)}."
+            ) from error
+
+    async def mark_planned(self) -> None:
+        await self._change(
+            sa.delete(RUNS).where(RUNS.c.run_id == self._run_id),
+            sa.insert(RUNS).values(run_id=self._run_id),
+        )
+
+    async def unfinished_numbers(self) -> Sequence[int]:
+        query = sa.select(JOBS.c.number).where(self._of_run, _UNFINISHED).order_by(JOBS.c.number)
+
+        async def read() -> array[int]:
+            numbers = array("q")
+            async with self._engine.connect() as connection:
+                # One scan: right after a bulk insert a planner without statistics may choose one a page.
+                result = await connection.stream(query, execution_options={"yield_per": _PAGE})
+                async for page in result.scalars().partitions():
+                    numbers.extend(page)
+            return numbers
+
+        return await self.patiently(read)
+
+    async def unfinished(self, first: int, last: int) -> list[Job]:
+        query = (
+            sa.select(*_COLUMNS)
+            .where(self._of_run, JOBS.c.number.between(first, last), _UNFINISHED)
+            .order_by(JOBS.c.number)
+        )
+        return _jobs(await self._rows(query))
+
+    async def all_jobs(self, batch_size: int = 2_000) -> AsyncIterator[list[Job]]:
+        last = -1
+        while True:
+            query = (
+                sa.select(*_COLUMNS)
+                .where(self._of_run, JOBS.c.number > last)
+                .order_by(JOBS.c.number)
+                .limit(batch_size)
+            )
+            jobs = _jobs(await self._rows(query))
+            if not jobs:
+                return
+            yield jobs
+            last = jobs[-1].number
+
+    async def totals(self) -> JobTotals:
+        retries = sa.case((JOBS.c.attempts > 1, JOBS.c.attempts - 1), else_=0)
+        query = (
+            sa.select(
+                JOBS.c.status,
+                JOBS.c.reused,
+                sa.func.count(),
+                sa.func.sum(JOBS.c.attempts),
+                sa.func.sum(retries),
+                sa.func.sum(JOBS.c.cost_usd),
+                sa.func.sum(JOBS.c.unanswered),
+                sa.func.sum(JOBS.c.unanswered_usd),
+            )
+            .where(self._of_run)
+            .group_by(JOBS.c.status, JOBS.c.reused)
+        )
+        rows = await self._rows(query)
+        counts = dict.fromkeys(JobStatus, 0)
+        for status, _, count, *_ in rows:
+            counts[JobStatus(status)] += count
+        return JobTotals(
+            done=counts[JobStatus.DONE],
+            failed=counts[JobStatus.FAILED],
+            pending=counts[JobStatus.PENDING] + counts[JobStatus.RUNNING],
+            reused=sum(n for status, reused, n, *_ in rows if reused and status == JobStatus.DONE),
+            attempts=sum(int(row[3]) for row in rows),
+            retries=sum(int(row[4]) for row in rows),
+            cost_usd=sum(float(row[5]) for row in rows),
+            unanswered=sum(int(row[6]) for row in rows),
+            unanswered_usd=sum(float(row[7]) for row in rows),
+        )
+
+    async def _rows(self, query: sa.Executable) -> list[tuple[Any, ...]]:
+        async def read() -> list[tuple[Any, ...]]:
+            async with self._engine.connect() as connection:
+                return [tuple(row) for row in await connection.execute(query)]
+
+        return await self.patiently(read)
+
+    async def _change(self, *statements: sa.Executable) -> None:
+        async def change() -> None:
+            async with self._engine.begin() as connection:
+                for statement in statements:
+                    await connection.execute(statement)
+
+        await self.patiently(change)
+
+    @abstractmethod
+    async def _add_rows(self, driver: Any, rows: list[tuple[Any, ...]]) -> None:  # noqa: ANN401
+        """Insert the input of new jobs, all or none, by the driver's own connection."""
+
+    async def _close(self) -> None:
+        with anyio.move_on_after(CONNECT_S):
+            await self._engine.dispose()
+
+    async def _write(self, batch: Sequence[JobState], *, durable: bool) -> None:  # noqa: ARG002
+        if not batch:
+            return
+        names = ["b_number", *[f"b_{name}" for name in STATE_FIELDS]]
+        texts = [1 + index - _STATUS for index in _STATE_TEXTS]
+        # In one order always: two processes that update the same jobs must not wait for each other.
+        rows = [dict(zip(names, _escaped(state, texts), strict=True)) for state in sorted(batch, key=_number)]
+        async with self._engine.begin() as connection:
+            await connection.execute(self._update, rows)
+
+    async def _lease(self, holder: str, instead_of: str | None) -> str:
+        free = sa.or_(
+            LEASES.c.expires_at < self.now,
+            LEASES.c.holder == holder,
+            LEASES.c.holder == (instead_of or holder),
+        )
+        values = {"holder": holder, "expires_at": self.now + self.lease_s}
+        mine = LEASES.c.run_id == self._run_id
+        async with self._engine.begin() as connection:
+            taken = await connection.execute(sa.update(LEASES).where(mine, free).values(values))
+            if not taken.rowcount:
+                await connection.execute(self._insert_lease(values))
+            return str(await connection.scalar(sa.select(LEASES.c.holder).where(mine)))
+
+    @abstractmethod
+    def _insert_lease(self, values: dict[str, Any]) -> sa.Executable:
+        """Insert the run's lease; nothing where there is one."""
+
+    async def _renew_lease(self, holder: str) -> bool:
+        update = sa.update(LEASES).where(LEASES.c.run_id == self._run_id, LEASES.c.holder == holder)
+        async with self._engine.begin() as connection:
+            done = await connection.execute(update.values(expires_at=self.now + self.lease_s))
+        return bool(done.rowcount)
+
+    async def _free_lease(self, holder: str) -> None:
+        delete = sa.delete(LEASES).where(LEASES.c.run_id == self._run_id, LEASES.c.holder == holder)
+        async with self._engine.begin() as connection:
+            await connection.execute(delete)
+
+
+class SqliteStore(SqlStore):
+    """The jobs of ``run_id`` in the SQLite file ``path``."""
+
+    name = "sqlite"
+    now = sa.bindparam(None, callable_=time.time, type_=sa.Double)  # the file's own machine's
+
+    def __init__(self, path: Path, run_id: str, *, join: bool = False) -> None:
+        engine = create_async_engine(
+            sa.URL.create("sqlite+aiosqlite", database=str(path)), hide_parameters=True
+        )
+        sa.event.listen(engine.sync_engine, "connect", _configure_sqlite)
+        super().__init__(engine, run_id, join=join)
+        self._path = path
+
+    async def _open(self) -> None:
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            async with self._engine.begin() as connection:
+                await connection.run_sync(make_tables, self._title)
+        except (OSError, sa.exc.SQLAlchemyError) as error:
+            raise InputError(
+                f"The job store sqlite:{self._path} cannot be opened ({reason_of(error)}): give a path that"
+                " can be written, by --store sqlite:PATH."
+            ) from error
+
+    async def _add_rows(self, driver: Any, rows: list[tuple[Any, ...]]) -> None:  # noqa: ANN401
+        shared = (self._run_id, *FRESH_STATE)
+        whole = len(rows) - len(rows) % _ROWS_A_STATEMENT
+        try:
+            for start, end in ((0, whole), (whole, len(rows))):
+                size = min(_ROWS_A_STATEMENT, end - start)
+                if size:
+                    groups = (rows[first : first + size] for first in range(start, end, size))
+                    values = ([*shared, *chain.from_iterable(group)] for group in groups)
+                    await driver.executemany(_insert(size), values)
+            await driver.commit()
+        except sqlite3.Error as error:
+            await driver.rollback()
+            raise OSError(str(error)) from error
+
+    def _insert_lease(self, values: dict[str, Any]) -> sa.Executable:
+        return sqlite.insert(LEASES).values(run_id=self._run_id, **values).on_conflict_do_nothing()
+
+
+class PostgresStore(SqlStore, PostgresBoard):
+    """The jobs of ``run_id`` in the Postgres database at ``address``."""
+
+    outages: ClassVar[tuple[type[Exception], ...]] = (
+        *SqlStore.outages,
+        asyncpg.PostgresError,
+        asyncpg.InterfaceError,
+    )
+    now = sa.cast(sa.func.extract("epoch", sa.func.clock_timestamp()), sa.Double)
+
+    def __init__(self, address: StoreAddress, run_id: str, *, join: bool = False) -> None:
+        self.name = f"Postgres at {address}"
+        self._address = address
+        url = sa.URL.create(
+            "postgresql+asyncpg",
+            username=address.user,
+            password=address.password,
+            host=address.host,
+            port=address.port,
+            database=address.database,
+        )
+        engine = create_async_engine(
+            url,
+            hide_parameters=True,
+            pool_size=4,
+            pool_timeout=30,
+            connect_args={
+                "timeout": CONNECT_S,
+                "command_timeout": 60,
+                "ssl": _ssl_of(address.query),
+                "server_settings": {"application_name": "imagemill"},
+            },
+        )
+        super().__init__(engine, run_id, join=join)
+
+    async def _in_transaction(self, statements: Sequence[sa.Executable]) -> list[Any]:
+        async def run() -> list[Any]:
+            async with self._engine.begin() as connection:
+                results = [await connection.execute(statement) for statement in statements]
+                return [r.all() if r.returns_rows else [] for r in results]
+
+        return await self.patiently(run)
+
+    async def _open(self) -> None:
+        try:
+            with anyio.fail_after(CONNECT_S):
+                async with self._engine.connect() as connection:
+                    await connection.execute(sa.select(1))
+            async with self._engine.begin() as connection:
+                await connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_SCHEMA_LOCK)))
+                await connection.run_sync(make_tables, self._title)
+        except self.outages as error:
+            raise InputError(f"{self._title} cannot be used: {self._advice(error)}.") from error
+
+    def _advice(self, error: Exception) -> str:
+        text = str(error)
+        user = f"the user {self._address.user!r}" if self._address.user else "this user"
+        if "password" in text.lower():
+            return f"it refuses {user} this password, or without one: set {PASSWORD_VARIABLE}"
+        if "InvalidCatalogNameError" in text or isinstance(error, asyncpg.InvalidCatalogNameError):
+            return f"it has no database {self._address.database!r}: create it"
+        if isinstance(error, TimeoutError):
+            return f"it has not answered within {CONNECT_S:.0f} s"
+        return reason_of(error)
+
+    async def _add_rows(self, driver: Any, rows: list[tuple[Any, ...]]) -> None:  # noqa: ANN401
+        records = [(self._run_id, *row, *FRESH_STATE) for row in rows]
+        await driver.copy_records_to_table(JOBS.name, records=records, columns=list(JOBS.columns.keys()))
+
+    def _insert_lease(self, values: dict[str, Any]) -> sa.Executable:
+        return postgresql.insert(LEASES).values(run_id=self._run_id, **values).on_conflict_do_nothing()
+
+
+def _ssl_of(query: dict[str, str]) -> str:
+    mode = query.get("sslmode", "prefer")
+    if mode not in {"disable", "allow", "prefer", "require", "verify-ca", "verify-full"}:
+        raise InputError(f"The job store's sslmode {mode!r} is none that Postgres knows.")
+    return mode
+
+
+@lru_cache(maxsize=2)
+def _insert(rows: int) -> str:
+    """The statement that inserts so many new jobs; its first values are all that they share."""
+    fresh = [f"?{place}" for place in range(2, 2 + len(FRESH_STATE))]
+    first, width = 2 + len(fresh), len(INPUT_FIELDS)
+    values = []
+    for start in range(first, first + rows * width, width):
+        given = [f"?{place}" for place in range(start, start + width)]
+        values.append(f"({','.join(['?1', *given, *fresh])})")
+    return f"INSERT INTO {JOBS.name} VALUES {','.join(values)}"  # noqa: S608 - numbers of places
+
+
+def _number(state: JobState) -> int:
+    number: int = state[0]
+    return number
+
+
+def _escaped_column(texts: Sequence[str | None]) -> Sequence[str | None]:
+    if not is_odd("".join(filter(None, texts))):
+        return texts
+    return [None if text is None else escape(text) for text in texts]
+
+
+def _escaped(values: tuple[Any, ...], texts: list[int]) -> tuple[Any, ...]:
+    """The values with those at ``texts`` escaped; mostly there is nothing to do."""
+    if not is_odd("".join([values[index] or "" for index in texts])):
+        return values
+    escaped = list(values)
+    for index in texts:
+        if escaped[index] is not None:
+            escaped[index] = escape(escaped[index])
+    return tuple(escaped)
+
+
+def _jobs(rows: Sequence[tuple[Any, ...]]) -> list[Job]:
+    if not rows:
+        return []
+    columns: list[Sequence[Any]] = list(zip(*rows, strict=True))
+    for index in _TEXTS:
+        if MARK in "".join(filter(None, columns[index])):
+            columns[index] = [None if text is None else unescape(text) for text in columns[index]]
+    columns[_STATUS] = [JobStatus(status) for status in columns[_STATUS]]
+    return [Job(*values) for values in zip(*columns, strict=True)]
+
+
+def _configure_sqlite(connection: Any, _record: object) -> None:  # noqa: ANN401 - any DBAPI's
+    cursor = connection.cursor()
+    cursor.execute("PRAGMA journal_mode=WAL")
+    cursor.execute("PRAGMA synchronous=NORMAL")
+    cursor.execute("PRAGMA busy_timeout=10000")
+    cursor.close()

@@ -1,0 +1,116 @@
+"""The tables of the job stores in SQL."""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+
+from imagemill.stores.version import UNKNOWN, StoreVersion
+
+METADATA = sa.MetaData()
+
+VERSIONS = sa.Table(
+    "imagemill_version",  # one row, of all the tables
+    METADATA,
+    sa.Column("number", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("made_by", sa.Text),
+)
+
+RUNS = sa.Table(
+    "imagemill_runs",
+    METADATA,
+    sa.Column("run_id", sa.Text, primary_key=True),
+)
+
+JOBS = sa.Table(
+    "imagemill_jobs",
+    METADATA,
+    sa.Column("run_id", sa.Text, primary_key=True),
+    sa.Column("number", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("id", sa.Text, nullable=False),
+    sa.Column("key", sa.Text, nullable=False),
+    sa.Column("prompt", sa.Text, nullable=False),
+    sa.Column("negative_prompt", sa.Text),
+    sa.Column("width", sa.Integer, nullable=False),
+    sa.Column("height", sa.Integer, nullable=False),
+    sa.Column("seed", sa.BigInteger, nullable=False),
+    sa.Column("steps", sa.Integer, nullable=False),
+    sa.Column("model", sa.Text, nullable=False),
+    sa.Column("format", sa.Text, nullable=False),
+    sa.Column("status", sa.Text, nullable=False),
+    sa.Column("attempts", sa.Integer, nullable=False),
+    sa.Column("request_id", sa.Text),
+    sa.Column("image", sa.Text),
+    sa.Column("image_bytes", sa.BigInteger),
+    sa.Column("reused", sa.Boolean, nullable=False),
+    sa.Column("latency_s", sa.Double),
+    sa.Column("cost_usd", sa.Double, nullable=False),
+    sa.Column("unanswered", sa.Integer, nullable=False),
+    sa.Column("unanswered_usd", sa.Double, nullable=False),
+    sa.Column("error_code", sa.Text),
+    sa.Column("error_class", sa.Text),
+    sa.Column("error_message", sa.Text),
+    sa.Column("retryable", sa.Boolean),
+    sa.Column("started_at", sa.Double),
+    sa.Column("finished_at", sa.Double),
+    sqlite_with_rowid=False,  # the rows lie in the order of their key: half the work of an insert
+)
+
+LEASES = sa.Table(
+    "imagemill_leases",
+    METADATA,
+    sa.Column("run_id", sa.Text, primary_key=True),
+    sa.Column("holder", sa.Text, nullable=False),
+    sa.Column("expires_at", sa.Double, nullable=False),  # Unix seconds of the database's own clock
+)
+
+NOTES = sa.Table(
+    "imagemill_notes",
+    METADATA,
+    sa.Column("run_id", sa.Text, primary_key=True),
+    sa.Column("owner", sa.Text, primary_key=True),
+    sa.Column("content", sa.Text, nullable=False),
+    sa.Column("at", sa.Double, nullable=False),  # Unix seconds of the database's own clock
+)
+
+BUDGETS = sa.Table(
+    "imagemill_budgets",
+    METADATA,
+    sa.Column("run_id", sa.Text, primary_key=True),
+    sa.Column("committed_usd", sa.Double, nullable=False),
+)
+
+
+def make_tables(connection: sa.Connection, store: str) -> None:
+    """Make the tables where they are missing. ``store`` names the store in a sentence.
+
+    Raises:
+        InputError: they are there, and of another version.
+    """
+    if (found := _version_of(connection)) is not None:
+        found.check(store)
+    METADATA.create_all(connection)
+    if found is None:
+        _note_version(connection)
+
+
+def _note_version(connection: sa.Connection) -> None:
+    here = StoreVersion.here()
+    # One step: SQLite lets two processes make the tables at once.
+    row = sa.select(sa.literal(here.number), sa.literal(here.made_by)).where(
+        ~sa.exists().select_from(VERSIONS)
+    )
+    connection.execute(sa.insert(VERSIONS).from_select(["number", "made_by"], row))
+
+
+def _version_of(connection: sa.Connection) -> StoreVersion | None:
+    """The tables' version; None where there are none, or they are as ours are and do not say it yet."""
+    there = sa.inspect(connection)
+    if there.has_table(VERSIONS.name):
+        row = connection.execute(sa.select(VERSIONS.c.number, VERSIONS.c.made_by)).first()
+        if row is not None:
+            return StoreVersion(*row)
+    if there.has_table(JOBS.name):
+        columns = {column["name"] for column in there.get_columns(JOBS.name)}
+        if columns != set(JOBS.columns.keys()):
+            return StoreVersion(UNKNOWN)
+    return None

@@ -1,0 +1,1 @@
+"""The Prefect tasks of a run, one per file."""

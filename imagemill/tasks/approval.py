@@ -1,0 +1,35 @@
+"""Asks a person before a run spends more than it may on its own."""
+
+from __future__ import annotations
+
+from prefect.flow_runs import pause_flow_run
+from prefect.input import RunInput
+
+from imagemill.errors import InputError
+from imagemill.reports.formatting import money
+
+WAIT_S = 24 * 3600
+POLL_S = 3
+"""How often a waiting run looks for an answer, in seconds."""
+
+
+class Approval(RunInput):
+    """The answer to an estimate."""
+
+    approve: bool = True
+
+
+def ask_approval(images: int, cost_usd: float, limit_usd: float) -> None:
+    """Pause the flow run until somebody resumes it in the UI, its estimate shown there.
+
+    Raises:
+        InputError: the answer is no.
+    """
+    question = Approval.with_initial_data(
+        description=f"This run is about to generate **{images:,} images for about {money(cost_usd)}**, more"
+        f" than the {money(limit_usd)} that it may spend unasked. Go on? Without your approval it ends.",
+        approve=True,
+    )
+    answer = pause_flow_run(wait_for_input=question, timeout=WAIT_S, poll_interval=POLL_S)
+    if not answer.approve:
+        raise InputError(f"The estimate of {money(cost_usd)} for {images:,} images was not approved.")

@@ -1,1 +1,0 @@
-"""The verbs of a run, and the engine that a shard runs on."""
