@@ -20,7 +20,7 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 
 from imagemill.engine.limits.pacer import Pacer
-from tests.hidden_account import Account, Outcome, Step, simulate
+from tests.engine.limits.hidden_account import Account, Outcome, Step, simulate
 from tests.virtual_time import run
 
 Maker = Callable[[random.Random, int], Account]

@@ -93,7 +93,8 @@ looks must add at the very least.
 CONCLUSION = """
 Under two looks an image, nothing blind adds less than 15 % once the spread is above about 0.3. fal is not
 looked at: it sends each state of a request as an event, so that an image takes one question and adds the
-network's delay alone (`imagemill/blocks/apis/fal.py`, `told`). Replicate and Black Forest Labs have no such stream."""
+network's delay alone (`imagemill/blocks/apis/fal.py`, `told`).
+Replicate and Black Forest Labs have no such stream."""
 
 
 def main() -> None:

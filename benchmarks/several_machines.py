@@ -18,7 +18,7 @@ from pathlib import Path
 
 from benchmarks.workshop import Workshop, machine, wait_for, workshop
 from imagemill.emulator import Emulator, Settings
-from tests.cluster import Cluster
+from tests.cluster.local_cluster import Cluster
 from tests.servers import PASSWORD, PostgresServer, url_of
 
 FILE = Path(__file__).with_suffix(".md")

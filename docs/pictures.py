@@ -21,7 +21,7 @@ from imagemill.reports.history import History  # noqa: E402
 from imagemill.reports.regressions import find_regressions  # noqa: E402
 from imagemill.settings import RegressionSettings  # noqa: E402
 from tests.conftest import CHROMIUM  # noqa: E402
-from tests.past import past_runs  # noqa: E402
+from tests.reports.past_runs import past_runs  # noqa: E402
 
 
 def main() -> None:

@@ -14,7 +14,7 @@ DOCS = Path(__file__).parent
 def main() -> None:
     """Run the tests, and keep what they saw, in as few colours as it needs."""
     with tempfile.TemporaryDirectory() as name:
-        command = [sys.executable, "-m", "pytest", "-q", "tests/test_ui.py", f"--basetemp={name}/tests"]
+        command = [sys.executable, "-m", "pytest", "-q", "tests/flows/test_ui.py", f"--basetemp={name}/tests"]
         subprocess.run(command, cwd=DOCS.parent, check=True)  # noqa: S603 - our own tests
         for shot in NAMES:
             # Not by a glob: pytest lays a link beside the folder.

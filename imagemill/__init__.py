@@ -1,27 +1,80 @@
-"""imagemill from Python: ``from imagemill import generate_catalog``."""
+"""imagemill turns a Parquet catalog into images on S3, through any image API.
+
+Public names are loaded on first use, so that ``import imagemill`` stays fast.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from importlib import import_module
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from imagemill.errors import InputError
+    from imagemill.catalog.estimate import Estimate, estimate
+    from imagemill.engine.calibration import Calibration
+    from imagemill.errors import InputError, StoreUnavailableError
+    from imagemill.flows.build_dashboard import build_dashboard
+    from imagemill.flows.calibrate import calibrate
     from imagemill.flows.generate_catalog import generate_catalog
+    from imagemill.flows.refresh_catalog import refresh_catalog
+    from imagemill.flows.retry_failed import retry_failed
+    from imagemill.reports.dashboard import DashboardSummary
     from imagemill.runs.summary import RunStoppedError, RunSummary
+    from imagemill.settings import (
+        ApiSettings,
+        Budget,
+        CatalogSettings,
+        ExecutionSettings,
+        LimitSettings,
+        OutputSettings,
+        PictureSettings,
+        RegressionSettings,
+    )
 
-__all__ = ["InputError", "RunStoppedError", "RunSummary", "generate_catalog"]
+__all__ = [
+    "ApiSettings",
+    "Budget",
+    "Calibration",
+    "CatalogSettings",
+    "DashboardSummary",
+    "Estimate",
+    "ExecutionSettings",
+    "InputError",
+    "LimitSettings",
+    "OutputSettings",
+    "PictureSettings",
+    "RegressionSettings",
+    "RunStoppedError",
+    "RunSummary",
+    "StoreUnavailableError",
+    "build_dashboard",
+    "calibrate",
+    "estimate",
+    "generate_catalog",
+    "refresh_catalog",
+    "retry_failed",
+]
 
-_HOMES = {
-    "generate_catalog": "imagemill.flows.generate_catalog",
-    "RunSummary": "imagemill.runs.summary",
-    "RunStoppedError": "imagemill.runs.summary",
-    "InputError": "imagemill.errors",
+_MODULES = {
+    "catalog.estimate": ("Estimate", "estimate"),
+    "engine.calibration": ("Calibration",),
+    "errors": ("InputError", "StoreUnavailableError"),
+    "flows.build_dashboard": ("build_dashboard",),
+    "flows.calibrate": ("calibrate",),
+    "flows.generate_catalog": ("generate_catalog",),
+    "flows.refresh_catalog": ("refresh_catalog",),
+    "flows.retry_failed": ("retry_failed",),
+    "reports.dashboard": ("DashboardSummary",),
+    "runs.summary": ("RunStoppedError", "RunSummary"),
 }
+_HOMES = {name: module for module, names in _MODULES.items() for name in names}
 
 
-def __getattr__(name: str) -> Any:  # noqa: ANN401 - any public name; Prefect is loaded only when asked for
-    if name not in _HOMES:
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+def __getattr__(name: str) -> object:
+    if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    import importlib
-
-    return getattr(importlib.import_module(_HOMES[name]), name)
+    found: object = getattr(import_module(f"imagemill.{_HOMES.get(name, 'settings')}"), name)
+    return found

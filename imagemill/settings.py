@@ -1,6 +1,6 @@
 """What a run can be told: the models behind the UI's form, the command's options and Python's arguments.
 
-Each option is described once, here. The models hold no secrets: keys and passwords come from imagemill.blocks or
+Each option is described once, here. The models hold no secrets: keys and passwords come from blocks or
 from the environment, so settings may be stored beside a run.
 """
 

@@ -23,9 +23,9 @@ from imagemill.emulator import Emulator
 from imagemill.errors import ApiError, InputError
 from imagemill.jobs import Job
 from imagemill.settings import CatalogSettings
+from tests.cli.test_command import arguments
 from tests.conftest import Command, Place
 from tests.servers import PASSWORD
-from tests.test_command import arguments
 
 API_KEY = "sk-very-secret-5f1c9e"
 

@@ -1,7 +1,6 @@
 """The nouns a user configures: image APIs, job stores, the bucket.
 
-``prefect block register -m imagemill.blocks`` finds the block types here. They are loaded when they are asked for:
-whoever imports ``imagemill.errors`` need not wait for Prefect.
+``prefect block register -m imagemill.blocks`` finds the block types here. They are loaded on first use.
 """
 
 from __future__ import annotations

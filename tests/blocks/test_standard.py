@@ -11,6 +11,7 @@ import pytest
 from prefect.blocks.core import Block
 from prefect.testing.standard_test_suites import BlockStandardTestSuite
 
+from imagemill import blocks
 from imagemill.blocks.apis import PROVIDERS
 from imagemill.blocks.store_servers import PostgresServer, RedisServer
 

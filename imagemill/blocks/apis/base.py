@@ -1,7 +1,8 @@
 """The small interface behind which every image API stands, and what all of them share.
 
 A vendor's module says where to post (:meth:`ImageApi.endpoint`), what (:meth:`ImageApi.body`), and where the
-image is in the answer (:meth:`ImageApi.read`); :mod:`imagemill.blocks.apis.queued` adds submitting and polling.
+image is in the answer (:meth:`ImageApi.read`); :mod:`imagemill.blocks.apis.queued` adds submitting and
+polling.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Paces requests: how many at once, how many a minute, and when nobody may send at all.
 
-:class:`~imagemill.engine.limits.limit_search.LimitSearch` finds the account's limit from what comes back; it is a pure
-object. :class:`Pacer` is what waits.
+:class:`.LimitSearch` finds the account's limit from what comes back; it is
+a pure object. :class:`Pacer` is what waits.
 """
 
 from __future__ import annotations

@@ -23,20 +23,23 @@ from imagemill.flows.build_dashboard import build_dashboard
 from imagemill.flows.generate_catalog import generate_catalog
 from imagemill.flows.refresh_catalog import refresh_catalog
 from tests.conftest import Place
+from tests.docs.test_docs import PAGES, ROOT
 from tests.patience import PATIENCE_S
-from tests.test_docs import PAGES, ROOT
 
 NOT_RUN = {
     # (page, what the block says): why it is not run here, and who runs it
-    ("README.md", "imagemill demo"): "it installs packages; tests/test_demo.py runs the demo",
+    ("README.md", "imagemill demo"): "it installs packages; tests/cli/test_demo.py runs the demo",
     ("README.md", "pytest --cov"): "it installs packages and runs this; .ci/run runs it as it stands",
-    ("README.md", "prefect worker start"): "a worker stays; tests/test_deployment.py runs one once",
-    ("README.md", "prefect server start"): "it installs packages, and a server stays, as in tests/test_ui.py",
+    ("README.md", "prefect worker start"): "a worker stays; tests/flows/test_deployment.py runs one once",
+    (
+        "README.md",
+        "prefect server start",
+    ): "it installs packages, a server stays: tests/flows/test_ui.py",
     ("deploy-it.md", "prefect server start"): "as in README.md",
     ("deploy-it.md", "prefect worker start"): "as in README.md",
-    ("deploy-it.md", "prefect deployment run"): "it needs a worker; tests/test_deployment.py has one",
+    ("deploy-it.md", "prefect deployment run"): "it needs a worker; tests/flows/test_deployment.py has one",
     ("deploy-it.md", "weed mini"): "two servers stay, as in most tests",
-    ("scale-out.md", "--task-runner dask"): "it needs a cluster; tests/test_dask.py has one",
+    ("scale-out.md", "--task-runner dask"): "it needs a cluster; tests/cluster/test_dask.py has one",
 }
 
 STANDS_FOR = {

@@ -6,7 +6,7 @@ import pytest
 
 from imagemill.blocks.apis.rate_limit_headers import Allowance
 from imagemill.engine.limits.pacer import Limit, Pacer
-from tests.hidden_account import Account, Step, simulate
+from tests.engine.limits.hidden_account import Account, Step, simulate
 
 STEADY = {
     "20 at once": Account([Step(0, 20)], seed=2),

@@ -9,12 +9,12 @@ from collections.abc import Callable
 import pytest
 
 from imagemill.emulator import Emulator
+from tests.cli.test_command import wait_for
 from tests.conftest import Command, Place
-from tests.test_command import wait_for
-from tests.test_crash import settled
+from tests.runs.test_crash import settled
 
 QUEUED = {"replicate": "1024", "bfl": "256"}
-"""The queued APIs, with a width and height that each offers; tests/test_crash.py has fal and Together."""
+"""The queued APIs, each with a size that it offers; runs/test_crash.py has fal and Together."""
 
 
 @pytest.mark.slow

@@ -27,7 +27,7 @@ from PIL import Image
 from imagemill.blocks.apis import Fal, ImageApi, OpenAICompatible, Replicate
 from imagemill.emulator import Emulator, Settings
 from imagemill.jobs import Job, JobStatus
-from tests.apis.variants import VARIANTS, Outcome, make_job
+from tests.blocks.apis.variants import VARIANTS, Outcome, make_job
 
 Work = Callable[[ImageApi, Job], Outcome]
 

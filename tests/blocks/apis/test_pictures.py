@@ -15,7 +15,7 @@ from imagemill.emulator import Emulator
 from imagemill.errors import InputError
 from imagemill.jobs import Job, JobStatus
 from imagemill.settings import PictureSettings
-from tests.apis.variants import VARIANTS, Outcome, make_job
+from tests.blocks.apis.variants import VARIANTS, Outcome, make_job
 
 Work = Callable[[ImageApi, Job], Outcome]
 

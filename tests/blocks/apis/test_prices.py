@@ -19,7 +19,7 @@ from imagemill.emulator import Emulator
 from imagemill.jobs import Job, JobStatus
 from imagemill.models.prices import PRICES, list_price
 from imagemill.settings import ApiSettings, CatalogSettings, LimitSettings, PictureSettings
-from tests.apis.variants import VARIANTS, Outcome
+from tests.blocks.apis.variants import VARIANTS, Outcome
 
 WorkAll = Callable[[ImageApi, list[Job]], list[Outcome]]
 

@@ -14,7 +14,7 @@ from imagemill.blocks.apis import ImageApi
 from imagemill.emulator import Emulator
 from imagemill.errors import ApiError
 from imagemill.jobs import Job
-from tests.apis.variants import QUEUED, VARIANTS, make_job
+from tests.blocks.apis.variants import QUEUED, VARIANTS, make_job
 
 LISTING = sorted(QUEUED - {"bfl"})
 

@@ -25,13 +25,13 @@ from imagemill.flows.build_dashboard import build_dashboard
 from imagemill.flows.generate_catalog import generate_catalog
 from imagemill.runs.session import image_api
 from imagemill.settings import ApiSettings
+from tests.cli.test_command import wait_for
 from tests.conftest import Place
-from tests.past import run_row
 from tests.patience import PATIENCE_S
-from tests.test_command import wait_for
-from tests.test_dashboard import put_rows
+from tests.reports.past_runs import run_row
+from tests.reports.test_dashboard import put_rows
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
+EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
 @pytest.fixture

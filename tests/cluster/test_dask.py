@@ -12,11 +12,11 @@ import pytest
 
 from imagemill.emulator import Emulator
 from imagemill.models.prices import list_price
-from tests.cluster import Cluster
+from tests.cli.test_command import wait_for
+from tests.cluster.local_cluster import Cluster
 from tests.conftest import Command, Place
 from tests.patience import PATIENCE_S
 from tests.servers import PASSWORD
-from tests.test_command import wait_for
 
 
 @pytest.fixture

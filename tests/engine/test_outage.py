@@ -13,11 +13,11 @@ import pytest
 from imagemill.emulator import Emulator
 from imagemill.engine.breaker import Breaker, OutageError
 from imagemill.errors import ErrorClass
+from tests.cli.test_command import arguments, wait_for
 from tests.conftest import Command, Place
 from tests.fault_proxy import FaultProxy
 from tests.patience import PATIENCE_S
 from tests.servers import url_of
-from tests.test_command import arguments, wait_for
 from tests.virtual_time import run
 
 

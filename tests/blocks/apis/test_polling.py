@@ -15,7 +15,7 @@ from imagemill.blocks.apis import Fal, Replicate
 from imagemill.blocks.apis.base import ImageApi
 from imagemill.blocks.apis.polling import CompletionTimes
 from imagemill.errors import ApiError, ErrorClass
-from tests.apis.variants import make_job
+from tests.blocks.apis.variants import make_job
 from tests.fast_clock import run_fast
 
 

@@ -23,9 +23,9 @@ from imagemill.reports.history import History, RunRow
 from imagemill.reports.regressions import find_regressions
 from imagemill.settings import RegressionSettings
 from tests.conftest import Place
-from tests.past import past_runs, run_row
 from tests.patience import PATIENCE_S
-from tests.test_report import HOSTILE, Page
+from tests.reports.past_runs import past_runs, run_row
+from tests.reports.test_report import HOSTILE, Page
 
 METRICS = 4
 

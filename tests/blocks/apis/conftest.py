@@ -23,7 +23,7 @@ from imagemill.engine.recorder import Recorder
 from imagemill.engine.telemetry import Telemetry
 from imagemill.jobs import Job
 from imagemill.stores.memory import MemoryStore
-from tests.apis.variants import Outcome
+from tests.blocks.apis.variants import Outcome
 from tests.fast_clock import run_fast
 
 USUAL = Settings(latency_s=0, pictures="fast")

@@ -14,7 +14,7 @@ from imagemill.emulator.faults import NAMES
 from imagemill.engine.engine import StopKind
 from imagemill.errors import ErrorClass
 from imagemill.jobs import Job, JobStatus
-from tests.apis.variants import QUEUED, VARIANTS, Outcome, make_job
+from tests.blocks.apis.variants import QUEUED, VARIANTS, Outcome, make_job
 
 if TYPE_CHECKING:
     from imagemill.emulator import Emulator

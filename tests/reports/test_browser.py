@@ -15,8 +15,8 @@ from imagemill.reports.regressions import find_regressions
 from imagemill.reports.report import FailureGroup, render_report
 from imagemill.settings import RegressionSettings
 from tests.conftest import needs_chromium
-from tests.past import past_runs
-from tests.test_report import bucket, report, tile
+from tests.reports.past_runs import past_runs
+from tests.reports.test_report import bucket, report, tile
 
 playwright = pytest.importorskip("playwright.sync_api")
 

@@ -17,7 +17,7 @@ from imagemill.blocks.apis import (
     Together,
 )
 from imagemill.errors import ApiError, ErrorClass
-from tests.apis.variants import make_job
+from tests.blocks.apis.variants import make_job
 from tests.fast_clock import run_fast
 
 PICTURE = b"picture"

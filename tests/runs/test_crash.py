@@ -20,11 +20,11 @@ from PIL import Image
 from imagemill.cli.command import main
 from imagemill.emulator import Emulator
 from imagemill.stores import memory
+from tests.cli.test_command import wait_for
 from tests.conftest import Command, Place
 from tests.patience import PATIENCE_S
-from tests.test_command import wait_for
 
-PARTI = Path(__file__).parents[2] / "shared" / "catalogs" / "parti_prompts.parquet"
+PARTI = Path(__file__).parents[3] / "shared" / "catalogs" / "parti_prompts.parquet"
 
 
 def run_arguments(place: Place, emulated: Emulator, provider: str, path: str) -> list[str]:

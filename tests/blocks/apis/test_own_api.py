@@ -21,9 +21,9 @@ from imagemill.catalog.plan import Planner
 from imagemill.errors import ApiError, ErrorClass, InputError
 from imagemill.jobs import Job
 from imagemill.settings import CatalogSettings, PictureSettings
-from tests.apis.variants import make_job
+from tests.blocks.apis.variants import make_job
 
-EXAMPLE = Path(__file__).parents[2] / "examples" / "own_api.py"
+EXAMPLE = Path(__file__).parents[3] / "examples" / "own_api.py"
 
 
 @pytest.fixture(scope="module")
