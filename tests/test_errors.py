@@ -10,13 +10,13 @@ import pytest
 from pydantic import SecretStr
 
 from imagemill.blocks.apis import Fal, Together
-from imagemill.blocks.apis.rate_limit_headers import allowance, retry_after_seconds
 from imagemill.errors import (
     RETRY_RULES,
     ErrorClass,
     Outcome,
     class_of_status,
 )
+from imagemill.rate_limit_headers import allowance, retry_after_seconds
 
 
 def test_every_class_has_a_rule() -> None:

@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from pydantic import SecretStr
 
 from imagemill.blocks.apis import Together
-from imagemill.blocks.apis.rate_limit_headers import retry_after_seconds
 from imagemill.catalog.files import open_catalog
 from imagemill.catalog.keys import job_key, normalized, prompt_seed
 from imagemill.catalog.plan import Planner
 from imagemill.errors import InputError
 from imagemill.jobs import TERMINAL, Job, JobStatus
+from imagemill.rate_limit_headers import retry_after_seconds
 from imagemill.settings import CatalogSettings, PictureSettings
 
 FIELDS = st.fixed_dictionaries(

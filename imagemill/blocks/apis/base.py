@@ -29,12 +29,6 @@ from imagemill.blocks.apis.exchange import (
     unexpected_answer,
     words_of,
 )
-from imagemill.blocks.apis.rate_limit_headers import (
-    Allowance,
-    allowance,
-    retry_after_seconds,
-    seconds_in_words,
-)
 from imagemill.errors import (
     ApiError,
     ErrorClass,
@@ -44,6 +38,12 @@ from imagemill.errors import (
 )
 from imagemill.jobs import Job
 from imagemill.models.prices import list_price
+from imagemill.rate_limit_headers import (
+    Allowance,
+    allowance,
+    retry_after_seconds,
+    seconds_in_words,
+)
 
 Accepted: TypeAlias = Callable[[str], Awaitable[None]]
 """Called with a queued API's request id; returns once the id is stored."""

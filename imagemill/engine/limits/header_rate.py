@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from imagemill.blocks.apis.rate_limit_headers import Allowance
+from imagemill.rate_limit_headers import Allowance
 
 _FEWEST = 10
 """Answers that must agree before they are believed."""

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass
 
-from imagemill.blocks.apis.rate_limit_headers import Allowance
 from imagemill.engine.limits.busy import BusyShare
 from imagemill.engine.limits.header_rate import ToldRate
 from imagemill.engine.limits.rate import START_PER_S, RateSearch
 from imagemill.engine.limits.window import START, WindowSearch
+from imagemill.rate_limit_headers import Allowance
 
 _LEVELS_KEPT = 400
 """How many in flight were let in is remembered for so many requests."""

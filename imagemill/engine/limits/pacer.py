@@ -13,10 +13,10 @@ from dataclasses import dataclass
 
 import anyio
 
-from imagemill.blocks.apis.rate_limit_headers import Allowance
 from imagemill.engine.limits.leased_rate import EvenRate, LeasedRate
 from imagemill.engine.limits.limit_search import Limit, LimitSearch, Sent
 from imagemill.engine.limits.window import CEILING
+from imagemill.rate_limit_headers import Allowance
 
 __all__ = ["CEILING", "Limit", "Pacer", "Slot", "StoppedError"]
 

@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 
 import anyio
 
-from imagemill.blocks.apis.rate_limit_headers import Allowance
 from imagemill.emulator.limits import TokenBucket
 from imagemill.engine.limits.pacer import Pacer
 from imagemill.errors import RETRY_RULES, ErrorClass
+from imagemill.rate_limit_headers import Allowance
 from tests.virtual_time import run
 
 MEAN_LATENCY_S = 0.5 * math.exp(0.35**2 / 2)

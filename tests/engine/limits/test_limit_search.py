@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from imagemill.blocks.apis.rate_limit_headers import Allowance
 from imagemill.engine.limits.pacer import Limit, Pacer
+from imagemill.rate_limit_headers import Allowance
 from tests.engine.limits.hidden_account import Account, Step, simulate
 
 STEADY = {
