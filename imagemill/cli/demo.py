@@ -22,9 +22,10 @@ import pyarrow.parquet as pq
 from imagemill.cli.command import DONE, FAILURES, STOPPED
 from imagemill.cli.running import run
 from imagemill.cli.s3_server import S3Server, s3_server
-from imagemill.cli.terminal import complain, say, show_summary, stderr, usd
+from imagemill.cli.terminal import complain, say, show_summary, stderr
 from imagemill.errors import InputError
 from imagemill.flows.generate_catalog import generate_catalog
+from imagemill.formatting import money
 from imagemill.runs.summary import RunStoppedError, RunSummary
 from imagemill.settings import (
     ApiSettings,
@@ -80,7 +81,7 @@ def demo(folder: Path, *, images: int, as_json: bool) -> int:
         print(summary.model_dump_json())
     else:
         show_summary(summary, places=False)
-        say(f"\nThe emulated API's own bill: {bill['images']:,} images, {usd(float(bill['usd']))}.")
+        say(f"\nThe emulated API's own bill: {bill['images']:,} images, {money(float(bill['usd']))}.")
         say("All of the run is still there to look at:")
         say(f"  report    {folder / 'report.html'}")
         say(f"  pictures  {folder / 'images'}")

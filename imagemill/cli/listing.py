@@ -10,9 +10,10 @@ from rich.text import Text
 
 from imagemill.cli.command import DONE
 from imagemill.cli.options import settings_of
-from imagemill.cli.terminal import duration, say, seconds, show_summary, stdout, usd
+from imagemill.cli.terminal import say, show_summary, stdout
 from imagemill.engine.job_log import spelled_out
 from imagemill.errors import InputError
+from imagemill.formatting import duration, money, seconds
 from imagemill.runs.known_runs import (
     BucketRecords,
     JobStory,
@@ -104,7 +105,7 @@ def _show_table(runs: Sequence[KnownRun]) -> None:
             f"{run.done:,}",
             f"{run.failed:,}",
             "-" if run.pending is None else f"{run.pending:,}",
-            "-" if run.cost_usd is None else usd(run.cost_usd),
+            "-" if run.cost_usd is None else money(run.cost_usd),
             spelled_out(run.provider or "-"),
             spelled_out(run.catalog or "-"),
         )

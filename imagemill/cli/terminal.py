@@ -23,6 +23,7 @@ from rich.text import Text
 from imagemill.engine.job_log import JsonLines, jobs_logger
 from imagemill.engine.recorder import Progress as RunProgress
 from imagemill.engine.recorder import watching
+from imagemill.formatting import duration, money, seconds
 
 if TYPE_CHECKING:  # a listing of runs does without Prefect, which these load
     from imagemill.catalog.estimate import Estimate
@@ -108,13 +109,13 @@ def pace_line(progress: RunProgress, *, seconds_left: bool = False) -> str:
     """A run's pace in one short line."""
     parts = [f"{progress.images_per_minute:,.0f}/min"]
     if progress.p95_latency_s is not None:
-        parts.append(f"p95 {progress.p95_latency_s:.2f} s")
+        parts.append(f"p95 {seconds(progress.p95_latency_s)}")
     parts.append(f"{progress.in_flight}/{progress.concurrency} at once")
     if progress.rate_limited:
         parts.append(f"429s {progress.rate_limited:,}")
     if progress.failed:
         parts.append(f"failed {progress.failed:,}")
-    parts.append(usd(progress.cost_usd))
+    parts.append(money(progress.cost_usd))
     if seconds_left and progress.left and progress.images_per_minute:
         parts.append(f"{duration(60 * progress.left / progress.images_per_minute)} left")
     return " · ".join(parts)
@@ -137,9 +138,9 @@ def show_summary(summary: RunSummary, *, places: bool = True) -> None:
         ("images wanted", f"{summary.unique:,}"),
         ("p95 latency", seconds(summary.p95_latency_s)),
         ("done", f"{summary.done:,}"),
-        ("total cost", usd(summary.cost_usd)),
+        ("total cost", money(summary.cost_usd)),
         ("  generated", f"{summary.generated:,}"),
-        ("saved", usd(summary.saved_usd)),
+        ("saved", money(summary.saved_usd)),
         ("  reused", f"{summary.reused:,}"),
         ("requests", f"{summary.requests:,}"),
         ("failed", f"{summary.failed:,}"),
@@ -153,7 +154,7 @@ def show_summary(summary: RunSummary, *, places: bool = True) -> None:
     if summary.unanswered:
         say(
             f"Requests never answered: {summary.unanswered:,}; the API may have charged"
-            f" {usd(summary.unanswered_usd)} for them, which is not in the total."
+            f" {money(summary.unanswered_usd)} for them, which is not in the total."
         )
     if summary.errors:
         classes = ", ".join(f"{name} {number:,}" for name, number in sorted(summary.errors.items()))
@@ -172,8 +173,8 @@ def show_estimate(estimate: Estimate) -> None:
     table.add_row("rejected", f"{estimate.rejected:,}")
     table.add_row("duplicates", f"{estimate.duplicates:,}")
     table.add_row("images wanted", f"{estimate.unique:,}")
-    table.add_row("cost", usd(estimate.cost_usd))
-    table.add_row("saved by duplicates", usd(estimate.saved_usd))
+    table.add_row("cost", money(estimate.cost_usd))
+    table.add_row("saved by duplicates", money(estimate.saved_usd))
     table.add_row("time", f"about {duration(estimate.seconds)}")
     stdout.print(table)
     say(f"Time assumes {estimate.assuming}. Images already in the bucket cost nothing.")
@@ -183,7 +184,7 @@ def show_estimate(estimate: Estimate) -> None:
 
 def show_dashboard(summary: DashboardSummary) -> None:
     """Print what a dashboard shows, and where it is."""
-    say(f"{summary.runs:,} runs, {summary.generated:,} images, {usd(summary.cost_usd)} in all.")
+    say(f"{summary.runs:,} runs, {summary.generated:,} images, {money(summary.cost_usd)} in all.")
     if summary.skipped:
         say(f"{summary.skipped:,} files in metrics/ tell of no run.")
     for each in summary.regressions:
@@ -212,7 +213,7 @@ def show_calibration(found: Calibration) -> None:
         say(f"The account takes {found.concurrency} requests at once{rate}: auto starts from that now.")
     else:
         say(f"No limit was met, with up to {found.concurrency} requests at once{rate}: nothing is kept.")
-    say(f"{found.images:,} images were paid for: {usd(found.cost_usd)}.")
+    say(f"{found.images:,} images were paid for: {money(found.cost_usd)}.")
 
 
 def say(text: str) -> None:
@@ -223,26 +224,3 @@ def say(text: str) -> None:
 def complain(text: str) -> None:
     """Print an error's sentence."""
     stderr.print(Text(f"imagemill: {text}"), soft_wrap=True)
-
-
-def usd(amount: float) -> str:
-    """Money with as many digits as tell something."""
-    if amount == 0 or amount >= 1:
-        return f"${amount:,.2f}"
-    return f"${amount:.4f}"
-
-
-def seconds(value: float | None) -> str:
-    """A latency."""
-    return "-" if value is None else f"{value:.2f} s"
-
-
-def duration(value: float) -> str:
-    """A span of time, in the two units that matter."""
-    whole = round(value)
-    if whole < 60:
-        return f"{value:.1f} s" if value < 10 else f"{whole} s"
-    minutes, rest = divmod(whole, 60)
-    if minutes < 60:
-        return f"{minutes} min {rest} s"
-    return f"{minutes // 60} h {minutes % 60} min"

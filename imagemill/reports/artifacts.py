@@ -21,8 +21,8 @@ from prefect.runtime import flow_run
 
 from imagemill.engine.job_log import spelled_out
 from imagemill.engine.recorder import Progress, watching
+from imagemill.formatting import money, percent, rate, seconds
 from imagemill.reports.failure_log import failures_logged
-from imagemill.reports.formatting import money, percent, rate, seconds
 from imagemill.runs.session import Session
 from imagemill.runs.summary import RunSummary
 

@@ -15,7 +15,6 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from imagemill.reports import charts
 from imagemill.reports.charts import Chart, MomentAxis
-from imagemill.reports.formatting import environment
 from imagemill.reports.history import History, RunRow
 from imagemill.reports.regressions import (
     METRICS,
@@ -26,6 +25,7 @@ from imagemill.reports.regressions import (
     medians_before,
     series_of,
 )
+from imagemill.reports.templating import environment
 from imagemill.runs.session import open_bucket
 from imagemill.settings import OutputSettings, RegressionSettings
 from imagemill.tasks.verb import verb

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from imagemill.bucket.image_bucket import ImageBucket, StoredImage
-from imagemill.reports.formatting import utc
+from imagemill.formatting import utc
 from imagemill.runs.session import open_bucket
 from imagemill.settings import RUN_ID, OutputSettings
 from imagemill.tasks.verb import verb

@@ -12,7 +12,7 @@ from datetime import datetime
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from imagemill.reports.formatting import percent, price, rate, seconds
+from imagemill.formatting import percent, price, rate, seconds
 from imagemill.reports.history import RunRow
 from imagemill.settings import RegressionSettings
 

@@ -6,9 +6,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
+from imagemill.formatting import cut, money, percent, rate, seconds, utc
 from imagemill.reports import charts
 from imagemill.reports.charts import Chart, TimeAxis
-from imagemill.reports.formatting import cut, environment, money, percent, rate, seconds, utc
+from imagemill.reports.templating import environment
 from imagemill.runs.summary import RunSummary
 
 

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from imagemill.formatting import money
+
 if TYPE_CHECKING:  # the engine loads Prefect, which those who only read a summary do without
     from imagemill.engine.engine import StopKind
 
@@ -59,7 +61,7 @@ class RunSummary(BaseModel):
         """The run in one sentence."""
         return (
             f"{self.done:,} of {self.unique:,} images are done, {self.generated:,} of them generated,"
-            f" for ${self.cost_usd:,.2f}."
+            f" for {money(self.cost_usd)}."
         )
 
 

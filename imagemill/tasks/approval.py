@@ -6,7 +6,7 @@ from prefect.flow_runs import pause_flow_run
 from prefect.input import RunInput
 
 from imagemill.errors import InputError
-from imagemill.reports.formatting import money
+from imagemill.formatting import money
 
 WAIT_S = 24 * 3600
 POLL_S = 3

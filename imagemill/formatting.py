@@ -1,55 +1,9 @@
-"""The look of imagemill's pages: their templates, and how they word money, shares, times and hostile text."""
+"""How money, shares, rates and times are worded, everywhere that a person reads them."""
 
 from __future__ import annotations
 
-import base64
-import functools
 import math
-import re
 from datetime import UTC, datetime
-
-import jinja2
-from markupsafe import Markup
-
-
-@functools.cache
-def environment() -> jinja2.Environment:
-    """Where the templates are, and what they may say."""
-    made = jinja2.Environment(
-        loader=jinja2.PackageLoader("imagemill.reports"),
-        autoescape=True,
-        finalize=_harmless,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    made.filters.update(
-        cut=cut,
-        money=money,
-        price=price,
-        percent=percent,
-        rate=rate,
-        seconds=seconds,
-        duration=duration,
-        utc=utc,
-        base64=lambda content: base64.b64encode(content).decode(),
-    )
-    return made
-
-
-_INVISIBLE = re.compile(
-    "[\0-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u180e\u200b\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\uffff"
-    "\ud800-\udfff\U000e0000-\U000e0fff]"
-)
-"""Characters that show nothing, or turn text around. Joiners and plain direction marks, which the
-scripts that need them need, are not among them."""
-
-
-def _harmless(value: object) -> object:
-    """What a template prints: text with its invisible characters spelled out."""
-    if isinstance(value, str) and not isinstance(value, Markup):
-        return _INVISIBLE.sub(lambda found: f"\u27e8U+{ord(found[0]):04X}\u27e9", value)
-    return value
 
 
 def cut(text: str, length: int = 300) -> str:
