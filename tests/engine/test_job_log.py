@@ -15,7 +15,7 @@ from prefect.logging.handlers import APILogHandler
 from imagemill.cli.command import main
 from imagemill.emulator import Emulator
 from imagemill.flows.generate_catalog import generate_catalog
-from imagemill.tasks import failure_log
+from imagemill.reports import failure_log
 from tests.conftest import Place
 
 pytestmark = pytest.mark.usefixtures("prefect_server")

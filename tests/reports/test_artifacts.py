@@ -16,7 +16,7 @@ from prefect.client.schemas.objects import Artifact
 
 from imagemill.emulator import Emulator
 from imagemill.flows.generate_catalog import generate_catalog
-from imagemill.tasks import artifacts
+from imagemill.reports import artifacts
 from tests.conftest import Place
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
