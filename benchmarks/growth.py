@@ -86,14 +86,15 @@ def timed(action: Callable[[], Any]) -> tuple[Any, float, float]:
 def plan(*place: str) -> dict[str, float]:
     """Plan a run: read, check, key, deduplicate, enqueue, upload the plan."""
     import imagemill.tasks.measure  # noqa: F401 - the flow has loaded it
+    from imagemill.runs.planning import plan_run
     from imagemill.runs.session import open_session
-    from imagemill.tasks.prepare import plan_run, prepare
+    from imagemill.tasks.prepare import prepare
 
     settings = settings_of(*place)
     with open_session(settings) as session:
         before = peak_mb()
         counts, wall, cpu = timed(lambda: plan_run(session))
-        _, prepare_s, _ = timed(lambda: prepare.fn(settings))  # what it does beside planning
+        _, prepare_s, _ = timed(lambda: prepare.fn(session))  # what it does beside planning
     return {"unique": counts.unique, "wall": wall, "cpu": cpu, "prepare": prepare_s, "before": before}
 
 
@@ -109,8 +110,8 @@ def publish(*place: str) -> dict[str, float]:
         assert record is not None
         counts = record[1]
         before = peak_mb()
-        changes, publish_s, cpu = timed(lambda: publish_run.fn(settings))
-        summary, measure_s, more = timed(lambda: measure.fn(settings, counts, changes, 1.0))
+        changes, publish_s, cpu = timed(lambda: publish_run.fn(session))
+        summary, measure_s, more = timed(lambda: measure.fn(session, counts, changes))
         assert summary.done == counts.unique
     return {"publish": publish_s, "measure": measure_s, "cpu": cpu + more, "before": before}
 

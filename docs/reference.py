@@ -12,9 +12,9 @@ from imagemill.blocks.apis import PROVIDERS, ImageApi
 from imagemill.catalog.plan import REJECTED_SCHEMA
 from imagemill.cli.options import GROUPS, OPTIONS
 from imagemill.errors import RETRY_RULES
+from imagemill.reports.metrics import METRICS_SCHEMA
+from imagemill.runs.records import FAILED_SCHEMA, JOBS_SCHEMA
 from imagemill.runs.summary import RunSummary
-from imagemill.tasks.measure import METRICS_SCHEMA
-from imagemill.tasks.publish import FAILED_SCHEMA, JOBS_SCHEMA
 
 _FILES: tuple[tuple[str, str, pa.Schema], ...] = (
     ("jobs.parquet", "A row a job.", JOBS_SCHEMA),

@@ -7,13 +7,16 @@ from the environment, so settings may be stored beside a run.
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
     Field,
+    ModelWrapValidatorHandler,
+    PrivateAttr,
+    SecretStr,
     ValidationError,
     WithJsonSchema,
     field_validator,
@@ -21,7 +24,7 @@ from pydantic import (
 )
 
 from imagemill.errors import InputError
-from imagemill.stores.address import without_password
+from imagemill.store_address import split_password
 
 SEED_POLICY = re.compile(r"prompt|random|fixed:(0|[1-9][0-9]{0,9})")
 RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,119}")
@@ -219,6 +222,29 @@ class ExecutionSettings(_Settings):
         examples=["tcp://scheduler.example.com:8786"],
     )
 
+    # Not a field: Prefect stores a flow run's parameters, and the run's record holds its settings.
+    _store_password: SecretStr | None = PrivateAttr(default=None)
+
+    @property
+    def store_password(self) -> SecretStr | None:
+        """The password that the store's address was given with; it leaves this process with nothing."""
+        return self._store_password
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _take_password_out(cls, given: Any, make: ModelWrapValidatorHandler[Self]) -> Self:  # noqa: ANN401
+        store = given.get("store") if isinstance(given, dict) else None
+        if not isinstance(store, str):
+            return make(given)
+        address, password = split_password(store)
+        made = make({**given, "store": address})
+        made._store_password = password  # noqa: SLF001 - its own
+        return made
+
+    def __getstate__(self) -> dict[Any, Any]:
+        """What a process on another machine is sent: it has its own way to the password."""
+        return {**super().__getstate__(), "__pydantic_private__": {"_store_password": None}}
+
     @model_validator(mode="after")
     def _fit_for_dask(self) -> ExecutionSettings:
         if self.task_runner != "dask":
@@ -231,11 +257,6 @@ class ExecutionSettings(_Settings):
                 " block of one"
             )
         return self
-
-    @field_validator("store")
-    @classmethod
-    def _no_password(cls, store: str | None) -> str | None:
-        return store and without_password(store)
 
     @field_validator("run_id")
     @classmethod

@@ -7,7 +7,7 @@ from typing import ClassVar
 from prefect.blocks.core import Block
 from pydantic import ConfigDict, Field, HttpUrl, SecretStr, field_validator
 
-from imagemill.stores.address import remember, without_password
+from imagemill.store_address import split_password
 
 
 class StoreServer(Block):
@@ -26,15 +26,9 @@ class StoreServer(Block):
     def _check_url(cls, url: str) -> str:
         if url.partition("://")[0] not in cls.schemes:
             raise ValueError(f"the address must begin with {' or '.join(f'{s}://' for s in cls.schemes)}")
-        if without_password(url) != url:
+        if split_password(url)[1] is not None:
             raise ValueError("the password belongs into its own field, not into the address")
         return url
-
-    def store(self) -> str:
-        """What ``execution.store`` takes; this process has the password from now on."""
-        if self.password is not None:
-            remember(self.url, self.password.get_secret_value())
-        return self.url
 
 
 class PostgresServer(StoreServer):

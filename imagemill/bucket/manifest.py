@@ -20,9 +20,8 @@ from imagemill.catalog.digest_index import DigestIndex, text_digests
 from imagemill.catalog.plan import PLAN_SCHEMA
 from imagemill.errors import StoreUnavailableError
 from imagemill.jobs import Job, JobStatus
+from imagemill.media_types import PARQUET
 from imagemill.parquet import RowWriter, read_batches
-from imagemill.runs.folder import PARQUET
-from imagemill.runs.session import Session
 
 MANIFEST = "manifest.parquet"
 
@@ -72,25 +71,32 @@ class Outcomes:
         )
 
 
-def write_manifest(session: Session, outcomes: Outcomes, file: Path) -> None:
-    """The catalog as it stands: a row a catalog row, with what became of it."""
-    schema = pq.read_schema(session.folder.plan)
+def write_manifest(bucket: ImageBucket, plan: Path, outcomes: Outcomes, file: Path, *, copies: bool) -> None:
+    """Write the catalog as it stands: one row per catalog row, with the outcome of its job.
+
+    Args:
+        bucket: where the images are.
+        plan: the run's plan.parquet.
+        outcomes: those of all jobs.
+        file: the manifest to write.
+        copies: whether each row has its own copy of its image.
+    """
+    schema = pq.read_schema(plan)
     carried = [f for f in schema if f.name not in PLAN_SCHEMA.names]
     names = {field.name: field.name.removeprefix("carried:") for field in carried}
     names.update({f: f"catalog_{n}" for f, n in names.items() if n in _OWN_COLUMNS})
-    copies = session.settings.output.copies
     writer: pq.ParquetWriter | None = None
     try:
-        for batch in read_batches(session.folder.plan):
+        for batch in read_batches(plan):
             planned = pa.Table.from_batches([batch])
-            table = _manifest_table(session, planned, outcomes, copies=copies)
+            table = _manifest_table(bucket, planned, outcomes, copies=copies)
             for field in carried:
                 table = table.append_column(pa.field(names[field.name], field.type), planned[field.name])
             writer = writer or pq.ParquetWriter(file, table.schema, compression="zstd")
             writer.write_table(table)
         if writer is None:
             empty = schema.empty_table()
-            table = _manifest_table(session, empty, outcomes, copies=copies)
+            table = _manifest_table(bucket, empty, outcomes, copies=copies)
             writer = pq.ParquetWriter(file, table.schema)
             writer.write_table(table)
     finally:
@@ -98,9 +104,9 @@ def write_manifest(session: Session, outcomes: Outcomes, file: Path) -> None:
             writer.close()
 
 
-def _manifest_table(session: Session, planned: pa.Table, outcomes: Outcomes, *, copies: bool) -> pa.Table:
+def _manifest_table(bucket: ImageBucket, planned: pa.Table, outcomes: Outcomes, *, copies: bool) -> pa.Table:
     statuses, error_codes, extensions = outcomes.of(planned["job"])
-    uri_of, keys = session.bucket.uri_of, planned["key"].to_pylist()
+    uri_of, keys = bucket.uri_of, planned["key"].to_pylist()
     copy_uris: list[str | None] = [None] * len(keys)
     if copies:
         ids = planned["id"].to_pylist()
@@ -123,13 +129,15 @@ def _manifest_table(session: Session, planned: pa.Table, outcomes: Outcomes, *, 
     return pa.table(columns)
 
 
-def replace_manifest(session: Session, *, retire: bool, prune: bool) -> Changes:
-    """Put the run's manifest in the place of the one before, in one piece; how they differ.
+def replace_manifest(bucket: ImageBucket, file: Path, *, retire: bool, prune: bool) -> Changes:
+    """Replace the bucket's manifest by the one in ``file``, atomically; how they differ.
+
+    With ``retire``, rows of the one before whose ids are gone stay as retired rows; with ``prune`` images
+    that no row uses any more are deleted. ``file`` ends as what the bucket has.
 
     Raises:
         StoreUnavailableError: another run keeps replacing it.
     """
-    bucket, file = session.bucket, session.folder.path / MANIFEST
     before, joined = file.with_suffix(".before.parquet"), file.with_suffix(".joined.parquet")
     now = Comparison(file)
     for _ in range(5):
@@ -140,7 +148,7 @@ def replace_manifest(session: Session, *, retire: bool, prune: bool) -> Changes:
         try:
             if retire:
                 changes = _join(now, before, file, joined, prune=prune)
-                superseded = Superseded(bucket, session.folder.path)
+                superseded = Superseded(bucket, file.parent)
                 unused = _unused(bucket, superseded.names, before, joined)
                 superseded.remember(unused)
                 pruned = unused if prune else pruned

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from imagemill.bucket.image_bucket import ImageBucket
-from imagemill.runs.folder import PARQUET
+from imagemill.media_types import PARQUET
 
 SUPERSEDED = "superseded.parquet"
 _SCHEMA = pa.schema([("name", pa.string())])

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from imagemill.blocks.loading import image_api
+from imagemill.catalog.access import catalog_of
 from imagemill.catalog.plan import Planner
-from imagemill.runs.session import catalog_of, image_api
 from imagemill.settings import (
     ApiSettings,
     CatalogSettings,

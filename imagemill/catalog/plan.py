@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from imagemill.blocks.apis import ImageApi
+from imagemill.catalog.counts import PlanCounts
 from imagemill.catalog.digest_index import DIGEST_BYTES, DigestIndex, text_digest
 from imagemill.catalog.files import CatalogFiles
 from imagemill.catalog.keys import job_keys, key_head
@@ -20,7 +21,6 @@ from imagemill.catalog.rows import MAX_PROMPT_LENGTH, CatalogRows, Judge, Judged
 from imagemill.errors import InputError
 from imagemill.jobs import INPUT_FIELDS, NewJobs
 from imagemill.parquet import read_batches
-from imagemill.runs.folder import PlanCounts
 from imagemill.settings import CATALOG_COLUMNS, PictureSettings
 
 PLAN_SCHEMA = pa.schema(

@@ -10,8 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-DONE, FAILURES, UNUSABLE, STOPPED = 0, 1, 2, 3
-"""Exit codes: every job done; finished with failed jobs; unusable input; stopped early, resumable."""
+from imagemill.cli.exit_codes import DONE, STOPPED, UNUSABLE
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -199,14 +198,19 @@ def _retry_failed(arguments: argparse.Namespace) -> int:
     settings = _recorded(arguments)
     check(settings)
     return run_and_show(
-        lambda: retry_failed(arguments.run_id, arguments.permanent, None, settings["limits"]),
+        lambda: retry_failed(
+            arguments.run_id,
+            arguments.permanent,
+            limits=settings["limits"],
+            execution=settings["execution"],
+        ),
         as_json=arguments.json,
         log_format=arguments.log_format,
     )
 
 
 def _recorded(arguments: argparse.Namespace) -> dict[str, Any]:
-    """What a run began with, and what the command line tells it anew."""
+    """What a run began with, with what the command line changes."""
     from imagemill.cli.options import settings_of
     from imagemill.cli.running import resumed_arguments
 
@@ -234,10 +238,10 @@ def _dashboard(arguments: argparse.Namespace) -> int:
 
 
 def _calibrate(arguments: argparse.Namespace) -> int:
+    from imagemill.blocks.loading import image_api
     from imagemill.cli.options import settings_of
     from imagemill.cli.terminal import show_calibration
     from imagemill.flows.calibrate import calibrate
-    from imagemill.runs.session import image_api
 
     api, budget = settings_of(arguments, "api"), settings_of(arguments, "budget")
     image_api(api)

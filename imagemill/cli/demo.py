@@ -19,7 +19,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from imagemill.cli.command import DONE, FAILURES, STOPPED
+from imagemill.cli.exit_codes import DONE, FAILURES, STOPPED
 from imagemill.cli.running import run
 from imagemill.cli.s3_server import S3Server, s3_server
 from imagemill.cli.terminal import complain, say, show_summary, stderr

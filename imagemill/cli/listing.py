@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from rich.text import Text
 
-from imagemill.cli.command import DONE
+from imagemill.cli.exit_codes import DONE
 from imagemill.cli.options import settings_of
 from imagemill.cli.terminal import say, show_summary, stdout
 from imagemill.engine.job_log import spelled_out
@@ -37,7 +37,9 @@ def show_runs(arguments: argparse.Namespace) -> int:
     """Do what ``imagemill runs`` was asked."""
     if getattr(arguments, "output.uri") is None:
         return _show(arguments, LocalRecords())
-    from imagemill.runs.session import open_bucket  # loads Prefect: the bucket's credentials may be a block's
+    from imagemill.bucket.access import (
+        open_bucket,  # loads Prefect: the bucket's credentials may be a block's
+    )
 
     bucket = open_bucket(settings_of(arguments, "output"))
     try:

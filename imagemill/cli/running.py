@@ -14,7 +14,10 @@ from typing import Any
 from prefect.client.orchestration import get_client
 from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 
-from imagemill.cli.command import DONE, FAILURES, STOPPED
+from imagemill.blocks.loading import image_api
+from imagemill.bucket.access import open_bucket
+from imagemill.catalog.access import catalog_of
+from imagemill.cli.exit_codes import DONE, FAILURES, STOPPED
 from imagemill.cli.terminal import (
     complain,
     job_lines_shown,
@@ -27,10 +30,10 @@ from imagemill.cli.terminal import (
 from imagemill.cluster.dask import check_cluster
 from imagemill.engine.engine import StopKind
 from imagemill.flows.build_dashboard import build_dashboard
-from imagemill.flows.retry_failed import recorded_settings
 from imagemill.reports.dashboard import DashboardSummary
+from imagemill.runs.caller import Caller, called_by
 from imagemill.runs.folder import RunFolder
-from imagemill.runs.session import catalog_of, image_api, interrupt, open_bucket
+from imagemill.runs.recorded_settings import recorded_settings
 from imagemill.runs.summary import RunStoppedError, RunSummary
 from imagemill.settings import OutputSettings, RegressionSettings
 
@@ -60,7 +63,8 @@ def run_and_show(flow: Callable[[], RunSummary], *, as_json: bool, log_format: s
 
 def run(flow: Callable[[], RunSummary], log_format: str | None = None) -> RunSummary | RunStoppedError:
     """Run a flow with its progress, or a line a job, on stderr. A stop is given back, not raised."""
-    with interrupts_stop_the_run(), job_lines_shown(log_format) if log_format else progress_shown():
+    showing = job_lines_shown(log_format) if log_format else progress_shown()
+    with showing as show, interrupts_stop_the_run(caller := Caller(show)), called_by(caller):
         _start_prefect()
         try:
             # Its heartbeat costs every run a second at its end; a person watches this one.
@@ -115,13 +119,16 @@ def resumed_arguments(run_id: str) -> dict[str, Any]:
 
 
 @contextmanager
-def interrupts_stop_the_run() -> Iterator[None]:
-    """Let Ctrl-C and SIGTERM stop the run cleanly; a second one ends the process at once."""
+def interrupts_stop_the_run(caller: Caller) -> Iterator[None]:
+    """Let Ctrl-C and SIGTERM stop the run cleanly, or end it where it has asked the API for nothing yet.
+
+    A second one ends the process at once.
+    """
 
     def stop(number: int, _frame: FrameType | None) -> None:
         again = interrupted.is_set()
         interrupted.set()
-        if again or not interrupt("Interrupted."):
+        if again or not caller.interrupt("Interrupted."):
             signal.signal(number, signal.SIG_DFL)
             raise KeyboardInterrupt
         stderr.print("Stopping: what is finished is kept.", style="yellow")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -22,7 +22,6 @@ from rich.text import Text
 
 from imagemill.engine.job_log import JsonLines, jobs_logger
 from imagemill.engine.recorder import Progress as RunProgress
-from imagemill.engine.recorder import watching
 from imagemill.formatting import duration, money, seconds
 
 if TYPE_CHECKING:  # a listing of runs does without Prefect, which these load
@@ -38,11 +37,10 @@ stdout = Console(highlight=False)
 
 
 @contextmanager
-def progress_shown() -> Iterator[None]:
-    """Show every run's progress while the block runs, on stderr."""
+def progress_shown() -> Iterator[Callable[[RunProgress], None]]:
+    """Takes a run's progress while the block runs, and shows it on stderr."""
     if not stderr.is_terminal:
-        with watching(_PlainLines().tell):
-            yield
+        yield _PlainLines().tell
         return
     bar = Progress(
         SpinnerColumn(),
@@ -66,8 +64,8 @@ def progress_shown() -> Iterator[None]:
                 pace=pace_line(progress, seconds_left=True),
             )
 
-    with bar, watching(tell):
-        yield
+    with bar:
+        yield tell
 
 
 @contextmanager

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator, Sequence
 from concurrent.futures import CancelledError
+from contextlib import contextmanager
 from importlib.metadata import version
 from importlib.util import find_spec
 from typing import Any
 
-from prefect import Task
+from prefect import Task, unmapped
 from prefect.settings import get_current_settings
 
 from imagemill.cluster.global_rate import hold_rate
 from imagemill.cluster.log_parts import gather_parts
+from imagemill.cluster.membership import Crew, crew_kept, member_name
 from imagemill.engine.engine import StopKind
 from imagemill.errors import InputError
 from imagemill.runs.session import Session
 from imagemill.settings import ExecutionSettings
+from imagemill.stores import Shard
 
 _CONNECT_S = 5
 _NO_WORKER_S = 60.0
@@ -62,14 +66,36 @@ def check_cluster(execution: ExecutionSettings) -> None:
             )
 
 
-def run_on_cluster(session: Session, task: Task[..., Any], shards: dict[str, Any]) -> None:
-    """Have the cluster's workers work off all shards; then put their log lines into the run's log."""
+@contextmanager
+def leading(session: Session) -> Iterator[Crew]:
+    """Lead a run on Dask while the block runs.
+
+    Raises:
+        InputError: other machines are still at work on it.
+    """
+    crew = Crew(
+        session.store,  # type: ignore[arg-type] # a run on Dask has a board, or was refused
+        member_name(),
+        leads=True,
+        engine=session.engine,
+        recorder=session.recorder,
+    )
+    with crew_kept(session.portal, crew, session.pacer.look_again):
+        yield crew
+
+
+def run_on_cluster(session: Session, crew: Crew, task: Task[..., Any], shards: Sequence[Shard]) -> None:
+    """Have the cluster's workers work off all shards; then put their log lines into the run's log.
+
+    ``task`` takes the run's settings and a shard.
+    """
     from distributed import KilledWorker  # noqa: PLC0415 - an extra
     from prefect_dask import DaskTaskRunner  # noqa: PLC0415 - an extra
 
-    settings, crew = session.settings, session.crew
-    assert crew  # noqa: S101 - a run on Dask has one
-    if not shards["shard"]:
+    from imagemill.cluster.worker import RunMember, plugin_name  # noqa: PLC0415 - needs the extra
+
+    settings = session.settings
+    if not shards:
         return
     if settings.limits.max_images_per_minute:
         hold_rate(session.api, settings.limits.max_images_per_minute)
@@ -78,18 +104,21 @@ def run_on_cluster(session: Session, task: Task[..., Any], shards: dict[str, Any
         with DaskTaskRunner(address=settings.execution.scheduler) as runner:
             client = runner.client
             workers = len(client.scheduler_info(n_workers=-1)["workers"])
-            session.wait(crew.expect, min(workers, len(shards["shard"])))
-            futures = runner.map(task, shards)
+            session.wait(crew.expect, min(workers, len(shards)))
+            client.register_plugin(RunMember(settings), name=plugin_name(settings))
+            futures = runner.map(task, {"settings": unmapped(settings), "shard": shards})
             _wait(session, client, [f.wrapped_future for f in futures])
             for future in futures:
                 if future.wrapped_future.done():
                     future.result()
+            if not session.engine.stopped:
+                client.unregister_worker_plugin(plugin_name(settings))
     except KilledWorker:
         reason = "Dask gave a shard up, since every worker that had it died: see the workers' own logs."
-        session.portal.call(session.engine.stop, StopKind.UNAVAILABLE, reason)
+        session.stop(StopKind.UNAVAILABLE, reason)
     except (OSError, TimeoutError, CancelledError) as error:
         reason = f"The Dask scheduler {settings.execution.scheduler} is gone ({type(error).__name__})."
-        session.portal.call(session.engine.stop, StopKind.UNAVAILABLE, reason)
+        session.stop(StopKind.UNAVAILABLE, reason)
     gather_parts(session.bucket, session.folder)
 
 
@@ -101,9 +130,7 @@ def _wait(session: Session, client: Any, futures: list[Any]) -> None:  # noqa: A
         lonely_s = 0.0 if workers else lonely_s + _LOOK_EVERY_S
         stopping_s = stopping_s + _LOOK_EVERY_S if session.engine.stopped else 0.0
         if lonely_s > _NO_WORKER_S:
-            session.portal.call(
-                session.engine.stop, StopKind.UNAVAILABLE, "The Dask cluster has had no workers for a minute."
-            )
+            session.stop(StopKind.UNAVAILABLE, "The Dask cluster has had no workers for a minute.")
         if stopping_s > _LAST_WORDS_S:
             return
 

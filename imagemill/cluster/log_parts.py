@@ -13,7 +13,8 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from imagemill.bucket.image_bucket import ImageBucket
-from imagemill.runs.folder import JSON_LINES, RunFolder
+from imagemill.media_types import JSON_LINES
+from imagemill.runs.folder import RunFolder
 
 
 class LogPart:

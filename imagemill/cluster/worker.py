@@ -1,31 +1,114 @@
-"""Works off shards of a run that another process leads, in a worker process of a cluster."""
+"""What a worker process of a Dask cluster does for a run that another process leads."""
 
 from __future__ import annotations
 
 import contextlib
 import contextvars
 import threading
+from collections.abc import Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
 
 import anyio
+from distributed import WorkerPlugin, get_worker
 
+from imagemill.blocks.apis import ImageApi
+from imagemill.cluster.global_rate import leased_rate
+from imagemill.cluster.log_parts import LogPart
+from imagemill.cluster.membership import Crew, crew_kept, member_name
+from imagemill.engine.limits.leased_rate import LeasedRate
 from imagemill.errors import StoreUnavailableError
-from imagemill.runs.session import Session, open_session
+from imagemill.runs.recovery import find_images, upload_unsaved
+from imagemill.runs.session import Joining, Session, open_session, worker_log
 from imagemill.settings import RunSettings
 from imagemill.stores import Shard
-from imagemill.tasks.prepare import find_images, upload_unsaved
 
 _SEND_EVERY_S = 5.0
 
-_kept: set[str] = set()
-_lock = threading.Lock()
+
+@dataclass(frozen=True, slots=True)
+class _Member:
+    """This process's session in the run, its place in the crew, and its part of the log."""
+
+    session: Session
+    crew: Crew
+    part: LogPart
+
+
+class RunMember(WorkerPlugin):  # type: ignore[misc] # Dask has no types
+    """A Dask worker plugin: it holds the session that all shards of one run share in the worker's process.
+
+    The first shard opens the session. It stays open between shards, with its connections and what was
+    learned of the account's limit, until the run is over.
+    """
+
+    def __init__(self, settings: RunSettings) -> None:
+        self.name = plugin_name(settings)
+        self._settings = settings
+
+    def setup(self, worker: Any) -> None:  # noqa: ANN401, ARG002 - Dask's interface
+        """Get ready in the worker's process; nothing is opened yet."""
+        self._opened: Future[_Member] | None = None
+        self._changed = threading.Condition()
+        self._shards = 0
+
+    def teardown(self, worker: Any) -> None:  # noqa: ANN401
+        """Nothing to do: the session closes itself when the run is over."""
+
+    @contextmanager
+    def member(self) -> Iterator[_Member]:
+        """The open session, for one shard."""
+        with self._changed:
+            self._shards += 1
+            opened = self._opened
+            if opened is None:
+                opened = self._opened = Future()
+                # The thread has to see this task run's settings: they say where Prefect's API is.
+                keep = contextvars.copy_context().run
+                threading.Thread(
+                    target=keep, args=(self._keep, opened), name="imagemill-member", daemon=True
+                ).start()
+        try:
+            yield opened.result()
+        finally:
+            with self._changed:
+                self._shards -= 1
+                self._changed.notify_all()
+
+    def _keep(self, opened: Future[_Member]) -> None:
+        try:
+            with _open_member(self._settings) as member:
+                opened.set_result(member)
+                with contextlib.suppress(StoreUnavailableError):
+                    upload_unsaved(member.session)
+                while not member.session.wait(_is_over, member.crew):
+                    _send_lines(member)
+                with self._changed:
+                    self._opened = None
+                    self._changed.wait_for(lambda: self._shards == 0)
+        except BaseException as error:
+            if opened.done():
+                raise
+            opened.set_exception(error)
+        finally:
+            with self._changed:
+                if self._opened is opened:
+                    self._opened = None
+
+
+def plugin_name(settings: RunSettings) -> str:
+    """The name of a run's plugin in the workers."""
+    return f"imagemill-{settings.run_id}"
 
 
 def work_off(settings: RunSettings, shard: Shard) -> None:
     """Work off the unfinished jobs of a shard; what a process that died had begun is looked for first."""
-    with open_session(settings, member=True) as session, session.recorder.telemetry.shard(*shard):
-        assert session.crew  # noqa: S101 - a member's session has one
-        _keep_open(settings)
-        before = session.wait(session.crew.take, shard)
+    plugin: RunMember = get_worker().plugins[plugin_name(settings)]
+    with plugin.member() as member, member.session.recorder.telemetry.shard(*shard):
+        session, crew = member.session, member.crew
+        before = session.wait(crew.take, shard)
         try:
             if before:
                 unfinished = session.wait(session.store.unfinished_numbers)
@@ -33,42 +116,40 @@ def work_off(settings: RunSettings, shard: Shard) -> None:
             session.wait(session.engine.run_shard, *shard)
         finally:
             session.portal.call(session.recorder.write_pace)
-            _send_lines(session)
-            session.wait(session.crew.put_down, shard)
+            _send_lines(member)
+            session.wait(crew.put_down, shard)
 
 
-def _keep_open(settings: RunSettings) -> None:
-    """Keep the session open between shards until the run is over: engine, connections, what was learned."""
-    with _lock:
-        if settings.run_id in _kept:
-            return
-        _kept.add(settings.run_id)
-    # The thread has to see this task run's settings: they say where Prefect's API is.
-    keep = contextvars.copy_context().run
-    threading.Thread(target=keep, args=(_keep, settings), name="imagemill-member", daemon=True).start()
+@contextmanager
+def _open_member(settings: RunSettings) -> Iterator[_Member]:
+    name = member_name()
+    leased: list[LeasedRate] = []
+
+    def rate(api: ImageApi, per_minute: float) -> LeasedRate:
+        leased.append(leased_rate(api, per_minute))
+        return leased[0]
+
+    with open_session(settings, Joining(name, rate)) as session:
+        part = LogPart(session.bucket, settings.run_id, name, worker_log(session.folder, name))
+        crew = Crew(
+            session.store,  # type: ignore[arg-type] # a run on Dask has a board, or was refused
+            name,
+            leads=False,
+            engine=session.engine,
+            recorder=session.recorder,
+            rate=leased[0] if leased else None,
+        )
+        with crew_kept(session.portal, crew, session.pacer.look_again):
+            yield _Member(session, crew, part)
 
 
-def _keep(settings: RunSettings) -> None:
-    try:
-        with open_session(settings, member=True) as session:
-            with contextlib.suppress(StoreUnavailableError):
-                upload_unsaved(session)
-            while not session.wait(_is_over, session):
-                _send_lines(session)
-    finally:
-        with _lock:
-            _kept.discard(settings.run_id)
-
-
-async def _is_over(session: Session) -> bool:
+async def _is_over(crew: Crew) -> bool:
     with anyio.move_on_after(_SEND_EVERY_S):
-        assert session.crew  # noqa: S101
-        await session.crew.over.wait()
+        await crew.over.wait()
         return True
     return False
 
 
-def _send_lines(session: Session) -> None:
+def _send_lines(member: _Member) -> None:
     with contextlib.suppress(StoreUnavailableError):
-        if session.part:
-            session.part.send()
+        member.part.send()

@@ -1,11 +1,10 @@
-"""Records what happens: a line a job event in log.jsonl, a line a second of pace, and live progress."""
+"""Records what happens: one log.jsonl line per job event, one per second of pace, and live progress."""
 
 from __future__ import annotations
 
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,19 +43,6 @@ class Progress:
         return self.unique - self.done - self.failed
 
 
-_listeners: list[Callable[[Progress], None]] = []
-
-
-@contextmanager
-def watching(listener: Callable[[Progress], None]) -> Iterator[None]:
-    """Have ``listener`` told of every run's progress in this process, about four times a second."""
-    _listeners.append(listener)
-    try:
-        yield
-    finally:
-        _listeners.remove(listener)
-
-
 @dataclass(slots=True)
 class _Second:
     requests: int = 0
@@ -65,10 +51,22 @@ class _Second:
 
 
 class Recorder:
-    """The log, the telemetry and the counters of one run in one process."""
+    """The log, the telemetry and the counters of one run in one process.
 
-    def __init__(self, run_id: str, log: JobLog, pacer: Pacer, telemetry: Telemetry) -> None:
+    ``listener`` is called with the run's progress about four times a second.
+    """
+
+    def __init__(
+        self,
+        run_id: str,
+        log: JobLog,
+        pacer: Pacer,
+        telemetry: Telemetry,
+        *,
+        listener: Callable[[Progress], None] | None = None,
+    ) -> None:
         self.run_id = run_id
+        self._listener = listener
         self._log = log
         self._pacer = pacer
         self.telemetry = telemetry
@@ -219,11 +217,11 @@ class Recorder:
         )
 
     async def keep_time(self) -> None:
-        """Tell the listeners four times a second, and write the pace once a second, until cancelled."""
+        """Call the listener four times a second, and write the pace once a second, until cancelled."""
         while True:
             for _ in range(4):
                 await anyio.sleep(0.25)
-                self._tell()
+                self._show()
             self.write_pace()
 
     def write_pace(self) -> None:
@@ -242,14 +240,12 @@ class Recorder:
     def close(self) -> None:
         """Write what is left and close the log."""
         self.write_pace()
-        self._tell()
+        self._show()
         self._log.close()
 
-    def _tell(self) -> None:
-        if _listeners:
-            progress = self.progress()
-            for listener in _listeners:
-                listener(progress)
+    def _show(self) -> None:
+        if self._listener is not None:
+            self._listener(self.progress())
 
 
 def _paid(job: Job) -> dict[str, float]:

@@ -4,15 +4,16 @@
 
 from prefect import flow
 
-from imagemill.reports.dashboard import DashboardSummary, draw_dashboard
-from imagemill.reports.history import read_history
-from imagemill.reports.regression_events import tell_regressions
+from imagemill.reports.dashboard import DashboardSummary
+from imagemill.runs.user_errors import one_sentence
 from imagemill.settings import Output, RegressionSettings
-from imagemill.tasks.verb import without_traceback
+from imagemill.tasks.draw_dashboard import draw_dashboard
+from imagemill.tasks.emit_regressions import emit_regressions
+from imagemill.tasks.read_history import read_history
 
 
 @flow(name="build-dashboard", persist_result=False)
-@without_traceback
+@one_sentence
 def build_dashboard(
     output: Output, regressions: RegressionSettings = RegressionSettings()
 ) -> DashboardSummary:
@@ -28,7 +29,7 @@ def build_dashboard(
     Raises:
         InputError: something given cannot be used.
     """
-    history = read_history(output, return_state=True).result()
-    summary = draw_dashboard(output, history, regressions, return_state=True).result()
-    tell_regressions(output, summary, return_state=True).result()
+    history = read_history(output)
+    summary = draw_dashboard(output, history, regressions)
+    emit_regressions(output, summary)
     return summary

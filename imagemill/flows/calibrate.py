@@ -8,17 +8,17 @@ import anyio
 from prefect import flow, get_run_logger
 from prefect.artifacts import create_table_artifact
 
+from imagemill.blocks.loading import image_api
 from imagemill.engine.calibration import Calibration, measure_account
 from imagemill.engine.limits.pacer import Limit
 from imagemill.reports.calibration_plot import write_plot
 from imagemill.runs.remembered_limit import variable_name, write_limit
-from imagemill.runs.session import image_api
+from imagemill.runs.user_errors import one_sentence
 from imagemill.settings import Api, Budget
-from imagemill.tasks.verb import without_traceback
 
 
 @flow(name="calibrate", persist_result=False)
-@without_traceback
+@one_sentence
 def calibrate(
     api: Api = "together",  # type: ignore[assignment] # a name stands for the settings
     budget: Budget = Budget(),

@@ -5,9 +5,9 @@
 from prefect import flow
 
 from imagemill.bucket.output_lease import output_lease
-from imagemill.flows.generate_catalog import default_run_id, run
-from imagemill.runs.session import open_session
+from imagemill.pipeline import default_run_id, finish, generate, open_run, outcome
 from imagemill.runs.summary import RunSummary
+from imagemill.runs.user_errors import one_sentence
 from imagemill.settings import (
     Api,
     Catalog,
@@ -17,11 +17,12 @@ from imagemill.settings import (
     PictureSettings,
     RunSettings,
 )
-from imagemill.tasks.verb import without_traceback
+from imagemill.tasks.approval import ask_approval
+from imagemill.tasks.prepare import prepare
 
 
 @flow(name="refresh-catalog", persist_result=False)
-@without_traceback
+@one_sentence
 def refresh_catalog(
     catalog: Catalog,
     output: Output,
@@ -59,7 +60,11 @@ def refresh_catalog(
         execution=execution,
     )
     with (
-        open_session(settings) as session,
-        output_lease(session.bucket, settings.run_id, session.folder.path),
+        open_run(settings) as run,
+        output_lease(run.session.bucket, settings.run_id, run.session.folder.path),
     ):
-        return run(settings, retire=True, prune=prune)
+        prepared = prepare(run.session)
+        ask_approval(prepared.images, prepared.cost_usd, limits.approve_above_usd)
+        generate(run, prepared)
+        summary = finish(run, prepared, retire=True, prune=prune)
+    return outcome(run, prepared, summary)

@@ -4,23 +4,24 @@
 
 from prefect import flow
 
-from imagemill.errors import InputError
-from imagemill.flows.generate_catalog import run
-from imagemill.runs.folder import RunFolder
-from imagemill.runs.session import open_bucket
+from imagemill.pipeline import finish, generate, open_run, outcome
+from imagemill.runs.recorded_settings import recorded_settings
 from imagemill.runs.summary import RunSummary
-from imagemill.settings import LimitSettings, Output, RunSettings
+from imagemill.runs.user_errors import one_sentence
+from imagemill.settings import ExecutionSettings, LimitSettings, Output
+from imagemill.tasks.approval import ask_approval
+from imagemill.tasks.prepare import prepare
 from imagemill.tasks.reopen_failed import reopen_failed
-from imagemill.tasks.verb import without_traceback
 
 
 @flow(name="retry-failed", persist_result=False)
-@without_traceback
+@one_sentence
 def retry_failed(
     run_id: str,
     permanent: bool = False,  # noqa: FBT001, FBT002 - a field of the form
     output: Output | None = None,
     limits: LimitSettings | None = None,
+    execution: ExecutionSettings | None = None,
 ) -> RunSummary:
     """Try a run's failed jobs again; what its attempts cost and were stays on record.
 
@@ -29,6 +30,7 @@ def retry_failed(
         permanent: Also those that would fail again with the same input, such as refused prompts.
         output: Where the run's records are, if another machine ran it: s3://BUCKET/PREFIX.
         limits: How fast, and how much money, if not as before.
+        execution: Where the work is done and where the jobs are kept, if not as before.
 
     Returns:
         The run's summary.
@@ -37,30 +39,14 @@ def retry_failed(
         InputError: there is no such run.
         RunStoppedError: the run stopped early and can be resumed.
     """
-    settings = recorded_settings(run_id, output)
-    if limits is not None:
-        settings = settings.model_copy(update={"limits": limits})
-    return run(
-        settings,
-        before=lambda of: reopen_failed(of, permanent=permanent, return_state=True).result(),
+    changed = {"limits": limits, "execution": execution}
+    settings = recorded_settings(run_id, output).model_copy(
+        update={name: value for name, value in changed.items() if value is not None}
     )
-
-
-def recorded_settings(run_id: str, output: Output | None) -> RunSettings:
-    """What a run was told, by its record on this machine, or else in the bucket.
-
-    Raises:
-        InputError: there is no such run.
-    """
-    folder = RunFolder(run_id)
-    if output is not None:
-        bucket = open_bucket(output)
-        folder.fetch(bucket)
-        bucket.close()
-    record = folder.read_record()
-    if record is None:
-        raise InputError(
-            f"This machine knows no run {run_id!r} (looked in {folder.path}): say by its output where"
-            " its records are."
-        )
-    return record[0]
+    with open_run(settings) as run:
+        reopen_failed(run.session, permanent=permanent)
+        prepared = prepare(run.session)
+        ask_approval(prepared.images, prepared.cost_usd, settings.limits.approve_above_usd)
+        generate(run, prepared)
+        summary = finish(run, prepared)
+    return outcome(run, prepared, summary)

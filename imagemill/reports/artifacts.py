@@ -1,4 +1,4 @@
-"""A run in Prefect's UI: progress and headline while it runs, at its end its metrics and its report."""
+"""A run in Prefect's UI: progress and headline while it runs, metrics and report when it ends."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from prefect.exceptions import PrefectException
 from prefect.runtime import flow_run
 
 from imagemill.engine.job_log import spelled_out
-from imagemill.engine.recorder import Progress, watching
+from imagemill.engine.recorder import Progress
 from imagemill.formatting import money, percent, rate, seconds
 from imagemill.reports.failure_log import failures_logged
 from imagemill.runs.session import Session
 from imagemill.runs.summary import RunSummary
 
 REFRESH_S = 2.0
-"""How often progress and headline are written anew, in seconds; Prefect asks for one a second at most."""
+"""How often progress and headline are updated, in seconds; Prefect asks for at most one update a second."""
 
 MOST_ROWS = 200
 _LINK_DAYS = 7
@@ -47,14 +47,13 @@ class _Artifact(NamedTuple):
 
 
 class RunArtifacts:
-    """The artifacts of one run, written by a thread of their own: no trouble with them reaches the run."""
+    """The artifacts of one run, written by their own thread: their trouble never reaches the run."""
 
     def __init__(self, session: Session) -> None:
-        self._settings = session.settings
+        self._session = session
         self._bucket = session.bucket
         self._metrics = session.folder.path / "metrics.parquet"
         self._flow_run_id = UUID(str(flow_run.get_id()))
-        self._progress: Progress | None = None
         self._summary: RunSummary | None = None
         self._ids: dict[str, UUID] = {}
         self._complained = False
@@ -68,13 +67,8 @@ class RunArtifacts:
         """Begin to write."""
         self._thread.start()
 
-    def note(self, progress: Progress) -> None:
-        """The run as of now."""
-        if progress.run_id == self._settings.run_id:
-            self._progress = progress
-
     def conclude(self, summary: RunSummary) -> None:
-        """The run has ended, so or so."""
+        """The run has ended, whatever the outcome."""
         self._summary = summary
 
     def stop(self) -> None:
@@ -87,8 +81,8 @@ class RunArtifacts:
             with get_client(sync_client=True) as client:
                 written: Progress | None = None
                 while not self._ending.wait(REFRESH_S):
-                    progress = self._progress
-                    if progress is not None and progress != written:
+                    progress = self._session.portal.call(self._session.recorder.progress)
+                    if progress != written:
                         self._write(client, _live(progress))
                         written = progress
                 if self._summary is not None:
@@ -145,9 +139,9 @@ class RunArtifacts:
 
 @contextmanager
 def shown_in_prefect(session: Session) -> Iterator[RunArtifacts]:
-    """Show a run in the UI of Prefect while the block runs: artifacts, and the failures in the log."""
+    """Show a run in Prefect's UI while the block runs: artifacts, and failed jobs in the log."""
     artifacts = RunArtifacts(session)
-    with failures_logged(session.settings.run_id, str(flow_run.get_id())), watching(artifacts.note):
+    with failures_logged(session.settings.run_id, str(flow_run.get_id())):
         artifacts.start()
         try:
             yield artifacts

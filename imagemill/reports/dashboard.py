@@ -13,6 +13,8 @@ from urllib.parse import quote
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from imagemill.bucket.image_bucket import ImageBucket
+from imagemill.media_types import HTML
 from imagemill.reports import charts
 from imagemill.reports.charts import Chart, MomentAxis
 from imagemill.reports.history import History, RunRow
@@ -26,9 +28,7 @@ from imagemill.reports.regressions import (
     series_of,
 )
 from imagemill.reports.templating import environment
-from imagemill.runs.session import open_bucket
-from imagemill.settings import OutputSettings, RegressionSettings
-from imagemill.tasks.verb import verb
+from imagemill.settings import RegressionSettings
 
 MOST_RUNS = 2_000
 """The dashboard shows so many runs, the latest; a year of daily runs of five catalogs."""
@@ -57,21 +57,16 @@ class DashboardSummary(BaseModel):
     regressions: list[Regression] = Field(description="Runs that did worse than those before, latest first.")
 
 
-@verb("draw-dashboard")
-def draw_dashboard(
-    output: OutputSettings, history: History, settings: RegressionSettings
+def publish_dashboard(
+    bucket: ImageBucket, history: History, settings: RegressionSettings
 ) -> DashboardSummary:
-    """Write dashboard.html below the output prefix."""
+    """Write dashboard.html below the output prefix; what it shows."""
     regressions = find_regressions(history.runs, settings)
-    page = render_dashboard(output.uri, history, regressions, settings, datetime.now(UTC))
-    bucket = open_bucket(output)
-    try:
-        with tempfile.TemporaryDirectory(prefix="imagemill-") as folder:
-            file = Path(folder) / "dashboard.html"
-            file.write_text(page, encoding="utf-8")
-            uri = bucket.upload(file, file.name, "text/html; charset=utf-8")
-    finally:
-        bucket.close()
+    page = render_dashboard(bucket.uri, history, regressions, settings, datetime.now(UTC))
+    with tempfile.TemporaryDirectory(prefix="imagemill-") as folder:
+        file = Path(folder) / "dashboard.html"
+        file.write_text(page, encoding="utf-8")
+        uri = bucket.upload(file, file.name, HTML)
     return DashboardSummary(
         dashboard=uri,
         runs=len(history.runs),

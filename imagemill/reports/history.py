@@ -14,9 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from imagemill.bucket.image_bucket import ImageBucket, StoredImage
 from imagemill.formatting import utc
-from imagemill.runs.session import open_bucket
-from imagemill.settings import RUN_ID, OutputSettings
-from imagemill.tasks.verb import verb
+from imagemill.settings import RUN_ID
 
 _ROW_FILE = re.compile(rf"metrics/run_id=({RUN_ID.pattern})/run\.parquet")
 _MOST_BYTES = 2**20
@@ -65,16 +63,6 @@ class History:
 
     runs: list[RunRow]
     skipped: int
-
-
-@verb("read-history")
-def read_history(output: OutputSettings) -> History:
-    """Read the rows of all runs below the output prefix."""
-    bucket = open_bucket(output)
-    try:
-        return history_of(bucket)
-    finally:
-        bucket.close()
 
 
 def history_of(bucket: ImageBucket) -> History:

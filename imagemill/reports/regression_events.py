@@ -1,4 +1,4 @@
-"""Tells Prefect of regressions, once each, so that an automation can act on them."""
+"""Emits a Prefect event for each regression, once, so that an automation can act on it."""
 
 from __future__ import annotations
 
@@ -10,40 +10,33 @@ import orjson
 from prefect.events import emit_event
 
 from imagemill.bucket.image_bucket import ImageBucket
+from imagemill.media_types import JSON
 from imagemill.reports.dashboard import DashboardSummary
 from imagemill.reports.regressions import Regression
-from imagemill.runs.session import open_bucket
-from imagemill.settings import OutputSettings
-from imagemill.tasks.verb import verb
 
 EVENT = "imagemill.regression"
 _MEMORY = "dashboard.json"
-"""The summary of the dashboard built last: what it tells of has been told."""
+"""The summary of the dashboard built last: events for what it shows have been emitted."""
 
 
-@verb("tell-regressions")
-def tell_regressions(output: OutputSettings, summary: DashboardSummary) -> int:
+def emit_new_regressions(bucket: ImageBucket, summary: DashboardSummary) -> int:
     """Emit an event for each latest run that regressed, unless an earlier dashboard did; how many.
 
     A regression that later runs have followed asks for nothing any more.
     """
-    bucket = open_bucket(output)
-    try:
-        told = _told_before(bucket)
-        new = [each for each in summary.regressions if each.latest and each.run_id not in told]
-        for regression in new:
-            _emit(regression, summary.dashboard, bucket.uri_of(f"runs/{regression.run_id}/report.html"))
-        # Last: better to be told twice than never.
-        with tempfile.TemporaryDirectory(prefix="imagemill-") as folder:
-            file = Path(folder) / _MEMORY
-            file.write_text(summary.model_dump_json(indent=2), encoding="utf-8")
-            bucket.upload(file, _MEMORY, "application/json")
-    finally:
-        bucket.close()
+    emitted = _emitted_before(bucket)
+    new = [each for each in summary.regressions if each.latest and each.run_id not in emitted]
+    for regression in new:
+        _emit(regression, summary.dashboard, bucket.uri_of(f"runs/{regression.run_id}/report.html"))
+    # Last: an event that is emitted twice is better than one that never was.
+    with tempfile.TemporaryDirectory(prefix="imagemill-") as folder:
+        file = Path(folder) / _MEMORY
+        file.write_text(summary.model_dump_json(indent=2), encoding="utf-8")
+        bucket.upload(file, _MEMORY, JSON)
     return len(new)
 
 
-def _told_before(bucket: ImageBucket) -> set[str]:
+def _emitted_before(bucket: ImageBucket) -> set[str]:
     try:
         before = DashboardSummary.model_validate_json(bucket.read(_MEMORY) or b"")
     except ValueError:
@@ -54,7 +47,7 @@ def _told_before(bucket: ImageBucket) -> set[str]:
 def _emit(regression: Regression, dashboard: str, report: str) -> None:
     emit_event(
         event=EVENT,
-        # The same regression is the same event, should it be told twice.
+        # The same regression is the same event, should it be emitted twice.
         id=uuid5(NAMESPACE_URL, report),
         resource={
             "prefect.resource.id": regression.resource_id,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,29 +11,14 @@ from typing import TYPE_CHECKING, Any
 import orjson
 from pydantic import ValidationError
 
+from imagemill.catalog.counts import PlanCounts
 from imagemill.errors import InputError
+from imagemill.media_types import JSON, PARQUET
 from imagemill.settings import RunSettings, input_error
 
 if TYPE_CHECKING:  # a listing of the runs on this machine needs no bucket
     from imagemill.bucket.image_bucket import ImageBucket
     from imagemill.runs.summary import RunSummary
-
-PARQUET = "application/vnd.apache.parquet"
-JSON_LINES = "application/x-ndjson"
-
-
-@dataclass(frozen=True, slots=True)
-class PlanCounts:
-    """A catalog, counted before anything is asked of the API. Costs in USD, for one image a job."""
-
-    rows: int
-    rejected: int
-    unique: int
-    duplicates: int
-    cost_usd: float
-    duplicates_usd: float
-    negative_prompts: int = 0
-    """Rows whose negative prompt the model does not use."""
 
 
 def home() -> Path:
@@ -123,6 +108,6 @@ class RunFolder:
         for file, media_type in (
             (self.plan, PARQUET),
             (self.rejected, PARQUET),
-            (self.record, "application/json"),
+            (self.record, JSON),
         ):
             bucket.upload(file, f"runs/{self.run_id}/{file.name}", media_type)

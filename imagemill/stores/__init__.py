@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from pydantic import SecretStr
+
 from imagemill.errors import InputError
-from imagemill.stores.address import address_of, without_password
+from imagemill.store_address import address_of
 from imagemill.stores.base import JobStore, JobTotals, Shard, shards
 from imagemill.stores.board import Board, Note
 from imagemill.stores.memory import MemoryStore
@@ -28,16 +30,24 @@ __all__ = [
     "SqliteStore",
     "open_store",
     "shards",
-    "without_password",
 ]
 
 
-def open_store(store: str | None, *, rows: int, run_id: str, folder: Path, join: bool = False) -> JobStore:
+def open_store(
+    store: str | None,
+    *,
+    rows: int,
+    run_id: str,
+    folder: Path,
+    password: SecretStr | None = None,
+    join: bool = False,
+) -> JobStore:
     """The job store that ``store`` names, for a run of about ``rows`` rows that keeps house in ``folder``.
 
     ``memory``, ``sqlite`` (a file in the run's folder), ``sqlite:PATH``, ``postgresql://…``,
     ``redis://…``, ``rediss://…``, or None: chosen by size, except that a run goes on with the store it
-    began with. With ``join`` the process works on a run that another one holds.
+    began with. ``password`` is that of a server, where the address holds none. With ``join`` the process
+    works on a run that another one holds.
 
     Raises:
         InputError: there is no such store, or it cannot be joined.
@@ -52,10 +62,11 @@ def open_store(store: str | None, *, rows: int, run_id: str, folder: Path, join:
             store = "sqlite"
     scheme, _, rest = store.partition(":")
     if scheme in {"postgresql", "postgres"}:
-        address = address_of(store, port=5432, options=("sslmode",))
+        address = address_of(store, port=5432, options=("sslmode",), password=password)
         return PostgresStore(address, run_id, join=join)
     if scheme in {"redis", "rediss"}:
-        return RedisStore(address_of(store, port=6379, options=("ssl_ca_certs",)), run_id, join=join)
+        address = address_of(store, port=6379, options=("ssl_ca_certs",), password=password)
+        return RedisStore(address, run_id, join=join)
     if store != "memory" and scheme != "sqlite":
         known = "memory, sqlite, sqlite:PATH, postgresql://…, redis://… and rediss://…"
         raise InputError(f"There is no job store {scheme!r}: choose one of {known}.")

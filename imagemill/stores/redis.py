@@ -31,7 +31,7 @@ from redis.exceptions import AuthenticationError, NoPermissionError, RedisError,
 
 from imagemill.errors import InputError, StoreUnavailableError
 from imagemill.jobs import JOB_FIELDS, TERMINAL, Job, JobStatus
-from imagemill.stores.address import PASSWORD_VARIABLE, StoreAddress
+from imagemill.store_address import PASSWORD_VARIABLE, StoreAddress
 from imagemill.stores.base import CONNECT_S, JobState, JobStore, JobTotals, reason_of
 from imagemill.stores.board import Board, Note
 from imagemill.stores.encoding import from_json, to_json

@@ -28,7 +28,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from imagemill.errors import InputError, StoreUnavailableError
 from imagemill.jobs import FRESH_STATE, INPUT_FIELDS, JOB_FIELDS, STATE_FIELDS, Job, JobStatus, NewJobs
-from imagemill.stores.address import PASSWORD_VARIABLE, StoreAddress
+from imagemill.store_address import PASSWORD_VARIABLE, StoreAddress
 from imagemill.stores.base import CONNECT_S, JobState, JobStore, JobTotals, reason_of
 from imagemill.stores.encoding import MARK, escape, is_odd, unescape
 from imagemill.stores.postgres_board import PostgresBoard

@@ -19,12 +19,14 @@ class Approval(RunInput):
     approve: bool = True
 
 
-def ask_approval(images: int, cost_usd: float, limit_usd: float) -> None:
-    """Pause the flow run until somebody resumes it in the UI, its estimate shown there.
+def ask_approval(images: int, cost_usd: float, limit_usd: float | None) -> None:
+    """Pause a flow run that would cost more than the limit until somebody resumes it in the UI.
 
     Raises:
         InputError: the answer is no.
     """
+    if limit_usd is None or cost_usd <= limit_usd:
+        return
     question = Approval.with_initial_data(
         description=f"This run is about to generate **{images:,} images for about {money(cost_usd)}**, more"
         f" than the {money(limit_usd)} that it may spend unasked. Go on? Without your approval it ends.",

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
-from imagemill.cluster.worker import work_off
-from imagemill.runs.session import open_session
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from imagemill.runs.session import Session
 from imagemill.settings import RunSettings
 from imagemill.stores import Shard
-from imagemill.tasks.verb import verb
+
+_NAME = "jobs {shard.first} to {shard.last}"
 
 
-@verb("generate-shard", "jobs {shard.first} to {shard.last}")
-def generate_shard(settings: RunSettings, shard: Shard) -> None:
+@task(name="generate-shard", task_run_name=_NAME, cache_policy=NO_CACHE, persist_result=False)
+def generate_shard(session: Session, shard: Shard) -> None:
     """Work off the unfinished jobs of a shard. A failed job never fails the shard."""
-    if settings.execution.task_runner == "dask":
-        work_off(settings, shard)
-        return
-    with open_session(settings) as session, session.recorder.telemetry.shard(*shard):
+    with session.recorder.telemetry.shard(*shard):
         session.wait(session.engine.run_shard, *shard)
+
+
+@task(name="generate-shard", task_run_name=_NAME, cache_policy=NO_CACHE, persist_result=False)
+def generate_shard_on_worker(settings: RunSettings, shard: Shard) -> None:
+    """The same in a worker process of a cluster, which has a session of its own."""
+    from imagemill.cluster.worker import work_off  # noqa: PLC0415 - needs the extra
+
+    work_off(settings, shard)

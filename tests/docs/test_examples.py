@@ -19,11 +19,11 @@ from prefect.blocks.notifications import CustomWebhookNotificationBlock
 from prefect.blocks.system import Secret
 from prefect.client.orchestration import get_client
 
+from imagemill.blocks.loading import image_api
 from imagemill.emulator import Emulator
 from imagemill.errors import InputError
 from imagemill.flows.build_dashboard import build_dashboard
 from imagemill.flows.generate_catalog import generate_catalog
-from imagemill.runs.session import image_api
 from imagemill.settings import ApiSettings
 from tests.cli.test_command import wait_for
 from tests.conftest import Place

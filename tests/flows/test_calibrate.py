@@ -12,13 +12,13 @@ import pytest
 from prefect.variables import Variable
 
 from imagemill.blocks.apis import ImageApi
+from imagemill.blocks.loading import image_api
 from imagemill.emulator import Emulator
 from imagemill.engine.limits.pacer import Limit
 from imagemill.errors import InputError
 from imagemill.flows.calibrate import calibrate
 from imagemill.flows.generate_catalog import generate_catalog
 from imagemill.runs.remembered_limit import host_of, read_limit, variable_name, write_limit
-from imagemill.runs.session import image_api
 from imagemill.settings import ApiSettings
 from tests.conftest import Command, Place
 

@@ -50,5 +50,4 @@ def make(url: str, run_id: str, tmp_path: Path) -> Make:
 @pytest.fixture(autouse=True)
 def _no_password_around(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("IMAGEMILL_STORE_PASSWORD", raising=False)
-    monkeypatch.setattr("imagemill.stores.address._passwords", {})
     assert "IMAGEMILL_STORE_PASSWORD" not in os.environ

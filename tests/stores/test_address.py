@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 
 import pytest
 from pydantic import SecretStr, ValidationError
 
+from imagemill.blocks.loading import job_store
 from imagemill.blocks.store_servers import PostgresServer, RedisServer, StoreServer
+from imagemill.catalog.counts import PlanCounts
 from imagemill.errors import InputError
-from imagemill.runs.folder import PlanCounts, RunFolder
+from imagemill.runs.folder import RunFolder
 from imagemill.settings import ExecutionSettings, RunSettings
+from imagemill.store_address import address_of, split_password
 from imagemill.stores import open_store
-from imagemill.stores.address import address_of, without_password
 
 SECRET = "hunter2"
 
@@ -33,8 +36,10 @@ SECRET = "hunter2"
     ],
 )
 def test_passwords_are_taken_out(given: str, stripped: str) -> None:
-    assert without_password(given) == stripped
-    assert without_password(stripped) == stripped
+    address, password = split_password(given)
+    assert address == stripped
+    assert (password is None) is (given == stripped)
+    assert split_password(stripped) == (stripped, None)
 
 
 def test_the_parts_of_an_address() -> None:
@@ -83,8 +88,10 @@ def test_neither_settings_nor_the_record_hold_a_password(
     record = folder.read_record()
     assert record
     assert record[0].execution.store == "postgresql://mill@db/jobs"
-    # The process that was told it can still open the store.
-    assert address_of(record[0].execution.store, port=5432, options=()).password == SECRET
+    # The settings that were given it can still open the store; copies that leave the process cannot.
+    assert job_store(settings.execution) == ("postgresql://mill@db/jobs", SecretStr(SECRET))
+    assert SECRET.encode() not in pickle.dumps(settings)
+    assert pickle.loads(pickle.dumps(settings)) == record[0]
 
 
 @pytest.mark.parametrize("block", [PostgresServer, RedisServer])
@@ -92,8 +99,7 @@ def test_a_block_keeps_the_password_secret(block: type[StoreServer]) -> None:
     url = f"{block.schemes[0]}://mill@db/0"
     saved = block(url=url, password=SecretStr(SECRET))
     assert SECRET not in repr(saved) + str(saved.model_dump())
-    assert saved.store() == url
-    assert address_of(url, port=1, options=()).password == SECRET
+    assert address_of(saved.url, port=1, options=(), password=saved.password).password == SECRET
     for bad in (f"{block.schemes[0]}://mill:{SECRET}@db", "http://db"):
         with pytest.raises(ValidationError, match=r"password belongs|must begin with") as refused:
             block(url=bad)

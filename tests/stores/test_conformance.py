@@ -12,11 +12,12 @@ from pathlib import Path
 import anyio
 import pytest
 import sqlalchemy as sa
+from pydantic import SecretStr
 
 from imagemill.errors import InputError, StoreUnavailableError
 from imagemill.jobs import Job
+from imagemill.store_address import split_password
 from imagemill.stores import JobStore, JobTotals, RedisStore, open_store
-from imagemill.stores.address import without_password
 from imagemill.stores.sql import SqlStore
 from imagemill.stores.tables import VERSIONS
 from tests.servers import PASSWORD, Server
@@ -418,16 +419,14 @@ async def test_a_wrong_password_is_not_repeated(
 ) -> None:
     if server is None:
         pytest.skip("no server")
-    bare = without_password(url)
+    bare, _ = split_password(url)
     assert PASSWORD not in bare
     for wrong in (None, "wr0ng-p@ss"):
-        monkeypatch.setattr("imagemill.stores.address._passwords", {bare: wrong} if wrong else {})
-        store = open_bare(bare)
+        store = open_bare(bare, SecretStr(wrong) if wrong else None)
         with pytest.raises(InputError, match="set IMAGEMILL_STORE_PASSWORD") as failure:
             await store.__aenter__()
         assert_secret(failure.value, caplog, "wr0ng")
         assert "wr0ng" not in repr(store) + repr(vars(store).get("_address"))
-    monkeypatch.setattr("imagemill.stores.address._passwords", {})
     monkeypatch.setenv("IMAGEMILL_STORE_PASSWORD", PASSWORD)
     async with open_bare(bare) as store:
         assert not await store.is_planned()
@@ -485,8 +484,8 @@ async def test_tables_of_before_that_are_not_as_ours_are_refused(tmp_path: Path)
         assert database.execute("SELECT name FROM sqlite_master").fetchall() == [("imagemill_jobs",)]
 
 
-def open_bare(url: str) -> JobStore:
-    return open_store(url, rows=1, run_id="bare", folder=Path())
+def open_bare(url: str, password: SecretStr | None = None) -> JobStore:
+    return open_store(url, rows=1, run_id="bare", folder=Path(), password=password)
 
 
 def assert_secret(error: BaseException, caplog: pytest.LogCaptureFixture, secret: str = PASSWORD) -> None:

@@ -1,8 +1,8 @@
-"""The address of a job store's server, and where its password is kept: never in settings.
+"""The address of a job store's server, and its password, which is kept apart from it.
 
-Settings go into Prefect's database and into the run's record. A password that is given inside an address
-is therefore taken out as soon as the address is read, and kept by this process alone. A process that was
-given none, such as a resume by the record, takes it from IMAGEMILL_STORE_PASSWORD.
+Settings go into Prefect's database and into the run's record. A password that is given inside an address is
+therefore taken out as soon as the address is read. A process that was given none, such as a resume by the
+record, takes it from IMAGEMILL_STORE_PASSWORD.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ import os
 import re
 from dataclasses import dataclass, field
 from urllib.parse import parse_qsl, unquote
+
+from pydantic import SecretStr
 
 from imagemill.errors import InputError
 
@@ -26,25 +28,16 @@ _ADDRESS = re.compile(
     r"(?::(?P<port>[0-9]{1,5}))?(?:/(?P<database>[^@/?#]*))?(?:\?(?P<query>[^@#]*))?"
 )
 
-_passwords: dict[str, str] = {}
 
-
-def without_password(store: str) -> str:
-    """The store's address without its password, which this process remembers for :func:`address_of`."""
+def split_password(store: str) -> tuple[str, SecretStr | None]:
+    """The store's address without its password, and the password if the address has one."""
     stripped, password = store, None
     if found := _INLINE.fullmatch(stripped):
         stripped, password = found["before"] + found["after"], unquote(found["password"])
     if "://" in stripped and (found := _IN_QUERY.search(stripped)):
         password = unquote(found["password"])
         stripped = _IN_QUERY.sub(r"\g<mark>", stripped).rstrip("?&")
-    if password:
-        remember(stripped, password)
-    return stripped
-
-
-def remember(store: str, password: str) -> None:
-    """Keep the password of a store's address, which holds none, for :func:`address_of`."""
-    _passwords[store] = password
+    return stripped, SecretStr(password) if password else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,13 +56,18 @@ class StoreAddress:
         return f"{self.host}:{self.port}"
 
 
-def address_of(store: str, *, port: int, options: tuple[str, ...]) -> StoreAddress:
+def address_of(
+    store: str, *, port: int, options: tuple[str, ...], password: SecretStr | None = None
+) -> StoreAddress:
     """The parts of a store's address. ``port`` is the usual one; ``options`` may follow a question mark.
+
+    The password is the address's own, or ``password``, or that of the environment.
 
     Raises:
         InputError: it is none, or has an option that is not known.
     """
-    store = without_password(store)
+    store, own = split_password(store)
+    password = own or password
     scheme = store.partition(":")[0]
     found = _ADDRESS.fullmatch(store)
     if not found or int(found["port"] or 1) not in range(1, 65536):
@@ -91,5 +89,5 @@ def address_of(store: str, *, port: int, options: tuple[str, ...]) -> StoreAddre
         user=unquote(found["user"]) if found["user"] else None,
         database=unquote(found["database"]) if found["database"] else None,
         query=query,
-        password=_passwords.get(store) or os.environ.get(PASSWORD_VARIABLE) or None,
+        password=password.get_secret_value() if password else os.environ.get(PASSWORD_VARIABLE) or None,
     )

@@ -1,0 +1,94 @@
+"""Loads the image API, the job store and the S3 credentials that settings name, as blocks or otherwise."""
+
+from __future__ import annotations
+
+import boto3
+from prefect.blocks.core import Block
+from pydantic import SecretStr, ValidationError
+
+from imagemill.blocks.apis import PROVIDERS, ImageApi
+from imagemill.blocks.store_servers import StoreServer
+from imagemill.errors import InputError
+from imagemill.settings import ApiSettings, ExecutionSettings, OutputSettings, input_error
+
+
+def image_api(settings: ApiSettings, *, needs_key: bool = True) -> ImageApi:
+    """The image API that the settings name: a saved block, or the vendor with the environment's key.
+
+    ``needs_key=False`` is for estimates, which ask the API nothing.
+
+    Raises:
+        InputError: there is no such block or vendor, or a value is refused.
+    """
+    if settings.block:
+        block = _load(settings.block)
+        if not isinstance(block, ImageApi):
+            raise InputError(f"The block {settings.block!r} is not an image API.")
+        return _with_overrides(block, settings)
+    api = PROVIDERS.get(settings.provider)
+    if api is None:
+        raise InputError(
+            f"There is no provider {settings.provider!r}: choose one of {', '.join(sorted(PROVIDERS))}."
+        )
+    given = {
+        "base_url": settings.base_url or "",
+        "model": settings.model or "",
+        "request_timeout_s": settings.request_timeout_s,
+    }
+    try:
+        return api.from_environment(**given) if needs_key else api(api_key="none", **given)
+    except ValidationError as error:
+        raise input_error(error) from error
+
+
+def _with_overrides(block: ImageApi, settings: ApiSettings) -> ImageApi:
+    """The block, with the address and the model of the settings where they name one."""
+    overrides = {"base_url": settings.base_url, "model": settings.model}
+    held = {name: getattr(block, name) for name in type(block).model_fields}
+    try:
+        return type(block)(**held | {name: value for name, value in overrides.items() if value is not None})
+    except ValidationError as error:
+        raise input_error(error) from error
+
+
+def job_store(settings: ExecutionSettings) -> tuple[str | None, SecretStr | None]:
+    """The job store that the settings name, as it stands there or from a saved block, and its password.
+
+    Raises:
+        InputError: there is no such block.
+    """
+    kind, _, name = (settings.store or "").partition(":")
+    if kind != "block":
+        return settings.store, settings.store_password
+    block = _load(name)
+    if not isinstance(block, StoreServer):
+        raise InputError(f"The block {name!r} is not a job store.")
+    return block.url, block.password
+
+
+def aws_session(output: OutputSettings) -> tuple[boto3.Session, str | None]:
+    """The boto3 session and S3 endpoint that the settings name: a saved S3Bucket block's, or boto3's own.
+
+    Raises:
+        InputError: there is no such block.
+    """
+    if not output.s3_bucket_block:
+        return boto3.Session(), output.s3_endpoint_url
+    # The package loads its ECS worker too, half a second of CPU, and only a saved block needs it.
+    from prefect_aws.s3 import S3Bucket  # noqa: PLC0415
+
+    try:
+        block = S3Bucket.load(output.s3_bucket_block)
+    except ValueError as error:
+        raise InputError(f"There is no saved block {output.s3_bucket_block!r}: {error}") from error
+    credentials = block.credentials
+    parameters = getattr(credentials, "aws_client_parameters", None)
+    endpoint = output.s3_endpoint_url or (parameters and parameters.endpoint_url)
+    return credentials.get_boto3_session(), endpoint
+
+
+def _load(name: str) -> object:
+    try:
+        return Block.load(name)
+    except ValueError as error:
+        raise InputError(f"There is no saved block {name!r}: {error}") from error

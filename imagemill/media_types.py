@@ -1,0 +1,6 @@
+"""The media types of the files that a run leaves in the bucket."""
+
+PARQUET = "application/vnd.apache.parquet"
+JSON = "application/json"
+JSON_LINES = "application/x-ndjson"
+HTML = "text/html; charset=utf-8"

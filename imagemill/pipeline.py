@@ -1,0 +1,137 @@
+"""A run from start to finish, within a flow run: the steps that every flow which makes images takes."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime
+from typing import cast
+from uuid import UUID
+
+from prefect import get_run_logger, unmapped
+from prefect.client.orchestration import get_client
+from prefect.exceptions import TerminationSignal
+from prefect.runtime import flow_run
+from prefect.states import Completed
+from prefect.task_runners import ThreadPoolTaskRunner
+
+from imagemill.cluster.dask import check_cluster, leading, run_on_cluster
+from imagemill.cluster.membership import Crew
+from imagemill.engine.engine import StopKind
+from imagemill.errors import StoreUnavailableError
+from imagemill.reports.artifacts import RunArtifacts, shown_in_prefect
+from imagemill.reports.measurement import count
+from imagemill.runs.remembered_limit import write_limit
+from imagemill.runs.session import Session, open_session
+from imagemill.runs.summary import RunStoppedError, RunSummary
+from imagemill.settings import RunSettings
+from imagemill.tasks.generate_shard import generate_shard, generate_shard_on_worker
+from imagemill.tasks.measure import measure
+from imagemill.tasks.prepare import Prepared
+from imagemill.tasks.publish import publish
+
+_DISK_TROUBLE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS})
+
+
+class Run:
+    """A run that a flow works on: its session, its artifacts in Prefect's UI, and its crew on a cluster."""
+
+    __slots__ = ("artifacts", "crew", "session")
+
+    def __init__(self, session: Session, artifacts: RunArtifacts, crew: Crew | None) -> None:
+        self.session = session
+        self.artifacts = artifacts
+        self.crew = crew
+
+
+@contextmanager
+def open_run(settings: RunSettings) -> Iterator[Run]:
+    """Open a run, and show it in Prefect's UI while the block runs.
+
+    Raises:
+        InputError: something the settings name cannot be used.
+    """
+    check_cluster(settings.execution)
+    with ExitStack() as stack:
+        session = stack.enter_context(open_session(settings))
+        on_dask = settings.execution.task_runner == "dask"
+        crew = stack.enter_context(leading(session)) if on_dask else None
+        artifacts = stack.enter_context(shown_in_prefect(session))
+        stack.enter_context(session.recorder.telemetry.run())
+        yield Run(session, artifacts, crew)
+
+
+def generate(run: Run, prepared: Prepared) -> None:
+    """Work off the run's shards, in threads of this process or on a Dask cluster."""
+    session = run.session
+    try:
+        if run.crew is not None:
+            with session.interruptible():
+                run_on_cluster(session, run.crew, generate_shard_on_worker, prepared.shards)
+        else:
+            # A runner of this run's own size: the flow's one is fixed before its parameters are known.
+            runner: ThreadPoolTaskRunner[None] = ThreadPoolTaskRunner(session.settings.execution.workers)
+            with runner, session.interruptible():
+                shards = {"session": unmapped(session), "shard": prepared.shards}
+                runner.map(generate_shard, shards).result()
+    except (TerminationSignal, KeyboardInterrupt):  # cancelled in the UI, or the worker was stopped
+        run.artifacts.conclude(count(session, prepared.counts))
+        raise
+    if (learned := session.pacer.learned()) is not None:
+        write_limit(session.api, learned)
+
+
+def finish(run: Run, prepared: Prepared, *, retire: bool = False, prune: bool = False) -> RunSummary:
+    """Publish and measure; only count where the run was interrupted, or its bucket or disk fails.
+
+    ``retire`` and ``prune`` are those of :func:`imagemill.tasks.publish.publish`.
+    """
+    with run.session.interruptible():
+        summary = _published(run.session, prepared, retire=retire, prune=prune)
+    run.artifacts.conclude(summary)
+    return summary
+
+
+def _published(session: Session, prepared: Prepared, *, retire: bool, prune: bool) -> RunSummary:
+    stopped = session.engine.stopped
+    if not (stopped and stopped.kind is StopKind.INTERRUPTED):
+        try:
+            changes = publish(session, retire=retire, prune=prune)
+            return measure(session, prepared.counts, changes)
+        except StoreUnavailableError as error:
+            session.stop(StopKind.UNAVAILABLE, str(error))
+        except OSError as error:
+            if error.errno not in _DISK_TROUBLE:
+                raise
+            reason = f"The run's folder {session.folder.path} cannot be written ({error.strerror})."
+            session.stop(StopKind.UNAVAILABLE, reason)
+    return count(session, prepared.counts)
+
+
+def outcome(run: Run, prepared: Prepared, summary: RunSummary) -> RunSummary:
+    """What the flow returns: a state that says how the run went, with the summary as its data.
+
+    Raises:
+        RunStoppedError: the run stopped early.
+    """
+    if stopped := run.session.engine.stopped:
+        raise RunStoppedError(summary, stopped.kind)
+    if prepared.counts.negative_prompts:
+        get_run_logger().warning(
+            "%s rows have a negative prompt, which this model does not use.",
+            f"{prepared.counts.negative_prompts:,}",
+        )
+    message, name = str(summary), None
+    if summary.failed:
+        message = f"{summary.failed:,} of {summary.unique:,} images failed; failed.parquet says why."
+        name = "CompletedWithFailures"
+    return cast("RunSummary", Completed(name=name, message=message, data=summary))
+
+
+def default_run_id() -> str:
+    """A run id that a retry of the same flow run finds again, and so resumes."""
+    with get_client(sync_client=True) as client:
+        # Its first start; the time it is scheduled for moves with each retry.
+        started = client.read_flow_run(UUID(flow_run.get_id())).start_time or datetime.now(UTC)
+    return f"{started:%Y%m%d-%H%M%S}-{str(flow_run.get_id())[-6:]}"

@@ -1,0 +1,233 @@
+"""Measures a run: the four metrics over time and for the whole run, its summary and its report."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from PIL import Image
+
+from imagemill.bucket.manifest_diff import Changes
+from imagemill.catalog.counts import PlanCounts
+from imagemill.errors import ErrorClass, StoreUnavailableError
+from imagemill.media_types import HTML, JSON, PARQUET
+from imagemill.parquet import read_batches
+from imagemill.reports.metrics import METRICS_SCHEMA, MeasuredJobs, Pace, Savings, metrics_table, working_s
+from imagemill.reports.report import FailureGroup, MetricsBucket, Report, Tile, render_report
+from imagemill.runs.session import Session
+from imagemill.runs.summary import RunSummary
+from imagemill.settings import RunSettings
+from imagemill.stores import JobTotals
+
+_FAILURE = ["error_class", "error_code", "retryable", "id", "prompt", "error_message"]
+_PICTURE = ["prompt", "seed", "width", "height"]
+_TILES = 48
+_THUMBNAIL = 200
+
+
+def publish_measurements(session: Session, counts: PlanCounts, changes: Changes) -> RunSummary:
+    """Write metrics, report and the run's row into the bucket; the summary."""
+    settings, folder, bucket = session.settings, session.folder.path, session.bucket
+    jobs, pace = MeasuredJobs.read(folder / "jobs.parquet"), read_pace(session)
+    savings = Savings.read(session.folder.plan, len(jobs.done), session.api.price_usd)
+    metrics = metrics_table(jobs, pace, savings)
+    pq.write_table(metrics, folder / "metrics.parquet", compression="zstd")
+    run = f"runs/{settings.run_id}"
+    metrics_uri = bucket.upload(folder / "metrics.parquet", f"{run}/metrics.parquet", PARQUET)
+    summary = summarize(session, counts, jobs, pace).model_copy(
+        update={
+            **asdict(changes),
+            "manifest": bucket.uri_of("manifest.parquet"),
+            "metrics": metrics_uri,
+            "report": bucket.uri_of(f"{run}/report.html"),
+        }
+    )
+    report = folder / "report.html"
+    report.write_text(render_report(_report(session, summary, jobs, metrics)), encoding="utf-8")
+    bucket.upload(report, f"{run}/report.html", HTML)
+    pq.write_table(_run_table(settings, summary, jobs), folder / "run.parquet")
+    bucket.upload(folder / "run.parquet", f"metrics/run_id={settings.run_id}/run.parquet", PARQUET)
+    session.folder.write_summary(summary)
+    bucket.upload(session.folder.summary, f"{run}/summary.json", JSON)
+    return summary
+
+
+def count(session: Session, counts: PlanCounts) -> RunSummary:
+    """The summary of a run that was interrupted: counted, nothing published."""
+    summary = summarize(session, counts, MeasuredJobs.none(), read_pace(session))
+    try:
+        session.folder.write_summary(summary)
+    except OSError:  # a full disk may be why the run stops
+        session.folder.forget_summary()
+    return summary
+
+
+def summarize(session: Session, counts: PlanCounts, jobs: MeasuredJobs, pace: Pace) -> RunSummary:
+    """A run's summary, from its store, its jobs and its pace."""
+    totals: JobTotals = session.wait(session.store.totals)
+    finished = totals.done + totals.failed
+    worked_s = working_s(jobs, pace)
+    price = (counts.cost_usd / counts.unique) if counts.unique else 0.0
+    return RunSummary(
+        run_id=session.settings.run_id,
+        rows=counts.rows,
+        rejected=counts.rejected,
+        unique=counts.unique,
+        duplicates=counts.duplicates,
+        done=totals.done,
+        failed=totals.failed,
+        pending=totals.pending,
+        generated=totals.generated,
+        reused=totals.reused,
+        images_per_minute=round(60 * totals.generated / worked_s, 2) if worked_s else 0.0,
+        error_rate=round(totals.failed / finished, 6) if finished else 0.0,
+        p50_latency_s=jobs.latency_quantile(0.5),
+        p95_latency_s=jobs.latency_quantile(0.95),
+        cost_usd=round(totals.cost_usd, 12),
+        unanswered=totals.unanswered,
+        unanswered_usd=round(totals.unanswered_usd, 12),
+        saved_usd=round(counts.duplicates_usd + totals.reused * price, 12),
+        requests=totals.attempts,
+        rate_limited=pace.errors["rate_limited"],
+        retries=totals.retries,
+        errors=dict(pace.errors),
+        wall_s=round(session.wall_s, 2),
+        manifest=None,
+        metrics=None,
+        report=None,
+        stopped=session.engine.stopped.reason if session.engine.stopped else None,
+    )
+
+
+def read_pace(session: Session) -> Pace:
+    """The pace of a run, this second included."""
+    session.portal.call(session.recorder.write_pace)
+    return Pace.read(session.folder.log)
+
+
+def _run_table(settings: RunSettings, summary: RunSummary, jobs: MeasuredJobs) -> pa.Table:
+    """A run as one row of the table that the folder metrics/ is."""
+    row = summary.model_dump(exclude={"errors", "run_id"})
+    row |= {
+        "started_at": _moment(jobs.first_start_ms),
+        "ended_at": datetime.now(UTC),
+        "catalog": settings.catalog.path,
+        "provider": settings.api.provider,
+        "output": settings.output.uri,
+        **{f"errors_{name}": summary.errors.get(name, 0) for name in ErrorClass},
+    }
+    fields = [(name, _RUN_TYPES.get(name) or _arrow_type(value)) for name, value in row.items()]
+    return pa.Table.from_pylist([row], pa.schema(fields))
+
+
+_RUN_TYPES = {
+    "started_at": pa.timestamp("ms", "UTC"),
+    "ended_at": pa.timestamp("ms", "UTC"),
+    "p50_latency_s": pa.float64(),
+    "p95_latency_s": pa.float64(),
+}
+
+
+def _arrow_type(value: object) -> pa.DataType:
+    if isinstance(value, int):
+        return pa.int64()
+    return pa.float64() if isinstance(value, float) else pa.string()
+
+
+def _report(session: Session, summary: RunSummary, jobs: MeasuredJobs, metrics: pa.Table) -> Report:
+    settings = session.settings
+    shown = [f.name for f in METRICS_SCHEMA if f.name not in {"duplicates_saved", "saved_usd"}]
+    rows = metrics.select(shown).to_pylist()
+    return Report(
+        summary=summary,
+        catalog=settings.catalog.path,
+        provider=settings.api.provider,
+        model=session.api.model,
+        output=settings.output.uri,
+        started=_moment(jobs.first_start_ms),
+        ended=_moment(jobs.last_end_ms),
+        buckets=[MetricsBucket(**row) for row in rows],
+        failures=_failures(session),
+        tiles=_tiles(session, jobs),
+    )
+
+
+def _moment(at_ms: int | None) -> datetime | None:
+    return None if at_ms is None else datetime.fromtimestamp(at_ms / 1000, UTC)
+
+
+def _failures(session: Session) -> list[FailureGroup]:
+    groups: dict[tuple[str, str], FailureGroup] = {}
+    counted: Counter[tuple[str, str]] = Counter()
+    for jobs in read_batches(session.folder.path / "failed.parquet", _FAILURE):
+        kinds = list(zip(jobs["error_class"].to_pylist(), jobs["error_code"].to_pylist(), strict=True))
+        counted.update(kinds)
+        for kind in set(kinds).difference(groups):
+            example = jobs.slice(kinds.index(kind), 1).to_pylist()[0]
+            groups[kind] = FailureGroup(
+                error_class=kind[0],
+                error_code=kind[1],
+                count=0,
+                retryable=example["retryable"],
+                example_id=example["id"],
+                example_prompt=example["prompt"],
+                example_message=example["error_message"] or "",
+            )
+    return [replace(groups[kind], count=count) for kind, count in sorted(counted.items(), key=_most_first)]
+
+
+def _most_first(counted: tuple[tuple[str, str], int]) -> tuple[int, tuple[str, str]]:
+    return -counted[1], counted[0]
+
+
+def _tiles(session: Session, jobs: MeasuredJobs) -> Sequence[Tile]:
+    """Thumbnails of images spread evenly over the run."""
+    done = np.flatnonzero(jobs.done)
+    chosen = pa.array(done[:: max(1, math.ceil(len(done) / _TILES))])
+    inputs = {row["job"]: row for row in reversed(_rows_of(session.folder.plan, "job", chosen, _PICTURE))}
+    made = _rows_of(session.folder.path / "jobs.parquet", "number", chosen, ["id", "image"])
+
+    def tile(job: dict[str, Any]) -> Tile | None:
+        row = inputs[job["number"]]
+        try:
+            content = session.bucket.read(job["image"])
+            with Image.open(io.BytesIO(content or b""), formats=["PNG", "JPEG", "WEBP"]) as image:
+                image.draft("RGB", (_THUMBNAIL * 2, _THUMBNAIL * 2))
+                small = image.convert("RGB")
+        except (OSError, ValueError, StoreUnavailableError):
+            return None  # a report without one picture is better than none
+        small.thumbnail((_THUMBNAIL, _THUMBNAIL))
+        encoded = io.BytesIO()
+        small.save(encoded, "JPEG", quality=80, optimize=True)
+        return Tile(
+            id=job["id"],
+            prompt=row["prompt"],
+            seed=row["seed"],
+            width=row["width"],
+            height=row["height"],
+            uri=session.bucket.uri_of(job["image"]),
+            thumbnail=encoded.getvalue(),
+        )
+
+    with ThreadPoolExecutor(4) as threads:
+        tiles = threads.map(tile, made)
+        return [found for found in tiles if found is not None]
+
+
+def _rows_of(file: Path, name: str, wanted: pa.Array, more: list[str]) -> list[dict[str, Any]]:
+    """The rows of a file that have a wanted value in the column ``name``, with other columns beside it."""
+    found = []
+    for batch in read_batches(file, [name, *more]):
+        found += batch.filter(pc.is_in(batch[name], wanted)).to_pylist()
+    return found

@@ -1,0 +1,110 @@
+"""Recovers a run after a crash: images that exist, requests that were lost, uploads that never happened.
+
+The order of truth is the bucket, then the request that the API still knows, then the run's own log.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+
+from imagemill.bucket.image_bucket import MEDIA_TYPES, StoredImage, image_name
+from imagemill.engine.receipt import Receipt
+from imagemill.jobs import Job, JobStatus
+from imagemill.runs.log_replay import LastLine, catch_up, last_lines, was_unanswered
+from imagemill.runs.session import Session
+from imagemill.stores import shards
+
+_LOOKED_UP_AT_ONCE = 10_000
+
+
+def upload_unsaved(session: Session) -> None:
+    """Bring images to the bucket that were paid for while it was away."""
+    for image in session.folder.unsaved.glob("*.*"):
+        extension = image.suffix[1:]
+        session.bucket.upload(image, image_name(image.stem, extension), MEDIA_TYPES[extension])
+        image.unlink()
+
+
+def find_images(session: Session, numbers: Sequence[int], *, begun: bool) -> Sequence[int]:
+    """Find out whether each of these unfinished jobs was made by an earlier run, before a crash, or never.
+
+    An image in the bucket makes it done. In a run that has ``begun`` before, the image's receipt tells
+    whether this run paid for it, where neither store nor log could. A request that was in flight when a
+    process died, with nothing to ask about, is looked for in the API's list of requests; where it is not
+    found, it is counted as unanswered: it will be sent again, and the API may charge both. Returns the
+    numbers of the jobs that are unfinished then.
+    """
+    store = session.store
+    images = session.bucket.images(job.key for jobs in _batches(session, numbers) for job in jobs)
+    lines = last_lines(session.folder.log, numbers)
+    if not images and not lines and not session.wait(store.totals).attempts:
+        return numbers  # nothing was ever asked for
+
+    async def save(jobs: list[Job]) -> None:
+        for job in jobs:
+            store.save(job)
+        await store.commit()
+
+    for jobs in _batches(session, numbers):
+        doubtful_usd = sum(job.unanswered_usd for job in jobs)
+        found = [images[job.key].name for job in jobs if begun and job.key in images]
+        receipts = _receipts(session, found)
+        changed = [
+            job
+            for job in jobs
+            if _settle(session, job, images.get(job.key), receipts.get(job.key), lines.get(job.number))
+        ]
+        lost = [job for job in jobs if _is_lost(job)]
+        if lost:
+            session.wait(session.engine.find_lost, lost)
+        session.cost.doubtful_usd += sum(job.unanswered_usd for job in jobs) - doubtful_usd
+        if changed or lost:
+            session.wait(save, list({job.number: job for job in (*changed, *lost)}.values()))
+    return session.wait(store.unfinished_numbers) if images else numbers
+
+
+def _is_lost(job: Job) -> bool:
+    return job.status is JobStatus.PENDING and job.unanswered > 0 and job.request_id is None
+
+
+def _receipts(session: Session, images: Sequence[str]) -> dict[str, Receipt]:
+    """The receipts of this run's own images among these, by their key."""
+    metadata = session.bucket.metadata(images)
+    found = {carried.get("key", ""): Receipt.from_metadata(carried) for carried in metadata.values()}
+    return {
+        key: receipt
+        for key, receipt in found.items()
+        if receipt and receipt.run_id == session.settings.run_id
+    }
+
+
+def _batches(session: Session, numbers: Sequence[int]) -> Iterator[list[Job]]:
+    """The unfinished jobs, never all at once."""
+    for block in shards(numbers, _LOOKED_UP_AT_ONCE):
+        yield session.wait(session.store.unfinished, *block)
+
+
+def _settle(
+    session: Session, job: Job, image: StoredImage | None, receipt: Receipt | None, line: LastLine | None
+) -> bool:
+    """Bring one unfinished job to where it stands; whether that changed it."""
+    known_usd = job.cost_usd
+    missed = catch_up(job, line)
+    price = session.api.price_usd(job.width, job.height)
+    if image is not None:
+        if receipt is not None:
+            receipt.settle(job)
+        asked = job.attempts > 0  # then this run paid for it, and died before it could say so
+        if asked and receipt is None and (missed or not job.cost_usd):
+            job.cost_usd += price
+        latency_s = receipt.latency_s if receipt is not None else None
+        job.finish(
+            time.time(), image=image.name, image_bytes=image.size, latency_s=latency_s, reused=not asked
+        )
+    elif missed:
+        if was_unanswered(job, line):
+            job.lose_answer(price)
+        job.requeue()
+    session.cost.spent_usd += job.cost_usd - known_usd
+    return missed or image is not None

@@ -1,0 +1,53 @@
+"""How errors that a user can cause look in Prefect: one sentence, without a traceback."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar, cast
+
+from prefect.states import Failed
+
+from imagemill.errors import InputError, StoreUnavailableError
+from imagemill.runs.summary import RunStoppedError
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_USER_ERRORS = (InputError, StoreUnavailableError, RunStoppedError)
+
+
+def one_sentence(flow: Callable[P, R]) -> Callable[P, R]:
+    """Give the state of a failed flow run the error's own sentence as its message, and the error as its data.
+
+    Prefect would put "Flow run encountered an exception: InputError:" before it, and log a traceback.
+    Whoever calls the flow gets the error itself either way.
+    """
+
+    @functools.wraps(flow)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return flow(*args, **kwargs)
+        except _USER_ERRORS as error:
+            return cast("R", Failed(message=str(error), data=error))
+
+    return run
+
+
+class _OneSentence(logging.Filter):
+    """Takes the traceback of an error that a user can cause out of a task run's log."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        error = record.exc_info[1] if isinstance(record.exc_info, tuple) else None
+        if isinstance(error, _USER_ERRORS):
+            record.exc_info = record.exc_text = None
+            record.msg, record.args = "%s", (str(error),)
+        return True
+
+
+def log_one_sentence() -> None:
+    """Keep such tracebacks out of the log of all task runs in this process; once is enough."""
+    logger = logging.getLogger("prefect.task_runs")
+    if not any(isinstance(found, _OneSentence) for found in logger.filters):
+        logger.addFilter(_OneSentence())

@@ -1,0 +1,22 @@
+"""Draws the dashboard of all runs below an output prefix."""
+
+from __future__ import annotations
+
+from contextlib import closing
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from imagemill.bucket.access import open_bucket
+from imagemill.reports.dashboard import DashboardSummary, publish_dashboard
+from imagemill.reports.history import History
+from imagemill.settings import OutputSettings, RegressionSettings
+
+
+@task(name="draw-dashboard", task_run_name="draw-dashboard", cache_policy=NO_CACHE, persist_result=False)
+def draw_dashboard(
+    output: OutputSettings, history: History, regressions: RegressionSettings
+) -> DashboardSummary:
+    """Write dashboard.html below the output prefix; what it shows."""
+    with closing(open_bucket(output)) as bucket:
+        return publish_dashboard(bucket, history, regressions)
