@@ -1,4 +1,4 @@
-"""Writes docs/reference.md from the code, so that it cannot drift.
+"""Generates docs/reference.md from the code, so that the two cannot drift apart.
 
 python docs/reference.py > docs/reference.md
 """
@@ -17,34 +17,74 @@ from imagemill.runs.records import FAILED_SCHEMA, JOBS_SCHEMA
 from imagemill.runs.summary import RunSummary
 
 _FILES: tuple[tuple[str, str, pa.Schema], ...] = (
-    ("jobs.parquet", "A row a job.", JOBS_SCHEMA),
-    ("failed.parquet", "The dead letters: a row a failed job.", FAILED_SCHEMA),
-    ("rejected.parquet", "A row a catalog row that never became a job.", REJECTED_SCHEMA),
+    ("jobs.parquet", "One row per job.", JOBS_SCHEMA),
+    ("failed.parquet", "One row per failed job, with its full input and the API's message.", FAILED_SCHEMA),
+    ("rejected.parquet", "One row per catalog row that never became a job.", REJECTED_SCHEMA),
     (
-        "runs/&lt;run_id&gt;/metrics.parquet",
-        "A row a time bucket in which something happened.",
+        "metrics.parquet",
+        "One row per time bucket in which something happened; `bucket_s` is its width.",
         METRICS_SCHEMA,
     ),
 )
+
+_LISTING = """\
+```
+images/<key[:2]>/<key>.png            the images: one object per picture, written once
+catalog/<id>.png                      with --copies: one copy per catalog row
+manifest.parquet                      the current catalog: every row with its key, URI and status
+superseded.parquet                    images that refreshes replaced but did not delete; prune deletes them
+runs/<run_id>/jobs.parquet            one row per job: status, attempts, latency, cost, times
+runs/<run_id>/failed.parquet          failed jobs, with their full input and the API's message
+runs/<run_id>/rejected.parquet        rows that never became jobs, with the reason
+runs/<run_id>/metrics.parquet         throughput, error rate, latency and cost over time
+runs/<run_id>/log.jsonl               one line per job event
+runs/<run_id>/report.html             the run's report, one self-contained file
+runs/<run_id>/summary.json            what the run printed at its end
+runs/<run_id>/run.json, plan.parquet  what another machine needs to resume the run
+metrics/run_id=<run_id>/run.parquet   one row per run; the folder reads as one table
+dashboard.html, dashboard.json        all runs, written by imagemill dashboard
+```"""
+
+_KEY = """\
+The key is a digest of everything that determines the picture: API and model, prompt, size, steps, seed,
+format, and the negative prompt where the model uses one. Rows with equal keys share one job, one image and
+one payment."""
+
+_MANIFEST = """\
+One row per catalog row: `id`, `prompt`, `negative_prompt`, `width`, `height`, `seed`, `steps`, `key`,
+`status`, `uri`, `copy_uri` and `error_code`, then the catalog's other columns (as `catalog_NAME` where the
+name is taken).
+`status` is `done`, `failed`, `pending`, `rejected` or `retired`."""
+
+_RUN = """\
+One row per run: the fields of [the summary](#the-summary) except `run_id`, which is in the path, with
+`errors_CLASS` in place of `errors`; and `started_at`, `ended_at`, `catalog`, `provider` and `output`."""
 
 
 def reference() -> str:
     """The whole page."""
     parts = [
         "# Reference",
-        "Made from the code by `python docs/reference.py`; a test keeps it true.",
+        "Generated from the code by `python docs/reference.py`; a test checks that it is up to date.",
         "## Settings",
-        "Python and Prefect take them as `group: {name: value}`; the command as options.",
+        "Python and Prefect take settings as `group={name: value}`, the command as options.",
         *[_settings(group, model) for group, model in GROUPS.items()],
         "## Image APIs",
         _apis(),
+        "Each vendor is a Prefect block type; `api.block` takes the slug and the name of a saved block.",
         "## What happens to an error",
         _errors(),
         "## The summary",
         _table(("field", "meaning"), [(f"`{n}`", d) for n, d in _described(RunSummary)]),
         "## Files",
-        "Below `runs/<run_id>/` in the output.",
+        "Below the output prefix:",
+        _LISTING,
+        _KEY,
         *[_file(*file) for file in _FILES],
+        "### manifest.parquet",
+        _MANIFEST,
+        "### run.parquet",
+        _RUN,
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -65,9 +105,18 @@ def _apis() -> str:
     for name, api in PROVIDERS.items():
         sizes = api.sizes
         rows.append(
-            (f"`{name}`", f"`{api.default_model}`", f"`{api.key_variable}`", _limits(api), sizes.most_steps)
+            (
+                f"`{name}`",
+                f"`{api.default_model}`",
+                f"`{api.key_variable}`",
+                f"`{api.get_block_type_slug()}`",
+                _limits(api),
+                sizes.most_steps,
+            )
         )
-    return _table(("provider", "model", "key", "sizes", "steps up to"), rows)
+    return _table(
+        ("provider", "default model", "key variable", "block", "sizes in pixels", "most steps"), rows
+    )
 
 
 def _limits(api: type[ImageApi]) -> str:
@@ -80,7 +129,7 @@ def _errors() -> str:
     for error_class, rule in RETRY_RULES.items():
         wait = f"{rule.base_s:g} s, doubling, with jitter" if rule.jitter else f"{rule.base_s:g} s"
         rows.append((f"`{error_class}`", rule.retries, wait if rule.retries else "", rule.outcome.value))
-    return _table(("class", "retries", "wait", "in the end"), rows)
+    return _table(("class", "retries", "wait", "outcome"), rows)
 
 
 def _described(model: type[BaseModel]) -> list[tuple[str, str]]:

@@ -1,7 +1,7 @@
-"""What a run can be told: the models behind the UI's form, the command's options and Python's arguments.
+"""The settings of a run: the models behind the UI's form, the command's options and Python's arguments.
 
-Each option is described once, here. The models hold no secrets: keys and passwords come from blocks or
-from the environment, so settings may be stored beside a run.
+Each setting is described once, here. The models hold no secrets: keys and passwords come from blocks or
+from the environment, so settings can be stored with a run.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ SEED_POLICY = re.compile(r"prompt|random|fixed:(0|[1-9][0-9]{0,9})")
 RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,119}")
 
 CATALOG_COLUMNS = ("prompt", "id", "negative_prompt", "width", "height", "seed", "steps")
-"""The catalog's columns that imagemill reads; ``prompt`` is required."""
+"""The catalog columns that imagemill reads; ``prompt`` is required."""
 
 
 _SPELLED = {"api": "API", "id": "ID", "s": "(s)", "s3": "S3", "uri": "URI", "url": "URL", "usd": "(USD)"}
@@ -47,75 +47,78 @@ class _Settings(BaseModel):
 
 
 class CatalogSettings(_Settings):
-    """Where the prompts are."""
+    """Where the prompts come from."""
 
     path: str = Field(
-        description="A Parquet file, a folder of them or a glob; local or s3://.",
+        description="A Parquet file, a folder of Parquet files or a glob, local or s3://.",
         examples=["products.parquet", "s3://catalogs/products/*.parquet"],
     )
     columns: dict[str, str] = Field(
         default_factory=dict,
-        description="What the catalog calls its columns, where not as imagemill does:"
+        description="The catalog's names for imagemill's columns, where they differ:"
         ' {"prompt": "text", "id": "sku"}.',
         examples=[{"prompt": "text", "id": "sku"}],
     )
-    limit: int | None = Field(default=None, ge=1, description="Read only so many rows.")
+    limit: int | None = Field(default=None, ge=1, description="Read at most this many rows.")
 
     @field_validator("columns")
     @classmethod
     def _known_columns(cls, columns: dict[str, str]) -> dict[str, str]:
         for name in columns:
             if name not in CATALOG_COLUMNS:
-                raise ValueError(f"{name!r} is none of {', '.join(CATALOG_COLUMNS)}")
+                raise ValueError(f"{name!r} is not one of {', '.join(CATALOG_COLUMNS)}")
         return columns
 
 
 class ApiSettings(_Settings):
-    """Which image API, and which model there."""
+    """Which image API and model to use."""
 
     provider: str = Field(
         default="together",
-        description="The vendor: together, fal, replicate, bfl, or openai, for any server that speaks it.",
+        description="The vendor: together, fal, replicate, bfl, or openai for any OpenAI-compatible server.",
         json_schema_extra={"enum": ["together", "fal", "replicate", "bfl", "openai"]},
     )
     block: str | None = Field(
         default=None,
-        description="A saved image API block, as TYPE/NAME (imagemill-together/main): it holds key, address"
-        " and model; an address or a model given here wins. Without a block the key comes from the vendor's"
-        " usual environment variable.",
+        description="A saved image API block, as TYPE/NAME (imagemill-together/main), with key, address and"
+        " model. An address or model given here overrides the block's. Without a block, the key comes from"
+        " the vendor's usual environment variable.",
     )
     base_url: str | None = Field(
         default=None,
-        description="Scheme, host and any prefix, where not the vendor's; the vendor's own path follows.",
+        description="The API's address, if not the vendor's own: scheme, host and any prefix."
+        " The vendor's path is appended.",
     )
-    model: str | None = Field(default=None, description="The model; FLUX.1 [schnell] by default.")
+    model: str | None = Field(
+        default=None, description="The model. The default is the vendor's FLUX.1 [schnell] where it has one."
+    )
     request_timeout_s: float = Field(
         default=60.0,
         gt=0,
         le=3600,
-        description="How long one attempt at an image may take, in seconds.",
+        description="Time limit for one attempt at an image, in seconds.",
     )
 
 
 class OutputSettings(_Settings):
-    """Where images and records go."""
+    """Where the images and records go."""
 
     uri: str = Field(
-        description="The bucket and a prefix in it: s3://BUCKET/PREFIX.",
+        description="The bucket and a prefix within it: s3://BUCKET/PREFIX.",
         examples=["s3://images/products"],
         json_schema_extra={"pattern": "^s3://[^/]+"},
     )
     s3_endpoint_url: str | None = Field(
-        default=None, description="The address of the S3 server, where it is not AWS."
+        default=None, description="The address of the S3 server, if it is not AWS."
     )
     s3_bucket_block: str | None = Field(
         default=None,
-        description="The name of a saved prefect-aws S3Bucket block whose credentials are used."
-        " Without one, boto3 looks for credentials as it always does.",
+        description="The name of a saved prefect-aws S3Bucket block whose credentials to use."
+        " Without one, boto3 looks for credentials in its usual places.",
     )
     copies: bool = Field(
         default=False,
-        description="Also give each catalog row its own copy, catalog/ID.png, made by the server.",
+        description="Also write one copy per catalog row, catalog/ID.png. The S3 server makes the copies.",
     )
 
     @field_validator("uri")
@@ -127,60 +130,59 @@ class OutputSettings(_Settings):
 
 
 class PictureSettings(_Settings):
-    """What a row says nothing about."""
+    """Defaults for rows that don't set their own."""
 
-    width: int = Field(default=1024, ge=1, le=4096, description="Pixels, for rows without a width.")
-    height: int = Field(default=1024, ge=1, le=4096, description="Pixels, for rows without a height.")
-    steps: int = Field(default=4, ge=1, le=50, description="Steps, for rows without their own.")
+    width: int = Field(default=1024, ge=1, le=4096, description="Width in pixels, for rows without one.")
+    height: int = Field(default=1024, ge=1, le=4096, description="Height in pixels, for rows without one.")
+    steps: int = Field(default=4, ge=1, le=50, description="Inference steps, for rows without their own.")
     seed_policy: str = Field(
         default="prompt",
-        description="The seed of rows without one: prompt (derived from the prompt), fixed:N or random.",
+        description="The seed for rows without one: prompt (derived from the prompt), fixed:N or random.",
         json_schema_extra={"pattern": f"^({SEED_POLICY.pattern})$"},
     )
     format: Literal["png", "jpeg", "webp"] = Field(
-        default="png", description="The format asked for: png, jpeg or, where the API makes it, webp."
+        default="png", description="The image format: png, jpeg or, if the API supports it, webp."
     )
 
     @field_validator("seed_policy")
     @classmethod
     def _known_policy(cls, policy: str) -> str:
         if not SEED_POLICY.fullmatch(policy):
-            raise ValueError(f"{policy!r} is none of prompt, random and fixed:N")
+            raise ValueError(f"{policy!r} is not prompt, random or fixed:N")
         return policy
 
 
 class LimitSettings(_Settings):
-    """How fast, and how much money."""
+    """Limits on speed and cost."""
 
     concurrency: (
         Annotated[int, WithJsonSchema({"type": "integer", "minimum": 1, "maximum": 1000})] | Literal["auto"]
     ) = Field(
         default="auto",
-        description="Requests at once: auto starts at 10 and finds the account's limit, a number holds.",
+        description="Concurrent requests: auto starts at 10 and finds the account's limit; a number holds.",
     )
     max_images_per_minute: float | None = Field(
-        default=None, gt=0, description="Never ask for more images a minute than this."
+        default=None, gt=0, description="Never request more images per minute than this."
     )
     max_cost_usd: float | None = Field(
-        default=None, ge=0, description="Stop, resumably, before the run costs more than this."
+        default=None, ge=0, description="Stop before the run costs more than this. It can be resumed."
     )
-
     approve_above_usd: float | None = Field(
         default=None,
         ge=0,
-        description="Pause before a run that would cost more than this, until somebody resumes it in the UI.",
+        description="Pause runs that would cost more than this until someone approves them in the UI.",
     )
     outage_share: float = Field(
         default=0.5,
         ge=0,
         le=1,
-        description="Pause, and only probe, once more than this share of the last 200 attempts failed as an"
-        " API that is down fails.",
+        description="Treat the API as down, and only probe it, once more than this share of the last 200"
+        " attempts failed with server errors or timeouts.",
     )
     outage_timeout_s: float = Field(
         default=300.0,
         ge=0,
-        description="Stop, resumably, once the API has been down this long, in seconds.",
+        description="Stop once the API has been down for this many seconds. The run can be resumed.",
     )
 
     @field_validator("concurrency")
@@ -192,33 +194,33 @@ class LimitSettings(_Settings):
 
 
 class ExecutionSettings(_Settings):
-    """How the work is divided and where it is kept."""
+    """How the run is executed and where its state is stored."""
 
     run_id: str | None = Field(
         default=None,
-        description="A name for the run; one that exists is resumed. Made up by default.",
+        description="The run's id; an existing run is resumed. Generated by default.",
     )
     store: str | None = Field(
         default=None,
-        description="The job store: memory, sqlite, sqlite:PATH, postgresql://USER@HOST/DATABASE or"
-        " redis://HOST, its password in IMAGEMILL_STORE_PASSWORD, or block:TYPE/NAME; by default"
-        " memory up to 1,000 rows, sqlite beyond.",
+        description="The job store: memory, sqlite, sqlite:PATH, postgresql://USER@HOST/DATABASE,"
+        " redis://HOST or block:TYPE/NAME, with the password in IMAGEMILL_STORE_PASSWORD."
+        " By default memory for up to 1,000 rows, sqlite for more.",
     )
     shard_size: int = Field(
         default=250,
         ge=1,
         le=100_000,
-        description="Jobs in one task run; 1 shows each image in the UI.",
+        description="Jobs per Prefect task run; 1 shows each image in the UI.",
     )
-    workers: int = Field(default=4, ge=1, le=64, description="Shards that are worked on at once.")
+    workers: int = Field(default=4, ge=1, le=64, description="Number of shards processed at the same time.")
     task_runner: Literal["threads", "dask"] = Field(
         default="threads",
-        description="Where shards are worked on: threads of this process, or the workers of a Dask cluster,"
-        " which needs a job store in Postgres or Redis.",
+        description="Where shards run: in threads of this process, or on a Dask cluster, which needs a job"
+        " store in Postgres or Redis.",
     )
     scheduler: str | None = Field(
         default=None,
-        description="The address of the Dask cluster's scheduler.",
+        description="The address of the Dask scheduler.",
         examples=["tcp://scheduler.example.com:8786"],
     )
 
@@ -250,11 +252,11 @@ class ExecutionSettings(_Settings):
         if self.task_runner != "dask":
             return self
         if not self.scheduler:
-            raise ValueError("a run on Dask needs its scheduler's address, such as tcp://HOST:8786")
+            raise ValueError("a run on Dask needs the scheduler's address, such as tcp://HOST:8786")
         if (self.store or "memory").partition(":")[0] in {"memory", "sqlite"}:
             raise ValueError(
-                "a run on Dask needs a job store that all machines reach: postgresql://…, redis://… or a"
-                " block of one"
+                "a run on Dask needs a job store that all machines can reach: postgresql://…, redis://… or a"
+                " saved block"
             )
         return self
 
@@ -262,7 +264,7 @@ class ExecutionSettings(_Settings):
     @classmethod
     def _safe_run_id(cls, run_id: str | None) -> str | None:
         if run_id is not None and not RUN_ID.fullmatch(run_id):
-            raise ValueError(f"{run_id!r} must be letters, digits, '.', '_' and '-', at most 120")
+            raise ValueError(f"{run_id!r} is not a run id: use up to 120 letters, digits, '.', '_' and '-'")
         return run_id
 
 
@@ -273,34 +275,34 @@ class RegressionSettings(_Settings):
         default=0.2,
         gt=0,
         le=10,
-        description="How much worse than the median of the runs before is a regression, as a share:"
-        " 0.2 is 20 % less throughput, or 20 % more latency, errors or cost per image.",
+        description="How much worse than the median of earlier runs counts as a regression: 0.2 is 20 % less"
+        " throughput, or 20 % more latency, errors or cost per image.",
     )
     runs_before: int = Field(
         default=3,
         ge=1,
-        description="Runs of the same catalog and API there must have been before.",
+        description="How many earlier runs of the same catalog and API are needed to compare with.",
     )
 
 
 class Budget(_Settings):
-    """What a calibration may spend. It makes real images, which the vendor bills."""
+    """What a calibration may spend. It makes real images, which the vendor charges for."""
 
     images: int = Field(
         default=300,
         ge=20,
         le=10_000,
-        description="Images that may be paid for, at most. They are real, and thrown away.",
+        description="The most images to pay for. They are real, and are discarded.",
     )
     seconds: float = Field(
-        default=120.0, gt=0, le=3600, description="Nothing more is sent after so many seconds."
+        default=120.0, gt=0, le=3600, description="Stop sending requests after this many seconds."
     )
-    width: int = Field(default=512, ge=64, le=4096, description="Pixels: how wide the images are.")
-    height: int = Field(default=512, ge=64, le=4096, description="Pixels: how high the images are.")
+    width: int = Field(default=512, ge=64, le=4096, description="Width of the images in pixels.")
+    height: int = Field(default=512, ge=64, le=4096, description="Height of the images in pixels.")
 
 
 def _wrapped(name: str) -> BeforeValidator:
-    """Lets a plain string stand for a model whose first field it is."""
+    """Accept a plain string in place of a model, as the value of its first field."""
     return BeforeValidator(lambda value: {name: value} if isinstance(value, str) else value)
 
 
@@ -310,7 +312,7 @@ Output = Annotated[OutputSettings, _wrapped("uri")]
 
 
 class RunSettings(_Settings):
-    """Everything a run was told, with its id: what a shard needs to know, and what a resume reads."""
+    """All settings of a run, with its id: what a shard needs, and what a resume reads."""
 
     run_id: str
     catalog: Catalog
@@ -323,11 +325,11 @@ class RunSettings(_Settings):
     @model_validator(mode="after")
     def _safe(self) -> RunSettings:
         if not RUN_ID.fullmatch(self.run_id):
-            raise ValueError(f"run id {self.run_id!r} must be letters, digits, '.', '_' and '-'")
+            raise ValueError(f"{self.run_id!r} is not a run id: use letters, digits, '.', '_' and '-'")
         return self
 
     def identity(self) -> dict[str, Any]:
-        """What must be the same when a run is resumed: all that decides which pictures it makes."""
+        """The settings that must not change when a run is resumed."""
         return {
             "catalog": self.catalog.path,
             "provider": self.api.provider,

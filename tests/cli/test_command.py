@@ -89,7 +89,7 @@ BAD_INPUT: dict[str, tuple[dict[str, Any], str]] = {
     "not Parquet": ({"catalog": "TEXT"}, "is not a Parquet file"),
     "no prompt column": ({"catalog": "CAPTIONS"}, "no column 'prompt'; the closest is 'caption'"),
     "column names nothing": ({"more": ["--column", "id=skuu"]}, "no column 'skuu'"),
-    "unknown column name": ({"more": ["--column", "size=prompt"]}, "'size' is none of"),
+    "unknown column name": ({"more": ["--column", "size=prompt"]}, "'size' is not one of"),
     "bucket missing": ({"output": "s3://no-such-bucket/x"}, "'no-such-bucket' at http"),
     "bucket refused": ({"environment": {"AWS_SECRET_ACCESS_KEY": "wrong"}}, "refused these credentials"),
     "no credentials": (

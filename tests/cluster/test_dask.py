@@ -161,8 +161,8 @@ def test_a_run_whose_scheduler_dies_goes_on_in_threads(
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        (["--store", "sqlite", "--scheduler", "tcp://127.0.0.1:1"], "job store that all machines reach"),
-        (["--store", "postgresql://mill@127.0.0.1/jobs"], "needs its scheduler's address"),
+        (["--store", "sqlite", "--scheduler", "tcp://127.0.0.1:1"], "job store that all machines can reach"),
+        (["--store", "postgresql://mill@127.0.0.1/jobs"], "needs the scheduler's address"),
         (
             ["--store", "postgresql://mill@127.0.0.1/jobs", "--scheduler", "tcp://127.0.0.1:1"],
             "does not answer",

@@ -16,6 +16,7 @@ from imagemill.cli.command import main
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
+LINKED = [*PAGES, *[ROOT / name for name in ("CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md")]]
 
 
 def test_the_reference_is_what_the_code_says() -> None:
@@ -25,7 +26,7 @@ def test_the_reference_is_what_the_code_says() -> None:
     assert (ROOT / "docs" / "reference.md").read_text() == made.stdout, "run docs/reference.py"
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", LINKED, ids=lambda page: page.name)
 def test_links_lead_somewhere(page: Path) -> None:
     headings = {
         other: {
@@ -33,7 +34,7 @@ def test_links_lead_somewhere(page: Path) -> None:
             for line in other.read_text().splitlines()
             if line.startswith("#")
         }
-        for other in PAGES
+        for other in LINKED
     }
     for target in re.findall(r"\]\(([^)]+)\)", page.read_text()):
         if target.startswith("http"):
