@@ -1,30 +1,51 @@
 """Black Forest Labs' wire format: submit, and poll at the `polling_url` given.
 
-Unconfirmed against the vendor: that a schnell model is offered, the wording of errors, the status code of
-"Task not found" (here 200), and that moderated tasks are not charged.
+Confirmed by docs.bfl.ai (quick start, errors, pricing, FLUX.2), read 2026-11-25: the models here, of which
+schnell is none; FLUX.2 from 64 pixels by 16, at most 4 megapixels in all, FLUX.1 from 256 to 1440 by 32; at
+most 24 requests unfinished at once (`max_concurrent`), a 429 beyond; `X-RateLimit-*` and Retry-After; errors
+as `{detail}` or `{error, message, retry_after}`; a link lives ten minutes (`link_ttl_s`). By several public
+callers: the submit's answer tells its `cost` in credits of 0.01 USD.
+
+Unconfirmed: the wording of errors, the status code of "Task not found" (here 200), and that moderated tasks
+are not charged.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import math
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from imagemill.emulator.answers import BodyTooLargeError, base_url, json_answer, parse_object, read_body
-from imagemill.emulator.faults import STATUS
+from starlette.responses import Response
+
+from imagemill.emulator.answers import base_url, json_answer
+from imagemill.emulator.bill import nano_usd
 from imagemill.emulator.fields import SEEDS, FieldError, picture_format, prompt_of, whole
 from imagemill.emulator.order import Order
 from imagemill.emulator.queue import Queue
-from imagemill.emulator.studio import Refusal, Studio, Ticket
+from imagemill.emulator.studio import Refusal, Studio
+from imagemill.emulator.vendor import Vendor
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from starlette.requests import Request
-    from starlette.responses import Response
 
     from imagemill.emulator.queue import Task
 
 __all__ = ["MODELS", "BlackForestLabs"]
 
-MODELS = ("flux-dev", "flux-pro", "flux-pro-1.1", "flux-schnell")
-_SIDES = range(256, 1441, 32)
+_FLUX_1 = range(256, 1441, 32)
+_FLUX_2 = range(64, 4097, 16)
+_LARGEST_PIXELS = 4_194_304
+_NANO_A_CREDIT = 10_000_000
+MODELS = {
+    **dict.fromkeys(("flux-dev", "flux-pro-1.1", "flux-kontext-pro"), _FLUX_1),
+    **dict.fromkeys(
+        ("flux-2-max", "flux-2-pro", "flux-2-flex", "flux-2-klein-4b", "flux-2-klein-9b"), _FLUX_2
+    ),
+}
+"""The sides that each model takes, in pixels."""
+
 _DETAILS = {
     400: "Bad request.",
     401: "Not authenticated.",
@@ -32,7 +53,6 @@ _DETAILS = {
     403: "Not authenticated - Invalid Authentication.",
     404: "Not Found",
     413: "The request body is too large.",
-    429: "Too many active tasks. Wait for one to finish.",
     500: "Internal server error.",
     502: "Bad gateway.",
     503: "The service is under maintenance or heavy load.",
@@ -40,59 +60,38 @@ _DETAILS = {
 }
 
 
-class BlackForestLabs:
+class BlackForestLabs(Vendor):
     """Answers like the API of Black Forest Labs."""
+
+    stranger: ClassVar[int] = 403
 
     def __init__(self, studio: Studio) -> None:
         """Make the pictures in this studio."""
-        self._studio = studio
+        super().__init__(studio)
         self._queue = Queue(studio)
 
     async def submit(self, request: Request) -> Response:
         """Answer `POST /v1/{model}`: the id of a task, and where to ask about it."""
-        ticket = await self._admit(request)
-        if not isinstance(ticket, Ticket):
+        ticket = await self.take(request)
+        if isinstance(ticket, Response):
             return ticket
-        early = self._early(ticket)
-        if early is not None:
-            return early
         task = self._queue.add(ticket)
-        polling_url = f"{base_url(request)}/v1/get_result?id={task.id}"
-        return json_answer({"id": task.id, "polling_url": polling_url})
-
-    async def _admit(self, request: Request) -> Ticket | Response:
-        try:
-            body = await read_body(request)
-        except BodyTooLargeError:
-            return _error(413)
-        self._studio.stats.keep(request.url.path, request.headers.raw, body)
-        if not self._known(request):
-            return _error(403)
-        model = request.path_params["model"]
-        if model not in MODELS:
-            return _error(404)
-        try:
-            return self._studio.admit(self._order(model, parse_object(body)))
-        except FieldError as invalid:
-            place = ["body", invalid.name] if invalid.name else ["body"]
-            return _error(422, [{"loc": place, "msg": str(invalid), "type": "value_error"}])
-        except Refusal as refusal:
-            return _error(refusal.status)
-
-    def _early(self, ticket: Ticket) -> Response | None:
-        """Return the answer of a fault of the submit itself, None without one."""
-        if ticket.fault not in STATUS:
-            return self._studio.early(ticket, json_answer({"ok": True}))
-        self._studio.release(ticket)
-        status = int(ticket.fault)
-        return _error(status, headers=self._studio.fault_headers(status))
+        order = ticket.order
+        content = {
+            "id": task.id,
+            "polling_url": f"{base_url(request)}/v1/get_result?id={task.id}",
+            "cost": nano_usd(order) / _NANO_A_CREDIT,
+            "input_mp": 0.0,
+            "output_mp": round(order.width * order.height / 1e6, 2),
+        }
+        return json_answer(content)
 
     async def result(self, request: Request) -> Response:
         """Answer `GET polling_url`."""
-        if self._studio.poll():
-            return _error(429)
-        if not self._known(request):
-            return _error(403)
+        if wait_s := self.studio.poll():
+            return self.refusal(Refusal(429, "rate", wait_s))
+        if not self.known(request):
+            return self.error(403)
         task_id = request.query_params.get("id", "")
         task = self._queue.find(task_id)
         if task is None:
@@ -112,27 +111,53 @@ class BlackForestLabs:
                 return {"status": "Error", "result": None, "details": {"error": "The task failed."}}
         return {"status": "Pending", "result": None, "progress": None}
 
-    def _known(self, request: Request) -> bool:
-        return self._studio.accepts(request.headers.get("x-key", ""))
+    def known(self, request: Request) -> bool:
+        return self.studio.accepts(request.headers.get("x-key", ""))
 
-    def _order(self, model: str, fields: dict[str, Any] | None) -> Order:
-        if fields is None:
-            message = "The body must be a JSON object."
-            raise FieldError("", message)
+    def order(self, request: Request, fields: dict[str, Any]) -> Order:
+        model = request.path_params["model"]
+        sides = MODELS.get(model)
+        if sides is None:
+            raise FieldError("model", _DETAILS[404], "not_found")
         seed = None if fields.get("seed") is None else whole(fields, "seed", 0, SEEDS)
         whole(fields, "safety_tolerance", 2, range(7))
-        return Order(
+        order = Order(
             provider="bfl",
             model=model,
             prompt=prompt_of(fields),
-            width=whole(fields, "width", 1024, _SIDES),
-            height=whole(fields, "height", 768, _SIDES),
+            width=whole(fields, "width", 1024, sides),
+            height=whole(fields, "height", 768, sides),
             steps=whole(fields, "steps", 28, range(1, 51)),
             seed=seed,
-            drawn_seed=self._studio.draw_seed() if seed is None else seed,
+            drawn_seed=self.studio.draw_seed() if seed is None else seed,
             format=picture_format(fields, "jpeg", ("jpeg", "png")),
         )
+        if order.width * order.height > _LARGEST_PIXELS:
+            message = "The picture must not have more than 4 megapixels."
+            raise FieldError("width", message)
+        return order
 
+    def refusal(self, refusal: Refusal) -> Response:
+        limits = self.studio.limits
+        seconds = max(1, math.ceil(refusal.wait_s or 1))
+        message = "Too many active tasks. Wait for one to finish."
+        content: dict[str, Any] = {"error": "rate_limit_exceeded", "message": message}
+        headers = {}
+        if limits.max_concurrent is not None:
+            headers["x-ratelimit-limit"] = str(limits.max_concurrent)
+            headers["x-ratelimit-remaining"] = str(max(0, limits.max_concurrent - limits.in_flight))
+        if self.studio.settings.retry_after and refusal.wait_s is not None:
+            content["retry_after"] = seconds
+            headers["retry-after"] = str(seconds)
+        return json_answer(content, refusal.status, headers)
 
-def _error(status: int, detail: object = None, *, headers: dict[str, str] | None = None) -> Response:
-    return json_answer({"detail": detail or _DETAILS.get(status, _DETAILS[400])}, status, headers)
+    def error(
+        self, status: int, detail: str | None = None, headers: Mapping[str, str] | None = None
+    ) -> Response:
+        return json_answer({"detail": detail or _DETAILS.get(status, _DETAILS[400])}, status, headers)
+
+    def invalid(self, error: FieldError) -> Response:
+        if error.code == "not_found":
+            return self.error(404)
+        place = ["body", error.name] if error.name else ["body"]
+        return json_answer({"detail": [{"loc": place, "msg": str(error), "type": "value_error"}]}, 422)

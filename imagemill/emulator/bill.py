@@ -7,31 +7,60 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from imagemill.emulator.order import Order
 
-__all__ = ["Bill", "price"]
+__all__ = ["Bill", "nano_usd", "price"]
 
 _UNITS_A_USD = 10**10
 _TOGETHER_UNITS_A_PIXEL = 27
+_TOGETHER_STEPS = 4
 _FAL_UNITS_A_MEGAPIXEL = 30_000_000
 _PIXELS_A_MEGAPIXEL = 10**6
-_UNITS_AN_IMAGE = {"replicate": 30_000_000, "openai": 30_000_000, "bfl": 250_000_000}
-_UNITS_AN_IMAGE_OF_PRO = 400_000_000
+_UNITS_AN_IMAGE = {"replicate": 30_000_000, "openai": 30_000_000}
+_BFL_UNITS = {
+    "flux-dev": (250_000_000, 0),
+    "flux-pro-1.1": (400_000_000, 0),
+    "flux-kontext-pro": (400_000_000, 0),
+    "flux-2-klein-4b": (140_000_000, 10_000_000),
+    "flux-2-klein-9b": (150_000_000, 20_000_000),
+    "flux-2-pro": (300_000_000, 150_000_000),
+    "flux-2-flex": (600_000_000, 600_000_000),
+    "flux-2-max": (700_000_000, 300_000_000),
+}
+"""The first megapixel, and each further one begun."""
+
+_UNITS_A_TEXT_TOKEN = 50_000
+_UNITS_AN_IMAGE_TOKEN = 300_000
 
 
 def price(order: Order) -> int:
-    """Return the price of one picture of an order, in units of 1e-10 USD.
+    """Return the price of all pictures of an order, in units of 1e-10 USD.
 
-    Together: 0.0027 USD a megapixel. fal: 0.003 USD a megapixel, rounded up to whole ones.
-    Replicate and OpenAI-compatible servers: 0.003 USD a picture. Black Forest Labs: 0.025 USD a
-    picture, of flux-pro-1.1 0.04 USD.
+    Together: 0.0027 USD a megapixel at 4 steps, in proportion to the steps. fal: 0.003 USD a megapixel,
+    rounded up to whole ones. Replicate, and servers that speak OpenAI's API: 0.003 USD a picture. Black
+    Forest Labs: by the model, for the first and each further megapixel. OpenAI: 5 USD a million text tokens
+    of input, 30 USD a million image tokens of output (unconfirmed).
     """
-    if order.model == "flux-pro-1.1":
-        return _UNITS_AN_IMAGE_OF_PRO
+    if order.tokens:
+        text = order.text_tokens * _UNITS_A_TEXT_TOKEN
+        return text + order.tokens * order.count * _UNITS_AN_IMAGE_TOKEN
+    return _picture(order) * order.count
+
+
+def _picture(order: Order) -> int:
+    pixels = order.width * order.height
+    megapixels = -(-pixels // _PIXELS_A_MEGAPIXEL)
+    if order.provider == "bfl":
+        first, further = _BFL_UNITS[order.model]
+        return first + max(0, megapixels - 1) * further
     if order.provider in _UNITS_AN_IMAGE:
         return _UNITS_AN_IMAGE[order.provider]
-    pixels = order.width * order.height
     if order.provider == "fal":
-        return -(-pixels // _PIXELS_A_MEGAPIXEL) * _FAL_UNITS_A_MEGAPIXEL
-    return pixels * _TOGETHER_UNITS_A_PIXEL
+        return megapixels * _FAL_UNITS_A_MEGAPIXEL
+    return pixels * _TOGETHER_UNITS_A_PIXEL * order.steps // _TOGETHER_STEPS
+
+
+def nano_usd(order: Order) -> int:
+    """Return the price of all pictures of an order, in units of 1e-9 USD."""
+    return price(order) // 10
 
 
 class Bill:
@@ -58,7 +87,7 @@ class Bill:
 
     def charge(self, order: Order) -> None:
         """Charge all pictures of an order."""
-        units = price(order) * order.count
+        units = price(order)
         self.images += order.count
         self._units += units
         _, count, total = self._lines.get(order.digest, (order, 0, 0))

@@ -1,332 +1,274 @@
 """fal's wire format: the queue, and the synchronous form that stands for fal.run.
 
-Unconfirmed against the vendor: some values of x-fal-error-type, the status of a fault where the
-vendor's gateway answers by itself, and the largest sides of a picture.
+Confirmed by fal's documents and client (fal.ai/docs: concurrency-limits, inference/queue, request-errors,
+errors, inference-api/queue; `fal_client` 1.0.3), read 2026-11-25:
+
+- The queue takes every submit. Beyond the account's slots requests are IN_QUEUE, with the number of those
+  ahead as `queue_position`; only IN_PROGRESS counts against the limit. States go on at `/status` (202 until
+  COMPLETED) and at `/status/stream`.
+- A queued input is checked by the model: one that it does not take is COMPLETED, and its result is the 422
+  (TanStack/ai#396, tried against the live API). An error is told inside COMPLETED as `error`, `error_type`.
+- `PUT .../cancel`: 202 CANCELLATION_REQUESTED, or 400 ALREADY_COMPLETED. What waits is not charged.
+- Errors of the platform are `{detail, error_type}` with the type again in X-Fal-Error-Type; those of a model
+  are `{detail: [{loc, msg, type}]}`.
+- `X-Fal-Request-Timeout`: seconds within which a request must have begun.
+
+By several public callers: only the synchronous form refuses beyond the limit, with a 429 of the type
+concurrent_requests_limit and `X-Fal-Needs-Retry: 1`; a result is forgotten after about an hour.
+
+Unconfirmed: the status of a fault where the gateway answers by itself, what follows a cancellation of a
+request that is running (here it ends without a charge), how often the stream repeats a position that moved
+(here twice a second), a rate limit of any kind (`per_minute` is the emulator's own), the largest sides.
 """
 
 from __future__ import annotations
 
-import asyncio
 import json
 import uuid
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from starlette.responses import Response, StreamingResponse
 
-from imagemill.emulator.answers import (
-    BodyTooLargeError,
-    Cut,
-    base64_text,
-    base_url,
-    json_answer,
-    parse_object,
-    read_body,
-)
-from imagemill.emulator.fal_input import MODEL, FalInput, InvalidInputError, read_input
-from imagemill.emulator.faults import STATUS
+from imagemill.emulator.answers import Cut, base64_text, base_url, json_answer
+from imagemill.emulator.fal_input import MODEL, InvalidInputError, read_input
+from imagemill.emulator.fields import FieldError
 from imagemill.emulator.gallery import spoil
+from imagemill.emulator.order import Order
+from imagemill.emulator.queue import End, Queue, Task
 from imagemill.emulator.studio import Refusal, Studio, Ticket
+from imagemill.emulator.vendor import Vendor
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Mapping
 
     from starlette.requests import Request
 
-    from imagemill.emulator.links import Link
-
-__all__ = ["APPLICATION", "PATH", "Fal"]
+__all__ = ["APPLICATION", "PATH", "Fal", "fal_answer", "output_of"]
 
 APPLICATION = "/fal-ai/flux"
 PATH = f"{APPLICATION}/schnell"
-_QUEUE_SHARE = 0.2
-_LONG_AGO = "2000-01-01T00:00:00+00:00"
 _COMMENT_S = 15.0
-_LOCKED = "User is locked. Reason: Exhausted balance."
+_POSITION_S = 0.5
+_NOTHING = Order("fal", MODEL, "", 0, 0, 0, None, 0, "jpeg", count=0)
 _DETAILS = {
     400: ("Bad request.", "bad_request"),
     401: ("Authentication is required to access this application.", "unauthorized"),
-    403: (_LOCKED, "user_locked"),
+    403: ("User is locked. Reason: Exhausted balance.", "user_locked"),
     404: ("Request not found.", "bad_request"),
     413: ("The request body is too large.", "bad_request"),
-    422: ("The request is invalid.", "bad_request"),
-    429: ("The concurrent requests limit was reached; try again later.", "rate_limited"),
+    429: ("The concurrent requests limit was reached; try again later.", "concurrent_requests_limit"),
     499: ("The request was cancelled.", "client_cancelled"),
-    500: ("Internal server error.", "internal_error"),
-    502: ("The runner could not be reached.", "runner_connection_error"),
+    500: ("The runner encountered an internal server error.", "runner_server_error"),
+    502: ("The runner sent an incomplete response.", "runner_incomplete_response"),
     503: ("No runner is available.", "runner_scheduling_failure"),
     504: ("The request timed out.", "request_timeout"),
 }
+_STATUS: dict[End, int] = {
+    "done": 200, "flagged": 200, "failed": 500, "rejected": 422, "late": 504, "canceled": 499,
+}  # fmt: skip
 
 
-@dataclass(slots=True)
-class _Job:
-    """A queued request; `started` is monotonic time in seconds."""
-
-    id: str
-    ticket: Ticket
-    asked: FalInput
-    started: float
-    sent_at: datetime = field(default_factory=lambda: datetime.now(UTC))
-    ended_at: datetime | None = None
-    status: int | None = None
-    over: asyncio.Event = field(default_factory=asyncio.Event)
-    cut: bool = False
-    links: list[Link] = field(default_factory=list)
-
-    def end(self, status: int) -> None:
-        """Take the status of its result."""
-        self.status = status
-        self.ended_at = datetime.now(UTC)
-        self.over.set()
-
-
-class Fal:
+class Fal(Vendor):
     """Answers like fal's queue and like fal.run."""
+
+    schemes: ClassVar[frozenset[str]] = frozenset({"key"})
+    exhausted: ClassVar[int] = 403
 
     def __init__(self, studio: Studio) -> None:
         """Make the pictures in this studio."""
-        self._studio = studio
-        self._jobs: dict[str, _Job] = {}
+        super().__init__(studio)
+        self.queue = Queue(studio, flags=False)
 
     async def submit(self, request: Request) -> Response:
-        """Answer a submit to the queue: the links of the request, which runs from now on."""
-        admitted = await self._admit(request)
-        if isinstance(admitted, Response):
-            return admitted
-        ticket, asked = admitted
-        early = self._early(ticket)
-        if early is not None:
-            return early
-        job = _Job(uuid.uuid4().hex, ticket, asked, self._studio.now())
-        self._jobs[job.id] = job
-        self._studio.spawn(self._run(job))
-        links = _job_links(request, job.id)
-        return _answer({"request_id": job.id, **links, "queue_position": 0}, request_id=job.id)
+        """Answer a submit to the queue: the links of the request, which waits its turn from now on."""
+        fields = await self.fields(request)
+        if isinstance(fields, Response):
+            return fields
+        order, error = _NOTHING, None
+        try:
+            order = self.order(request, fields)
+        except FieldError as invalid:
+            error = invalid
+        ticket = self.admit(order, fields, queues=True)
+        if isinstance(ticket, Response):
+            return ticket
+        task = self.queue.add(ticket, error=error, start_s=_start_s(request))
+        content = {"request_id": task.id, **_links(request, task.id), "status": "IN_QUEUE"}
+        return fal_answer(content | {"queue_position": self.studio.position(ticket)}, request_id=task.id)
 
     async def run(self, request: Request) -> Response:
         """Answer the synchronous form: the result itself."""
-        admitted = await self._admit(request)
-        if isinstance(admitted, Response):
-            return admitted
-        ticket, asked = admitted
-        early = self._early(ticket)
-        if early is not None:
-            return early
+        ticket = await self.take(request)
+        if isinstance(ticket, Response):
+            return ticket
         if ticket.fault == "fail":
-            self._studio.release(ticket)
-            return _error(500)
-        job = _Job(uuid.uuid4().hex, ticket, asked, self._studio.now())
-        images = await self._studio.produce(ticket)
+            self.studio.release(ticket)
+            return self.error(500)
+        images = await self.studio.produce(ticket)
         if images is None or ticket.fault == "timeout_after_charge":
-            return self._studio.hang()
-        return await self._result(request, job)
+            return self.studio.hang()
+        return await self._result(request, Task(uuid.uuid4().hex, ticket))
 
     async def status(self, request: Request) -> Response:
         """Answer a poll: 202 until the request is completed."""
-        if self._studio.poll():
-            return _error(429)
-        job = self._job(request)
-        if isinstance(job, Response):
-            return job
-        return _answer(self._state(request, job), 202 if job.status is None else 200, request_id=job.id)
+        if self.studio.poll():
+            return self.error(429)
+        task = self._task(request)
+        if isinstance(task, Response):
+            return task
+        return fal_answer(self._state(request, task), 200 if task.end else 202, request_id=task.id)
 
     async def status_stream(self, request: Request) -> Response:
-        """Answer with a server-sent event a state, until the request is completed."""
-        if self._studio.poll():
-            return _error(429)
-        job = self._job(request)
-        if isinstance(job, Response):
-            return job
+        """Answer with a server-sent event a state, and for a position that moved, until it is completed."""
+        if self.studio.poll():
+            return self.error(429)
+        task = self._task(request)
+        return (
+            task
+            if isinstance(task, Response)
+            else StreamingResponse(self._events(request, task), media_type="text/event-stream")
+        )
 
-        async def events() -> AsyncIterator[bytes]:
-            state = ""
-            while True:
-                content = self._state(request, job)
-                if content["status"] != state:
-                    state = content["status"]
-                    yield b"data: " + json.dumps(content).encode() + b"\n\n"
-                else:
-                    yield b": still here\n\n"
-                if state == "COMPLETED":
-                    return
-                next_s = _COMMENT_S
-                if state == "IN_QUEUE":
-                    next_s = job.started + _QUEUE_SHARE * job.ticket.latency_s - self._studio.now() + 0.001
-                if not await self._studio.wait(job.over, next_s):
-                    return
-
-        return StreamingResponse(events(), media_type="text/event-stream")
+    async def _events(self, request: Request, task: Task) -> AsyncIterator[bytes]:
+        studio, told = self.studio, None
+        comment_at = studio.now() + _COMMENT_S
+        while True:
+            content = self._state(request, task)
+            state = (content["status"], content.get("queue_position"))
+            if state != told:
+                told = state
+                yield b"data: " + json.dumps(content).encode() + b"\n\n"
+            elif studio.now() >= comment_at:
+                comment_at += _COMMENT_S
+                yield b": still here\n\n"
+            if task.end:
+                return
+            if state[0] == "IN_QUEUE":
+                going = await studio.wait(task.ticket.turn, _POSITION_S)
+            else:
+                going = await studio.wait(task.over, _COMMENT_S)
+            if not going:
+                return
 
     async def result(self, request: Request) -> Response:
         """Answer `GET response_url`: the result, or 400 while the request is in progress."""
-        job = self._job(request)
-        if isinstance(job, Response):
-            return job
-        if job.status is None:
-            return _error(400, "Request is still in progress", request_id=job.id)
-        if job.status != HTTPStatus.OK:
-            return _error(job.status, request_id=job.id)
-        return await self._result(request, job)
+        task = self._task(request)
+        if isinstance(task, Response):
+            return task
+        if task.end is None:
+            return self.error(400, "Request is still in progress")
+        if task.end == "rejected" and isinstance(task.error, FieldError):
+            return self.invalid(task.error)
+        status = self.status_of(task)
+        return await self._result(request, task) if status == HTTPStatus.OK else self.error(status)
 
     async def cancel(self, request: Request) -> Response:
         """Answer `PUT cancel_url`: a request that is not completed ends, without a charge."""
-        job = self._job(request)
-        if isinstance(job, Response):
-            return job
-        if job.status is not None:
-            return _answer({"status": "ALREADY_COMPLETED"}, 400, request_id=job.id)
-        job.end(499)
-        self._studio.release(job.ticket)
-        return _answer({"status": "CANCELLATION_REQUESTED"}, 202, request_id=job.id)
+        task = self._task(request)
+        if isinstance(task, Response):
+            return task
+        if task.end:
+            return fal_answer({"status": "ALREADY_COMPLETED"}, 400, request_id=task.id)
+        self.queue.cancel(task)
+        return fal_answer({"status": "CANCELLATION_REQUESTED"}, 202, request_id=task.id)
 
-    async def requests(self, request: Request) -> Response:
-        """Answer `GET /v1/models/requests/by-endpoint`: the requests that are over, the newest first."""
-        if not self._known(request):
-            return _error(401)
-        query = request.query_params
-        try:
-            start = datetime.fromisoformat(query.get("start", _LONG_AGO))
-            size, page = min(100, int(query.get("limit", 50))), int(query.get("cursor", 0))
-        except ValueError:
-            return _error(422)
-        over = [
-            job
-            for job in self._jobs.values()
-            if job.ended_at and job.ended_at >= start and query.get("endpoint_id") == MODEL
-        ]
-        over.sort(key=lambda job: job.ended_at or start, reverse=True)
-        items = [self._past(job) for job in over[page * size : (page + 1) * size]]
-        if query.get("expand") != "payloads":
-            items = [{name: item[name] for name in item if name != "json_input"} for item in items]
-        more = len(over) > (page + 1) * size
-        return _answer({"items": items, "has_more": more, "next_cursor": str(page + 1) if more else None})
+    def known(self, request: Request, *, admin: bool = False) -> bool:
+        """Say whether a request carries a key that is accepted, or that of an `admin`."""
+        scheme, _, key = request.headers.get("authorization", "").partition(" ")
+        return scheme.lower() in self.schemes and self.studio.accepts(key, admin=admin)
 
     @staticmethod
-    def _past(job: _Job) -> dict[str, Any]:
-        return {
-            "request_id": job.id,
-            "endpoint_id": MODEL,
-            "sent_at": job.sent_at.isoformat(),
-            "ended_at": job.ended_at.isoformat() if job.ended_at else None,
-            "status_code": job.status,
-            "json_input": job.asked.fields,
-        }
+    def status_of(task: Task) -> int:
+        """Return the status of a result that is over."""
+        return _STATUS[task.end or "failed"]
 
     async def unknown(self, request: Request) -> Response:
         """Answer a path that names no application of the emulator."""
-        return _error(404, f"Application {request.url.path[1:81]!r} was not found.")
+        return self.error(404, f"Application {request.url.path[1:81]!r} was not found.")
 
-    async def _admit(self, request: Request) -> tuple[Ticket, FalInput] | Response:
-        try:
-            body = await read_body(request)
-        except BodyTooLargeError:
-            return _error(413)
-        self._studio.stats.keep(request.url.path, request.headers.raw, body)
-        if not self._known(request):
-            return _error(401)
-        try:
-            asked = read_input(parse_object(body), self._studio.draw_seed())
-        except InvalidInputError as invalid:
-            return _error(422, [invalid.as_dict()])
-        try:
-            return self._studio.admit(asked.order), asked
-        except Refusal as refusal:
-            seconds = refusal.header if self._studio.settings.retry_after else None
-            headers = {"retry-after": seconds} if seconds else {}
-            exhausted = refusal.status == HTTPStatus.PAYMENT_REQUIRED
-            return _error(403 if exhausted else 429, headers=headers)
+    def order(self, request: Request, fields: dict[str, Any]) -> Order:
+        del request
+        return read_input(fields, self.studio.draw_seed())
 
-    def _known(self, request: Request) -> bool:
-        scheme, _, key = request.headers.get("authorization", "").partition(" ")
-        return scheme.lower() == "key" and self._studio.accepts(key)
+    def refusal(self, refusal: Refusal) -> Response:
+        seconds = refusal.header if self.studio.settings.retry_after else None
+        headers = {"retry-after": seconds} if seconds else {}
+        if refusal.limit == "concurrency":
+            headers["x-fal-needs-retry"] = "1"
+        return self.error(429, headers=headers)
 
-    def _state(self, request: Request, job: _Job) -> dict[str, Any]:
-        content: dict[str, Any] = {"request_id": job.id, **_job_links(request, job.id)}
-        if job.status is None:
-            elapsed_s = self._studio.now() - job.started
-            if elapsed_s < _QUEUE_SHARE * job.ticket.latency_s:
-                return content | {"status": "IN_QUEUE", "queue_position": 0}
+    def error(
+        self, status: int, detail: str | None = None, headers: Mapping[str, str] | None = None
+    ) -> Response:
+        usual, kind = _DETAILS.get(status, _DETAILS[400])
+        content = {"detail": detail or usual, "error_type": kind}
+        return fal_answer(content, status, headers={**(headers or {}), "x-fal-error-type": kind})
+
+    def invalid(self, error: FieldError) -> Response:
+        loc = error.loc if isinstance(error, InvalidInputError) else ()
+        content = {"detail": [{"loc": ["body", *loc], "msg": str(error), "type": error.code or "dict_type"}]}
+        return fal_answer(content, 422, headers={"x-fal-retryable": "false"})
+
+    def _state(self, request: Request, task: Task) -> dict[str, Any]:
+        content: dict[str, Any] = {"request_id": task.id, **_links(request, task.id)}
+        if task.state == "queued":
+            return content | {"status": "IN_QUEUE", "queue_position": self.studio.position(task.ticket)}
+        if task.end is None:
             return content | {"status": "IN_PROGRESS", "logs": None}
         content |= {"status": "COMPLETED", "logs": None, "metrics": {}}
-        if job.status == HTTPStatus.OK:
-            content["metrics"] = {"inference_time": round(job.ticket.latency_s, 6)}
-        else:
-            detail, kind = _DETAILS[job.status]
+        status = self.status_of(task)
+        if status == HTTPStatus.OK:
+            content["metrics"] = {"inference_time": round(task.ticket.latency_s, 6)}
+        elif status != HTTPStatus.UNPROCESSABLE_ENTITY:
+            detail, kind = _DETAILS[status]
             content |= {"error": detail, "error_type": kind}
         return content
 
-    def _job(self, request: Request) -> _Job | Response:
-        if not self._known(request):
-            return _error(401)
-        job = self._jobs.get(request.path_params["request_id"])
-        return _error(404) if job is None else job
+    def _task(self, request: Request) -> Task | Response:
+        if not self.known(request):
+            return self.error(401)
+        task = self.queue.find(request.path_params["request_id"])
+        return self.error(404) if task is None or self.queue.forgotten(task) else task
 
-    def _early(self, ticket: Ticket) -> Response | None:
-        """Return the answer of a fault of the submit itself, None without one."""
-        if ticket.fault in STATUS:
-            self._studio.release(ticket)
-            status = 403 if ticket.fault == "402" else int(ticket.fault)
-            return _error(status, headers=self._studio.fault_headers(status))
-        return self._studio.early(ticket, json_answer({"ok": True, "job": {"state": "new"}}))
-
-    async def _run(self, job: _Job) -> None:
-        if job.ticket.fault == "fail":
-            await self._studio.pause(job.ticket.latency_s)
-            self._studio.release(job.ticket)
-            job.end(job.status or 500)
-            return
-        images = await self._studio.produce(job.ticket)
-        if images is not None and job.ticket.fault != "timeout_after_charge":
-            job.end(200)
-
-    async def _result(self, request: Request, job: _Job) -> Response:
-        studio = self._studio
-        order, fault = job.ticket.order, job.ticket.fault
-        shots = order.shots(fault)
-        if job.asked.inline:
-            images = [spoil(await studio.picture(shot), fault) for shot in shots]
-            urls = [f"data:image/{order.format};base64,{base64_text(i).decode()}" for i in images]
+    async def _result(self, request: Request, task: Task) -> Response:
+        ticket, studio = task.ticket, self.studio
+        inline, fault = bool(ticket.asked.get("sync_mode")), ticket.fault
+        if inline:
+            kind = ticket.order.format
+            images = [spoil(await studio.picture(shot), fault) for shot in ticket.order.shots(fault)]
+            urls = [f"data:image/{kind};base64,{base64_text(image).decode()}" for image in images]
         else:
-            urls = self._links(request, job)
-        content = {
-            "images": [
-                {
-                    "url": url,
-                    "width": order.width,
-                    "height": order.height,
-                    "content_type": f"image/{order.format}",
-                }
-                for url in urls
-            ],
-            "timings": {"inference": round(job.ticket.latency_s, 6)},
-            "seed": order.drawn_seed,
-            "has_nsfw_concepts": [fault in {"black", "flagged"}] * order.count,
-            "prompt": order.prompt,
-        }
-        answer = _answer(content, request_id=job.id)
-        if fault == "reset_body" and job.asked.inline and not job.cut:
-            job.cut = True
+            urls = self.queue.links(request, task, renewed=True)
+        answer = fal_answer(output_of(ticket, urls), request_id=task.id)
+        if fault == "reset_body" and inline and not task.cut:
+            task.cut = True
             return Cut(studio.connections, answer)
         return answer
 
-    def _links(self, request: Request, job: _Job) -> list[str]:
-        """Return the image links of a result; expired ones are minted anew."""
-        links = self._studio.links
-        if not job.links:
-            fault = job.ticket.fault
-            job.links = [links.mint(request, s, fault) for s in job.ticket.order.shots(fault)]
-            return [link.url for link in job.links]
-        for index, link in enumerate(job.links):
-            if links.expired(link):
-                again = None if link.fault == "expired_link" else link.fault
-                job.links[index] = links.mint(request, link.shot, again)
-        return [link.url for link in job.links]
+
+def output_of(ticket: Ticket, urls: list[str]) -> dict[str, Any]:
+    """Return the model's output: the images at these links or in these data URIs, in pixels."""
+    order = ticket.order
+    image = {"width": order.width, "height": order.height, "content_type": f"image/{order.format}"}
+    return {
+        "images": [{"url": url, **image} for url in urls],
+        "timings": {"inference": round(ticket.latency_s, 6)},
+        "seed": order.drawn_seed,
+        "has_nsfw_concepts": [ticket.fault in {"black", "flagged"}] * order.count,
+        "prompt": order.prompt,
+    }
 
 
-def _job_links(request: Request, request_id: str) -> dict[str, str]:
+def _start_s(request: Request) -> float | None:
+    """Return the seconds within which a request must have begun; None where it says nothing usable."""
+    try:
+        return max(0.0, float(request.headers.get("x-fal-request-timeout", "")))
+    except ValueError:
+        return None
+
+
+def _links(request: Request, request_id: str) -> dict[str, str]:
     root = f"{base_url(request)}{APPLICATION}/requests/{request_id}"
     return {
         "response_url": root,
@@ -335,24 +277,13 @@ def _job_links(request: Request, request_id: str) -> dict[str, str]:
     }
 
 
-def _answer(
+def fal_answer(
     content: object,
     status: int = 200,
     *,
     request_id: str | None = None,
-    headers: dict[str, str] | None = None,
+    headers: Mapping[str, str] | None = None,
 ) -> Response:
+    """Return a JSON answer with the id of its request, which every answer of fal's has."""
     name = request_id or uuid.uuid4().hex
     return json_answer(content, status, {**(headers or {}), "x-fal-request-id": name})
-
-
-def _error(
-    status: int,
-    detail: object = None,
-    *,
-    request_id: str | None = None,
-    headers: dict[str, str] | None = None,
-) -> Response:
-    usual, kind = _DETAILS.get(status, _DETAILS[400])
-    named = {**(headers or {}), "x-fal-error-type": kind}
-    return _answer({"detail": detail or usual}, status, request_id=request_id, headers=named)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 from imagemill.emulator.faults import FaultPlan, UnknownFaultError
+from imagemill.emulator.fields import FieldError
 from imagemill.emulator.order import Format, Order
 
-__all__ = ["MODEL", "PRESETS", "FalInput", "InvalidInputError", "read_input"]
+__all__ = ["MODEL", "PRESETS", "SCHEMA", "InvalidInputError", "read_input"]
 
 MODEL = "fal-ai/flux/schnell"
 PRESETS = {
@@ -27,37 +27,79 @@ _COUNTS = range(1, 5)
 _SEEDS = range(-(2**63), 2**64)
 
 
-@dataclass(frozen=True, slots=True)
-class FalInput:
-    """A checked input; `inline` asks for data URIs instead of links, `fields` are as they came."""
+SCHEMA: dict[str, Any] = {
+    "openapi": "3.0.4",
+    "info": {"title": "Queue OpenAPI for fal-ai/flux/schnell", "version": "1.0.0"},
+    "components": {
+        "schemas": {
+            "FluxSchnellInput": {
+                "type": "object",
+                "required": ["prompt"],
+                "x-fal-order-properties": ["prompt", "num_inference_steps", "image_size", "seed"],
+                "properties": {
+                    "prompt": {"type": "string"},
+                    "num_inference_steps": {"type": "integer", "minimum": 1, "maximum": 12, "default": 4},
+                    "image_size": {
+                        "anyOf": [
+                            {"$ref": "#/components/schemas/ImageSize"},
+                            {"type": "string", "enum": list(PRESETS)},
+                        ],
+                        "default": "landscape_4_3",
+                    },
+                    "seed": {"anyOf": [{"type": "integer"}, {"type": "null"}]},
+                    "guidance_scale": {"type": "number", "minimum": 1, "maximum": 20, "default": 3.5},
+                    "sync_mode": {"type": "boolean", "default": False},
+                    "num_images": {"type": "integer", "minimum": 1, "maximum": 4, "default": 1},
+                    "enable_safety_checker": {"type": "boolean", "default": True},
+                    "output_format": {"type": "string", "enum": ["jpeg", "png"], "default": "jpeg"},
+                    "acceleration": {
+                        "type": "string",
+                        "enum": ["none", "regular", "high"],
+                        "default": "none",
+                    },
+                },
+            },
+            "ImageSize": {
+                "type": "object",
+                "properties": {
+                    side: {"type": "integer", "exclusiveMinimum": 0, "maximum": 14142, "default": 512}
+                    for side in ("width", "height")
+                },
+            },
+        }
+    },
+    "paths": {
+        f"/{MODEL}": {
+            "post": {
+                "requestBody": {
+                    "required": True,
+                    "content": {
+                        "application/json": {"schema": {"$ref": "#/components/schemas/FluxSchnellInput"}}
+                    },
+                }
+            }
+        }
+    },
+    "servers": [{"url": "https://queue.fal.run"}],
+}
+"""The model's own schema in the shape in which fal publishes it; facts read 2026-11-25."""
 
-    order: Order
-    inline: bool
-    fields: dict[str, Any]
 
-
-class InvalidInputError(Exception):
+class InvalidInputError(FieldError):
     """A field of the input cannot be used."""
 
     def __init__(self, loc: tuple[str, ...], message: str, kind: str) -> None:
         """Name the place of the field, what is wrong, and the type of the error."""
-        super().__init__(message)
-        self.loc = ("body", *loc)
-        self.kind = kind
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return the error as fal writes it: loc, msg and type."""
-        return {"loc": list(self.loc), "msg": str(self), "type": self.kind}
+        super().__init__(loc[-1] if loc else "", message, kind)
+        self.loc = loc
 
 
-def read_input(fields: dict[str, Any] | None, drawn_seed: int) -> FalInput:
+def read_input(fields: dict[str, Any], drawn_seed: int) -> Order:
     """Check the body of a request; `drawn_seed` is the seed when it names none.
 
     Raises:
         InvalidInputError: A field cannot be used.
     """
-    if fields is None:
-        raise InvalidInputError((), "The body must be a JSON object.", "dict_type")
     prompt = fields.get("prompt")
     if "prompt" not in fields:
         raise InvalidInputError(("prompt",), "Field required", "missing")
@@ -72,9 +114,10 @@ def read_input(fields: dict[str, Any] | None, drawn_seed: int) -> FalInput:
         raise InvalidInputError(("prompt",), message, "value_error") from unknown
     width, height = _size(fields.get("image_size"))
     seed = None if fields.get("seed") is None else _whole(fields, ("seed",), 0, _SEEDS)
-    inline = _flag(fields, "sync_mode", default=False)
-    _flag(fields, "enable_safety_checker", default=True)
-    order = Order(
+    for name in ("sync_mode", "enable_safety_checker"):
+        if not isinstance(fields.get(name, True), bool):
+            raise InvalidInputError((name,), "Input should be a valid boolean", "bool_type")
+    return Order(
         provider="fal",
         model=MODEL,
         prompt=prompt,
@@ -86,7 +129,6 @@ def read_input(fields: dict[str, Any] | None, drawn_seed: int) -> FalInput:
         format=_format(fields),
         count=_whole(fields, ("num_images",), 1, _COUNTS),
     )
-    return FalInput(order, inline, fields)
 
 
 def _size(value: object) -> tuple[int, int]:
@@ -117,15 +159,6 @@ def _whole(fields: dict[str, Any], loc: tuple[str, ...], default: int, allowed: 
     if value > allowed[-1]:
         message = f"Input should be less than or equal to {allowed[-1]}"
         raise InvalidInputError(loc, message, "less_than_equal")
-    return value
-
-
-def _flag(fields: dict[str, Any], name: str, *, default: bool) -> bool:
-    value = fields.get(name)
-    if value is None:
-        return default
-    if not isinstance(value, bool):
-        raise InvalidInputError((name,), "Input should be a valid boolean", "bool_type")
     return value
 
 

@@ -13,12 +13,13 @@ SEEDS = range(-(2**63), 2**64)
 
 
 class FieldError(Exception):
-    """A field cannot be used; `name` is its name."""
+    """A field cannot be used; `name` is its name, `code` the vendor's word for it where it has one."""
 
-    def __init__(self, name: str, message: str) -> None:
+    def __init__(self, name: str, message: str, code: str | None = None) -> None:
         """Say what is wrong with the field."""
         super().__init__(message)
         self.name = name
+        self.code = code
 
 
 def prompt_of(fields: dict[str, Any]) -> str:

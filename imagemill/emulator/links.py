@@ -12,12 +12,13 @@ from imagemill.emulator.answers import Cut, base_url, json_answer
 from imagemill.emulator.gallery import spoil
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
     from starlette.requests import Request
 
+    from imagemill.emulator.answers import Connections
     from imagemill.emulator.order import Shot
-    from imagemill.emulator.studio import Studio
+    from imagemill.emulator.stats import Stats
 
 __all__ = ["Link", "Links"]
 
@@ -35,11 +36,20 @@ class Link:
 
 
 class Links:
-    """Mints image links and answers them."""
+    """Mints image links and answers them. `ttl_s` is their life in seconds, None for ever."""
 
-    def __init__(self, studio: Studio, clock: Callable[[], float]) -> None:
-        """Serve pictures of this studio."""
-        self._studio = studio
+    def __init__(
+        self,
+        picture: Callable[[Shot], Awaitable[bytes]],
+        connections: Connections,
+        stats: Stats,
+        clock: Callable[[], float],
+    ) -> None:
+        """Serve what `picture` draws; `clock` is a monotonic one in seconds."""
+        self.ttl_s: float | None = None
+        self._picture = picture
+        self._connections = connections
+        self._stats = stats
         self._clock = clock
         self._links: dict[str, Link] = {}
 
@@ -54,8 +64,9 @@ class Links:
 
     def expired(self, link: Link) -> bool:
         """Say whether a link is past its time, or carries the fault of an expired one."""
-        ttl_s = self._studio.settings.link_ttl_s
-        return link.fault == "expired_link" or (ttl_s is not None and self._clock() - link.made_at > ttl_s)
+        if link.fault == "expired_link":
+            return True
+        return self.ttl_s is not None and self._clock() - link.made_at > self.ttl_s
 
     async def download(self, request: Request) -> Response:
         """Answer `GET /files/<name>`: the picture, 404 when unknown, 403 when expired.
@@ -63,7 +74,7 @@ class Links:
         The fault "reset_body" cuts the first download of a link off; "truncated" and "garbage"
         spoil every one.
         """
-        self._studio.stats.downloads += 1
+        self._stats.downloads += 1
         link = self._links.get(request.path_params["name"])
         if link is None:
             return json_answer({"detail": "There is no such file."}, 404)
@@ -72,8 +83,8 @@ class Links:
         if self.expired(link):
             return json_answer({"detail": "The link has expired."}, 403)
         link.downloads += 1
-        image = await self._studio.picture(link.shot)
+        image = await self._picture(link.shot)
         answer = Response(spoil(image, link.fault), media_type=link.shot.media_type)
         if link.fault == "reset_body" and link.downloads == 1:
-            return Cut(self._studio.connections, answer)
+            return Cut(self._connections, answer)
         return answer

@@ -47,7 +47,7 @@ class Order:
     """A generation request that passed its checks. Sizes are in pixels.
 
     `seed` is the seed as asked for, None when the request leaves it open; `drawn_seed` is the
-    seed in use.
+    seed in use. `tokens` are the output tokens of each picture, where tokens are billed.
     """
 
     provider: str
@@ -60,6 +60,12 @@ class Order:
     drawn_seed: int
     format: Format
     count: int = 1
+    tokens: int = 0
+
+    @property
+    def text_tokens(self) -> int:
+        """The tokens of the prompt, at four characters each."""
+        return -(-len(self.prompt) // 4)
 
     @cached_property
     def digest(self) -> str:

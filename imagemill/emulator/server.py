@@ -20,6 +20,7 @@ from imagemill.emulator.bfl import BlackForestLabs
 from imagemill.emulator.console import Console
 from imagemill.emulator.fal import APPLICATION, Fal
 from imagemill.emulator.fal import PATH as FAL_PATH
+from imagemill.emulator.fal_platform import FalPlatform
 from imagemill.emulator.openai import OpenAI, speaks_openai
 from imagemill.emulator.replicate import Replicate
 from imagemill.emulator.settings import Settings
@@ -245,7 +246,7 @@ def _listen(port: int) -> socket.socket:
 
 def _application(studio: Studio) -> Starlette:
     together, openai, fal, console = Together(studio), OpenAI(studio), Fal(studio), Console(studio)
-    replicate, bfl = Replicate(studio), BlackForestLabs(studio)
+    replicate, bfl, platform = Replicate(studio), BlackForestLabs(studio), FalPlatform(fal)
     request_path = APPLICATION + "/requests/{request_id}"
 
     def route(method: str, path: str, handler: _Handler, *, counted: bool = True) -> Route:
@@ -256,7 +257,7 @@ def _application(studio: Studio) -> Starlette:
         try:
             body = await read_body(request)
         except BodyTooLargeError:
-            return together.too_large()
+            return together.error(413)
         return await (openai if speaks_openai(body) else together).generate(request, body)
 
     async def refuse(request: Request, error: Exception) -> Response:
@@ -267,6 +268,7 @@ def _application(studio: Studio) -> Starlette:
 
     routes = [
         route("POST", TOGETHER_PATH, images),
+        route("POST", "/{prefix:path}/images/generations", openai.generate),
         route("POST", "/v1/models/{owner}/{name}/predictions", replicate.create),
         route("GET", "/v1/predictions", replicate.predictions),
         route("GET", "/v1/predictions/{id}", replicate.show),
@@ -279,7 +281,11 @@ def _application(studio: Studio) -> Starlette:
         route("GET", f"{request_path}/status/stream", fal.status_stream),
         route("GET", request_path, fal.result),
         route("PUT", f"{request_path}/cancel", fal.cancel),
-        route("GET", "/v1/models/requests/by-endpoint", fal.requests),
+        route("GET", "/v1/models", platform.models),
+        route("GET", "/v1/models/pricing", platform.pricing),
+        route("GET", "/v1/models/billing-events", platform.billing_events),
+        route("GET", "/v1/models/requests/by-endpoint", platform.requests),
+        route("GET", "/v1/models/{owner}/{name}", replicate.model),
         route("POST", "/fal-ai/{application:path}", fal.unknown),
         route("GET", "/files/{name}", studio.links.download),
         route("GET", "/__bill", console.bill, counted=False),

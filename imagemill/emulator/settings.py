@@ -22,9 +22,16 @@ class Settings:
     """How the emulated vendors behave.
 
     Attributes:
-        max_concurrent: Concurrency limit: generation requests in flight at once. None: no limit.
+        max_concurrent: Generation requests in progress at once. Beyond it fal's queue lets requests wait, and
+            every other API refuses them. None: no limit.
         per_minute: Rate limit as a token bucket, in generation requests a minute. None: no limit.
         burst: Capacity of the token bucket, in requests.
+        dynamic_per_minute: Base of Together's dynamic rate, in requests a minute; the vendor's is 60. None:
+            no dynamic rate.
+        dynamic_growth: The dynamic rate as a multiple of what succeeded in the window before.
+        dynamic_window_s: That window, in seconds.
+        capacity_per_s: Requests a second that Together has capacity for, counted beside the dynamic rate;
+            more of them within the rate are answered with a 503. None: no end.
         polls_per_minute: Rate limit of questions about queued requests, apart from the other; a
             second's worth at once. None: no limit.
         retry_after: Whether a 429 answer carries Retry-After where the wait is known.
@@ -33,6 +40,9 @@ class Settings:
         faults: Rate of each fault, a share from 0 to 1 of the generation requests, by fault name.
         hang_s: Seconds after which a hanging request is cut off.
         api_keys: Keys that are accepted. Empty: every key that is not blank.
+        admin_keys: Keys that may read what was charged, at fal. Empty: those that are accepted.
+        result_ttl_s: Seconds until a queued request's result is forgotten (fal, Replicate).
+        billing_lag_s: Seconds until a charge shows among fal's billing events.
         credit_images: Images that may be charged before the credit is exhausted. None: no end.
         link_ttl_s: Seconds until an image link expires. None: never.
         pictures: "full" draws each picture; "fast" draws one a size and only makes it unique.
@@ -42,6 +52,10 @@ class Settings:
     max_concurrent: int | None = None
     per_minute: float | None = None
     burst: int = 1
+    dynamic_per_minute: float | None = None
+    dynamic_growth: float = 2.0
+    dynamic_window_s: float = 3600.0
+    capacity_per_s: float | None = None
     polls_per_minute: float | None = None
     retry_after: bool = True
     latency_s: float = 0.4
@@ -49,6 +63,9 @@ class Settings:
     faults: Mapping[str, float] = field(default_factory=dict)
     hang_s: float = 30.0
     api_keys: tuple[str, ...] = ()
+    admin_keys: tuple[str, ...] = ()
+    result_ttl_s: float = 3600.0
+    billing_lag_s: float = 0.0
     credit_images: int | None = None
     link_ttl_s: float | None = None
     pictures: Literal["full", "fast"] = "full"
@@ -63,10 +80,16 @@ class Settings:
         _whole("max_concurrent", self.max_concurrent, least=1, optional=True)
         _real("per_minute", self.per_minute, optional=True, positive=True)
         _whole("burst", self.burst, least=1)
+        _real("dynamic_per_minute", self.dynamic_per_minute, optional=True, positive=True)
+        _real("dynamic_growth", self.dynamic_growth, positive=True)
+        _real("dynamic_window_s", self.dynamic_window_s, positive=True)
+        _real("capacity_per_s", self.capacity_per_s, optional=True, positive=True)
         _real("polls_per_minute", self.polls_per_minute, optional=True, positive=True)
         _real("latency_s", self.latency_s)
         _real("latency_sigma", self.latency_sigma)
         _real("hang_s", self.hang_s)
+        _real("result_ttl_s", self.result_ttl_s)
+        _real("billing_lag_s", self.billing_lag_s)
         _whole("credit_images", self.credit_images, least=0, optional=True)
         _real("link_ttl_s", self.link_ttl_s, optional=True)
         _whole("seed", self.seed, least=0)
@@ -74,11 +97,11 @@ class Settings:
             _refuse("retry_after", "true or false", self.retry_after)
         if self.pictures not in ("full", "fast"):
             _refuse("pictures", "'full' or 'fast'", self.pictures)
-        if not isinstance(self.api_keys, (tuple, list)) or not all(
-            isinstance(key, str) and key.strip() for key in self.api_keys
-        ):
-            _refuse("api_keys", "a list of keys that are not blank", self.api_keys)
-        object.__setattr__(self, "api_keys", tuple(self.api_keys))
+        for name in ("api_keys", "admin_keys"):
+            keys = getattr(self, name)
+            if not isinstance(keys, (tuple, list)) or not all(isinstance(k, str) and k.strip() for k in keys):
+                _refuse(name, "a list of keys that are not blank", keys)
+            object.__setattr__(self, name, tuple(keys))
         if not isinstance(self.faults, Mapping):
             _refuse("faults", "a rate by fault name", self.faults)
         for name, rate in self.faults.items():
@@ -107,7 +130,8 @@ class Settings:
     def as_dict(self) -> dict[str, Any]:
         """Return the settings as plain values that JSON can hold."""
         values = {item.name: getattr(self, item.name) for item in fields(self)}
-        return values | {"api_keys": list(self.api_keys), "faults": dict(self.faults)}
+        lists = {"api_keys": list(self.api_keys), "admin_keys": list(self.admin_keys)}
+        return values | lists | {"faults": dict(self.faults)}
 
 
 def _refuse(name: str, wanted: str, value: object) -> None:

@@ -144,7 +144,7 @@ def test_the_bill(together: Ask, emulator: Emulator, client: httpx.Client) -> No
     bill = emulator.bill()
     assert bill == client.get("/__bill").json()
     assert bill["images"] == 3
-    assert bill["usd"] == pytest.approx(3 * 0.0027 * 128 * 64 / 1e6, rel=1e-12)
+    assert bill["usd"] == pytest.approx(3 * 0.0027 * 128 * 64 / 1e6 * 3 / 4, rel=1e-12)
     asked = {
         "height": 64,
         "model": MODEL,
@@ -156,7 +156,7 @@ def test_the_bill(together: Ask, emulator: Emulator, client: httpx.Client) -> No
     }
     text = json.dumps(asked, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     line = bill["by_key"][hashlib.sha256(text.encode()).hexdigest()]
-    assert line == {**asked, "count": 2, "usd": pytest.approx(2 * 0.0027 * 128 * 64 / 1e6)}
+    assert line == {**asked, "count": 2, "usd": pytest.approx(2 * 0.0027 * 128 * 64 / 1e6 * 3 / 4)}
 
 
 def test_pictures_are_deterministic(together: Ask) -> None:
