@@ -25,7 +25,15 @@ from imagemill.reports.measurement import count
 from imagemill.runs.remembered_limit import write_limit
 from imagemill.runs.session import Session, open_session
 from imagemill.runs.summary import RunStoppedError, RunSummary
-from imagemill.settings import RunSettings
+from imagemill.settings import (
+    ApiSettings,
+    CatalogSettings,
+    ExecutionSettings,
+    LimitSettings,
+    OutputSettings,
+    PictureSettings,
+    RunSettings,
+)
 from imagemill.tasks.generate_shard import generate_shard, generate_shard_on_worker
 from imagemill.tasks.measure import measure
 from imagemill.tasks.prepare import Prepared
@@ -129,7 +137,27 @@ def outcome(run: Run, prepared: Prepared, summary: RunSummary) -> RunSummary:
     return cast("RunSummary", Completed(name=name, message=message, data=summary))
 
 
-def default_run_id() -> str:
+def run_settings(
+    catalog: CatalogSettings,
+    output: OutputSettings,
+    api: ApiSettings,
+    picture: PictureSettings,
+    limits: LimitSettings,
+    execution: ExecutionSettings,
+) -> RunSettings:
+    """The settings of a flow run; one without a run id gets the flow run's own."""
+    return RunSettings(
+        run_id=execution.run_id or _default_run_id(),
+        catalog=catalog,
+        api=api,
+        output=output,
+        picture=picture,
+        limits=limits,
+        execution=execution,
+    )
+
+
+def _default_run_id() -> str:
     """A run id that a retry of the same flow run finds again, and so resumes."""
     with get_client(sync_client=True) as client:
         # Its first start; the time it is scheduled for moves with each retry.

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field
+from collections.abc import Mapping
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from imagemill.blocks.loading import image_api
 from imagemill.catalog.access import catalog_of
 from imagemill.catalog.plan import Planner
 from imagemill.settings import (
+    Api,
     ApiSettings,
+    Catalog,
     CatalogSettings,
     LimitSettings,
+    Output,
     OutputSettings,
     PictureSettings,
+    input_error,
 )
 
 USUAL_CONCURRENCY = 25
@@ -28,7 +34,7 @@ class Estimate(BaseModel):
     rejected: int
     unique: int
     duplicates: int
-    cost_usd: float = Field(description="One image a job, no retries that pay again.")
+    cost_usd: float = Field(description="One image per job, no retries that pay again.")
     saved_usd: float = Field(description="What the duplicates would have cost.")
     seconds: float
     assuming: str = Field(description="What the time rests on.")
@@ -36,27 +42,45 @@ class Estimate(BaseModel):
 
 
 def estimate(
-    catalog: CatalogSettings,
-    api: ApiSettings,
-    picture: PictureSettings,
-    limits: LimitSettings,
-    output: OutputSettings | None = None,
+    catalog: CatalogSettings | Mapping[str, object] | str,
+    api: ApiSettings | Mapping[str, object] | str = "together",
+    picture: PictureSettings | Mapping[str, object] = PictureSettings(),
+    limits: LimitSettings | Mapping[str, object] = LimitSettings(),
+    output: OutputSettings | Mapping[str, object] | str | None = None,
 ) -> Estimate:
-    """Plan a run without keeping the plan. ``output`` says how an s3:// catalog is reached.
+    """Plan a run without keeping the plan; nothing is asked of the API, and no key is needed.
+
+    Takes what :func:`imagemill.generate_catalog` takes. ``output`` says how an s3:// catalog is reached.
 
     Raises:
-        InputError: the catalog cannot be used.
+        InputError: the catalog or a setting cannot be used.
     """
-    vendor = image_api(api, needs_key=False)
-    planner = Planner(vendor, picture)
+    try:
+        given = _Given(catalog=catalog, api=api, picture=picture, limits=limits, output=output)
+    except ValidationError as error:
+        raise input_error(error) from error
+    return _estimate(given)
+
+
+class _Given(BaseModel):
+    catalog: Catalog
+    api: Api
+    picture: PictureSettings
+    limits: LimitSettings
+    output: Output | None
+
+
+def _estimate(given: _Given) -> Estimate:
+    vendor, limits = image_api(given.api, needs_key=False), given.limits
+    planner = Planner(vendor, given.picture)
     reasons: dict[str, int] = {}
-    for _, rejected, _ in planner.plan(catalog_of(catalog, output)):
+    for _, rejected, _ in planner.plan(catalog_of(given.catalog, given.output)):
         for reason in rejected["reason"].to_pylist():
             reasons[reason] = reasons.get(reason, 0) + 1
     counts = planner.counts
     concurrency = USUAL_CONCURRENCY if limits.concurrency == "auto" else limits.concurrency
     per_second = concurrency / vendor.typical_latency_s
-    assuming = f"{concurrency} at once, {vendor.typical_latency_s:g} s an image"
+    assuming = f"{concurrency} at once, {vendor.typical_latency_s:g} s per image"
     if limits.max_images_per_minute and limits.max_images_per_minute < 60 * per_second:
         per_second = limits.max_images_per_minute / 60
         assuming = f"{limits.max_images_per_minute:g} images a minute"

@@ -15,10 +15,10 @@ from prefect.settings import get_current_settings
 
 from imagemill.cluster.global_rate import hold_rate
 from imagemill.cluster.log_parts import gather_parts
-from imagemill.cluster.membership import Crew, crew_kept, member_name
+from imagemill.cluster.membership import Crew, member_name, on_board
 from imagemill.engine.engine import StopKind
 from imagemill.errors import InputError
-from imagemill.runs.session import Session
+from imagemill.runs.session import Session, on_loop
 from imagemill.settings import ExecutionSettings
 from imagemill.stores import Shard
 
@@ -80,7 +80,7 @@ def leading(session: Session) -> Iterator[Crew]:
         engine=session.engine,
         recorder=session.recorder,
     )
-    with crew_kept(session.portal, crew, session.pacer.look_again):
+    with on_loop(session.portal, on_board(crew, session.pacer.look_again)):
         yield crew
 
 

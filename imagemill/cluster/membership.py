@@ -10,11 +10,10 @@ from __future__ import annotations
 import os
 import socket
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 
 import anyio
-from anyio.from_thread import BlockingPortal
 
 from imagemill.engine.engine import Engine, StopKind
 from imagemill.engine.limits.leased_rate import LeasedRate
@@ -170,28 +169,21 @@ class Crew:
             self._rate.share = 1.0 / max(1, working, self._expected if self._beats <= 3 else 1)
 
 
-@contextmanager
-def crew_kept(portal: BlockingPortal, crew: Crew, changed: Callable[[], None]) -> Iterator[None]:
-    """Be one of the crew while the block runs.
+@asynccontextmanager
+async def on_board(crew: Crew, changed: Callable[[], None]) -> AsyncIterator[None]:
+    """Be one of the crew while the block runs; ``changed`` is called after each exchange of notes.
 
     Raises:
         InputError: see :meth:`Crew.join`.
     """
-
-    @asynccontextmanager
-    async def kept() -> AsyncIterator[None]:
-        await crew.join()
-        try:
-            async with anyio.create_task_group() as group:
-                group.start_soon(crew.keep_touch, changed)
-                yield
-                group.cancel_scope.cancel()
-        finally:
-            with anyio.CancelScope(shield=True):
-                await crew.leave()
-
-    with portal.wrap_async_context_manager(kept()):
-        yield
+    await crew.join()
+    try:
+        async with anyio.create_task_group() as group:
+            group.start_soon(crew.keep_touch, changed)
+            yield
+            group.cancel_scope.cancel()
+    finally:
+        await crew.leave()
 
 
 def _is_fresh(note: Note) -> bool:

@@ -17,11 +17,11 @@ from distributed import WorkerPlugin, get_worker
 from imagemill.blocks.apis import ImageApi
 from imagemill.cluster.global_rate import leased_rate
 from imagemill.cluster.log_parts import LogPart
-from imagemill.cluster.membership import Crew, crew_kept, member_name
+from imagemill.cluster.membership import Crew, member_name, on_board
 from imagemill.engine.limits.leased_rate import LeasedRate
 from imagemill.errors import StoreUnavailableError
 from imagemill.runs.recovery import find_images, upload_unsaved
-from imagemill.runs.session import Joining, Session, open_session, worker_log
+from imagemill.runs.session import Joining, Session, on_loop, open_session, worker_log
 from imagemill.settings import RunSettings
 from imagemill.stores import Shard
 
@@ -139,7 +139,7 @@ def _open_member(settings: RunSettings) -> Iterator[_Member]:
             recorder=session.recorder,
             rate=leased[0] if leased else None,
         )
-        with crew_kept(session.portal, crew, session.pacer.look_again):
+        with on_loop(session.portal, on_board(crew, session.pacer.look_again)):
             yield _Member(session, crew, part)
 
 

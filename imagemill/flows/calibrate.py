@@ -14,13 +14,13 @@ from imagemill.engine.limits.pacer import Limit
 from imagemill.reports.calibration_plot import write_plot
 from imagemill.runs.remembered_limit import variable_name, write_limit
 from imagemill.runs.user_errors import one_sentence
-from imagemill.settings import Api, Budget
+from imagemill.settings import Api, ApiSettings, Budget
 
 
 @flow(name="calibrate", persist_result=False)
 @one_sentence
 def calibrate(
-    api: Api = "together",  # type: ignore[assignment] # a name stands for the settings
+    api: Api = ApiSettings(),
     budget: Budget = Budget(),
     plot: Path | None = None,
 ) -> Calibration:

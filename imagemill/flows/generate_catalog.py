@@ -4,17 +4,17 @@
 
 from prefect import flow
 
-from imagemill.pipeline import default_run_id, finish, generate, open_run, outcome
+from imagemill.pipeline import finish, generate, open_run, outcome, run_settings
 from imagemill.runs.summary import RunSummary
 from imagemill.runs.user_errors import one_sentence
 from imagemill.settings import (
     Api,
+    ApiSettings,
     Catalog,
     ExecutionSettings,
     LimitSettings,
     Output,
     PictureSettings,
-    RunSettings,
 )
 from imagemill.tasks.approval import ask_approval
 from imagemill.tasks.prepare import prepare
@@ -25,7 +25,7 @@ from imagemill.tasks.prepare import prepare
 def generate_catalog(
     catalog: Catalog,
     output: Output,
-    api: Api = "together",  # type: ignore[assignment] # a name stands for the settings
+    api: Api = ApiSettings(),
     picture: PictureSettings = PictureSettings(),
     limits: LimitSettings = LimitSettings(),
     execution: ExecutionSettings = ExecutionSettings(),
@@ -36,7 +36,7 @@ def generate_catalog(
         catalog: Where the prompts are: a path, or more about it.
         output: Where images and records go: s3://BUCKET/PREFIX, or more about it.
         api: Which image API: a vendor's name, or more about it.
-        picture: What rows say nothing about.
+        picture: Defaults for rows that do not set their own.
         limits: How fast, and how much money.
         execution: How the work is divided and where it is kept.
 
@@ -48,15 +48,7 @@ def generate_catalog(
         RunStoppedError: the run stopped early (key refused, budget, interrupted, bucket or store away)
             and can be resumed; it carries the summary.
     """
-    settings = RunSettings(
-        run_id=execution.run_id or default_run_id(),
-        catalog=catalog,
-        api=api,
-        output=output,
-        picture=picture,
-        limits=limits,
-        execution=execution,
-    )
+    settings = run_settings(catalog, output, api, picture, limits, execution)
     with open_run(settings) as run:
         prepared = prepare(run.session)
         ask_approval(prepared.images, prepared.cost_usd, limits.approve_above_usd)

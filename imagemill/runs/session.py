@@ -8,7 +8,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
+from contextlib import (
+    AbstractAsyncContextManager,
+    AsyncExitStack,
+    ExitStack,
+    asynccontextmanager,
+    contextmanager,
+)
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -145,7 +151,22 @@ def open_session(settings: RunSettings, joining: Joining | None = None) -> Itera
         show = current_caller().show
         portal = stack.enter_context(start_blocking_portal(name="imagemill-engine"))
         parts = _Parts(settings, folder, api, bucket, catalog, store, known, show, portal, begun)
-        yield stack.enter_context(portal.wrap_async_context_manager(_running(parts, joining)))
+        yield stack.enter_context(on_loop(portal, _running(parts, joining)))
+
+
+@contextmanager
+def on_loop(portal: BlockingPortal, context: AbstractAsyncContextManager[T]) -> Iterator[T]:
+    """Enter a context on the portal's event loop while the block runs.
+
+    It does not see what the block raises: its task groups would wrap that in an ExceptionGroup.
+    """
+    with ExitStack() as stack:
+        entered = stack.enter_context(portal.wrap_async_context_manager(context))
+        entering = stack.pop_all()
+    try:
+        yield entered
+    finally:
+        entering.close()
 
 
 def _unplanned_catalog(settings: RunSettings, folder: RunFolder, bucket: ImageBucket) -> CatalogFiles | None:
