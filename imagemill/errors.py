@@ -1,7 +1,7 @@
-"""What can go wrong with a request, and the one table that says what happens then.
+"""The classes of error, the retry table, and the exceptions.
 
-The table is DESIGN's: each class of error has its own retry budget and its own end. The engine looks
-nothing up anywhere else; an image API only decides which class an answer belongs to.
+The retry table is the only place that says what happens after an error: each class has its own retry budget
+and outcome. An image API only decides which class an answer belongs to.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from enum import StrEnum
 
 
 class ErrorClass(StrEnum):
-    """The classes of error a generation request can end in."""
+    """The classes of error of a generation request."""
 
     RATE_LIMITED = "rate_limited"
     SERVER_ERROR = "server_error"
@@ -26,22 +26,22 @@ class ErrorClass(StrEnum):
 
 
 class Outcome(StrEnum):
-    """What becomes of a job whose budget for one class of error is spent."""
+    """What happens to a job when its budget for a class of error is used up."""
 
     RETRYABLE = "retryable"
-    """The job fails; running it again later may well succeed."""
+    """The job fails; it may succeed later."""
     PERMANENT = "permanent"
-    """The job fails; the same input will fail again."""
+    """The job fails; the same input would fail again."""
     STOP = "stop"
-    """The run stops; the job and all others that are not finished stay pending."""
+    """The run stops; this job and all other unfinished ones stay pending."""
 
 
 @dataclass(frozen=True, slots=True)
 class RetryRule:
-    """How often one class of error is retried, and how long each retry waits.
+    """How often a class of error is retried, and how long each retry waits.
 
     The wait before retry ``n`` (from 1) is ``base_s * 2 ** (n - 1)`` seconds, at most ``max_s``; with
-    ``jitter`` a random share of it ("full jitter"). A Retry-After of the API wins over both.
+    ``jitter`` a random share of it ("full jitter"). A Retry-After header overrides both.
     """
 
     retries: int
@@ -53,7 +53,7 @@ class RetryRule:
     def wait_s(self, retry: int, retry_after_s: float | None, rng: random.Random) -> float:
         """Seconds to wait before retry number ``retry`` (from 1)."""
         if retry_after_s is not None:
-            # Everybody was told the same moment: a little jitter keeps them from coming back as one.
+            # All requests got the same Retry-After: a little jitter keeps them from returning together.
             return retry_after_s + rng.uniform(0.0, 0.1 * retry_after_s + 0.1)
         wait = min(self.max_s, self.base_s * 2.0 ** (retry - 1))
         return rng.uniform(0.0, wait) if self.jitter else wait
@@ -69,14 +69,14 @@ RETRY_RULES: Mapping[ErrorClass, RetryRule] = {
     ErrorClass.UNAUTHORIZED: RetryRule(0, Outcome.STOP),
     ErrorClass.OUT_OF_BUDGET: RetryRule(0, Outcome.STOP),
 }
-"""The retry table: one rule, one budget, one counter for each class."""
+"""The retry table: one rule, one budget and one counter per class."""
 
 
 class ApiError(Exception):
-    """A generation request that brought no usable image, with the class that decides what follows.
+    """A generation request that produced no usable image; its class decides what happens next.
 
-    ``keep_request`` says that the API still knows the request: a retry asks about it again instead of
-    paying for a new one. ``charged`` says that the API made an image and will bill it all the same.
+    With ``keep_request``, the API still knows the request: a retry follows it up instead of paying for a new
+    one. With ``charged``, the API made an image and will charge for it nevertheless.
     """
 
     def __init__(
@@ -99,28 +99,28 @@ class ApiError(Exception):
 
 
 class InputError(Exception):
-    """Something a user gave cannot be used: one sentence that says what, which, and what to do."""
+    """Unusable input or settings; the message says what is wrong, where, and what to do."""
 
     def __init__(self, sentence: str) -> None:
         super().__init__(printable(sentence))
 
 
 class StoreUnavailableError(Exception):
-    """The bucket or the job store did not answer, again and again: the run can be resumed later."""
+    """The bucket or the job store was unavailable for too long; the run can be resumed later."""
 
     def __init__(self, sentence: str) -> None:
         super().__init__(printable(sentence))
 
 
 def printable(text: str) -> str:
-    """Text of a catalog or a server, fit for a terminal and a log: control characters spelled out."""
+    """Text from a catalog or a server, safe for terminals and logs: control characters are escaped."""
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def class_of_status(status: int, *, has_retry_after: bool = False) -> ErrorClass:
-    """The class of an HTTP status code, where the vendor gives no better reason."""
+    """The class of an HTTP status code, if the vendor gives no better reason."""
     if status == 429 or (status in {503, 529} and has_retry_after):
         return ErrorClass.RATE_LIMITED
     if status in {401, 403}:

@@ -1,4 +1,4 @@
-"""Parquet files on this machine, read and written a batch at a time."""
+"""Local Parquet files, read and written in batches."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ ROWS = 16_384
 
 
 def read_batches(file: Path, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
-    """The rows of a file, at most 16,384 at once.
+    """The rows of a file, in batches of at most 16,384.
 
-    pyarrow would read what it wants of the whole file ahead, which is for files behind a network.
+    Without ``pre_buffer=False``, pyarrow reads the whole file ahead, which only helps over a network.
     """
     with pq.ParquetFile(file, pre_buffer=False) as source:
         yield from source.iter_batches(ROWS, columns=columns)
 
 
 class RowWriter:
-    """Writes a file in row groups of some 16,384 rows, in whatever portions they come."""
+    """Writes a file in row groups of about 16,384 rows, however many rows each write has."""
 
     def __init__(self, file: Path, schema: pa.Schema) -> None:
         self._writer = pq.ParquetWriter(file, schema, compression="zstd")

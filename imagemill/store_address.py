@@ -1,8 +1,8 @@
 """The address of a job store's server, and its password, which is kept apart from it.
 
-Settings go into Prefect's database and into the run's record. A password that is given inside an address is
-therefore taken out as soon as the address is read. A process that was given none, such as a resume by the
-record, takes it from IMAGEMILL_STORE_PASSWORD.
+Settings are stored in Prefect's database and in the run's record. A password within an address is therefore
+removed as soon as the address is read. A process that was not given one, such as a resume from the record,
+takes it from IMAGEMILL_STORE_PASSWORD.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from imagemill.errors import InputError
 
 PASSWORD_VARIABLE = "IMAGEMILL_STORE_PASSWORD"  # noqa: S105 - a variable's name
 
-# The last @ ends the password, so that one with odd characters in it is taken out as a whole, too.
+# The last @ ends the password, so that one with special characters is removed as a whole, too.
 _INLINE = re.compile(
     r"(?P<before>[A-Za-z][A-Za-z0-9+.-]*://[^:@/?#]*):(?P<password>.*)(?P<after>@.*)", re.DOTALL
 )
@@ -42,7 +42,7 @@ def split_password(store: str) -> tuple[str, SecretStr | None]:
 
 @dataclass(frozen=True, slots=True)
 class StoreAddress:
-    """Where a store's server listens. ``str()`` of it is fit for a person: it holds no password."""
+    """Where a store's server listens. ``str()`` of it has no password."""
 
     scheme: str
     host: str
@@ -59,28 +59,28 @@ class StoreAddress:
 def address_of(
     store: str, *, port: int, options: tuple[str, ...], password: SecretStr | None = None
 ) -> StoreAddress:
-    """The parts of a store's address. ``port`` is the usual one; ``options`` may follow a question mark.
+    """The parts of a store's address. ``port`` is the default; ``options`` may follow a question mark.
 
     The password is the address's own, or ``password``, or that of the environment.
 
     Raises:
-        InputError: it is none, or has an option that is not known.
+        InputError: it is malformed, or has an unknown option.
     """
     store, own = split_password(store)
     password = own or password
     scheme = store.partition(":")[0]
     found = _ADDRESS.fullmatch(store)
     if not found or int(found["port"] or 1) not in range(1, 65536):
-        # The address is not repeated: what could not be read might hold a password.
+        # Not repeated here: what could not be parsed may contain a password.
         raise InputError(
-            f"The job store's address is not of the form {scheme}://USER@HOST:PORT/DATABASE; special"
+            f"The job store's address is not of the form {scheme}://USER@HOST:PORT/DATABASE. Special"
             " characters in it must be percent-encoded."
         )
     query = dict(parse_qsl(found["query"] or "", keep_blank_values=True))
     for name in query:
         if name not in options:
             raise InputError(
-                f"The job store's address has an option {name!r}: known are {', '.join(options)}."
+                f"The job store's address has an unknown option {name!r}. Known: {', '.join(options)}."
             )
     return StoreAddress(
         scheme=scheme,

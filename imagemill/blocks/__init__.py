@@ -1,6 +1,6 @@
-"""The nouns a user configures: image APIs, job stores, the bucket.
+"""Prefect block types that users save: image APIs and the servers of job stores.
 
-``prefect block register -m imagemill.blocks`` finds the block types here. They are loaded on first use.
+``prefect block register -m imagemill.blocks`` registers them. They are loaded on first use.
 """
 
 from __future__ import annotations

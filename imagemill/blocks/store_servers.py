@@ -1,4 +1,4 @@
-"""The servers that job stores live in, as blocks that a user saves in the UI."""
+"""Block types for the servers of job stores."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from imagemill.store_address import split_password
 
 
 class StoreServer(Block):
-    """A server that holds the jobs of runs."""
+    """A server that stores the jobs of runs."""
 
-    # A password that was put into the address is not repeated.
+    # A password in the address must not appear in an error message.
     model_config = ConfigDict(hide_input_in_errors=True)
 
     schemes: ClassVar[tuple[str, ...]]
 
     url: str = Field(description="The server's address, without its password.")
-    password: SecretStr | None = Field(default=None, description="The password of the address's user.")
+    password: SecretStr | None = Field(default=None, description="The password of the user in the address.")
 
     @field_validator("url")
     @classmethod
@@ -27,12 +27,12 @@ class StoreServer(Block):
         if url.partition("://")[0] not in cls.schemes:
             raise ValueError(f"the address must begin with {' or '.join(f'{s}://' for s in cls.schemes)}")
         if split_password(url)[1] is not None:
-            raise ValueError("the password belongs into its own field, not into the address")
+            raise ValueError("enter the password in its own field, not in the address")
         return url
 
 
 class PostgresServer(StoreServer):
-    """A Postgres database that holds the jobs of runs.
+    """A Postgres database that stores the jobs of runs.
 
     Example:
         ```python
@@ -46,17 +46,17 @@ class PostgresServer(StoreServer):
     _documentation_url = HttpUrl("https://www.postgresql.org/docs/current/libpq-connect.html")
     _block_type_name = "Job store: Postgres"
     _block_type_slug = "imagemill-postgres-store"
-    _description = "A Postgres database that holds the jobs of runs, one table for all of them."
+    _description = "A Postgres database that stores the jobs of runs, in one table for all runs."
 
     schemes = ("postgresql", "postgres")
     url: str = Field(
-        description="postgresql://USER@HOST:PORT/DATABASE, without the password; ?sslmode= may follow.",
+        description="postgresql://USER@HOST:PORT/DATABASE without the password; ?sslmode=... is optional.",
         examples=["postgresql://mill@db.example.com/jobs?sslmode=require"],
     )
 
 
 class RedisServer(StoreServer):
-    """A Redis or Valkey server that holds the jobs of runs; it should persist them.
+    """A Redis or Valkey server that stores the jobs of runs. It should have persistence enabled.
 
     Example:
         ```python
@@ -70,10 +70,10 @@ class RedisServer(StoreServer):
     _documentation_url = HttpUrl("https://redis.io/docs/latest/develop/clients/")
     _block_type_name = "Job store: Redis"
     _block_type_slug = "imagemill-redis-store"
-    _description = "A Redis or Valkey server that holds the jobs of runs, under keys imagemill:{RUN_ID}:*."
+    _description = "A Redis or Valkey server that stores the jobs of runs, under keys imagemill:{RUN_ID}:*."
 
     schemes = ("redis", "rediss")
     url: str = Field(
-        description="redis://USER@HOST:PORT/NUMBER, or rediss:// with TLS, without the password.",
+        description="redis://USER@HOST:PORT/NUMBER without the password; rediss:// for TLS.",
         examples=["rediss://cache.example.com/0"],
     )

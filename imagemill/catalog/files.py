@@ -1,4 +1,4 @@
-"""Reads a catalog: Parquet files, local or on S3, in batches, with clear words for what cannot be read."""
+"""Reads a catalog: Parquet files, local or on S3, in batches."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ BATCH_ROWS = 10_000
 
 @dataclass(frozen=True, slots=True)
 class CatalogFiles:
-    """A catalog's files in order, where they lie, how many rows they hold, and which columns are read.
+    """A catalog's files in order, their filesystem, their number of rows, and the columns to read.
 
-    ``columns`` maps imagemill's names to the catalog's; ``carried`` are the others, for the manifest.
+    ``columns`` maps imagemill's names to the catalog's; ``carried`` are the other columns, for the manifest.
     """
 
     files: Sequence[str]
@@ -38,7 +38,7 @@ class CatalogFiles:
     limit: int | None
 
     def batches(self) -> Iterator[pa.Table]:
-        """Tables of at most 10,000 rows: imagemill's columns by its own names, then the carried ones."""
+        """Tables of at most 10,000 rows: imagemill's columns under its own names, then the carried ones."""
         left = self.limit
         wanted = [*self.columns.values(), *self.carried.names]
         names = [*self.columns, *[f"carried:{name}" for name in self.carried.names]]
@@ -74,10 +74,10 @@ def open_catalog(
 ) -> CatalogFiles:
     """Find a catalog's files and read their schemas.
 
-    ``session`` and ``endpoint_url`` say how s3:// is reached, as for the output bucket.
+    ``session`` and ``endpoint_url`` are for s3:// catalogs, as for the output bucket.
 
     Raises:
-        InputError: no such file, not Parquet, or no such column; says which, and what is near.
+        InputError: no such file, not Parquet, or no such column. The message suggests the closest column.
     """
     if urlsplit(settings.path).scheme == "s3":
         filesystem = _s3(session or boto3.Session(), endpoint_url)
@@ -92,7 +92,7 @@ def open_catalog(
                 source = stack.enter_context(filesystem.open_input_file(file))
                 parquet = pq.ParquetFile(source)
             except PermissionError as error:
-                raise InputError(f"The catalog file {file!r} may not be read.") from error
+                raise InputError(f"No permission to read the catalog file {file!r}.") from error
             except (pa.ArrowException, OSError) as error:
                 raise InputError(
                     f"The catalog file {file!r} is not a Parquet file ({_first_line(error)})."
@@ -119,7 +119,7 @@ def _column_map(settings: CatalogSettings, schema: pa.Schema) -> dict[str, str]:
     for own, name in settings.columns.items():
         if name not in names:
             raise InputError(
-                f"The catalog has no column {name!r}, which was given for {own!r}"
+                f"The catalog has no column {name!r} to use as {own!r}"
                 f"{_nearest(name, names)}. Its columns: {_listed(names)}."
             )
     renamed = set(settings.columns.values())
@@ -138,8 +138,8 @@ def _column_map(settings: CatalogSettings, schema: pa.Schema) -> dict[str, str]:
         kind = kind.value_type
     if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)):
         raise InputError(
-            f"The catalog's column {columns['prompt']!r} holds {kind}, not text: name the column of"
-            " prompts, as in --column prompt=NAME."
+            f"The catalog's column {columns['prompt']!r} holds {kind}, not text. Name the column that holds"
+            " the prompts, as in --column prompt=NAME."
         )
     return columns
 
@@ -165,7 +165,7 @@ def _local_files(path: str) -> list[str]:
     if place.is_dir():
         files = sorted(str(file) for file in place.rglob("*.parquet") if file.is_file())
         if not files:
-            raise InputError(f"The catalog folder {path!r} holds no .parquet files.")
+            raise InputError(f"The catalog folder {path!r} has no .parquet files.")
         return files
     if glob.has_magic(path):
         found = glob.glob(str(place), recursive=True)  # noqa: PTH207 - Path.glob takes no absolute one
@@ -179,7 +179,7 @@ def _local_files(path: str) -> list[str]:
 def _s3(session: boto3.Session, endpoint_url: str | None) -> pa.fs.FileSystem:
     credentials = session.get_credentials()
     if credentials is None:
-        raise InputError("There are no S3 credentials to read the catalog with.")
+        raise InputError("There are no S3 credentials for reading the catalog.")
     frozen = credentials.get_frozen_credentials()
     options: dict[str, str] = {}
     if endpoint_url:
@@ -211,7 +211,7 @@ def _s3_files(filesystem: pa.fs.FileSystem, uri: str) -> list[str]:
     except OSError as error:
         raise InputError(f"The catalog {uri!r} cannot be reached: {_first_line(error)}") from error
     if not found:
-        raise InputError(f"The catalog {uri!r} does not exist, or holds no .parquet files.")
+        raise InputError(f"The catalog {uri!r} does not exist, or has no .parquet files.")
     return sorted(found)
 
 

@@ -1,4 +1,4 @@
-"""The end of a server that was started as a child process."""
+"""Ending a server that was started as a child process."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def ended_afterwards(process: subprocess.Popen[bytes], within_s: float) -> Iterator[None]:
-    """Ask the process to end once the block is left, and kill it where that takes longer, in seconds."""
+    """Terminate the process after the block, and kill it if that takes longer than this many seconds."""
     try:
         yield
     finally:

@@ -1,4 +1,4 @@
-"""What a person sees of runs that were: a table of them, one of them, and why its jobs failed."""
+"""The output of ``imagemill runs``: a table of runs, one run, and why its jobs failed."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _MOST_SHOWN = 50
 
 
 def show_runs(arguments: argparse.Namespace) -> int:
-    """Do what ``imagemill runs`` was asked."""
+    """Run ``imagemill runs``; the exit code."""
     if getattr(arguments, "output.uri") is None:
         return _show(arguments, LocalRecords())
     from imagemill.bucket.access import (
@@ -51,7 +51,7 @@ def show_runs(arguments: argparse.Namespace) -> int:
 def _show(arguments: argparse.Namespace, records: RunRecords) -> int:
     if arguments.run_id is None:
         if arguments.failed or arguments.id is not None:
-            raise InputError("Say of which run: imagemill runs RUN_ID --failed.")
+            raise InputError("Name a run, as in: imagemill runs RUN_ID --failed.")
         runs = known_runs(records)
         if arguments.json:
             _print_json({"runs": [run.model_dump() for run in runs]})
@@ -82,11 +82,11 @@ def _show_run(run: KnownRun, summary: RunSummary | None) -> None:
     if summary is None:
         _show_table([run])
         if run.state == "unfinished":
-            say(f"It was broken off. Go on with: imagemill resume {run.run_id}")
+            say(f"The run did not finish. Resume it with: imagemill resume {run.run_id}")
         return
     show_summary(summary)
     if summary.stopped:
-        say(f"Stopped: {spelled_out(summary.stopped)} Go on with: imagemill resume {run.run_id}")
+        say(f"Stopped: {spelled_out(summary.stopped)} Resume it with: imagemill resume {run.run_id}")
     if summary.failed:
         say(f"Why jobs failed: imagemill runs {run.run_id} --failed")
 
@@ -113,7 +113,7 @@ def _show_table(runs: Sequence[KnownRun]) -> None:
         )
         for run in runs
     ]
-    # Not a table of rich's, which shortens ids where the terminal is narrow: they are there to be copied.
+    # Not rich's Table, which shortens ids in a narrow terminal: people copy them.
     widths = [max(map(len, column)) for column in zip(_TITLES, *rows, strict=True)]
     _print_row(_TITLES, widths, "dim")
     for row in rows:
@@ -135,7 +135,7 @@ def _show_failed(run: KnownRun, stories: Sequence[JobStory]) -> None:
     for story in stories[:_MOST_SHOWN]:
         _show_story(story)
     if len(stories) > _MOST_SHOWN:
-        say(f"And {len(stories) - _MOST_SHOWN:,} more: --json has them all, --id ID shows one.")
+        say(f"And {len(stories) - _MOST_SHOWN:,} more: --json lists all of them, --id ID shows one.")
 
 
 def _show_story(story: JobStory) -> None:
@@ -146,7 +146,7 @@ def _show_story(story: JobStory) -> None:
         code = (
             f" ({spelled_out(story.error_code)})" if story.error_code not in {None, story.error_class} else ""
         )
-        outcome = "may succeed later" if story.retryable else "fails again as it is"
+        outcome = "may succeed later" if story.retryable else "would fail again"
         say(f"  error     {story.error_class}, code {spelled_out(code)}, {outcome}")
     if story.message:
         say(f"  {'reason  ' if story.status == 'rejected' else 'message '}  {spelled_out(story.message)}")
@@ -155,7 +155,7 @@ def _show_story(story: JobStory) -> None:
         more += f", request {spelled_out(story.request_id)}" if story.request_id else ""
         say(f"  attempts  {story.attempts}{more}")
     for attempt in story.history:
-        after = "" if attempt.retry_in_s is None else f", again in {duration(attempt.retry_in_s)}"
+        after = "" if attempt.retry_in_s is None else f", retried after {duration(attempt.retry_in_s)}"
         words = f': "{spelled_out(attempt.message[:300])}"' if attempt.message else ""
         say(f"    {attempt.at[11:23]}  {attempt.attempt}. {attempt.error_class}{words}{after}")
     if story.image:

@@ -1,4 +1,4 @@
-"""The command's options. What each means is said once, where its setting is declared."""
+"""The command's options. Their help texts are the descriptions of the settings."""
 
 from __future__ import annotations
 
@@ -70,13 +70,13 @@ OPTIONS: tuple[tuple[str, str, str, str], ...] = (
 )
 
 RUN_GROUPS = ("catalog", "api", "output", "picture", "limits", "execution")
-"""The groups of settings that a run is told."""
+"""The groups of settings of a run."""
 
 CALIBRATE_GROUPS = ("api", "budget")
-"""The groups of settings that a calibration is told."""
+"""The groups of settings of a calibration."""
 
 BUCKET_OPTIONS = ("--output", "--s3-endpoint-url", "--s3-bucket-block")
-"""What says where a bucket is."""
+"""The options that locate a bucket."""
 
 RESUME_OPTIONS = (
     "--concurrency",
@@ -88,11 +88,11 @@ RESUME_OPTIONS = (
     "--task-runner",
     "--scheduler",
 )
-"""What a resume may be told anew."""
+"""The options that a resume can override."""
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser that says what is wrong in one sentence."""
+    """An argument parser whose errors are one line."""
 
     def error(self, message: str) -> NoReturn:
         """End with exit code 2."""
@@ -105,7 +105,7 @@ def add_options(
     only: Sequence[str] | None = None,
     groups: Sequence[str] = RUN_GROUPS,
 ) -> None:
-    """Give a parser the options of a run, or some of them, or those of other groups of settings."""
+    """Add the options of these groups of settings to a parser, or only some of them."""
     for option, metavar, group, name in OPTIONS:
         if group not in groups or (only is not None and option not in only):
             continue
@@ -116,17 +116,17 @@ def add_options(
             kind = {"action": "store_true", "default": None}
         elif option == "--column":
             kind |= {"action": "append"}
-            help_text = f"{help_text} Repeatable, as in --column prompt=text."
+            help_text = f"{help_text} Can be repeated, as in --column prompt=text."
         elif field.default is not None and not field.is_required():
             help_text = f"{help_text} Default: {field.default}."
         parser.add_argument(option, dest=f"{group}.{name}", help=help_text, **kind)
 
 
 def settings_of(arguments: argparse.Namespace, group: str, **given: object) -> Any:  # noqa: ANN401
-    """One group of settings, from what the command line says about it.
+    """One group of settings, from the command line.
 
     Raises:
-        InputError: a value is refused; says which and why.
+        InputError: a value is invalid; the message says which, and why.
     """
     values = dict(given)
     for option, _, owner, name in OPTIONS:

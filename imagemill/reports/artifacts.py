@@ -27,12 +27,12 @@ from imagemill.runs.session import Session
 from imagemill.runs.summary import RunSummary
 
 REFRESH_S = 2.0
-"""How often progress and headline are updated, in seconds; Prefect asks for at most one update a second."""
+"""How often progress and headline are updated, in seconds; Prefect asks for at most one per second."""
 
 MOST_ROWS = 200
 _LINK_DAYS = 7
 _PATIENCE_S = 10.0
-"""How long a run's end waits for the last artifacts, in seconds."""
+"""How long the end of a run waits for the last artifacts, in seconds."""
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ class _Artifact(NamedTuple):
 
 
 class RunArtifacts:
-    """The artifacts of one run, written by their own thread: their trouble never reaches the run."""
+    """The artifacts of one run, written by their own thread so that a failure cannot affect the run."""
 
     def __init__(self, session: Session) -> None:
         self._session = session
@@ -58,13 +58,13 @@ class RunArtifacts:
         self._ids: dict[str, UUID] = {}
         self._complained = False
         self._ending = threading.Event()
-        # The thread has to see this flow run's settings: they say where the API is.
+        # The thread needs the flow run's context: it has the settings with Prefect's address.
         self._thread = threading.Thread(
             target=contextvars.copy_context().run, args=(self._keep_writing,), daemon=True
         )
 
     def start(self) -> None:
-        """Begin to write."""
+        """Start writing."""
         self._thread.start()
 
     def conclude(self, summary: RunSummary) -> None:
@@ -72,7 +72,7 @@ class RunArtifacts:
         self._summary = summary
 
     def stop(self) -> None:
-        """Write what is left, and wait for it a while."""
+        """Write the last artifacts, and wait for that for a few seconds."""
         self._ending.set()
         self._thread.join(_PATIENCE_S)
 
@@ -87,7 +87,7 @@ class RunArtifacts:
                         written = progress
                 if self._summary is not None:
                     self._write(client, self._final(self._summary))
-        except Exception:  # artifacts are a courtesy: whatever is wrong with them, the run goes on
+        except Exception:  # artifacts are not worth failing a run for
             logger.warning("The run's artifacts could not be written.", exc_info=True)
 
     def _write(self, client: SyncPrefectClient, artifacts: Sequence[_Artifact]) -> None:
@@ -109,7 +109,7 @@ class RunArtifacts:
                 self._ids[name] = made.id
         except (httpx.HTTPError, PrefectException, OSError) as error:
             if not self._complained:
-                logger.warning("Prefect does not take the run's artifacts (%s).", type(error).__name__)
+                logger.warning("Prefect did not accept the run's artifacts (%s).", type(error).__name__)
             self._complained = True
 
     def _final(self, summary: RunSummary) -> list[_Artifact]:
@@ -121,7 +121,7 @@ class RunArtifacts:
             text = f"The metrics of run {summary.run_id} over time."
             final.append(_Artifact("metrics", "table", json.dumps(rows), text))
         if summary.report is not None:
-            text = f"The report lies at {summary.report}."
+            text = f"The report is at {summary.report}."
             final.append(_Artifact("report", "markdown", self._report_link(summary), text))
         return final
 
@@ -129,11 +129,11 @@ class RunArtifacts:
         name = f"runs/{summary.run_id}/report.html"
         link = self._bucket.link(name, 86_400 * _LINK_DAYS)
         text = f"### [Open the report of run {summary.run_id}]({link})\n\n"
-        text += f"The link works for {_LINK_DAYS} days, or as long as the credentials it was made with."
+        text += f"The link works for {_LINK_DAYS} days, or until the credentials it was made with expire."
         if self._bucket.endpoint_url is None:
             key = quote(self._bucket.prefix + name, safe="")
             console = f"https://console.aws.amazon.com/s3/object/{self._bucket.name}?prefix={key}"
-            text += f" After that, [the console of AWS]({console}) shows it."
+            text += f" After that, open it in [the AWS console]({console})."
         return text
 
 
@@ -155,11 +155,11 @@ def _live(progress: Progress) -> list[_Artifact]:
 
 
 def _progress(run_id: str, share: float) -> _Artifact:
-    return _Artifact("progress", "progress", round(share, 1), f"Jobs of run {run_id} that are finished.")
+    return _Artifact("progress", "progress", round(share, 1), f"Finished jobs of run {run_id}.")
 
 
 def _headline(run: Progress | RunSummary) -> _Artifact:
-    """The run in one table, of the same shape before and after its end."""
+    """The run in one table, in the same form while it runs and afterwards."""
     finished = run.done + run.failed
     cells = {
         "done": f"**{run.done:,}** of {run.unique:,}",
@@ -171,7 +171,7 @@ def _headline(run: Progress | RunSummary) -> _Artifact:
         "cost": money(run.cost_usd),
     }
     if isinstance(run, Progress):
-        cells["at once"] = f"{run.in_flight:,} of {run.concurrency:,}"
+        cells["in flight"] = f"{run.in_flight:,} of {run.concurrency:,}"
     lines = [f"### Run {run.run_id}", "", *_table(cells)]
     if isinstance(run, RunSummary) and run.stopped:
         reason = " ".join(spelled_out(run.stopped).replace("`", "'").split())
@@ -179,7 +179,7 @@ def _headline(run: Progress | RunSummary) -> _Artifact:
             "",
             f"Stopped early: `{reason}`",
             "",
-            f"Go on with `imagemill resume {run.run_id}`, or start it again with this run ID.",
+            f"Resume it with `imagemill resume {run.run_id}`, or start it again with this run id.",
         ]
     return _Artifact("headline", "markdown", "\n".join(lines), "The run in a few numbers.")
 
@@ -190,7 +190,7 @@ def _table(cells: dict[str, str]) -> list[str]:
 
 
 def metrics_rows(buckets: Sequence[dict[str, Any]]) -> list[dict[str, object]]:
-    """The rows of metrics.parquet for people, the four metrics first; neighbours are joined."""
+    """The rows of metrics.parquet for display, merged so that there are at most 200."""
     joined = -(-len(buckets) // MOST_ROWS) or 1
     rows = []
     for start in range(0, len(buckets), joined):

@@ -1,4 +1,4 @@
-"""Draws a calibration: throughput and 429s against requests at once, in one self-contained HTML file."""
+"""Draws a calibration: throughput and 429s by concurrency, in one self-contained HTML file."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def write_plot(found: Calibration, path: Path) -> None:
     try:
         path.write_text(plot_html(found), encoding="utf-8")
     except OSError as error:
-        raise InputError(f"The plot cannot be written to {str(path)!r}: {error.strerror}.") from error
+        raise InputError(f"Cannot write the plot to {str(path)!r}: {error.strerror}.") from error
 
 
 def plot_html(found: Calibration) -> str:
@@ -50,12 +50,12 @@ def plot_html(found: Calibration) -> str:
     line = "L".join(f"{x(level.concurrency)} {y(up.y(level.per_minute))}" for level in levels)
     dots = "".join(
         f'<circle class="{"refused" if level.refused_share else "fine"}" cx="{x(level.concurrency)}"'
-        f' cy="{y(up.y(level.per_minute))}" r="5"><title>{level.concurrency} at once:'
-        f" {level.per_minute:,.0f} images a minute, {level.refused_share:.1%} 429s</title></circle>"
+        f' cy="{y(up.y(level.per_minute))}" r="5"><title>Concurrency {level.concurrency}:'
+        f" {level.per_minute:,.0f} images per minute, {level.refused_share:.1%} 429s</title></circle>"
         for level in levels
     )
-    rate = f", {found.per_minute:,.0f} images a minute" if found.per_minute else ""
-    seen = f"{found.concurrency} at once{rate}" if found.limit_seen else "No limit was met"
+    rate = f", {found.per_minute:,.0f} images per minute" if found.per_minute else ""
+    seen = f"{found.concurrency} concurrent requests{rate}" if found.limit_seen else "no limit was reached"
     title = escape(f"{found.provider} at {found.host}: {seen}")
     return f"""<!doctype html>
 <html lang="en"><meta charset="utf-8"><title>{title}</title>
@@ -67,11 +67,11 @@ svg {{ max-width: 100%; }} text {{ fill: currentColor; font-size: 12px; }}
 .fine {{ fill: #3b7dd8; }} .refused {{ fill: #d9534f; }}
 </style>
 <h1>{title}</h1>
-<p>Images a minute against requests at once; red where 429s came. {found.images:,} images,
+<p>Images per minute by concurrency; red points had 429s. {found.images:,} images,
 {found.seconds:,.0f} s, ${found.cost_usd:,.4f}.</p>
 <svg viewBox="0 0 {_LEFT + _WIDTH + 30} {_TOP + _HEIGHT + 50}" role="img" aria-label="{title}">
 {grid}<path class="line" d="M{line}"/>{dots}
-<text x="{_LEFT + _WIDTH / 2}" y="{_TOP + _HEIGHT + 40}" text-anchor="middle">requests at once</text>
+<text x="{_LEFT + _WIDTH / 2}" y="{_TOP + _HEIGHT + 40}" text-anchor="middle">concurrent requests</text>
 </svg>
 </html>
 """

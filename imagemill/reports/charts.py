@@ -1,6 +1,6 @@
-"""Geometry of all charts: values over time become paths, points and ticks.
+"""The geometry of the charts: values over time become paths, points and ticks.
 
-All coordinates are percent of a plot, from its upper left corner, so that one drawing fits every width.
+All coordinates are percentages of the plot, from its upper left corner, so that a drawing fits any width.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ _TIME_STEPS_S = (
 )  # fmt: skip
 _HEADROOM = 1.08
 _LOW_BAND = 60
-"""Percent of a plot up to which a scale gets fewer ticks."""
+"""Scales up to this percentage of the plot's height get fewer ticks."""
 
 Values = Sequence[float | None]
-"""A value for each bucket; None where there is none."""
+"""One value per bucket, or None."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,7 @@ class Tick:
 
 @dataclass(frozen=True, slots=True)
 class Box:
-    """A rectangle: a pause of the whole run, or a bar."""
+    """A rectangle: a pause or a bar."""
 
     left: float
     top: float
@@ -43,7 +43,7 @@ class Box:
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """A bucket in a chart: its column, the place of its value, and what it tells."""
+    """A bucket in a chart: its column, the position of its value, and its text."""
 
     left: float
     width: float
@@ -54,9 +54,9 @@ class Point:
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """One chart, ready to be drawn. ``stat`` is what its caption says of its values.
+    """One chart, ready to be drawn. ``stat`` summarizes its values in the caption.
 
-    ``marked`` points are worth a look, ``flagged`` ones a worry.
+    ``marked`` points are highlighted, ``flagged`` ones are regressions.
     """
 
     title: str
@@ -75,32 +75,32 @@ class Chart:
 
 
 class Axis(ABC):
-    """The time that charts share, in Unix seconds, and where each value has its column in it."""
+    """The time axis that charts share, in Unix seconds, and the column of each value on it."""
 
     begin: float
     end: float
     most_ticks: int
     joins: bool
-    """Whether a line runs on over a column without a value."""
+    """Whether a line continues across a column without a value."""
 
     def x(self, at: float) -> float:
-        """The place of a moment."""
+        """The position of a moment."""
         return round(100 * (at - self.begin) / (self.end - self.begin), 2)
 
     @abstractmethod
     def column(self, index: int) -> tuple[float, float, float]:
-        """Left edge, place of the value and right edge of a column."""
+        """Left edge, position of the value and right edge of a column."""
 
     @abstractmethod
     def follows(self, index: int) -> bool:
-        """Whether a line joins a value to the one before it."""
+        """Whether a line connects a value to the one before it."""
 
     def pauses(self) -> list[Box]:
-        """The gaps in which there was nothing, over the whole height."""
+        """The gaps in which nothing ran, over the whole height."""
         return []
 
     def ticks(self) -> list[Tick]:
-        """Round moments in UTC, at most one more than ``most_ticks``."""
+        """Ticks at round times in UTC, at most one more than ``most_ticks``."""
         length = self.end - self.begin
         days = math.ceil(length / _DAY_S / self.most_ticks) * _DAY_S
         step = next((s for s in _TIME_STEPS_S if length / s <= self.most_ticks), days)
@@ -140,8 +140,8 @@ class MomentAxis(Axis):
 
     Args:
         moments: ascending, in Unix seconds.
-        begin: where the axis starts: that of several charts, so that they stand under each other.
-        end: where it ends.
+        begin: the start of the axis, which several charts share so that they line up.
+        end: its end.
     """
 
     most_ticks = 4
@@ -178,7 +178,7 @@ class Scale:
     low: float = 100.0
 
     def y(self, value: float) -> float:
-        """The place of a value."""
+        """The position of a value."""
         return _place(value, self.top, self.high, self.low)
 
 
@@ -190,14 +190,14 @@ def scale(
     whole: bool = False,
     band: tuple[float, float] = (0.0, 100.0),
 ) -> Scale:
-    """A scale that holds all values, with a few round ticks.
+    """A scale that covers all values, with a few round ticks.
 
     Args:
-        values: what it must hold; none below zero.
-        label: words a tick, given its value and the decimals that the step between ticks needs.
-        least: the top where all values are zero.
-        whole: whether the values are counts, which ticks between whole numbers would make odd.
-        band: the heights of the plot that it lies between.
+        values: the values to cover, none of them negative.
+        label: formats a tick, given its value and the number of decimals that the steps need.
+        least: the top of the scale if all values are zero.
+        whole: whether the values are counts, so that ticks must be whole numbers.
+        band: the heights of the plot between which the scale is drawn.
     """
     largest = max((value for value in values if value is not None), default=0.0)
     top = largest * _HEADROOM if largest > 0 else least
@@ -222,7 +222,7 @@ def _place(value: float, top: float, high: float, low: float) -> float:
 
 
 def _runs(axis: Axis, values: Values) -> Iterator[list[tuple[int, float]]]:
-    """Values by column, cut where the axis does not join them."""
+    """Values by column, split where the axis does not connect them."""
     run: list[tuple[int, float]] = []
     for index, value in enumerate(values):
         if run and ((value is None and not axis.joins) or not axis.follows(index)):
@@ -278,7 +278,7 @@ def bars(axis: Axis, measure: Scale, values: Values) -> list[Box]:
 
 
 def points(axis: Axis, measure: Scale, values: Values, texts: Sequence[str]) -> list[Point]:
-    """One point a bucket, with its text."""
+    """One point per bucket, with its text."""
     made = []
     for index, (value, text) in enumerate(zip(values, texts, strict=True)):
         left, middle, right = axis.column(index)

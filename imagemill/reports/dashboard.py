@@ -31,12 +31,12 @@ from imagemill.reports.templating import environment
 from imagemill.settings import RegressionSettings
 
 MOST_RUNS = 2_000
-"""The dashboard shows so many runs, the latest; a year of daily runs of five catalogs."""
+"""The dashboard shows at most this many runs: a year of daily runs of five catalogs."""
 
 _DAY_S = 86_400
 
 _UNITS = {
-    "images_per_minute": "images a minute",
+    "images_per_minute": "images per minute",
     "error_rate": "% of jobs",
     "p95_latency_s": "seconds",
     "cost_per_image_usd": "USD",
@@ -44,17 +44,17 @@ _UNITS = {
 
 
 class DashboardSummary(BaseModel):
-    """What a dashboard shows. Costs in USD."""
+    """What a dashboard shows. Costs are in USD."""
 
     model_config = ConfigDict(frozen=True)
 
     dashboard: str = Field(description="The address of the page.")
     runs: int
-    skipped: int = Field(description="Files in metrics/ that tell of no run.")
+    skipped: int = Field(description="Files in metrics/ that are not runs.")
     catalogs: int
-    generated: int = Field(description="Images that all runs together paid for.")
+    generated: int = Field(description="Images that the runs paid for in total.")
     cost_usd: float
-    regressions: list[Regression] = Field(description="Runs that did worse than those before, latest first.")
+    regressions: list[Regression] = Field(description="Runs that did worse than earlier runs, latest first.")
 
 
 def publish_dashboard(
@@ -118,7 +118,7 @@ def render_dashboard(
 
 @dataclass(frozen=True, slots=True)
 class _Headline:
-    """All runs in a few numbers; medians are of runs that generated anything."""
+    """Totals over all runs, and medians over runs that generated something."""
 
     generated: int
     cost_usd: float
@@ -145,7 +145,7 @@ class _Headline:
 
 @dataclass(frozen=True, slots=True)
 class _Week:
-    """The runs that began in one week, which starts on ``monday``."""
+    """The runs of one week, which starts on ``monday``."""
 
     monday: date
     runs: int
@@ -207,7 +207,7 @@ def _chart(
     medians: charts.Values,
     found: dict[str, Regression],
 ) -> Chart:
-    """A point a run; the median of the runs before fainter; regressions flagged."""
+    """One point per run, a fainter line for the median of earlier runs, and flags on regressions."""
     words, unit = metric.words, _UNITS[metric.name]
     values = [metric.value(run) if run.generated else None for run in runs]
     measure = charts.scale([*values, *medians], _TICKS[metric.name], least=_LEAST[metric.name])
@@ -253,6 +253,6 @@ _LEAST = {"images_per_minute": 1.0, "error_rate": 0.01, "p95_latency_s": 1.0, "c
 
 
 def _mark(regression: Regression | None, metric: str) -> Change | None:
-    """The change of a metric that makes a run a regression."""
+    """The change in a metric that makes a run a regression, if any."""
     changes = regression.changes if regression else ()
     return next((change for change in changes if change.metric == metric), None)

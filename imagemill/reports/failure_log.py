@@ -1,4 +1,4 @@
-"""Sends the first failed jobs of a run to Prefect's log, where a person looks first."""
+"""Sends the first failed jobs of a run to Prefect's log, where people look first."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from prefect.logging.handlers import APILogHandler
 from imagemill.engine.job_log import jobs_logger
 
 MOST_LINES = 100
-"""So many failures of a run go to the Prefect API; ten thousand lines would drown it."""
+"""The most failures of a run that are sent to Prefect's API; ten thousand would overload it."""
 
 
 class _FailureLog(logging.Handler):
-    """Hands the failed jobs of one run on to Prefect's own handler. No other line of a job goes there."""
+    """Passes the failed jobs of one run to Prefect's own handler, and no other job events."""
 
     def __init__(self, run_id: str, flow_run_id: str) -> None:
         super().__init__(logging.ERROR)
@@ -33,14 +33,14 @@ class _FailureLog(logging.Handler):
         own = copy.copy(record)
         own.flow_run_id = self._flow_run_id
         if self._seen > MOST_LINES:
-            own.msg = "More jobs failed than the %s above: imagemill runs %s --failed has them all."
+            own.msg = "More jobs failed than the %s above. List them all with: imagemill runs %s --failed"
             own.args = (MOST_LINES, self._run_id)
         self._api.handle(own)
 
 
 @contextmanager
 def failures_logged(run_id: str, flow_run_id: str) -> Iterator[None]:
-    """Have the run's failures in the flow run's log while the block runs."""
+    """Send the run's failures to the flow run's log while the block runs."""
     handler = _FailureLog(run_id, flow_run_id)
     jobs_logger.addHandler(handler)
     try:

@@ -1,4 +1,4 @@
-"""The history of runs: what the bucket's folder ``metrics/`` says, a row a run."""
+"""The history of runs, from the bucket's folder ``metrics/``, with one row per run."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from imagemill.settings import RUN_ID
 
 _ROW_FILE = re.compile(rf"metrics/run_id=({RUN_ID.pattern})/run\.parquet")
 _MOST_BYTES = 2**20
-"""A run's row is some 10 KB; what is larger is no such row."""
+"""A run's row has about 10 KB; larger files are something else."""
 _AT_ONCE = 16
 
 Count = Field(ge=0)
@@ -26,7 +26,7 @@ Amount = Field(ge=0, allow_inf_nan=False)
 
 
 class RunRow(BaseModel):
-    """A run, as its row in ``metrics/`` tells it. Latency in seconds, costs in USD."""
+    """A run's row in ``metrics/``. Latency is in seconds, costs are in USD."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -48,25 +48,25 @@ class RunRow(BaseModel):
 
     @property
     def at(self) -> datetime:
-        """When the run was, in UTC: its start, or its end where nothing was asked of the API."""
+        """When the run was, in UTC: its start, or its end if nothing was sent to the API."""
         return utc(self.started_at or self.ended_at)
 
     @property
     def cost_per_image_usd(self) -> float | None:
-        """What one generated image cost."""
+        """The cost of one generated image."""
         return self.cost_usd / self.generated if self.generated else None
 
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """All runs of a bucket by time, and how many files of its ``metrics/`` told of none."""
+    """All runs of a bucket by time, and how many files in ``metrics/`` were not runs."""
 
     runs: list[RunRow]
     skipped: int
 
 
 def history_of(bucket: ImageBucket) -> History:
-    """The runs that the bucket's ``metrics/`` tells of; files that tell of none are skipped."""
+    """The runs in the bucket's ``metrics/``; other files are skipped."""
     with ThreadPoolExecutor(_AT_ONCE) as threads:
         found = list(threads.map(lambda file: _row(bucket, file), bucket.objects("metrics")))
     runs = [row for row in found if row is not None]

@@ -1,6 +1,6 @@
 """The metrics of a run: throughput, error rate, latency and cost, per time bucket and for the whole run.
 
-A run of a million jobs is held as arrays, some 50 bytes a job.
+Jobs are held as arrays, at about 50 bytes per job.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from imagemill.parquet import read_batches
 BUCKET_WIDTHS_S = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600)
 MOST_BUCKETS = 240
 PAUSE_S = 5.0
-"""A gap in the log longer than this is a pause between two sittings of a run, not part of it."""
+"""A longer gap in the log is a pause between two sessions of a run, not part of the run."""
 
 METRICS_SCHEMA = pa.schema(
     [
@@ -59,9 +59,9 @@ _PACE = ("requests", "rate_limited", "retries", "concurrency")
 
 @dataclass(frozen=True, slots=True)
 class MeasuredJobs:
-    """The jobs of a run, by their numbers. Times in Unix milliseconds, -1 where there is none; USD; seconds.
+    """The jobs of a run, by number. Times are in Unix milliseconds or -1, costs in USD, latencies in seconds.
 
-    A latency is NaN where no image came.
+    The latency is NaN if there is no image.
     """
 
     done: Flags
@@ -74,7 +74,7 @@ class MeasuredJobs:
 
     @classmethod
     def read(cls, file: Path) -> MeasuredJobs:
-        """From jobs.parquet."""
+        """Read them from jobs.parquet."""
         jobs, start = cls.none(pq.read_metadata(file).num_rows), 0
         columns = ["status", "reused", "latency_s", "cost_usd", "started_at", "finished_at"]
         for batch in read_batches(file, columns):
@@ -90,7 +90,7 @@ class MeasuredJobs:
 
     @classmethod
     def none(cls, number: int = 0) -> MeasuredJobs:
-        """So many of which nothing is known."""
+        """This many jobs of which nothing is known."""
         return cls(
             done=np.zeros(number, bool),
             failed=np.zeros(number, bool),
@@ -102,7 +102,7 @@ class MeasuredJobs:
         )
 
     def latency_quantile(self, share: float) -> float | None:
-        """Over all images that were made; None where there are none."""
+        """A quantile over all generated images; None if there are none."""
         latencies = self.latency_s[self.done & ~np.isnan(self.latency_s)]
         return round(float(np.quantile(latencies, share)), 4) if latencies.size else None
 
@@ -120,7 +120,7 @@ class MeasuredJobs:
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """What log.jsonl says about a run's pace: an entry a second and process, and errors by class."""
+    """A run's pace from log.jsonl: one entry per second and process, and errors by class."""
 
     at_ms: Whole
     worker: Whole
@@ -132,7 +132,7 @@ class Pace:
 
     @classmethod
     def read(cls, log: Path) -> Pace:
-        """From log.jsonl."""
+        """Read it from log.jsonl."""
         moments, workers = array("q"), array("q")
         numbers = [array("q") for _ in _PACE]
         names: dict[str, int] = {}
@@ -144,7 +144,7 @@ class Pace:
                 try:
                     event = orjson.loads(line)
                 except orjson.JSONDecodeError:
-                    continue  # a line that a kill cut short
+                    continue  # cut short by a kill
                 if event["event"] == "pace":
                     moments.append(round(datetime.fromisoformat(event["at"]).timestamp() * 1000))
                     workers.append(names.setdefault(event.get("worker", ""), len(names)))
@@ -158,14 +158,14 @@ class Pace:
 
 @dataclass(frozen=True, slots=True)
 class Savings:
-    """For each job, by its number: the duplicate rows it serves, and what they would have cost in USD."""
+    """For each job, by number: its duplicate rows, and what they would have cost, in USD."""
 
     duplicates: Whole
     saved_usd: Floats
 
     @classmethod
     def read(cls, plan: Path, jobs: int, price_usd: Callable[[int, int], float]) -> Savings:
-        """From plan.parquet, which holds so many jobs; ``price_usd`` is the price of a width and height."""
+        """Read them from plan.parquet, which has ``jobs`` jobs; ``price_usd`` prices a width and height."""
         rows, price = np.zeros(jobs, np.int64), np.zeros(jobs)
         for batch in read_batches(plan, ["job", "width", "height"]):
             planned = batch.filter(batch["job"].is_valid())
@@ -181,7 +181,7 @@ class Savings:
 
 
 def working_s(jobs: MeasuredJobs, pace: Pace) -> float:
-    """Seconds in which images were asked for: from the first to the last event, without pauses."""
+    """The working time in seconds: from the first to the last event, without pauses."""
     asked = ~jobs.reused
     moments = np.concatenate([pace.at_ms, jobs.started_ms[asked], jobs.finished_ms[asked]])
     moments = np.sort(moments[moments != _NEVER])
@@ -192,7 +192,7 @@ def working_s(jobs: MeasuredJobs, pace: Pace) -> float:
 
 
 def metrics_table(jobs: MeasuredJobs, pace: Pace, savings: Savings) -> pa.Table:
-    """The metrics per time bucket; buckets in which nothing happened are left out."""
+    """The metrics per time bucket, omitting buckets in which nothing happened."""
     finished = np.flatnonzero((jobs.finished_ms != _NEVER) & ~jobs.reused)
     at_ms = jobs.finished_ms[finished]
     times = np.concatenate([at_ms, pace.at_ms])
@@ -204,7 +204,7 @@ def metrics_table(jobs: MeasuredJobs, pace: Pace, savings: Savings) -> pa.Table:
     of_job, of_second = place[: len(finished)], place[len(finished) :]
 
     def total(place: Whole, values: npt.NDArray[np.generic] | None = None) -> Floats:
-        # Sums of prices to the twelfth digit, whatever their order was.
+        # Rounded to twelve digits, so that the order of summation does not matter.
         return np.bincount(place, values, len(buckets)).astype(float).round(12)
 
     done = jobs.done[finished]
@@ -235,7 +235,7 @@ def metrics_table(jobs: MeasuredJobs, pace: Pace, savings: Savings) -> pa.Table:
 
 
 def _quantiles(place: Whole, latencies: Floats, buckets: int) -> tuple[Floats, Floats]:
-    """The 50th and 95th percentile in each bucket; NaN where it has no latency."""
+    """The 50th and 95th percentile of each bucket; NaN if it has no latencies."""
     known = ~np.isnan(latencies)
     place, latencies = place[known], latencies[known]
     order = np.argsort(place, kind="stable")
@@ -248,7 +248,7 @@ def _quantiles(place: Whole, latencies: Floats, buckets: int) -> tuple[Floats, F
 
 
 def _concurrency(of_second: Whole, pace: Pace, buckets: int) -> Floats:
-    """The highest in each bucket, NaN where it is unknown; of several processes the account saw the sum."""
+    """The highest concurrency of each bucket, summed over processes; NaN if unknown."""
     workers = int(pace.worker.max(initial=0)) + 1
     highest = np.full((buckets, workers), np.nan)
     np.fmax.at(highest, (of_second, pace.worker), pace.concurrency)

@@ -22,7 +22,7 @@ _MEMORY = "dashboard.json"
 def emit_new_regressions(bucket: ImageBucket, summary: DashboardSummary) -> int:
     """Emit an event for each latest run that regressed, unless an earlier dashboard did; how many.
 
-    A regression that later runs have followed asks for nothing any more.
+    A regression that is followed by later runs needs no action any more.
     """
     emitted = _emitted_before(bucket)
     new = [each for each in summary.regressions if each.latest and each.run_id not in emitted]
@@ -40,7 +40,7 @@ def _emitted_before(bucket: ImageBucket) -> set[str]:
     try:
         before = DashboardSummary.model_validate_json(bucket.read(_MEMORY) or b"")
     except ValueError:
-        return set()  # none yet, or none of ours
+        return set()  # there is none yet, or it is unreadable
     return {regression.run_id for regression in before.regressions}
 
 

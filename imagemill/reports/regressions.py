@@ -1,4 +1,4 @@
-"""Regressions: runs that did clearly worse than the runs of the same catalog and API before them."""
+"""Regressions: runs that did clearly worse than earlier runs of the same catalog and API."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from imagemill.settings import RegressionSettings
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """One of the four metrics: its name, whether more is worse, its value in a run, and how to word it."""
+    """One of the four metrics: its name, whether more is worse, its value in a run, and its format."""
 
     name: str
     title: str
@@ -38,32 +38,32 @@ METRIC_NAMED = {metric.name: metric for metric in METRICS}
 
 
 class Change(BaseModel):
-    """One metric of a run beside the median of the runs before it."""
+    """One metric of a run, compared with the median of earlier runs."""
 
     model_config = ConfigDict(frozen=True)
 
     metric: str
     value: float
     median: float
-    change: float | None = Field(description="(value - median) / median; None where the median is 0.")
+    change: float | None = Field(description="(value - median) / median; None if the median is 0.")
 
     @property
     def title(self) -> str:
-        """The metric's name for people."""
+        """The metric's display name."""
         return METRIC_NAMED[self.metric].title
 
     @property
     def in_words(self) -> str:
-        """The value, and how far from the median it is."""
+        """The value, and its distance from the median."""
         words = METRIC_NAMED[self.metric].words
         if self.change is None:
-            return f"{words(self.value)}, where the median was {words(self.median)}"
-        share = f"{percent(abs(self.change))} {'over' if self.change > 0 else 'under'}"
+            return f"{words(self.value)}, the median was {words(self.median)}"
+        share = f"{percent(abs(self.change))} {'above' if self.change > 0 else 'below'}"
         return f"{words(self.value)}, {share} the median of {words(self.median)}"
 
 
 class Regression(BaseModel):
-    """A run that did worse, and in what."""
+    """A run that did worse, and the metrics that got worse."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -71,8 +71,8 @@ class Regression(BaseModel):
     at: datetime
     catalog: str
     provider: str
-    runs_before: int = Field(description="Runs that the medians are of.")
-    latest: bool = Field(description="Whether no later run of this catalog and API has generated anything.")
+    runs_before: int = Field(description="The number of earlier runs.")
+    latest: bool = Field(description="Whether this is the latest run of its catalog and API.")
     changes: tuple[Change, ...]
 
     @property
@@ -82,7 +82,7 @@ class Regression(BaseModel):
 
     @property
     def resource_id(self) -> str:
-        """The Prefect resource that catalog and API are together."""
+        """The Prefect resource id for this catalog and API."""
         slug = re.sub(r"[^a-z0-9]+", "-", self.catalog.lower()).strip("-")
         return f"imagemill.catalog.{slug}.{self.provider}"
 
@@ -100,9 +100,9 @@ def series_of(runs: Sequence[RunRow]) -> Series:
 
 
 def find_regressions(runs: Sequence[RunRow], settings: RegressionSettings) -> list[Regression]:
-    """The regressions among runs that are in order of time, latest first.
+    """The regressions among runs in order of time; latest first.
 
-    Runs that generated nothing neither count nor are counted.
+    Runs that generated nothing are ignored.
     """
     found = []
     for (catalog, provider), of_series in series_of(runs).items():
@@ -126,7 +126,7 @@ def find_regressions(runs: Sequence[RunRow], settings: RegressionSettings) -> li
 
 
 def medians_before(runs: Sequence[RunRow], settings: RegressionSettings) -> list[dict[str, float | None]]:
-    """For each run of one series, each metric's median of the runs before it; None where they are too few."""
+    """For each run of a series, the median of each metric over earlier runs; None if there are too few."""
     before: dict[str, list[float]] = {metric.name: [] for metric in METRICS}
     medians = []
     for run in runs:
@@ -145,7 +145,7 @@ def medians_before(runs: Sequence[RunRow], settings: RegressionSettings) -> list
 
 
 def _change(metric: Metric, run: RunRow, median: float | None, settings: RegressionSettings) -> Change | None:
-    """The metric's change where it is a regression."""
+    """The metric's change, if it is a regression."""
     value = metric.value(run)
     if value is None or median is None:
         return None
@@ -160,7 +160,7 @@ def _change(metric: Metric, run: RunRow, median: float | None, settings: Regress
 
 
 def _is_chance(run: RunRow, median: float) -> bool:
-    """Whether a higher error rate may be chance: two failures, or two standard deviations, say little."""
+    """Whether a higher error rate may be chance: up to two failures, or two standard deviations."""
     finished = run.done + run.failed
     expected = median * finished
     return run.error_rate * finished <= expected + 2 * math.sqrt(expected) + 2

@@ -15,7 +15,7 @@ from imagemill.runs.summary import RunSummary
 
 @dataclass(frozen=True, slots=True)
 class MetricsBucket:
-    """One time bucket of metrics.parquet. Seconds and USD; None where nothing finished in it."""
+    """One time bucket of metrics.parquet, in seconds and USD; None if nothing finished in it."""
 
     bucket_start: datetime
     bucket_s: int
@@ -35,7 +35,7 @@ class MetricsBucket:
 
 @dataclass(frozen=True, slots=True)
 class FailureGroup:
-    """Failed jobs of one error code, with one of them as an example."""
+    """The failed jobs with one error code, and an example."""
 
     error_class: str
     error_code: str
@@ -61,7 +61,7 @@ class Tile:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """All that a report shows. ``started`` and ``ended`` frame the run."""
+    """The content of a report."""
 
     summary: RunSummary
     catalog: str
@@ -99,7 +99,7 @@ def render_report(report: Report) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Status:
-    """How the run stands: ``kind`` is ok, part, bad or stopped, and ``word`` says it in one word."""
+    """The state of the run: ``kind`` is ok, part, bad or stopped; ``word`` is its title."""
 
     kind: str
     word: str
@@ -143,7 +143,7 @@ def _period(report: Report) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Saving:
-    """Images that cost nothing, and what they would have cost; ``about`` where that is an estimate."""
+    """Images that cost nothing, and what they would have cost; ``about`` if that is an estimate."""
 
     images: int
     usd: float
@@ -151,7 +151,7 @@ class _Saving:
 
 
 def _savings(summary: RunSummary) -> dict[str, _Saving]:
-    """What reused images and duplicates saved: the sum is known, and shared out by their numbers."""
+    """What reused images and duplicates saved: the exact total, split by their numbers."""
     images = {"reused": summary.reused, "duplicates": summary.duplicates}
     total = sum(images.values())
     return {
@@ -161,7 +161,7 @@ def _savings(summary: RunSummary) -> dict[str, _Saving]:
 
 
 def _charts(axis: TimeAxis, buckets: Sequence[MetricsBucket]) -> list[Chart]:
-    """The four metrics over time, and beneath them what the API let the run ask."""
+    """The four metrics over time, then the concurrency."""
     draw = _Drawing(axis, buckets)
     finished = [b.images + b.failed for b in buckets]
     shares = [b.error_rate if number else None for b, number in zip(buckets, finished, strict=True)]
@@ -172,7 +172,7 @@ def _charts(axis: TimeAxis, buckets: Sequence[MetricsBucket]) -> list[Chart]:
             [b.images_per_minute for b in buckets],
             rate,
             tick=lambda value, decimals: f"{value:,.{decimals}f}",
-            told=[f"{rate(b.images_per_minute)} images/min" for b in buckets],
+            texts=[f"{rate(b.images_per_minute)} images/min" for b in buckets],
             least=1.0,
         ),
         draw.metric(
@@ -181,7 +181,7 @@ def _charts(axis: TimeAxis, buckets: Sequence[MetricsBucket]) -> list[Chart]:
             shares,
             percent,
             tick=lambda value, decimals: f"{100 * value:.{max(0, decimals - 2)}f}%",
-            told=[
+            texts=[
                 f"{percent(b.error_rate)}, {b.failed:,} of {number:,} failed" if number else "no job finished"
                 for b, number in zip(buckets, finished, strict=True)
             ],
@@ -189,11 +189,11 @@ def _charts(axis: TimeAxis, buckets: Sequence[MetricsBucket]) -> list[Chart]:
         ),
         draw.metric(
             "p95 latency",
-            "seconds; p50 fainter",
+            "seconds; p50 is the fainter line",
             [b.p95_latency_s for b in buckets],
             seconds,
             tick=lambda value, decimals: f"{value:,.{decimals}f}",
-            told=[
+            texts=[
                 "no image finished"
                 if b.p95_latency_s is None
                 else f"p95 {seconds(b.p95_latency_s)}, p50 {seconds(b.p50_latency_s)}"
@@ -208,7 +208,9 @@ def _charts(axis: TimeAxis, buckets: Sequence[MetricsBucket]) -> list[Chart]:
             [b.cost_usd_total for b in buckets],
             money,
             tick=lambda value, decimals: f"${value:,.{decimals if decimals == 0 else max(2, decimals)}f}",
-            told=[f"{money(b.cost_usd_total)} in all, {money(b.cost_usd)} here" for b in buckets],
+            texts=[
+                f"{money(b.cost_usd_total)} in total, {money(b.cost_usd)} in this interval" for b in buckets
+            ],
             least=0.01,
             cumulative=True,
         ),
@@ -234,14 +236,14 @@ class _Drawing:
         words: Callable[[float], str],
         *,
         tick: Callable[[float, int], str],
-        told: Sequence[str],
+        texts: Sequence[str],
         least: float,
         faint: charts.Values | None = None,
         cumulative: bool = False,
     ) -> Chart:
-        """A line over time, with an area beneath it unless there is a second, fainter line."""
+        """A line over time, with an area below it or a second, fainter line."""
         measure = charts.scale([*values, *(faint or [])], tick, least=least)
-        points = charts.points(self._axis, measure, values, self._texts(told))
+        points = charts.points(self._axis, measure, values, self._texts(texts))
         known = [(value, -i) for i, value in enumerate(values) if value is not None]
         if not known:
             stat, marked = "no values", []
@@ -267,7 +269,7 @@ class _Drawing:
         )
 
     def concurrency(self) -> Chart:
-        """Steps for the requests allowed at once; under them, where there were any, bars for 429s."""
+        """Steps for the concurrency in force, and below them bars for 429s, if there were any."""
         axis, refused = self._axis, [b.rate_limited for b in self._buckets]
         values = [b.concurrency for b in self._buckets]
         most = max(refused)
@@ -281,12 +283,12 @@ class _Drawing:
         known = [value for value in values if value is not None]
         stat = f"highest {max(known):,} \u00b7 last {known[-1]:,}" if known else "no values"
         stat += f" \u00b7 {sum(refused):,} \u00d7 429" if most else " \u00b7 no 429"
-        told = [
-            f"{'unknown' if b.concurrency is None else f'{b.concurrency:,}'} at once,"
+        texts = [
+            f"concurrency {'unknown' if b.concurrency is None else f'{b.concurrency:,}'},"
             f" {b.rate_limited:,} \u00d7 429, {b.requests:,} requests"
             for b in self._buckets
         ]
-        title, unit = "Concurrency", "requests at once; bars: answers with a 429"
+        title, unit = "Concurrency", "concurrent requests; bars: 429s"
         return Chart(
             title=title,
             unit=unit,
@@ -294,13 +296,13 @@ class _Drawing:
             description=self._description(title, unit, stat),
             ticks=measure.ticks,
             line=charts.step_path(axis, measure, values),
-            points=charts.points(axis, measure, values, self._texts(told)),
+            points=charts.points(axis, measure, values, self._texts(texts)),
             bars=charts.bars(axis, under, refused) if most else [],
             bar_ticks=[under.ticks[0], under.ticks[-1]] if most else [],
         )
 
-    def _texts(self, told: Sequence[str]) -> list[str]:
-        return [f"{time} \u00b7 {text}" for time, text in zip(self._times, told, strict=True)]
+    def _texts(self, texts: Sequence[str]) -> list[str]:
+        return [f"{time} \u00b7 {text}" for time, text in zip(self._times, texts, strict=True)]
 
     def _description(self, title: str, unit: str, stat: str) -> str:
         return f"{title} ({unit}) from {self._times[0]} to {self._times[-1]} UTC: {stat}"

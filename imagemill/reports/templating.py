@@ -1,4 +1,4 @@
-"""The templates of reports and dashboards, and how they print hostile text."""
+"""The template environment of report and dashboard, which makes untrusted text harmless."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from imagemill.formatting import cut, duration, money, percent, price, rate, sec
 
 @functools.cache
 def environment() -> jinja2.Environment:
-    """Where the templates are, and what they may say."""
+    """The templates and their filters."""
     made = jinja2.Environment(
         loader=jinja2.PackageLoader("imagemill.reports"),
         autoescape=True,
@@ -41,12 +41,12 @@ _INVISIBLE = re.compile(
     "[\0-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u180e\u200b\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\uffff"
     "\ud800-\udfff\U000e0000-\U000e0fff]"
 )
-"""Characters that show nothing, or turn text around. Joiners and plain direction marks, which the
-scripts that need them need, are not among them."""
+"""Invisible characters, and those that reorder text; not joiners and plain direction marks, which some
+scripts need."""
 
 
 def _harmless(value: object) -> object:
-    """What a template prints: text with its invisible characters spelled out."""
+    """What a template prints: text with its invisible characters escaped."""
     if isinstance(value, str) and not isinstance(value, Markup):
         return _INVISIBLE.sub(lambda found: f"\u27e8U+{ord(found[0]):04X}\u27e9", value)
     return value

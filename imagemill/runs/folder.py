@@ -1,4 +1,4 @@
-"""The folder a run keeps on this machine, and the record that lets another machine resume it."""
+"""A run's folder on this machine, and the record with which another machine can resume the run."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ if TYPE_CHECKING:  # a listing of the runs on this machine needs no bucket
 
 
 def home() -> Path:
-    """Where runs keep their folders: IMAGEMILL_HOME, or ~/.imagemill."""
+    """The folder of all runs' folders: IMAGEMILL_HOME, or ~/.imagemill."""
     return Path(os.environ.get("IMAGEMILL_HOME", "~/.imagemill")).expanduser()
 
 
 class RunFolder:
-    """The files of one run on this machine: job store, plan, log and record, and images not uploaded yet."""
+    """The local files of a run: job store, plan, log, record, and images not uploaded yet."""
 
     def __init__(self, run_id: str) -> None:
         self.run_id = run_id
@@ -40,21 +40,21 @@ class RunFolder:
         self.unsaved = self.path / "unsaved"
 
     def create(self) -> None:
-        """Make the folder.
+        """Create the folder.
 
         Raises:
-            InputError: it cannot be made.
+            InputError: it cannot be created.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(
-                f"The run's folder {self.path} cannot be made ({error.strerror}): set IMAGEMILL_HOME to"
-                " a folder that can be written."
+                f"Cannot create the run's folder {self.path} ({error.strerror}). Set IMAGEMILL_HOME to a"
+                " folder that can be written."
             ) from error
 
     def write_record(self, settings: RunSettings, counts: PlanCounts) -> None:
-        """Write down what the run was told and what its plan holds."""
+        """Store the run's settings, and the counts of its plan."""
         document = {
             "settings": settings.model_dump(mode="json"),
             "plan": asdict(counts),
@@ -65,7 +65,7 @@ class RunFolder:
         temporary.replace(self.record)
 
     def read_record(self) -> tuple[RunSettings, PlanCounts] | None:
-        """The run's settings and plan; None where it has not been planned.
+        """The run's settings and the counts of its plan; None if it has not been planned.
 
         Raises:
             InputError: the record is damaged.
@@ -79,20 +79,20 @@ class RunFolder:
             raise input_error(error) from error
         except (orjson.JSONDecodeError, KeyError, TypeError) as error:
             raise InputError(
-                f"The record {self.record} of run {self.run_id!r} is damaged: move its folder aside and"
-                " start the run again; images in the bucket are found there."
+                f"The record {self.record} of run {self.run_id!r} is damaged. Move its folder aside and"
+                " start the run again: images in the bucket are found there."
             ) from error
 
     def write_summary(self, summary: RunSummary) -> None:
-        """Write down how the run ended."""
+        """Store the summary."""
         self.summary.write_text(summary.model_dump_json(indent=2), encoding="utf-8")
 
     def forget_summary(self) -> None:
-        """The run goes on: how it ended before says nothing any more."""
+        """Remove the summary: the run continues."""
         self.summary.unlink(missing_ok=True)
 
     def fetch(self, bucket: ImageBucket) -> None:
-        """Bring a run that another machine planned from the bucket; nothing where there is none."""
+        """Fetch a run that another machine planned from the bucket, if it is there."""
         if self.record.exists():
             return
         record = bucket.read(f"runs/{self.run_id}/run.json")
@@ -104,7 +104,7 @@ class RunFolder:
         self.record.write_bytes(record)
 
     def publish_plan(self, bucket: ImageBucket) -> None:
-        """Put plan, rejected rows and record into the bucket, the record last."""
+        """Upload plan, rejected rows and record, the record last."""
         for file, media_type in (
             (self.plan, PARQUET),
             (self.rejected, PARQUET),

@@ -1,6 +1,6 @@
-"""The runs there are, and what became of their jobs: from their folders here, or from a bucket.
+"""Past and current runs and their jobs, read from the runs' folders on this machine or from a bucket.
 
-Nothing in here loads Prefect: a person who asks waits for the answer.
+Nothing here loads Prefect, which would make a listing of runs take seconds.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ _AT_ONCE = 16
 
 
 class KnownRun(BaseModel):
-    """A run in one line. Costs in USD; None where nobody knows."""
+    """A run in one line. Costs are in USD; None means unknown."""
 
     model_config = ConfigDict(frozen=True)
 
     run_id: str
-    state: str = Field(description="done, failures, stopped, running, or unfinished: it was killed.")
+    state: str = Field(description="done, failures, stopped, running, or unfinished (it was killed).")
     planned_at: str | None
     catalog: str | None
     provider: str | None
@@ -47,7 +47,7 @@ class KnownRun(BaseModel):
 
 
 class Attempt(BaseModel):
-    """An attempt at an image that brought none."""
+    """A failed attempt."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -61,7 +61,7 @@ class Attempt(BaseModel):
 
 
 class JobStory(BaseModel):
-    """What became of one catalog row. ``message`` is the API's own words, or why the row was rejected."""
+    """What happened to one catalog row. ``message`` is the API's message, or why the row was rejected."""
 
     id: str
     status: str = "pending"
@@ -76,11 +76,11 @@ class JobStory(BaseModel):
     latency_s: float | None = None
     image: str | None = None
     prompt: str | None = None
-    history: list[Attempt] = Field(default_factory=list, description="The attempts that failed, in order.")
+    history: list[Attempt] = Field(default_factory=list, description="The failed attempts, in order.")
 
 
 class RunRecords(ABC):
-    """Where the records of runs are."""
+    """A place that has the records of runs."""
 
     @abstractmethod
     def run_ids(self) -> list[str]:
@@ -88,14 +88,14 @@ class RunRecords(ABC):
 
     @abstractmethod
     def read(self, run_id: str, name: str) -> bytes | None:
-        """A file of a run; None where there is none."""
+        """The content of a run's file, or None."""
 
     def lines(self, run_id: str) -> Iterator[bytes]:
         """The lines of a run's log."""
         return iter((self.read(run_id, "log.jsonl") or b"").splitlines())
 
-    def is_running(self, run_id: str) -> bool:  # noqa: ARG002 - not to be seen from everywhere
-        """Whether somebody works on the run, where that can be seen."""
+    def is_running(self, run_id: str) -> bool:  # noqa: ARG002 - a bucket cannot tell
+        """Whether a process is working on the run, if that can be seen from here."""
         return False
 
 
@@ -123,7 +123,7 @@ class LocalRecords(RunRecords):
 
 
 class BucketRecords(RunRecords):
-    """The records that runs published into a bucket."""
+    """The records that runs published to a bucket."""
 
     def __init__(self, bucket: ImageBucket) -> None:
         self._bucket = bucket
@@ -137,38 +137,38 @@ class BucketRecords(RunRecords):
 
 
 def known_runs(records: RunRecords) -> list[KnownRun]:
-    """All runs, the latest first."""
+    """All runs, latest first."""
     with ThreadPoolExecutor(_AT_ONCE) as threads:
         runs = list(threads.map(lambda run_id: _known(records, run_id), records.run_ids()))
     return sorted(runs, key=lambda run: (run.planned_at or "", run.run_id), reverse=True)
 
 
 def known_run(records: RunRecords, run_id: str) -> tuple[KnownRun, RunSummary | None]:
-    """One run, and its summary where it has one.
+    """One run, and its summary if it has one.
 
     Raises:
         InputError: there is no such run.
     """
     if not RUN_ID.fullmatch(run_id) or records.read(run_id, "run.json") is None:
-        raise InputError(f"There is no run {run_id!r} here: 'imagemill runs' lists those there are.")
+        raise InputError(f"There is no run {run_id!r} here. 'imagemill runs' lists the runs there are.")
     return _known(records, run_id), _summary(records, run_id)
 
 
 def failed_jobs(records: RunRecords, run_id: str) -> list[JobStory]:
-    """The jobs of a run that failed, and how, in the catalog's order."""
+    """The failed jobs of a run and their errors, in the catalog's order."""
     events = (b"attempt_failed", b"failed", b"reopened")
     stories = _stories(_events(records.lines(run_id), events), lambda _: True)
     failed = {number: story for number, story in stories.items() if story.status == "failed"}
     if _summary(records, run_id) is not None:
-        # What failed on other machines is in no log of ours, but in the dead letters.
+        # Failures on other machines are not in our log, but in failed.parquet.
         for row in _rows(records.read(run_id, "failed.parquet")):
             if row["number"] not in failed:
-                failed[row["number"]] = _dead_letter(row)
+                failed[row["number"]] = _failed(row)
     return [failed[number] for number in sorted(failed)]
 
 
 def job_story(records: RunRecords, run_id: str, row_id: str) -> JobStory:
-    """What became of the catalog row of this id.
+    """What happened to the catalog row with this id.
 
     Raises:
         InputError: the catalog had no such row.
@@ -179,15 +179,15 @@ def job_story(records: RunRecords, run_id: str, row_id: str) -> JobStory:
     row = planned[0]
     if row["job"] is None:
         return JobStory(id=row_id, status="rejected", message=row["reason"], prompt=row["prompt"])
-    # A duplicate's job goes by the id of the row that came first.
+    # The job of a duplicate has the id of the first row with that picture.
     number: int = row["job"]
     events = (b"attempt_failed", b"failed", b"reopened", b"done")
     stories = _stories(_events(records.lines(run_id), events), lambda event: event["job"] == number)
     story = stories.get(number)
     if story is None:
-        letters = _rows(records.read(run_id, "failed.parquet"), ("number", "=", number))
+        failures = _rows(records.read(run_id, "failed.parquet"), ("number", "=", number))
         jobs = _rows(records.read(run_id, "jobs.parquet"), ("number", "=", number))
-        story = _dead_letter(letters[0]) if letters else _ended(jobs[0]) if jobs else JobStory(id=row_id)
+        story = _failed(failures[0]) if failures else _ended(jobs[0]) if jobs else JobStory(id=row_id)
     return story.model_copy(update={"id": row_id, "key": row["key"], "prompt": row["prompt"]})
 
 
@@ -195,7 +195,7 @@ def _known(records: RunRecords, run_id: str) -> KnownRun:
     try:
         record: Mapping[str, Any] = orjson.loads(records.read(run_id, "run.json") or b"{}")
     except orjson.JSONDecodeError:
-        record = {}  # damaged: a list of the others is worth more than a complaint
+        record = {}  # damaged: still list the other runs
     settings, plan = record.get("settings") or {}, record.get("plan") or {}
     common = {
         "run_id": run_id,
@@ -222,7 +222,7 @@ def _known(records: RunRecords, run_id: str) -> KnownRun:
         done=done,
         failed=failed,
         pending=None if unique is None else max(0, unique - done - failed),
-        # By the plan's prices: only the run's own store knows better.
+        # At the plan's prices; only the run's own store knows exactly.
         cost_usd=round(plan["cost_usd"] * done / unique, 6) if unique and "cost_usd" in plan else None,
         images_per_minute=None,
     )
@@ -235,7 +235,7 @@ def _summary(records: RunRecords, run_id: str) -> RunSummary | None:
     try:
         return RunSummary.model_validate_json(content)
     except ValidationError:
-        return None  # of another version, or damaged: the log tells the rest
+        return None  # from another version, or damaged: fall back on the log
 
 
 def _events(lines: Iterable[bytes], names: Iterable[bytes]) -> Iterator[dict[str, Any]]:
@@ -245,13 +245,13 @@ def _events(lines: Iterable[bytes], names: Iterable[bytes]) -> Iterator[dict[str
             try:
                 yield orjson.loads(line)
             except orjson.JSONDecodeError:
-                continue  # a line that a kill cut short
+                continue  # cut short by a kill
 
 
 def _stories(
     events: Iterable[dict[str, Any]], wanted: Callable[[dict[str, Any]], bool]
 ) -> dict[int, JobStory]:
-    """Job events, folded into what became of each job, by its number."""
+    """What happened to each job, by its number, from its events."""
     stories: dict[int, JobStory] = {}
     for event in events:
         if not wanted(event):
@@ -276,16 +276,16 @@ def _stories(
 
 
 def _rows(content: bytes | None, row: tuple[str, str, object] | None = None) -> list[dict[str, Any]]:
-    """The rows of a Parquet file, or those that a filter finds."""
+    """The rows of a Parquet file, or those that match a filter."""
     if content is None:
         return []
-    import pyarrow.parquet as pq  # noqa: PLC0415 - a listing of runs does without
+    import pyarrow.parquet as pq  # noqa: PLC0415 - listing runs does not need it
 
     found: list[dict[str, Any]] = pq.read_table(io.BytesIO(content), filters=row and [row]).to_pylist()
     return found
 
 
-def _dead_letter(row: Mapping[str, Any]) -> JobStory:
+def _failed(row: Mapping[str, Any]) -> JobStory:
     return JobStory(
         id=row["id"],
         status="failed",

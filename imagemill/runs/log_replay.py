@@ -1,9 +1,9 @@
-"""What a process that died still told its log, and could not tell its job store any more.
+"""Recovers what a killed process wrote to its log but not yet to its job store.
 
-A line of log.jsonl is written at once, a job's state with the next batch: up to two seconds later in the
-memory store's checkpoint. A resume therefore reads the last line of each unfinished job. So it knows every
-request id that was answered, every request that was not, and what was paid. A power cut may lose lines, and
-another machine has none of them: then the store's word stands, and the receipts of the images that are there.
+A line of log.jsonl is written immediately, a job's state with the next batch: up to two seconds later in the
+memory store's checkpoint. A resume therefore reads the last line of each unfinished job, and so knows every
+request id that was received, every request that was not answered, and what was paid. A power cut can lose
+lines, and another machine has none: then the store and the receipts of existing images must do.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _EVENTS = frozenset({"sent", "accepted", "attempt_failed", "done", "failed"})
 
 @dataclass(frozen=True, slots=True)
 class LastLine:
-    """The last that a log says of a job. Costs in USD; None where the line does not say."""
+    """The last log line about a job. Costs are in USD; None if the line does not have the field."""
 
     event: str
     attempt: int
@@ -34,7 +34,7 @@ class LastLine:
 
 
 def last_lines(log: Path, jobs: Iterable[int]) -> dict[int, LastLine]:
-    """The last line of each of these jobs, by its number; jobs that were never sent have none."""
+    """The last line of each of these jobs, by number; jobs that were never sent have none."""
     wanted = set(jobs)
     found: dict[int, LastLine] = {}
     if not wanted or not log.exists():
@@ -43,11 +43,11 @@ def last_lines(log: Path, jobs: Iterable[int]) -> dict[int, LastLine]:
         for text in lines:
             number = _NUMBER.search(text)
             if number is None or int(number[1]) not in wanted:
-                continue  # most lines of a run that is nearly done; to parse them costs ten times as much
+                continue  # most lines of a run that is nearly done; parsing them would take ten times as long
             try:
                 line = orjson.loads(text)
             except orjson.JSONDecodeError:
-                continue  # a line that a kill cut short
+                continue  # cut short by a kill
             if line.get("job") in wanted and line["event"] in _EVENTS:
                 found[line["job"]] = LastLine(
                     line["event"],
@@ -61,12 +61,12 @@ def last_lines(log: Path, jobs: Iterable[int]) -> dict[int, LastLine]:
 
 
 def catch_up(job: Job, line: LastLine | None) -> bool:
-    """Bring a job to where its last line leaves it; whether the store had missed anything of it."""
+    """Update a job from its last line; whether the store had missed anything."""
     if line is None or line.attempt < job.attempts:
         return job.status is JobStatus.RUNNING
     if line.attempt == job.attempts and job.status is not JobStatus.RUNNING:
-        return False  # the process left it in order
-    answered = line.event == "attempt_failed"  # then the line knows whether the API still has the request
+        return False  # the store is up to date
+    answered = line.event == "attempt_failed"  # such a line says whether the API still has the request
     kept = job.request_id if line.attempt == job.attempts and not answered else None
     job.attempts, job.request_id = line.attempt, line.request_id or kept
     job.cost_usd = max(job.cost_usd, line.cost_usd or 0.0)
@@ -76,6 +76,6 @@ def catch_up(job: Job, line: LastLine | None) -> bool:
 
 
 def was_unanswered(job: Job, line: LastLine | None) -> bool:
-    """Whether a job that missed something was left with a request in flight and nothing to ask about."""
+    """Whether the job had a request in flight that cannot be looked up."""
     asked = line is None or line.attempt < job.attempts or line.event == "sent"
     return asked and job.request_id is None

@@ -1,4 +1,4 @@
-"""An account's limit as it was found last: kept in a Prefect Variable, which the next run starts from."""
+"""The account's limit as last measured, kept in a Prefect Variable. The next run starts from it."""
 
 from __future__ import annotations
 
@@ -14,38 +14,40 @@ from imagemill.blocks.apis import ImageApi
 from imagemill.engine.limits.pacer import Limit
 
 KEPT_FOR = timedelta(days=30)
-"""Accounts move between tiers: what is older than this says nothing."""
+"""Accounts move between tiers, so an older limit is ignored."""
 
 
 class KnownLimit(BaseModel):
-    """What an account took, when, and at which host: the JSON in the Variable."""
+    """The JSON in the Variable: the limit, when it was measured, and at which host."""
 
     model_config = ConfigDict(frozen=True)
 
-    concurrency: int = Field(ge=1, le=1000, description="Requests at once.")
-    per_minute: float | None = Field(default=None, gt=0, description="Images a minute; null: no limit seen.")
+    concurrency: int = Field(ge=1, le=1000, description="Concurrent requests.")
+    per_minute: float | None = Field(
+        default=None, gt=0, description="Images per minute; null if no limit was seen."
+    )
     measured_at: datetime
     host: str = Field(description="The host and port of the API's base URL.")
 
 
 def variable_name(api: ImageApi) -> str:
-    """The Variable that holds the limit of an account at this provider."""
+    """The name of the Variable for this provider's limit."""
     return f"imagemill_{api.provider}_limit"
 
 
 def host_of(api: ImageApi) -> str:
-    """Host and port that requests go to."""
+    """The host and port that requests go to."""
     return urlsplit(api.base_url).netloc
 
 
 def read_limit(api: ImageApi, *, now: datetime | None = None) -> Limit | None:
-    """The account's limit, where one is known that is fresh and of the same host. Never fails a run."""
+    """The account's limit, if a recent one for the same host is stored. Never raises."""
     try:
         raw = Variable.get(variable_name(api))
         found = KnownLimit.model_validate(json.loads(raw) if isinstance(raw, str) else raw)
     except ValidationError:
         return None
-    except Exception:  # noqa: BLE001 - what is known only saves seconds; a server that is away is not news
+    except Exception:  # noqa: BLE001 - the limit only saves seconds, and a run reports elsewhere that Prefect is down
         return None
     age = (now or datetime.now(UTC)) - found.measured_at
     if age > KEPT_FOR or found.host != host_of(api):
@@ -54,7 +56,7 @@ def read_limit(api: ImageApi, *, now: datetime | None = None) -> Limit | None:
 
 
 def write_limit(api: ImageApi, limit: Limit) -> KnownLimit:
-    """Keep the account's limit for the next run; where no Prefect server answers, it is only returned."""
+    """Store the account's limit for the next run; without a Prefect server, only return it."""
     found = KnownLimit(
         concurrency=limit.concurrency,
         per_minute=limit.per_minute,

@@ -1,4 +1,4 @@
-"""Job stores: where the jobs of a run stand, so that a run can be killed and resumed."""
+"""Job stores: the state of a run's jobs, so that a run can be killed and resumed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from imagemill.stores.redis import RedisStore
 from imagemill.stores.sql import PostgresStore, SqliteStore
 
 MEMORY_LIMIT = 1_000
-"""Up to this many catalog rows the default store is memory; beyond, SQLite."""
+"""The default store is memory up to this many catalog rows, and SQLite for more."""
 
 __all__ = [
     "MEMORY_LIMIT",
@@ -42,12 +42,12 @@ def open_store(
     password: SecretStr | None = None,
     join: bool = False,
 ) -> JobStore:
-    """The job store that ``store`` names, for a run of about ``rows`` rows that keeps house in ``folder``.
+    """Open the job store that ``store`` names, for a run of about ``rows`` rows whose folder is ``folder``.
 
     ``memory``, ``sqlite`` (a file in the run's folder), ``sqlite:PATH``, ``postgresql://…``,
-    ``redis://…``, ``rediss://…``, or None: chosen by size, except that a run goes on with the store it
-    began with. ``password`` is that of a server, where the address holds none. With ``join`` the process
-    works on a run that another one holds.
+    ``redis://…``, ``rediss://…``, or None: the store that the run began with, else chosen by size.
+    ``password`` is the server's, if the address has none. With ``join`` the process works on a run whose
+    lease another process holds.
 
     Raises:
         InputError: there is no such store, or it cannot be joined.
@@ -69,10 +69,10 @@ def open_store(
         return RedisStore(address, run_id, join=join)
     if store != "memory" and scheme != "sqlite":
         known = "memory, sqlite, sqlite:PATH, postgresql://…, redis://… and rediss://…"
-        raise InputError(f"There is no job store {scheme!r}: choose one of {known}.")
+        raise InputError(f"There is no job store {scheme!r}. Choose one of {known}.")
     if join:
         raise InputError(
-            f"The job store {scheme} is of one machine: a run on several needs Postgres or Redis, by"
+            f"The job store {scheme} works on one machine only. A run on several needs Postgres or Redis:"
             " --store postgresql://… or --store redis://…."
         )
     if store == "memory":

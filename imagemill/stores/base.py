@@ -1,11 +1,11 @@
-"""The interface of a job store, and what all of them share: group commit, patience and the lease.
+"""The interface of a job store, and what all stores share: group commit, waiting out outages, the lease.
 
-A store holds the jobs of one run. The engine changes a job in memory and hands it to :meth:`save`; one
-writer collects what was saved and writes it in batches, so that ten thousand finished images are some
-hundred commits. :meth:`commit` waits until all that was saved before it is safe.
+A store holds the jobs of one run. The engine changes a job in memory and passes it to :meth:`save`. A
+single writer collects saved jobs and writes them in batches, so that ten thousand finished images need only
+a few hundred commits. :meth:`commit` waits until everything saved so far is written.
 
-An open store holds the run's lease, which a heartbeat renews: two processes never work on one run by
-mistake. Those that work on it together join the one that holds it.
+An open store holds the run's lease and renews it regularly, so that two processes never work on the same run
+by mistake. Processes that work on a run together join the one that holds the lease.
 """
 
 from __future__ import annotations
@@ -29,21 +29,21 @@ from imagemill.stores.lease import Holder
 T = TypeVar("T")
 
 COMMIT_INTERVAL_S = 0.05
-"""How long the writer collects before it writes, in seconds."""
+"""How long the writer collects jobs before it writes them, in seconds."""
 
 OUTAGE_S = 60.0
-"""How long a store may be away before the run stops, resumably, in seconds."""
+"""How long a store may be unavailable before the run stops, in seconds."""
 
 LEASE_S = 30.0
-"""How long a lease holds unless it is renewed, in seconds; it is renewed three times as often."""
+"""How long a lease lasts, in seconds; it is renewed three times as often."""
 
 CONNECT_S = 5.0
-"""How long a server may take to answer when a store is opened, in seconds."""
+"""The time limit for a server's answer when a store is opened, in seconds."""
 
 
 @dataclass(frozen=True, slots=True)
 class JobTotals:
-    """The jobs of a run, counted. Costs in USD; ``reused`` of ``done`` were found in the bucket.
+    """Counts of a run's jobs. Costs are in USD; ``reused`` of ``done`` were found in the bucket.
 
     ``unanswered`` requests were never answered; the API may have charged ``unanswered_usd`` for them.
     """
@@ -60,7 +60,7 @@ class JobTotals:
 
     @property
     def generated(self) -> int:
-        """Images that this run paid for and has."""
+        """Images that this run paid for."""
         return self.done - self.reused
 
 
@@ -69,18 +69,18 @@ JobState: TypeAlias = tuple[Any, ...]
 
 
 class JobStore(ABC):
-    """The jobs of one run. Use as an async context manager; all methods are of one event loop.
+    """The jobs of one run. Use it as an async context manager, from a single event loop.
 
-    ``join=True`` works on a run whose lease another process holds, and takes none. ``outage_s`` and
-    ``lease_s`` may be set on a store before it is opened.
+    With ``join=True`` it works on a run whose lease another process holds, and takes none. ``outage_s`` and
+    ``lease_s`` can be set before the store is opened.
 
-    Reading is patient, as writing is: a server may be away for ``outage_s`` seconds. Then every method
-    raises StoreUnavailableError.
+    Reads and writes are repeated while the store is unavailable, for up to ``outage_s`` seconds. After that,
+    every method raises StoreUnavailableError.
     """
 
     name: str
     outages: ClassVar[tuple[type[Exception], ...]] = (OSError,)
-    """What the store's driver raises when the store is away."""
+    """The exceptions with which the driver reports that the store is unavailable."""
 
     def __init__(self, *, join: bool = False) -> None:
         self.outage_s = OUTAGE_S
@@ -102,7 +102,7 @@ class JobStore(ABC):
                 await self._take_lease()
                 stack.push_async_callback(_shielded, self._give_back_lease)
             await self._load()
-            # Not by commit(): where the run is cancelled, the writer has ended before this.
+            # Not commit(): if the run was cancelled, the writer has already ended.
             stack.push_async_callback(_shielded, self._write_batch)
             tasks = await stack.enter_async_context(anyio.create_task_group())
             tasks.start_soon(self._write_batches)
@@ -121,10 +121,10 @@ class JobStore(ABC):
         await self._stack.aclose()
 
     def save(self, job: Job) -> None:
-        """Note a job's state; it is written with the next batch.
+        """Queue a job's state for the next batch.
 
         Raises:
-            StoreUnavailableError: the store has been away for too long, or another process took the run.
+            StoreUnavailableError: the store was unavailable for too long, or another process took the run.
         """
         if self._failure is not None:
             raise self._failure
@@ -135,7 +135,7 @@ class JobStore(ABC):
         """Wait until everything saved before this call is written.
 
         Raises:
-            StoreUnavailableError: the store has been away for too long, or another process took the run.
+            StoreUnavailableError: the store was unavailable for too long, or another process took the run.
         """
         if self._failure is None:
             waiter = anyio.Event()
@@ -161,7 +161,7 @@ class JobStore(ABC):
                 await self.patiently(self._write_leased, list(batch.values()), bool(waiters))
             except StoreUnavailableError as error:
                 self._fail(error)
-            except Exception as error:  # noqa: BLE001 - the engine must hear of it, and stop
+            except Exception as error:  # noqa: BLE001 - whatever it is, the engine must stop
                 self._fail(StoreUnavailableError(f"{self._title} cannot write: {reason_of(error)}."))
         for waiter in waiters:
             waiter.set()
@@ -170,36 +170,36 @@ class JobStore(ABC):
         if self._failure is not None:
             raise self._failure
         if not self._join and anyio.current_time() - self._renewed_at > self.lease_s:
-            await self._renew()  # after an outage: somebody else may have taken the run meanwhile
+            await self._renew()  # after an outage, another process may have taken the run
         await self._write(batch, durable=durable)
 
     def _fail(self, failure: StoreUnavailableError) -> None:
         if self._failure is None:
             self._failure = failure
-            self._wake.set()  # nobody waits for a batch that will not be written
+            self._wake.set()  # release those who wait for a batch that will not be written
 
     @property
     def _title(self) -> str:
         return f"The job store ({self.name})"
 
     async def patiently(self, action: Callable[..., Awaitable[T]], *arguments: object) -> T:
-        """Do something with the store, again and again while it is away; it must bear being done twice.
+        """Run an idempotent action, and repeat it while the store is unavailable.
 
         Raises:
-            StoreUnavailableError: the store has been away for ``outage_s`` seconds.
+            StoreUnavailableError: the store was unavailable for ``outage_s`` seconds.
         """
-        begun = anyio.current_time()
+        started = anyio.current_time()
         wait = 0.1
         while True:
             try:
                 return await action(*arguments)
             except self.outages as error:
-                away = anyio.current_time() - begun
-                if self._failure is not None or away >= self.outage_s:
+                elapsed = anyio.current_time() - started
+                if self._failure is not None or elapsed >= self.outage_s:
                     raise StoreUnavailableError(
-                        f"{self._title} has not answered for {away:.0f} s ({reason_of(error)})."
+                        f"{self._title} has not answered for {elapsed:.0f} s ({reason_of(error)})."
                     ) from error
-            await anyio.sleep(min(wait, max(0.0, self.outage_s - away)))
+            await anyio.sleep(min(wait, max(0.0, self.outage_s - elapsed)))
             wait = min(wait * 2, 5.0)
 
     async def _take_lease(self) -> None:
@@ -211,7 +211,7 @@ class JobStore(ABC):
             other = Holder.of_text(held)
         if held != mine:
             raise InputError(
-                f"The run is being worked on by {other}: wait for its end, or stop it. If that machine is"
+                f"The run is in use by {other}. Wait until it has finished, or stop it. If that machine is"
                 f" down, the run can be resumed in {self.lease_s:.0f} s."
             )
         self._renewed_at = anyio.current_time()
@@ -224,95 +224,97 @@ class JobStore(ABC):
             except StoreUnavailableError as error:
                 self._fail(error)
             except self.outages:
-                continue  # the writer is patient, and says when it is not any more
+                continue  # the writer repeats its writes, and reports when it gives up
 
     async def _renew(self) -> None:
         if not await self._renew_lease(self._holder.to_text()):
             raise StoreUnavailableError(
-                f"{self._title} says that another process took the run: this one has stopped."
+                f"{self._title} says that another process took the run, so this one has stopped."
             )
         self._renewed_at = anyio.current_time()
 
     async def _give_back_lease(self) -> None:
-        with contextlib.suppress(*self.outages):  # then it expires
+        with contextlib.suppress(*self.outages):  # it expires by itself
             await self._free_lease(self._holder.to_text())
 
     @abstractmethod
     async def is_planned(self) -> bool:
-        """Whether this run's jobs are all in the store."""
+        """Whether all jobs of this run are in the store."""
 
     @abstractmethod
     async def clear(self) -> None:
-        """Forget this run: what a broken-off plan left behind."""
+        """Delete this run's jobs, which an unfinished plan may have left."""
 
     @abstractmethod
     async def add(self, jobs: Sequence[Job]) -> None:
-        """Add new jobs, by ascending number, of which none is in the store yet.
+        """Add new jobs in ascending order. None of them may be in the store yet.
 
         Raises:
-            StoreUnavailableError: the store is away: this is not tried again, the plan is.
+            StoreUnavailableError: the store is unavailable. This is not repeated; the whole plan is.
         """
 
     @abstractmethod
     async def mark_planned(self) -> None:
-        """All jobs of this run have been added."""
+        """Mark the run as planned: all of its jobs have been added."""
 
     @abstractmethod
     async def unfinished_numbers(self) -> Sequence[int]:
-        """The numbers of all jobs not done and not failed, ascending: 8 bytes a number."""
+        """The numbers of all jobs that are neither done nor failed, ascending, at 8 bytes each."""
 
     @abstractmethod
     async def unfinished(self, first: int, last: int) -> list[Job]:
-        """The jobs from number ``first`` to ``last``, both included, that are not done and not failed."""
+        """The jobs from number ``first`` to ``last`` inclusive that are neither done nor failed."""
 
     @abstractmethod
     def all_jobs(self, batch_size: int = 2_000) -> AsyncIterator[list[Job]]:
-        """All jobs by ascending number, in batches of at most ``batch_size``."""
+        """All jobs in ascending order, in batches of at most ``batch_size``."""
 
     @abstractmethod
     async def totals(self) -> JobTotals:
-        """The run's jobs, counted."""
+        """Count the run's jobs."""
 
     @abstractmethod
     async def _open(self) -> None:
-        """Connect; within ``CONNECT_S`` seconds, or raise InputError."""
+        """Connect within ``CONNECT_S`` seconds, or raise InputError."""
 
     async def _load(self) -> None:  # noqa: B027 - most stores have nothing to load
-        """Read what the store holds, now that the run is this process's own."""
+        """Read the store's content, once this process holds the lease."""
 
     @abstractmethod
     async def _close(self) -> None: ...
 
     @abstractmethod
     async def _write(self, batch: Sequence[JobState], *, durable: bool) -> None:
-        """Write states; ``durable`` when somebody waits for it to be safe."""
+        """Write states; with ``durable``, they must survive a crash when this returns."""
 
     @abstractmethod
     async def _lease(self, holder: str, instead_of: str | None) -> str:
-        """Take the lease if it is free, expired or ``instead_of`` holds it: one step. Who holds it then."""
+        """Take the lease, atomically, if it is free, expired or held by ``instead_of``; its holder then."""
 
     @abstractmethod
     async def _renew_lease(self, holder: str) -> bool:
-        """Let the lease hold on; False where it is another's. One that expired unnoticed is renewed."""
+        """Renew the lease, even if it has expired; False if another process holds it."""
 
     @abstractmethod
     async def _free_lease(self, holder: str) -> None:
-        """Give the lease back, if ``holder`` has it."""
+        """Release the lease, if ``holder`` has it."""
 
 
 async def _shielded(action: Callable[[], Awaitable[None]]) -> None:
-    """An interrupted run, too, leaves nothing open."""
+    """Run an action to its end even if the run is cancelled."""
     with anyio.CancelScope(shield=True):
         await action()
 
 
 def reason_of(error: BaseException) -> str:
-    """What a driver's exception says, without the values it was handling."""
-    error = getattr(error, "orig", None) or error  # SQLAlchemy's wrapper adds statement and parameters
+    """The reason in a driver's exception, without the values of the statement."""
+    error = (
+        getattr(error, "orig", None) or error
+    )  # SQLAlchemy's wrapper adds the statement and its parameters
     if isinstance(error, sqlite3.Error):
         return str(error)
     cause: BaseException | None = error
-    while cause is not None:  # drivers wrap what the system said
+    while cause is not None:  # drivers wrap the error of the operating system
         if isinstance(cause, OSError) and (cause.errno or cause.strerror):
             return os.strerror(cause.errno) if cause.errno and cause.errno > 0 else str(cause.strerror)
         cause = cause.__cause__ or cause.__context__
@@ -320,14 +322,14 @@ def reason_of(error: BaseException) -> str:
 
 
 class Shard(NamedTuple):
-    """The unfinished jobs from number ``first`` to number ``last``, both included."""
+    """The unfinished jobs from number ``first`` to ``last`` inclusive."""
 
     first: int
     last: int
 
 
 def shards(numbers: Iterable[int], size: int) -> list[Shard]:
-    """Cut ascending job numbers into shards of ``size`` jobs."""
+    """Split ascending job numbers into shards of ``size`` jobs."""
     found: list[Shard] = []
     first = last = -1
     count = 0

@@ -1,4 +1,4 @@
-"""What processes that work on one run together tell each other, through the job store that they share."""
+"""The notes that processes working on the same run exchange through the job store they share."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Note:
-    """What one process last said, and how long ago by the server's clock, in seconds."""
+    """A process's latest note, and its age by the server's clock, in seconds."""
 
     owner: str
     age_s: float
@@ -17,29 +17,29 @@ class Note:
 
 
 class Board(ABC):
-    """A place for a note of each process that works on a run, and the run's budget, held in one place.
+    """One note per process that works on a run, and the run's budget, in one shared place.
 
-    A store that several machines reach is one. Its methods are patient, as those of a store are.
+    Stores that several machines can reach are boards. Like a store's, its methods wait out an outage.
     """
 
     @abstractmethod
     async def exchange(self, owner: str, content: dict[str, Any] | None) -> list[Note]:
-        """Put up a process's note in place of its last one, or with None take it down; all that hang there.
+        """Replace a process's note, or remove it if ``content`` is None; the notes of all processes.
 
         ``content`` is plain JSON.
         """
 
     @abstractmethod
     async def clear_board(self) -> None:
-        """Take down the notes of everybody."""
+        """Remove all notes."""
 
     @abstractmethod
     async def set_committed(self, usd: float) -> None:
-        """Say what the run has spent or may have spent so far, in USD."""
+        """Set what the run has spent or may have spent so far, in USD."""
 
     @abstractmethod
     async def commit_usd(self, usd: float, limit_usd: float) -> bool:
-        """Set so many USD aside for one process, if they fit under the run's limit; one step.
+        """Reserve USD for one process, atomically, if they fit within the run's limit.
 
-        A negative amount is given back, and always fits.
+        A negative amount returns a reservation, and always fits.
         """

@@ -1,6 +1,6 @@
-"""How text that a store's server would refuse is kept all the same: NUL, and halves of surrogate pairs.
+"""Escapes text that a store's server would refuse: NUL, and lone surrogates.
 
-A catalog may hold NUL characters, an API's error message anything that JSON can spell.
+A catalog can contain NUL characters, and an API's error message anything that JSON can express.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 import orjson
 
 MARK = "\x1a"
-"""SUBSTITUTE starts an escape, four hexadecimal digits follow; it escapes itself."""
+"""SUBSTITUTE starts an escape, followed by four hexadecimal digits. It is itself escaped."""
 
 _ODD = re.compile("[\x00\x1a\ud800-\udfff]")
 _ESCAPE = re.compile("\x1a([0-9a-f]{4})")
@@ -20,13 +20,13 @@ _ESCAPE = re.compile("\x1a([0-9a-f]{4})")
 
 def is_odd(text: str) -> bool:
     """Whether :func:`escape` would change the text."""
-    if text.isascii():  # then there is no need to look at each character
+    if text.isascii():  # much faster than the expression
         return "\x00" in text or MARK in text
     return _ODD.search(text) is not None
 
 
 def escape(text: str) -> str:
-    """The text as UTF-8 without NUL can hold it; most texts stay as they are."""
+    """The text without NUL and surrogates; most texts stay as they are."""
     return _ODD.sub(lambda odd: f"{MARK}{ord(odd[0]):04x}", text)
 
 
@@ -36,18 +36,18 @@ def unescape(text: str) -> str:
 
 
 def to_json(value: object) -> bytes:
-    """JSON, whatever its strings hold."""
+    """Encode as JSON, whatever the strings contain."""
     try:
         return orjson.dumps(value)
-    except orjson.JSONEncodeError:  # half a surrogate pair, or a number beyond 64 bits
+    except orjson.JSONEncodeError:  # a lone surrogate, or a number beyond 64 bits
         return json.dumps(value).encode()
 
 
 def from_json(text: bytes) -> Any:  # noqa: ANN401 - whatever was written
-    """What :func:`to_json` was given, tuples as lists.
+    """Decode what :func:`to_json` wrote, with tuples as lists.
 
     Raises:
-        ValueError: it is no JSON.
+        ValueError: it is not JSON.
     """
     try:
         return orjson.loads(text)

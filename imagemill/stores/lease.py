@@ -1,4 +1,4 @@
-"""Who holds a run: at most one process, by a lease in the run's job store that expires unless renewed."""
+"""The holder of a run's lease: at most one process, until the lease expires or is released."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ import orjson
 
 @dataclass(frozen=True, slots=True)
 class Holder:
-    """A process that holds a run, described so that another can tell whether it is still alive.
+    """A process that holds a run's lease, described so that others can tell whether it is still alive.
 
-    ``machine``, ``boot``, ``pid_space`` and ``started`` are empty where the system does not tell them.
+    ``machine``, ``boot``, ``pid_space`` and ``started`` are empty if the system does not provide them.
     ``since`` is in Unix seconds.
     """
 
@@ -32,7 +32,7 @@ class Holder:
 
     @classmethod
     def here(cls) -> Holder:
-        """This process, now; each call is another holder."""
+        """This process; every call returns a new holder."""
         pid = os.getpid()
         return cls(
             token=uuid.uuid4().hex,
@@ -47,28 +47,28 @@ class Holder:
 
     @classmethod
     def of_text(cls, text: str) -> Holder | None:
-        """The holder that ``to_text`` wrote; None where the text is no such thing."""
+        """The holder that ``to_text`` wrote, or None if the text is something else."""
         try:
             return cls(**orjson.loads(text))
         except (orjson.JSONDecodeError, TypeError):
             return None
 
     def to_text(self) -> str:
-        """All of it, as one line."""
+        """The holder as one line of JSON."""
         return orjson.dumps(asdict(self)).decode()
 
     def __str__(self) -> str:
         return f"process {self.pid} on {self.host} since {datetime.fromtimestamp(self.since, UTC):%F %T} UTC"
 
     def is_gone(self) -> bool:
-        """Whether this holder is certainly dead, as far as can be told from here."""
+        """Whether this process is known to be dead."""
         here = Holder.here()
         if self.host != here.host or self.machine != here.machine:
             return False
         if self.boot != here.boot:
-            # Containers share an image's machine id, so the id alone would not do; nor does the host's name.
+            # Neither the machine id nor the host name is enough: containers of one image share them.
             return bool(self.machine and self.boot and here.boot)
-        if self.pid_space != here.pid_space:  # its number means nothing here
+        if self.pid_space != here.pid_space:  # its pid means nothing here
             return False
         started = _process_start(self.pid)
         return started is None or started != self.started
@@ -89,9 +89,9 @@ def _pid_space() -> str:
 
 
 def _process_start(pid: int) -> str | None:
-    """When a process started, in ticks since boot; empty where unknown, None where there is no process.
+    """When a process started, in ticks since boot; empty if unknown, None if there is no such process.
 
-    The start tells a process from a later one with the same number.
+    It distinguishes the process from a later one with the same pid.
     """
     try:
         os.kill(pid, 0)
@@ -99,7 +99,7 @@ def _process_start(pid: int) -> str | None:
         return None
     except PermissionError:
         pass
-    # The name, in parentheses, may hold spaces; the state is the first field after it, the start the 20th.
+    # The name, in parentheses, may contain spaces. The state is the first field after it, the start the 20th.
     fields = _read(f"/proc/{pid}/stat").rpartition(")")[2].split()
     if not fields:
         return ""

@@ -1,4 +1,4 @@
-"""A lease as a file beside a checkpoint, for stores that have no server to ask."""
+"""A lease as a file beside a checkpoint, for stores without a server."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from typing import BinaryIO
 
 
 class LeaseFile:
-    """The holder's text is the file's content, empty when free; its expiry is the file's time of change.
+    """The file contains the holder, or nothing if the lease is free. Its modification time is the expiry.
 
-    So a renewal needs no space on a full disk. Each step is done under the file's lock.
+    A renewal therefore needs no space on a full disk. Every operation holds the file's lock.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
 
     def take(self, holder: str, instead_of: str | None, lease_s: float) -> str:
-        """Take the lease if it is free, expired or ``instead_of`` holds it. Who holds it then."""
+        """Take the lease if it is free, expired or held by ``instead_of``; its holder then."""
         with self._locked() as (file, held):
             expired = os.fstat(file.fileno()).st_mtime < time.time()
             if held and held not in {holder, instead_of} and not expired:
@@ -33,14 +33,14 @@ class LeaseFile:
             return holder
 
     def renew(self, holder: str, lease_s: float) -> bool:
-        """Let the lease hold on; False where another holds it."""
+        """Renew the lease; False if another process holds it."""
         with self._locked() as (file, held):
             if held == holder:
                 self._hold(file, lease_s)
             return held == holder
 
     def free(self, holder: str) -> None:
-        """Give the lease back, if ``holder`` has it."""
+        """Release the lease, if ``holder`` has it."""
         with self._locked() as (file, held):
             if held == holder:
                 file.truncate(0)
@@ -52,6 +52,6 @@ class LeaseFile:
     @contextmanager
     def _locked(self) -> Iterator[tuple[BinaryIO, str]]:
         with self._path.open("ab+") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)  # closing the file lets go of it
+            fcntl.flock(file, fcntl.LOCK_EX)  # released when the file is closed
             file.seek(0)
             yield file, file.read().decode(errors="replace")

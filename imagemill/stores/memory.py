@@ -1,8 +1,8 @@
 """The job store for runs of up to 1,000 jobs: in memory, with a checkpoint file.
 
-The checkpoint is the whole store as one JSON document, written beside the old one, fsynced and renamed
-over it: at any moment the file is one complete state. It is written every few seconds, and at once when
-the engine waits for a commit (a request id must be on disk before the first poll).
+The checkpoint is the whole store as one JSON document. It is written to a new file, fsynced and renamed over
+the old one, so that the file is always complete. It is written every few seconds, and immediately when the
+engine waits for a commit: a request id must be on disk before the first poll.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from imagemill.stores.lease_file import LeaseFile
 from imagemill.stores.version import StoreVersion
 
 CHECKPOINT_INTERVAL_S = 2.0
-"""How old a checkpoint may be while jobs finish, in seconds."""
+"""The maximum age of the checkpoint while jobs finish, in seconds."""
 
 _values_of = attrgetter(*JOB_FIELDS)
 
@@ -92,7 +92,7 @@ class MemoryStore(JobStore):
             self._path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(
-                f"The folder {self._path.parent} of the run's checkpoint cannot be made ({error.strerror})."
+                f"Cannot create the folder of the run's checkpoint, {self._path.parent} ({error.strerror})."
             ) from error
 
     async def _load(self) -> None:
@@ -108,15 +108,15 @@ class MemoryStore(JobStore):
             aside = self._path.with_suffix(f".damaged-{time.time():.0f}")
             self._path.rename(aside)
             raise InputError(
-                f"The checkpoint {self._path} is damaged and was set aside as {aside.name}. Start the"
-                " same command again: images that are in the bucket are found there, not paid again."
+                f"The checkpoint {self._path} is damaged and was set aside as {aside.name}. Run the same"
+                " command again: images in the bucket are found there and are not paid for again."
             ) from error
         self._jobs = {job.number: job for job in jobs}
         self._planned = True
 
     async def _close(self) -> None:
         if self._planned and self._unwritten:
-            with contextlib.suppress(OSError):  # whoever waited for a commit has heard of it
+            with contextlib.suppress(OSError):  # the caller of commit() has seen the error
                 await self._checkpoint()
 
     async def _write(self, batch: Sequence[JobState], *, durable: bool) -> None:
@@ -166,10 +166,10 @@ def _write_atomically(path: Path, content: bytes) -> None:
         temporary.replace(path)
     except OSError:
         with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)  # half a file on a full disk helps nobody
+            temporary.unlink(missing_ok=True)  # half a file only takes space on a full disk
         raise
     folder = os.open(path.parent, os.O_RDONLY)
     try:
-        os.fsync(folder)  # or a power cut brings the old name back
+        os.fsync(folder)  # or a power cut may undo the rename
     finally:
         os.close(folder)

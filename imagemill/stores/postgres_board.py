@@ -1,4 +1,4 @@
-"""The board of a run's processes in Postgres."""
+"""The notes of a run's processes in Postgres."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from imagemill.stores.tables import BUDGETS, NOTES
 
 
 class PostgresBoard(Board):
-    """A row a note, and a row for the run's budget."""
+    """One row per note, and one row for the run's budget."""
 
     now: ClassVar[sa.ColumnElement[float]]
     _run_id: str
 
     @abstractmethod
     async def _in_transaction(self, statements: Sequence[sa.Executable]) -> list[Any]:
-        """Execute statements in one transaction, patiently; the rows of each."""
+        """Execute statements in one transaction, waiting out outages; the rows of each."""
 
     async def exchange(self, owner: str, content: dict[str, Any] | None) -> list[Note]:
         of_run = NOTES.c.run_id == self._run_id

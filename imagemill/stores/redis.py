@@ -8,10 +8,10 @@ A run's keys all begin with ``imagemill:{RUN_ID}:``; the braces keep them on one
   have none.
 - ``finished``: a bitmap of the numbers that are done or failed.
 - ``planned``: the layout's version and imagemill's, once all jobs are there.
-- ``lease``: a hash of who holds the run, and until when by the server's clock. It is no key with a time
-  to live: after an outage longer than that, the holder could not tell that nobody else had been there.
-- ``notes``: a hash of what the processes that work on the run together said last, each with its time.
-- ``committed``: what the run has spent or set aside, in USD.
+- ``lease``: a hash of who holds the run, and until when by the server's clock. It has no time to live: after
+  a longer outage, the holder must be able to tell that no other process took the run in between.
+- ``notes``: a hash of the latest note of each process that works on the run, with its time.
+- ``committed``: what the run has spent or reserved, in USD.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _STATUS = JOB_FIELDS.index("status")
 _values_of = attrgetter(*JOB_FIELDS)
 _JobValues = list[Any]
 
-# One step, so that no reader sees half a batch; and nothing is written beside jobs that are gone.
+# Atomic, so that no reader sees half a batch, and nothing is written for jobs that no longer exist.
 _WRITE = """
 if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
 for i = 1, #ARGV, 3 do
@@ -130,7 +130,7 @@ class RedisStore(JobStore, Board):
             await pipeline.execute()
         except self.outages as error:
             raise StoreUnavailableError(
-                f"{self._title} did not take the plan: {reason_of(error)}."
+                f"{self._title} did not accept the plan: {reason_of(error)}."
             ) from error
 
     async def mark_planned(self) -> None:
@@ -210,8 +210,8 @@ class RedisStore(JobStore, Board):
         now, flat = await self.patiently(run)
         notes = []
         for name, value in zip(flat[::2], flat[1::2], strict=True):
-            at, _, said = value.partition(b" ")
-            notes.append(Note(name.decode(), (float(now) - float(at)) / 1000, from_json(said)))
+            at, _, text = value.partition(b" ")
+            notes.append(Note(name.decode(), (float(now) - float(at)) / 1000, from_json(text)))
         return notes
 
     async def clear_board(self) -> None:
@@ -279,7 +279,7 @@ class RedisStore(JobStore, Board):
     def _advice(self, error: Exception) -> str:
         refused = isinstance(error, (AuthenticationError, NoPermissionError))
         if refused or (isinstance(error, ResponseError) and "AUTH" in str(error).upper()):
-            return f"it refuses this password, or to work without one: set {PASSWORD_VARIABLE}"
+            return f"the password is wrong or missing: set {PASSWORD_VARIABLE}"
         if isinstance(error, TimeoutError):
             return f"it has not answered within {CONNECT_S:.0f} s"
         return reason_of(error)
@@ -296,8 +296,8 @@ class RedisStore(JobStore, Board):
         keys = [self._key(name) for name in ("numbers", "states", "finished")]
         if not await self._write_script(keys=keys, args=arguments):
             raise StoreUnavailableError(
-                f"{self._title} has lost the run's jobs; was it restarted without persistence? A resume"
-                " restores them from the plan and finds the images in the bucket."
+                f"{self._title} has lost the run's jobs. Was it restarted without persistence? A resume"
+                " restores them from the plan, and finds the images in the bucket."
             )
 
     async def _lease(self, holder: str, instead_of: str | None) -> str:
@@ -316,7 +316,7 @@ class RedisStore(JobStore, Board):
 def _client(address: StoreAddress) -> Redis:
     database = address.database or "0"
     if not database.isdecimal():
-        raise InputError(f"The Redis database {database!r} is no number.")
+        raise InputError(f"The Redis database {database!r} is not a number.")
     encrypted: dict[str, Any] = {}
     if address.scheme == "rediss":
         encrypted = {"ssl": True, "ssl_cert_reqs": ssl.CERT_REQUIRED, "ssl_check_hostname": True}
@@ -330,7 +330,7 @@ def _client(address: StoreAddress) -> Redis:
         password=address.password,
         socket_connect_timeout=CONNECT_S,
         socket_timeout=30,
-        # The store is patient itself, and sees each attempt.
+        # The store repeats operations itself.
         retry=Retry(NoBackoff(), 0),
         client_name="imagemill",
         **encrypted,

@@ -1,11 +1,11 @@
 """The job stores in SQL, through SQLAlchemy: SQLite in a file, the embedded default, and Postgres.
 
-One table holds the jobs of many runs, one the runs themselves, one their leases. SQLite runs in WAL mode
-with ``synchronous=NORMAL``: a commit survives the death of the process. What a power cut could undo is
-found again on resume, since an image is in the bucket before its job is done.
+One table holds the jobs of all runs, one the runs themselves, one their leases. SQLite runs in WAL mode with
+``synchronous=NORMAL``: a commit survives the death of the process. What a power cut could undo is found again
+on resume, because an image is in the bucket before its job is done.
 
-The two roads that a million jobs take, adding them and reading their numbers, go through the drivers
-themselves: statements of many rows in SQLite, which runs each without Python's lock, and asyncpg's COPY.
+The two operations that touch a million jobs, adding them and reading their numbers, use the drivers directly:
+multi-row statements in SQLite, which run without Python's lock, and asyncpg's COPY.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ _TEXTS = [index for index, column in enumerate(_COLUMNS) if isinstance(column.ty
 _STATE_TEXTS = [index for index in _TEXTS if index >= _STATUS]
 _PAGE = 50_000
 _ROWS_A_STATEMENT = 500
-"""Eleven values each; more make it slower again. SQLite takes 32,766 in one statement."""
+"""Eleven values per row. More rows are slower again; SQLite allows 32,766 values per statement."""
 _SCHEMA_LOCK = 7_162_534_129
-"""Any number of our own: two processes that make the tables at once do it one after the other."""
+"""An arbitrary number for the lock under which only one process at a time creates the tables."""
 
 
 class SqlStore(JobStore):
@@ -84,7 +84,7 @@ class SqlStore(JobStore):
                 await self._add_rows(raw.driver_connection, list(zip(*columns, strict=True)))
         except self.outages as error:
             raise StoreUnavailableError(
-                f"{self._title} did not take the plan: {reason_of(error)}."
+                f"{self._title} did not accept the plan: {reason_of(error)}."
             ) from error
 
     async def mark_planned(self) -> None:
@@ -99,7 +99,7 @@ class SqlStore(JobStore):
         async def read() -> array[int]:
             numbers = array("q")
             async with self._engine.connect() as connection:
-                # One scan: right after a bulk insert a planner without statistics may choose one a page.
+                # One scan: right after a bulk insert, without statistics, one per page may be chosen.
                 result = await connection.stream(query, execution_options={"yield_per": _PAGE})
                 async for page in result.scalars().partitions():
                     numbers.extend(page)
@@ -179,7 +179,7 @@ class SqlStore(JobStore):
 
     @abstractmethod
     async def _add_rows(self, driver: Any, rows: list[tuple[Any, ...]]) -> None:  # noqa: ANN401
-        """Insert the input of new jobs, all or none, by the driver's own connection."""
+        """Insert new jobs, all or none, through the driver's own connection."""
 
     async def _close(self) -> None:
         with anyio.move_on_after(CONNECT_S):
@@ -190,7 +190,7 @@ class SqlStore(JobStore):
             return
         names = ["b_number", *[f"b_{name}" for name in STATE_FIELDS]]
         texts = [1 + index - _STATUS for index in _STATE_TEXTS]
-        # In one order always: two processes that update the same jobs must not wait for each other.
+        # Sorted, so that two processes that update the same jobs cannot deadlock.
         rows = [dict(zip(names, _escaped(state, texts), strict=True)) for state in sorted(batch, key=_number)]
         async with self._engine.begin() as connection:
             await connection.execute(self._update, rows)
@@ -211,7 +211,7 @@ class SqlStore(JobStore):
 
     @abstractmethod
     def _insert_lease(self, values: dict[str, Any]) -> sa.Executable:
-        """Insert the run's lease; nothing where there is one."""
+        """Insert the run's lease unless there is one."""
 
     async def _renew_lease(self, holder: str) -> bool:
         update = sa.update(LEASES).where(LEASES.c.run_id == self._run_id, LEASES.c.holder == holder)
@@ -229,7 +229,7 @@ class SqliteStore(SqlStore):
     """The jobs of ``run_id`` in the SQLite file ``path``."""
 
     name = "sqlite"
-    now = sa.bindparam(None, callable_=time.time, type_=sa.Double)  # the file's own machine's
+    now = sa.bindparam(None, callable_=time.time, type_=sa.Double)  # a file is local
 
     def __init__(self, path: Path, run_id: str, *, join: bool = False) -> None:
         engine = create_async_engine(
@@ -246,8 +246,8 @@ class SqliteStore(SqlStore):
                 await connection.run_sync(make_tables, self._title)
         except (OSError, sa.exc.SQLAlchemyError) as error:
             raise InputError(
-                f"The job store sqlite:{self._path} cannot be opened ({reason_of(error)}): give a path that"
-                " can be written, by --store sqlite:PATH."
+                f"The job store sqlite:{self._path} cannot be opened ({reason_of(error)}). Use a path that"
+                " can be written: --store sqlite:PATH."
             ) from error
 
     async def _add_rows(self, driver: Any, rows: list[tuple[Any, ...]]) -> None:  # noqa: ANN401
@@ -327,9 +327,9 @@ class PostgresStore(SqlStore, PostgresBoard):
         text = str(error)
         user = f"the user {self._address.user!r}" if self._address.user else "this user"
         if "password" in text.lower():
-            return f"it refuses {user} this password, or without one: set {PASSWORD_VARIABLE}"
+            return f"the password of {user} is wrong or missing: set {PASSWORD_VARIABLE}"
         if "InvalidCatalogNameError" in text or isinstance(error, asyncpg.InvalidCatalogNameError):
-            return f"it has no database {self._address.database!r}: create it"
+            return f"there is no database {self._address.database!r}: create it"
         if isinstance(error, TimeoutError):
             return f"it has not answered within {CONNECT_S:.0f} s"
         return reason_of(error)
@@ -345,13 +345,13 @@ class PostgresStore(SqlStore, PostgresBoard):
 def _ssl_of(query: dict[str, str]) -> str:
     mode = query.get("sslmode", "prefer")
     if mode not in {"disable", "allow", "prefer", "require", "verify-ca", "verify-full"}:
-        raise InputError(f"The job store's sslmode {mode!r} is none that Postgres knows.")
+        raise InputError(f"Postgres has no sslmode {mode!r}, which the job store's address sets.")
     return mode
 
 
 @lru_cache(maxsize=2)
 def _insert(rows: int) -> str:
-    """The statement that inserts so many new jobs; its first values are all that they share."""
+    """The statement that inserts this many jobs; its first parameters are the values they share."""
     fresh = [f"?{place}" for place in range(2, 2 + len(FRESH_STATE))]
     first, width = 2 + len(fresh), len(INPUT_FIELDS)
     values = []

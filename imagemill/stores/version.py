@@ -43,6 +43,6 @@ class StoreVersion:
         which = f"in version {self.number}" if self.number != UNKNOWN else "which gave it no version"
         raise InputError(
             f"{store} was made by {maker}, {which}; this is imagemill {here.made_by}, which reads version"
-            f" {here.number}: go on with the one that made it, or in another store, by --store, where images"
-            " that are in the bucket are found and not paid again."
+            f" {here.number}. Continue with the version that made it, or use another store (--store): images"
+            " that are in the bucket are found there and are not paid for again."
         )

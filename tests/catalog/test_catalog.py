@@ -168,7 +168,7 @@ def test_a_file_that_is_damaged_inside(catalog: Callable[..., str]) -> None:
 
 def test_an_empty_folder_and_a_glob_without_files(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match=r"holds no \.parquet files"):
+    with pytest.raises(InputError, match=r"has no \.parquet files"):
         plan(str(tmp_path / "empty"))
     with pytest.raises(InputError, match="No file matches"):
         plan(str(tmp_path / "*.none"))

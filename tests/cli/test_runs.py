@@ -102,7 +102,7 @@ def test_lists_runs_and_says_why_a_job_failed(
     assert "bad\\x1b[31m: failed" in shown
     assert "\x1b[31m" not in shown
     assert "bad_request" in shown
-    assert "fails again as it is" in shown
+    assert "would fail again" in shown
     assert "reason    blank prompt" in runs("second", "--id", "blank")
 
 
@@ -131,7 +131,7 @@ def test_a_run_that_is_worked_on_and_one_that_was_killed(
     (listed,) = json.loads(runs("--json"))["runs"]
     assert (listed["state"], listed["done"], listed["failed"]) == ("unfinished", 1, 1)
     assert listed["cost_usd"] > 0
-    assert "Go on with: imagemill resume mine" in runs("mine")
+    assert "Resume it with: imagemill resume mine" in runs("mine")
 
     log = JobLog("mine", folder / "log.jsonl")
     assert json.loads(runs("mine", "--json"))["state"] == "running"
@@ -146,7 +146,7 @@ def test_a_run_that_is_worked_on_and_one_that_was_killed(
     [
         (["nobody"], "There is no run 'nobody' here"),
         (["../x"], "There is no run '../x' here"),
-        (["--failed"], "Say of which run"),
+        (["--failed"], "Name a run"),
         (["--output", "nowhere"], "is not of the form s3://BUCKET/PREFIX"),
     ],
 )

@@ -114,7 +114,7 @@ def test_the_command_prints_a_table_or_json(
     given = ("calibrate", "--base-url", emulated.base_url, "--images", "120", "--width", "256")
     done = command(*given)
     assert done.code == 0, done.err
-    assert "images were paid for" in done.out
+    assert "Paid for " in done.out
     found = json.loads(command(*given, "--json").out)
     assert found["limit_seen"]
     assert found["images"] <= 120

@@ -106,7 +106,7 @@ def test_a_run_goes_on_without_them(
 
     monkeypatch.setattr(SyncPrefectClient, "create_artifact", away)
     assert generate(place, emulator(), catalog(prompt=["a"])).is_completed()
-    assert "Prefect does not take the run's artifacts (OSError)." in caplog.text
+    assert "Prefect did not accept the run's artifacts (OSError)." in caplog.text
 
 
 @pytest.mark.parametrize("buckets", [0, 1, 200, 201, 240])

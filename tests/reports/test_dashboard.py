@@ -77,8 +77,8 @@ def test_all_runs_are_drawn_and_a_regression_is_told_once(prefect_server: str, p
     assert place.head("dashboard.html")["ContentType"] == "text/html; charset=utf-8"
     shown = Page(place.read("dashboard.html").decode())
     assert len(shown.having("point")) == 40 * METRICS
-    assert "44.2% under the median of 1,136" in shown.text
-    assert "4 files in metrics/ tell of no run" in shown.text
+    assert "44.2% below the median of 1,136" in shown.text
+    assert "skipped 4 files in metrics/" in shown.text
 
     (regression,) = summary.regressions
     assert [change.metric for change in regression.changes] == ["images_per_minute", "p95_latency_s"]
@@ -136,7 +136,7 @@ def test_rows_that_make_no_sense_are_skipped_and_counted(place: Place, columns: 
     put_rows(place, [run_row(0)], **columns)
     summary = build_dashboard(output=place.settings())
     assert (summary.runs, summary.skipped) == (0, 1)
-    assert "There is no run yet" in Page(place.read("dashboard.html").decode()).text
+    assert "There are no runs yet" in Page(place.read("dashboard.html").decode()).text
 
 
 @pytest.mark.usefixtures("prefect_server")
@@ -189,7 +189,7 @@ def test_share_and_number_of_runs_can_be_set() -> None:
 
 def test_an_earlier_regression_is_shown_apart() -> None:
     shown = page([*BEFORE, run_row(3, images_per_minute=100.0), run_row(4)])
-    assert "No latest run is one." in shown.text
+    assert "None of the latest runs is a regression." in shown.text
     assert "1 earlier, with runs after it" in shown.text
     assert len(shown.having("mark")) == 5 * METRICS + 1
     assert len([given for given in shown.having("mark") if "flag" in given["class"]]) == 1
@@ -226,7 +226,7 @@ def test_the_command(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
     where = ["--output", place.uri, "--s3-endpoint-url", place.s3.endpoint_url]
     assert main(["dashboard", *where, "--regression-share", "0.1"]) == 0
     out = capsys.readouterr().out
-    assert "Regression: run run-003, products.parquet on together: throughput 880, 12% under" in out
+    assert "Regression: run run-003, products.parquet on together: throughput 880, 12% below" in out
     assert f"Dashboard {place.uri}/dashboard.html" in out
     assert main(["dashboard", *where, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["regressions"] == []

@@ -210,7 +210,7 @@ def test_says_in_a_sentence_how_the_run_stands(given: dict[str, Any], sentence: 
 
 def test_headline_numbers() -> None:
     text = page(report(p95_latency_s=6.07, p50_latency_s=3.41, error_rate=0.0012, failed=2)).text
-    for words in ("300", "0.12%", "6.07 s", "p50 3.41 s", "$4.32", "$0.0027 an image", "$0.25"):
+    for words in ("300", "0.12%", "6.07 s", "p50 3.41 s", "$4.32", "$0.0027 per image", "$0.25"):
         assert words in text
 
 

@@ -118,7 +118,7 @@ def test_a_run_is_worked_on_by_one_process(
     assert first.poll() is None
     emulated.configure(latency_s=0)
     assert (second.code, second.out) == (2, "")
-    assert second.err.startswith("imagemill: The run is being worked on by process ")
+    assert second.err.startswith("imagemill: The run is in use by process ")
     assert second.err.count("\n") == 1
     out, err = first.communicate(timeout=PATIENCE_S)
     assert first.returncode == 0, err
@@ -172,7 +172,7 @@ def test_a_full_disk_stops_the_run_and_a_resume_finishes_it(
     assert "No space left on device" in stopped.err
     assert "imagemill resume killed" in stopped.err
     assert main(["runs", "killed"]) == 0
-    assert "It was broken off" in capsys.readouterr().out
+    assert "The run did not finish" in capsys.readouterr().out
 
     assert main(given) == 0
     summary = json.loads(capsys.readouterr().out)

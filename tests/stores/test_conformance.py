@@ -218,7 +218,7 @@ async def test_odd_characters_are_kept(make: Make) -> None:
 async def test_a_run_is_held_by_one(make: Make) -> None:
     async with make() as store:
         await planned(store, [job(0)])
-        with pytest.raises(InputError, match=r"worked on by process \d+ on .+ since \d{4}-.* UTC"):
+        with pytest.raises(InputError, match=r"in use by process \d+ on .+ since \d{4}-.* UTC"):
             await make().__aenter__()
         store.save(done(0))
         await store.commit()
@@ -283,7 +283,7 @@ async def test_the_heartbeat_keeps_a_lease_and_finds_a_loss(make: Make) -> None:
             while len(beats) < 4:  # noqa: ASYNC110 - longer than the lease
                 await anyio.sleep(0.05)
         assert all(beats)
-        with pytest.raises(InputError, match="worked on"):
+        with pytest.raises(InputError, match="in use"):
             await make().__aenter__()
         await store._lease("somebody else", store._holder.to_text())
         with anyio.fail_after(10):
@@ -346,7 +346,7 @@ async def test_others_may_join_a_run_in_a_server(make: Make, server: Server | No
             joined.save(done(1))
             await joined.commit()
             assert await holder.unfinished(0, 9) == [job(0)]
-        with pytest.raises(InputError, match="worked on"):
+        with pytest.raises(InputError, match="in use"):
             await make().__aenter__()
 
 
