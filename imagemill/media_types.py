@@ -1,4 +1,4 @@
-"""The media types of the files that a run leaves in the bucket."""
+"""The media types of the files that a run writes to the bucket."""
 
 PARQUET = "application/vnd.apache.parquet"
 JSON = "application/json"

@@ -1,4 +1,4 @@
-"""A run from start to finish, within a flow run: the steps that every flow which makes images takes."""
+"""The steps of a run, shared by all flows that make images."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ _DISK_TROUBLE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS})
 
 
 class Run:
-    """A run that a flow works on: its session, its artifacts in Prefect's UI, and its crew on a cluster."""
+    """A run within a flow: its session, its artifacts in Prefect's UI, and its crew on a cluster."""
 
     __slots__ = ("artifacts", "crew", "session")
 
@@ -71,14 +71,14 @@ def open_run(settings: RunSettings) -> Iterator[Run]:
 
 
 def generate(run: Run, prepared: Prepared) -> None:
-    """Work off the run's shards, in threads of this process or on a Dask cluster."""
+    """Process the run's shards, in threads of this process or on a Dask cluster."""
     session = run.session
     try:
         if run.crew is not None:
             with session.interruptible():
                 run_on_cluster(session, run.crew, generate_shard_on_worker, prepared.shards)
         else:
-            # A runner of this run's own size: the flow's one is fixed before its parameters are known.
+            # A separate runner: the flow's own one gets its size before the parameters are known.
             runner: ThreadPoolTaskRunner[None] = ThreadPoolTaskRunner(session.settings.execution.workers)
             with runner, session.interruptible():
                 shards = {"session": unmapped(session), "shard": prepared.shards}
@@ -91,7 +91,7 @@ def generate(run: Run, prepared: Prepared) -> None:
 
 
 def finish(run: Run, prepared: Prepared, *, retire: bool = False, prune: bool = False) -> RunSummary:
-    """Publish and measure; only count where the run was interrupted, or its bucket or disk fails.
+    """Publish and measure, or only count if the run was interrupted or its bucket or disk fails.
 
     ``retire`` and ``prune`` are those of :func:`imagemill.tasks.publish.publish`.
     """
@@ -112,13 +112,13 @@ def _published(session: Session, prepared: Prepared, *, retire: bool, prune: boo
         except OSError as error:
             if error.errno not in _DISK_TROUBLE:
                 raise
-            reason = f"The run's folder {session.folder.path} cannot be written ({error.strerror})."
+            reason = f"Cannot write to the run's folder {session.folder.path} ({error.strerror})."
             session.stop(StopKind.UNAVAILABLE, reason)
     return count(session, prepared.counts)
 
 
 def outcome(run: Run, prepared: Prepared, summary: RunSummary) -> RunSummary:
-    """What the flow returns: a state that says how the run went, with the summary as its data.
+    """What the flow returns: a state that tells how the run went, with the summary as its data.
 
     Raises:
         RunStoppedError: the run stopped early.
@@ -127,12 +127,12 @@ def outcome(run: Run, prepared: Prepared, summary: RunSummary) -> RunSummary:
         raise RunStoppedError(summary, stopped.kind)
     if prepared.counts.negative_prompts:
         get_run_logger().warning(
-            "%s rows have a negative prompt, which this model does not use.",
+            "%s rows have a negative prompt, which this model ignores.",
             f"{prepared.counts.negative_prompts:,}",
         )
     message, name = str(summary), None
     if summary.failed:
-        message = f"{summary.failed:,} of {summary.unique:,} images failed; failed.parquet says why."
+        message = f"{summary.failed:,} of {summary.unique:,} images failed; failed.parquet has the reasons."
         name = "CompletedWithFailures"
     return cast("RunSummary", Completed(name=name, message=message, data=summary))
 
@@ -145,7 +145,7 @@ def run_settings(
     limits: LimitSettings,
     execution: ExecutionSettings,
 ) -> RunSettings:
-    """The settings of a flow run; one without a run id gets the flow run's own."""
+    """The settings of a run. Without a run id, it is derived from the flow run."""
     return RunSettings(
         run_id=execution.run_id or _default_run_id(),
         catalog=catalog,
@@ -158,8 +158,8 @@ def run_settings(
 
 
 def _default_run_id() -> str:
-    """A run id that a retry of the same flow run finds again, and so resumes."""
+    """A run id that a retry of the same flow run gets as well, so that it resumes the run."""
     with get_client(sync_client=True) as client:
-        # Its first start; the time it is scheduled for moves with each retry.
+        # Its first start; the scheduled time changes with each retry.
         started = client.read_flow_run(UUID(flow_run.get_id())).start_time or datetime.now(UTC)
     return f"{started:%Y%m%d-%H%M%S}-{str(flow_run.get_id())[-6:]}"

@@ -1,4 +1,4 @@
-"""Loads the image API, the job store and the S3 credentials that settings name, as blocks or otherwise."""
+"""Loads the image API, the job store and the S3 credentials that the settings name."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from imagemill.settings import ApiSettings, ExecutionSettings, OutputSettings, i
 def image_api(settings: ApiSettings, *, needs_key: bool = True) -> ImageApi:
     """The image API that the settings name: a saved block, or the vendor with the environment's key.
 
-    ``needs_key=False`` is for estimates, which ask the API nothing.
+    ``needs_key=False`` is for estimates, which send nothing to the API.
 
     Raises:
-        InputError: there is no such block or vendor, or a value is refused.
+        InputError: there is no such block or vendor, or a value is invalid.
     """
     if settings.block:
         block = _load(settings.block)
@@ -28,7 +28,7 @@ def image_api(settings: ApiSettings, *, needs_key: bool = True) -> ImageApi:
     api = PROVIDERS.get(settings.provider)
     if api is None:
         raise InputError(
-            f"There is no provider {settings.provider!r}: choose one of {', '.join(sorted(PROVIDERS))}."
+            f"There is no provider {settings.provider!r}. Choose one of {', '.join(sorted(PROVIDERS))}."
         )
     given = {
         "base_url": settings.base_url or "",
@@ -42,7 +42,7 @@ def image_api(settings: ApiSettings, *, needs_key: bool = True) -> ImageApi:
 
 
 def _with_overrides(block: ImageApi, settings: ApiSettings) -> ImageApi:
-    """The block, with the address and the model of the settings where they name one."""
+    """The block, with the address and the model of the settings if they have them."""
     overrides = {"base_url": settings.base_url, "model": settings.model}
     held = {name: getattr(block, name) for name in type(block).model_fields}
     try:
@@ -52,7 +52,7 @@ def _with_overrides(block: ImageApi, settings: ApiSettings) -> ImageApi:
 
 
 def job_store(settings: ExecutionSettings) -> tuple[str | None, SecretStr | None]:
-    """The job store that the settings name, as it stands there or from a saved block, and its password.
+    """The job store that the settings name, directly or as a saved block, and its password.
 
     Raises:
         InputError: there is no such block.

@@ -1,4 +1,4 @@
-"""Opens a catalog where it is: on this machine, or in S3 with the credentials of the output."""
+"""Opens a catalog, locally or on S3 with the credentials of the output."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from imagemill.settings import CatalogSettings, OutputSettings
 
 
 def catalog_of(catalog: CatalogSettings, output: OutputSettings | None) -> CatalogFiles:
-    """The catalog, its files found and their columns checked.
+    """The catalog, with its files found and their columns checked.
 
     Raises:
         InputError: it cannot be used.

@@ -1,4 +1,4 @@
-"""What a plan counts."""
+"""The counts of a plan."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class PlanCounts:
-    """A catalog, counted before anything is asked of the API. Costs in USD, for one image a job."""
+    """Counts of a catalog's rows and jobs. Costs are in USD, for one image per job."""
 
     rows: int
     rejected: int
@@ -16,4 +16,4 @@ class PlanCounts:
     cost_usd: float
     duplicates_usd: float
     negative_prompts: int = 0
-    """Rows whose negative prompt the model does not use."""
+    """Rows with a negative prompt that the model ignores."""

@@ -17,7 +17,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; its exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     if given[:1] == ["emulator"]:
-        # The emulator is a program of its own, which nothing here imports: this process becomes it.
+        # The emulator is a separate program that nothing here imports: replace this process by it.
         os.execv(sys.executable, [sys.executable, "-m", "imagemill.emulator", *given[1:]])  # noqa: S606
     _prepare_prefect()
     from imagemill.cli.options import Parser
@@ -34,15 +34,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         complain(str(error))
         return UNUSABLE
     except StoreUnavailableError as error:
-        complain(f"{error} Start the same command again: what is finished is kept.")
+        complain(f"{error} Run the same command again: finished images are kept.")
         return STOPPED
     except KeyboardInterrupt:
-        complain("Interrupted before anything was asked of the API.")
+        complain("Interrupted before anything was sent to the API.")
         return STOPPED
 
 
 def _prepare_prefect() -> None:
-    """Keep Prefect to itself: its own console lines would break the progress bar and --json."""
+    """Silence Prefect: its console output would break the progress bar and --json."""
     quiet = {
         "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
         "PREFECT_SERVER_LOGGING_LEVEL": "CRITICAL",
@@ -61,7 +61,7 @@ def _parser(kind: type[argparse.ArgumentParser]) -> argparse.ArgumentParser:
         prog="imagemill",
         description="Turn a Parquet catalog of prompts into images on S3.",
         epilog="Exit codes: 0 every image is done; 1 finished, some failed; 2 unusable input;"
-        " 3 stopped early and resumable.",
+        " 3 stopped early, can be resumed.",
     )
     parser.add_argument("--version", action="version", version=f"imagemill {version('imagemill')}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -69,23 +69,23 @@ def _parser(kind: type[argparse.ArgumentParser]) -> argparse.ArgumentParser:
     run = commands.add_parser("run", help="generate the images of a catalog", allow_abbrev=False)
     run.add_argument("catalog", metavar="CATALOG", help="a Parquet file, folder or glob; local or s3://")
     add_options(run)
-    run.add_argument("--dry-run", action="store_true", help="only say what the run would do and cost")
+    run.add_argument("--dry-run", action="store_true", help="only show what the run would do and cost")
     run.set_defaults(run=_run)
 
-    estimate = commands.add_parser("estimate", help="say what a run would do and cost", allow_abbrev=False)
+    estimate = commands.add_parser("estimate", help="show what a run would do and cost", allow_abbrev=False)
     estimate.add_argument("catalog", metavar="CATALOG", help="as for run")
     add_options(estimate)
     estimate.set_defaults(run=_estimate)
 
-    resume = commands.add_parser("resume", help="go on with a run that stopped", allow_abbrev=False)
-    resume.add_argument("run_id", metavar="RUN_ID", help="the run, as it was named when it stopped")
+    resume = commands.add_parser("resume", help="resume a run that stopped", allow_abbrev=False)
+    resume.add_argument("run_id", metavar="RUN_ID", help="the id of the run")
     add_options(resume, RESUME_OPTIONS)
     resume.set_defaults(run=_resume)
 
-    retry = commands.add_parser("retry-failed", help="try a run's failed jobs again", allow_abbrev=False)
-    retry.add_argument("run_id", metavar="RUN_ID", help="the run")
+    retry = commands.add_parser("retry-failed", help="retry the failed jobs of a run", allow_abbrev=False)
+    retry.add_argument("run_id", metavar="RUN_ID", help="the id of the run")
     retry.add_argument(
-        "--permanent", action="store_true", help="also those that would fail again with the same input"
+        "--permanent", action="store_true", help="also retry jobs that would fail again with the same input"
     )
     add_options(retry, RESUME_OPTIONS)
     retry.set_defaults(run=_retry_failed)
@@ -93,13 +93,13 @@ def _parser(kind: type[argparse.ArgumentParser]) -> argparse.ArgumentParser:
     calibrate = commands.add_parser(
         "calibrate",
         help="measure an account's limit with real, paid images",
-        description="Measure how many requests at once and images a minute an account takes. It makes real"
-        " images, which the vendor bills, within a budget; the next runs with --concurrency auto start"
-        " from the answer.",
+        description="Measure how many concurrent requests and images per minute an account allows. This makes"
+        " real images, which the vendor charges for, within a budget. Runs with --concurrency auto then start"
+        " from the result.",
         allow_abbrev=False,
     )
     add_options(calibrate, groups=CALIBRATE_GROUPS)
-    calibrate.add_argument("--plot", type=Path, metavar="FILE", help="write a plot, as one HTML file")
+    calibrate.add_argument("--plot", type=Path, metavar="FILE", help="write a plot to this HTML file")
     calibrate.set_defaults(run=_calibrate)
 
     demo = commands.add_parser("demo", help="see it all work on this machine, at no cost")
@@ -107,21 +107,23 @@ def _parser(kind: type[argparse.ArgumentParser]) -> argparse.ArgumentParser:
         "--folder",
         type=Path,
         default=Path("imagemill-demo"),
-        help="where pictures and report are left (default: %(default)s)",
+        help="where to put the pictures and the report (default: %(default)s)",
     )
-    demo.add_argument("--images", type=int, default=150, help="rows of the catalog (default: %(default)s)")
+    demo.add_argument("--images", type=int, default=150, help="number of catalog rows (default: %(default)s)")
     demo.set_defaults(run=_demo)
 
     dashboard = commands.add_parser(
-        "dashboard", help="draw the four metrics of all runs over weeks", allow_abbrev=False
+        "dashboard",
+        help="draw throughput, errors, latency and cost of all runs over weeks",
+        allow_abbrev=False,
     )
     add_options(dashboard, (*BUCKET_OPTIONS, "--regression-share"), ("output", "regressions"))
     dashboard.set_defaults(run=_dashboard)
 
-    runs = commands.add_parser("runs", help="list runs, and say why jobs failed", allow_abbrev=False)
-    runs.add_argument("run_id", metavar="RUN_ID", nargs="?", help="one run; all by default")
-    runs.add_argument("--failed", action="store_true", help="why each failed job did, attempt by attempt")
-    runs.add_argument("--id", metavar="ID", help="what became of the catalog row with this id")
+    runs = commands.add_parser("runs", help="list runs, and show why jobs failed", allow_abbrev=False)
+    runs.add_argument("run_id", metavar="RUN_ID", nargs="?", help="one run; by default, all runs")
+    runs.add_argument("--failed", action="store_true", help="show why each job failed, attempt by attempt")
+    runs.add_argument("--id", metavar="ID", help="show what happened to the catalog row with this id")
     add_options(runs, BUCKET_OPTIONS)
     runs.set_defaults(run=_runs)
 
@@ -129,7 +131,7 @@ def _parser(kind: type[argparse.ArgumentParser]) -> argparse.ArgumentParser:
         command.add_argument(
             "--log-format",
             choices=("text", "json"),
-            help="write a line a job to stderr, instead of the progress",
+            help="write one line per job to stderr instead of the progress",
         )
     for command in (run, estimate, resume, retry, calibrate, demo, dashboard, runs):
         command.add_argument("--json", action="store_true", help="print one JSON object on stdout")
@@ -146,7 +148,7 @@ def _run(arguments: argparse.Namespace) -> int:
     from imagemill.flows.generate_catalog import generate_catalog
 
     if getattr(arguments, "output.uri") is None:
-        raise InputError("Say where the images go: --output s3://BUCKET/PREFIX.")
+        raise InputError("Set where the images go: --output s3://BUCKET/PREFIX.")
     settings = {
         "catalog": settings_of(arguments, "catalog", path=arguments.catalog),
         **{
@@ -232,7 +234,7 @@ def _dashboard(arguments: argparse.Namespace) -> int:
     from imagemill.errors import InputError
 
     if getattr(arguments, "output.uri") is None:
-        raise InputError("Say where the runs' images went: --output s3://BUCKET/PREFIX.")
+        raise InputError("Set where the images of the runs are: --output s3://BUCKET/PREFIX.")
     output, regressions = settings_of(arguments, "output"), settings_of(arguments, "regressions")
     return draw_and_show(output, regressions, as_json=arguments.json)
 

@@ -1,4 +1,4 @@
-"""The demo: the main job on this machine, against an emulated API and a real S3 server, at no cost."""
+"""The demo: a run on this machine, against an emulated API and a real S3 server, at no cost."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ _STYLES = ("watercolour", "product photo", "woodcut", "film still", "paper colla
 
 
 def demo(folder: Path, *, images: int, as_json: bool) -> int:
-    """Run the demo; leave catalog, pictures, records and report in ``folder``; the exit code."""
+    """Run the demo and leave catalog, pictures, records and report in ``folder``; the exit code."""
     if not 10 <= images <= 10_000:
         raise InputError(f"--images {images} is not between 10 and 10,000.")
     folder = folder.resolve()
@@ -56,7 +56,7 @@ def demo(folder: Path, *, images: int, as_json: bool) -> int:
         folder.mkdir(parents=True, exist_ok=True)
         sample_catalog(folder / "catalog.parquet", images)
     except OSError as error:
-        raise InputError(f"The folder {folder} cannot be written ({error.strerror}).") from error
+        raise InputError(f"Cannot write to the folder {folder} ({error.strerror}).") from error
     stderr.print("Starting an emulated image API, a local S3 server and Prefect …")
     with (
         tempfile.TemporaryDirectory(prefix="imagemill-demo-") as work,
@@ -81,8 +81,8 @@ def demo(folder: Path, *, images: int, as_json: bool) -> int:
         print(summary.model_dump_json())
     else:
         show_summary(summary, places=False)
-        say(f"\nThe emulated API's own bill: {bill['images']:,} images, {money(float(bill['usd']))}.")
-        say("All of the run is still there to look at:")
+        say(f"\nThe emulated API charged: {bill['images']:,} images, {money(float(bill['usd']))}.")
+        say("The results are here:")
         say(f"  report    {folder / 'report.html'}")
         say(f"  pictures  {folder / 'images'}")
         say(f"  manifest  {folder / 'manifest.parquet'}")
@@ -94,7 +94,7 @@ def demo(folder: Path, *, images: int, as_json: bool) -> int:
 
 
 def sample_catalog(path: Path, rows: int) -> None:
-    """Write a catalog of ``rows`` rows: one in eight a duplicate, a few that cannot be used."""
+    """Write a catalog of ``rows`` rows, of which one in eight is a duplicate and a few are unusable."""
     rng = random.Random(7)
     prompts = [", ".join(p) for p in itertools.product(_SUBJECTS, _PLACES, _STYLES)]
     rng.shuffle(prompts)
@@ -116,7 +116,7 @@ def sample_catalog(path: Path, rows: int) -> None:
 
 @contextmanager
 def _emulator(folder: Path) -> Iterator[str]:
-    """An emulated account with a hidden limit of 24 at once and a few faults; its base URL."""
+    """An emulated account with a hidden limit of 24 concurrent requests and a few faults; its base URL."""
     command = [sys.executable, "-m", "imagemill.emulator", "--port", "0", "--max-concurrent", "24"]
     command += ["--latency", "0.5", "--fault", "500=0.01", "--fault", "truncated=0.005"]
     with (folder / "emulator.log").open("wb") as log:
@@ -157,7 +157,7 @@ def _bill(base_url: str) -> dict[str, float]:
 
 
 def _keep(s3: S3Server, folder: Path, summary: RunSummary) -> None:
-    """Bring the bucket's objects into the folder: the S3 server ends with the demo."""
+    """Copy the bucket's objects to the folder, because the S3 server ends with the demo."""
     client = s3.client()
     run_prefix = f"demo/runs/{summary.run_id}/"
 

@@ -1,4 +1,4 @@
-"""Runs the flow for a person: checks first, then Prefect, progress while it runs, a table at its end."""
+"""Runs a flow from the command line: checks, then Prefect, progress while it runs, a table at its end."""
 
 from __future__ import annotations
 
@@ -49,25 +49,25 @@ def run_and_show(flow: Callable[[], RunSummary], *, as_json: bool, log_format: s
     if isinstance(outcome, RunStoppedError):
         complain(
             f"{summary.stopped} {summary.done:,} of {summary.unique:,} images are done and kept,"
-            f" {summary.pending:,} are pending. Go on with: imagemill resume {summary.run_id}"
+            f" {summary.pending:,} are pending. Resume with: imagemill resume {summary.run_id}"
         )
         if outcome.kind is StopKind.INTERRUPTED:
             _leave_at_once(STOPPED)
         return STOPPED
     if summary.failed:
         if not as_json:
-            say(f"{summary.failed:,} images failed; runs/{summary.run_id}/failed.parquet says why.")
+            say(f"{summary.failed:,} images failed. See why: imagemill runs {summary.run_id} --failed")
         return FAILURES
     return DONE
 
 
 def run(flow: Callable[[], RunSummary], log_format: str | None = None) -> RunSummary | RunStoppedError:
-    """Run a flow with its progress, or a line a job, on stderr. A stop is given back, not raised."""
+    """Run a flow with its progress, or one line per job, on stderr. A stop is returned, not raised."""
     showing = job_lines_shown(log_format) if log_format else progress_shown()
     with showing as show, interrupts_stop_the_run(caller := Caller(show)), called_by(caller):
         _start_prefect()
         try:
-            # Its heartbeat costs every run a second at its end; a person watches this one.
+            # Prefect's heartbeat costs every run a second at its end, and someone watches this run anyway.
             with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
                 return flow()
         except RunStoppedError as stop:
@@ -75,7 +75,7 @@ def run(flow: Callable[[], RunSummary], log_format: str | None = None) -> RunSum
 
 
 def draw_and_show(output: OutputSettings, regressions: RegressionSettings, *, as_json: bool) -> int:
-    """Run ``build_dashboard``; say what it shows; the exit code."""
+    """Run ``build_dashboard`` and print its result; the exit code."""
     open_bucket(output).close()
     _start_prefect()
     with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
@@ -88,10 +88,10 @@ def draw_and_show(output: OutputSettings, regressions: RegressionSettings, *, as
 
 
 def check(settings: dict[str, Any]) -> None:
-    """Find what cannot be used before anything is started.
+    """Check the settings before anything is started.
 
     Raises:
-        InputError: says what, and what to do.
+        InputError: something cannot be used.
     """
     run_id = settings["execution"].run_id
     if run_id is None or RunFolder(run_id).read_record() is None:
@@ -102,10 +102,10 @@ def check(settings: dict[str, Any]) -> None:
 
 
 def resumed_arguments(run_id: str) -> dict[str, Any]:
-    """The arguments a run began with, from its folder on this machine.
+    """The arguments that a run began with, from its folder on this machine.
 
     Raises:
-        InputError: this machine knows no such run.
+        InputError: there is no such run on this machine.
     """
     settings = recorded_settings(run_id, None)
     return {
@@ -120,9 +120,9 @@ def resumed_arguments(run_id: str) -> dict[str, Any]:
 
 @contextmanager
 def interrupts_stop_the_run(caller: Caller) -> Iterator[None]:
-    """Let Ctrl-C and SIGTERM stop the run cleanly, or end it where it has asked the API for nothing yet.
+    """Let Ctrl-C and SIGTERM stop the run cleanly, or end it if nothing has been sent to the API yet.
 
-    A second one ends the process at once.
+    A second signal ends the process immediately.
     """
 
     def stop(number: int, _frame: FrameType | None) -> None:
@@ -131,7 +131,7 @@ def interrupts_stop_the_run(caller: Caller) -> Iterator[None]:
         if again or not caller.interrupt("Interrupted."):
             signal.signal(number, signal.SIG_DFL)
             raise KeyboardInterrupt
-        stderr.print("Stopping: what is finished is kept.", style="yellow")
+        stderr.print("Stopping. Finished images are kept.", style="yellow")
 
     interrupted = threading.Event()
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -143,10 +143,10 @@ def interrupts_stop_the_run(caller: Caller) -> Iterator[None]:
 
 
 def _start_prefect() -> None:
-    """Start Prefect's temporary server, where none is configured, deaf to the terminal's Ctrl-C.
+    """Start Prefect's temporary server, if none is configured, so that Ctrl-C does not reach it.
 
-    It is a child in the terminal's process group: without this, Ctrl-C would end it before the run has
-    said how it ended. A blocked signal stays blocked in a child.
+    The server is in the terminal's process group: Ctrl-C would end it before the run has reported its final
+    state. A signal that is blocked when a child starts stays blocked in it.
     """
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
@@ -157,8 +157,8 @@ def _start_prefect() -> None:
 
 
 def _leave_at_once(code: int) -> None:
-    """End the process: all is committed, and Prefect's temporary server takes seconds to say goodbye."""
-    # Loaded only where the run has started a server; to load it costs a second and 50 MB.
+    """End the process: everything is stored, and Prefect's temporary server would take seconds to stop."""
+    # Only loaded if the run has started a server; loading it takes a second and 50 MB.
     loaded = sys.modules.get("prefect.server.api.server")
     if loaded is not None and (server := loaded.SubprocessASGIServer().server_process) is not None:
         server.kill()

@@ -1,4 +1,4 @@
-"""The dashboard over all runs of a bucket, and an event for each that did worse than those before it."""
+"""Draws the dashboard over all runs of an output, and emits an event per regression."""
 
 # No "from __future__ import annotations" here: Prefect reads the types of a flow's parameters as objects.
 
@@ -17,17 +17,17 @@ from imagemill.tasks.read_history import read_history
 def build_dashboard(
     output: Output, regressions: RegressionSettings = RegressionSettings()
 ) -> DashboardSummary:
-    """Draw the dashboard of all runs below an output prefix, from its metrics/ alone.
+    """Draw the dashboard of all runs below an output prefix, from its metrics/ folder.
 
     Args:
-        output: Where the runs' images and records went: s3://BUCKET/PREFIX, or more about it.
+        output: Where the images and records of the runs are: s3://BUCKET/PREFIX, or output settings.
         regressions: When a run counts as a regression.
 
     Returns:
         What the dashboard shows, and where it is.
 
     Raises:
-        InputError: something given cannot be used.
+        InputError: unusable settings.
     """
     history = read_history(output)
     summary = draw_dashboard(output, history, regressions)

@@ -1,4 +1,4 @@
-"""Measures an account once, so that the runs after it start at its limit."""
+"""Measures an account, so that later runs start at its limit."""
 
 # No "from __future__ import annotations" here: Prefect reads the types of a flow's parameters as objects.
 
@@ -24,15 +24,15 @@ def calibrate(
     budget: Budget = Budget(),
     plot: Path | None = None,
 ) -> Calibration:
-    """Measure how many requests at once and images a minute an account takes. It makes real, paid images.
+    """Measure an account's limits on concurrency and rate. This makes real, paid images.
 
     Args:
-        api: Which image API: a vendor's name, or more about it.
+        api: Which image API and model to use: a vendor's name, or API settings.
         budget: What the calibration may spend.
-        plot: Where to write throughput against concurrency, as one HTML file.
+        plot: Write a plot of throughput by concurrency to this HTML file.
 
     Returns:
-        The limit, and the measurements behind it. Runs with concurrency auto start from it for 30 days.
+        The limit and the measurements. For 30 days, runs with concurrency auto start from this limit.
 
     Raises:
         InputError: the account cannot be measured.
@@ -41,13 +41,13 @@ def calibrate(
     found = anyio.run(measure_account, account, budget)
     if found.limit_seen:
         write_limit(account, Limit(found.concurrency, found.per_minute))
-        get_run_logger().info("Kept in the Variable %s.", variable_name(account))
+        get_run_logger().info("Stored in the Variable %s.", variable_name(account))
     else:
-        get_run_logger().info("No limit was met within the budget: nothing is kept.")
+        get_run_logger().info("No limit was reached within the budget, so nothing was stored.")
     create_table_artifact(
         [level.model_dump() for level in found.levels],
         key=f"calibration-{account.provider}",
-        description=f"Calibration of {account.provider}: {found.concurrency} at once.",
+        description=f"Calibration of {account.provider}: {found.concurrency} concurrent requests.",
     )
     if plot is not None:
         write_plot(found, plot)

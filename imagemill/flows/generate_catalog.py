@@ -30,23 +30,23 @@ def generate_catalog(
     limits: LimitSettings = LimitSettings(),
     execution: ExecutionSettings = ExecutionSettings(),
 ) -> RunSummary:
-    """Generate an image for each row of a catalog; a run that exists is resumed.
+    """Generate an image for each row of a catalog. An existing run is resumed.
 
     Args:
-        catalog: Where the prompts are: a path, or more about it.
-        output: Where images and records go: s3://BUCKET/PREFIX, or more about it.
-        api: Which image API: a vendor's name, or more about it.
-        picture: Defaults for rows that do not set their own.
-        limits: How fast, and how much money.
-        execution: How the work is divided and where it is kept.
+        catalog: Where the prompts come from: a path, or catalog settings.
+        output: Where the images and records go: s3://BUCKET/PREFIX, or output settings.
+        api: Which image API and model to use: a vendor's name, or API settings.
+        picture: Defaults for rows that don't set their own.
+        limits: Limits on speed and cost.
+        execution: How the run is executed and where its state is stored.
 
     Returns:
         The run's summary.
 
     Raises:
-        InputError: something given cannot be used; nothing was asked of the API.
-        RunStoppedError: the run stopped early (key refused, budget, interrupted, bucket or store away)
-            and can be resumed; it carries the summary.
+        InputError: unusable input or settings; nothing was sent to the API.
+        RunStoppedError: the run stopped early (key refused, budget, interrupted, bucket or store
+            unavailable) and can be resumed. It carries the summary.
     """
     settings = run_settings(catalog, output, api, picture, limits, execution)
     with open_run(settings) as run:

@@ -1,4 +1,4 @@
-"""Refreshes a catalog's images: generates only what is new or has changed, and retires what is gone."""
+"""Refreshes a catalog's images: generates what is new or changed, and retires what is gone."""
 
 # No "from __future__ import annotations" here: Prefect reads the types of a flow's parameters as objects.
 
@@ -32,22 +32,22 @@ def refresh_catalog(
     execution: ExecutionSettings = ExecutionSettings(),
     prune: bool = False,  # noqa: FBT001, FBT002 - a field of the form
 ) -> RunSummary:
-    """Bring the images of a catalog up to date; unchanged rows cost nothing.
+    """Bring the images of a catalog up to date. Unchanged rows cost nothing.
 
     Args:
-        catalog: Where the prompts are: a path, or more about it.
-        output: Where images and records are: s3://BUCKET/PREFIX, or more about it.
-        api: Which image API: a vendor's name, or more about it.
-        picture: Defaults for rows that do not set their own.
-        limits: How fast, and how much money.
-        execution: How the work is divided and where it is kept.
-        prune: Delete the images of rows that are gone or changed, unless another row uses them.
+        catalog: Where the prompts come from: a path, or catalog settings.
+        output: Where the images and records are: s3://BUCKET/PREFIX, or output settings.
+        api: Which image API and model to use: a vendor's name, or API settings.
+        picture: Defaults for rows that don't set their own.
+        limits: Limits on speed and cost.
+        execution: How the run is executed and where its state is stored.
+        prune: Delete images of rows that are gone or changed, unless another row uses them.
 
     Returns:
-        The run's summary: added, changed, unchanged, retired, what it cost and what it saved.
+        The run's summary, with the numbers of added, changed, unchanged and retired rows.
 
     Raises:
-        InputError: something given cannot be used, or another refresh of this output is under way.
+        InputError: unusable input or settings, or another refresh of this output is running.
         RunStoppedError: the run stopped early and can be resumed.
     """
     settings = run_settings(catalog, output, api, picture, limits, execution)

@@ -1,4 +1,4 @@
-"""Tries a run's failed jobs again, under the same run id."""
+"""Retries the failed jobs of a run, under the same run id."""
 
 # No "from __future__ import annotations" here: Prefect reads the types of a flow's parameters as objects.
 
@@ -23,14 +23,14 @@ def retry_failed(
     limits: LimitSettings | None = None,
     execution: ExecutionSettings | None = None,
 ) -> RunSummary:
-    """Try a run's failed jobs again; what its attempts cost and were stays on record.
+    """Retry the failed jobs of a run. Earlier attempts and their cost stay on record.
 
     Args:
-        run_id: The run.
-        permanent: Also those that would fail again with the same input, such as refused prompts.
+        run_id: The id of the run.
+        permanent: Also retry jobs that would fail again with the same input, such as refused prompts.
         output: Where the run's records are, if another machine ran it: s3://BUCKET/PREFIX.
-        limits: How fast, and how much money, if not as before.
-        execution: Where the work is done and where the jobs are kept, if not as before.
+        limits: Limits on speed and cost, if not as before.
+        execution: How the run is executed and where its state is stored, if not as before.
 
     Returns:
         The run's summary.

@@ -1,7 +1,7 @@
-"""The program that calls a flow: it may show the progress of runs, and it may interrupt them.
+"""The program that calls a flow: it can show the progress of runs and interrupt them.
 
-A flow's parameters are data that Prefect stores, so a caller reaches the run through the context that the
-flow is called in. A deployment, a worker and a plain ``generate_catalog(...)`` have none, and need none.
+Prefect stores a flow's parameters, so a caller cannot be one of them: it is found through the context in
+which the flow is called. A deployment, a worker and a plain ``generate_catalog(...)`` have no caller.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ class Caller:
     """What one program does with the runs it starts.
 
     Args:
-        show: is called with a run's progress about four times a second, on the run's event loop.
+        show: called with a run's progress about four times a second, on the run's event loop.
     """
 
     def __init__(self, show: Callable[[Progress], None] | None = None) -> None:
@@ -35,7 +35,7 @@ class Caller:
             self._stops = before
 
     def interrupt(self, reason: str) -> bool:
-        """Stop the runs that can be stopped resumably; False where none can. Safe in a signal handler."""
+        """Stop all runs that can be stopped; False if there is none. Safe in a signal handler."""
         stops = self._stops
         for stop in stops:
             stop(reason)
@@ -47,7 +47,7 @@ _caller: ContextVar[Caller | None] = ContextVar("imagemill_caller", default=None
 
 @contextmanager
 def called_by(caller: Caller) -> Iterator[None]:
-    """Flows that are called in the block are this caller's."""
+    """Make this the caller of flows that are called in the block."""
     token = _caller.set(caller)
     try:
         yield
@@ -56,5 +56,5 @@ def called_by(caller: Caller) -> Iterator[None]:
 
 
 def current_caller() -> Caller:
-    """Whoever called the flow that runs here."""
+    """The caller of the current flow."""
     return _caller.get() or Caller()

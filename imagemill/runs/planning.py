@@ -1,4 +1,4 @@
-"""Plans a run: its catalog becomes jobs in the store and a plan in the bucket, once."""
+"""Plans a run, once: its catalog becomes jobs in the store and a plan in the bucket."""
 
 from __future__ import annotations
 
@@ -19,29 +19,29 @@ _ADDED_AT_ONCE = 10_000
 
 
 def refuse_other_run(settings: RunSettings, known: RunSettings) -> None:
-    """A run id stands for one catalog, one API and one place.
+    """Check that a run id is not reused for a different catalog, API or output.
 
     Raises:
-        InputError: the run of this id is another one.
+        InputError: the existing run has different ones.
     """
     given = settings.identity()
     for name, value in known.identity().items():
         if given[name] != value:
             raise InputError(
-                f"Run {settings.run_id!r} exists with the {name} {value!r}, not {given[name]!r}: resume"
-                " it with what it began with, or choose another run id."
+                f"Run {settings.run_id!r} exists with the {name} {value!r}, not {given[name]!r}. Resume it"
+                f" with the same {name}, or choose another run id."
             )
 
 
 def plan_run(session: Session) -> PlanCounts:
-    """Plan the run, its jobs into the store and its files into the bucket; or take up the plan it has."""
+    """Plan the run, with its jobs in the store and its files in the bucket, or load its existing plan."""
     settings, folder, store = session.settings, session.folder, session.store
     record = folder.read_record()
     if record is not None:
         known, counts = record
         refuse_other_run(settings, known)
         if not session.wait(store.is_planned):
-            # Another machine's run, or a lost store: its jobs are all in the plan.
+            # The run began on another machine, or its store was lost: restore the jobs from the plan.
             _restore_jobs(session, known)
         return counts
     session.wait(store.clear)
@@ -57,7 +57,7 @@ def plan_run(session: Session) -> PlanCounts:
 
 @contextmanager
 def _adding(session: Session) -> Iterator[Callable[[NewJobs], None]]:
-    """Adds jobs to the store, each ten thousand while the next ones are planned."""
+    """Adds jobs to the store, ten thousand at a time, while the next ones are planned."""
     under_way: list[Future[None]] = []
     held: list[list[Any]] = [[] for _ in INPUT_FIELDS]
 

@@ -1,4 +1,4 @@
-"""The settings a run began with: what a resume and a retry of its failed jobs start from."""
+"""The settings that a run began with, for a resume or a retry of its failed jobs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from imagemill.settings import OutputSettings, RunSettings
 
 
 def recorded_settings(run_id: str, output: OutputSettings | None) -> RunSettings:
-    """The settings a run began with, by its record on this machine, or else in the bucket.
+    """The settings that a run began with, from its record on this machine or in the bucket.
 
     Raises:
         InputError: there is no such run.
@@ -22,7 +22,7 @@ def recorded_settings(run_id: str, output: OutputSettings | None) -> RunSettings
     record = folder.read_record()
     if record is None:
         raise InputError(
-            f"This machine knows no run {run_id!r} (looked in {folder.path}): say by its output where"
-            " its records are."
+            f"There is no run {run_id!r} on this machine (looked in {folder.path}). If it ran on another"
+            " machine, set its output, which has its records."
         )
     return record[0]

@@ -1,6 +1,6 @@
-"""Recovers a run after a crash: images that exist, requests that were lost, uploads that never happened.
+"""Recovers a run after a crash: existing images, lost requests, images that were never uploaded.
 
-The order of truth is the bucket, then the request that the API still knows, then the run's own log.
+The bucket is believed first, then the request that the API still knows, then the run's own log.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _LOOKED_UP_AT_ONCE = 10_000
 
 
 def upload_unsaved(session: Session) -> None:
-    """Bring images to the bucket that were paid for while it was away."""
+    """Upload images that were paid for while the bucket was unavailable."""
     for image in session.folder.unsaved.glob("*.*"):
         extension = image.suffix[1:]
         session.bucket.upload(image, image_name(image.stem, extension), MEDIA_TYPES[extension])
@@ -27,19 +27,18 @@ def upload_unsaved(session: Session) -> None:
 
 
 def find_images(session: Session, numbers: Sequence[int], *, begun: bool) -> Sequence[int]:
-    """Find out whether each of these unfinished jobs was made by an earlier run, before a crash, or never.
+    """Find images and requests of these unfinished jobs; the numbers of the jobs that remain unfinished.
 
-    An image in the bucket makes it done. In a run that has ``begun`` before, the image's receipt tells
-    whether this run paid for it, where neither store nor log could. A request that was in flight when a
-    process died, with nothing to ask about, is looked for in the API's list of requests; where it is not
-    found, it is counted as unanswered: it will be sent again, and the API may charge both. Returns the
-    numbers of the jobs that are unfinished then.
+    A job whose image is in the bucket is done. If the run has ``begun`` before, the image's receipt tells
+    whether this run paid for it, even if neither store nor log could record that. A request that was in
+    flight when a process died, and whose id is unknown, is looked for in the API's list of requests. If it is
+    not found, it is counted as unanswered: it will be sent again, and the API may charge for both.
     """
     store = session.store
     images = session.bucket.images(job.key for jobs in _batches(session, numbers) for job in jobs)
     lines = last_lines(session.folder.log, numbers)
     if not images and not lines and not session.wait(store.totals).attempts:
-        return numbers  # nothing was ever asked for
+        return numbers  # nothing was ever sent
 
     async def save(jobs: list[Job]) -> None:
         for job in jobs:
@@ -69,7 +68,7 @@ def _is_lost(job: Job) -> bool:
 
 
 def _receipts(session: Session, images: Sequence[str]) -> dict[str, Receipt]:
-    """The receipts of this run's own images among these, by their key."""
+    """The receipts of those images that this run made, by key."""
     metadata = session.bucket.metadata(images)
     found = {carried.get("key", ""): Receipt.from_metadata(carried) for carried in metadata.values()}
     return {
@@ -80,7 +79,7 @@ def _receipts(session: Session, images: Sequence[str]) -> dict[str, Receipt]:
 
 
 def _batches(session: Session, numbers: Sequence[int]) -> Iterator[list[Job]]:
-    """The unfinished jobs, never all at once."""
+    """The unfinished jobs, in batches."""
     for block in shards(numbers, _LOOKED_UP_AT_ONCE):
         yield session.wait(session.store.unfinished, *block)
 
@@ -88,14 +87,14 @@ def _batches(session: Session, numbers: Sequence[int]) -> Iterator[list[Job]]:
 def _settle(
     session: Session, job: Job, image: StoredImage | None, receipt: Receipt | None, line: LastLine | None
 ) -> bool:
-    """Bring one unfinished job to where it stands; whether that changed it."""
+    """Update one unfinished job from what was found; whether that changed it."""
     known_usd = job.cost_usd
     missed = catch_up(job, line)
     price = session.api.price_usd(job.width, job.height)
     if image is not None:
         if receipt is not None:
             receipt.settle(job)
-        asked = job.attempts > 0  # then this run paid for it, and died before it could say so
+        asked = job.attempts > 0  # this run paid for it, and died before recording it
         if asked and receipt is None and (missed or not job.cost_usd):
             job.cost_usd += price
         latency_s = receipt.latency_s if receipt is not None else None

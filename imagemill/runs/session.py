@@ -1,7 +1,7 @@
-"""Opens what a run works with in one process: event loop, HTTP client, bucket, job store, engine.
+"""Opens the resources of a run in one process: event loop, HTTP client, bucket, job store, engine.
 
-A flow opens the session once and hands it to its tasks. A worker on another machine opens its own, as one
-that joins the run.
+A flow opens the session once and passes it to its tasks. A worker on another machine opens its own session,
+and joins the run.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ T = TypeVar("T")
 class Session:
     """A run's open resources. ``portal`` runs coroutines on the run's event loop, from any thread.
 
-    ``catalog`` is None where the run was planned before it was opened.
+    ``catalog`` is None if the run was already planned.
 
     Not a dataclass: Prefect would walk through its fields whenever a task is given one.
     """
@@ -99,15 +99,15 @@ class Session:
         return self.portal.call(function, *arguments)
 
     def stop(self, kind: StopKind, reason: str) -> None:
-        """Stop the run, resumably."""
+        """Stop the run so that it can be resumed."""
         self.portal.call(self.engine.stop, kind, reason)
 
     @contextmanager
     def interruptible(self) -> Iterator[None]:
-        """Stop the run, resumably, when its caller interrupts it or an exception leaves the block.
+        """Stop the run when its caller interrupts it or an exception leaves the block. It can be resumed.
 
-        Without it the threads that work on shards would go on to the shards' ends, and Prefect, which waits
-        half a minute for a cancelled run, would kill the process.
+        Otherwise the threads would continue to the end of their shards, and Prefect, which waits half a
+        minute for a cancelled run, would kill the process.
         """
 
         def interrupt(reason: str) -> None:
@@ -125,7 +125,7 @@ class Session:
 class Joining:
     """How a process joins a run that another one leads.
 
-    ``name`` tells it from the others in logs; ``rate`` is its share of the account's images a minute.
+    ``name`` identifies it in logs; ``rate`` is its share of the account's images per minute.
     """
 
     name: str
@@ -134,10 +134,10 @@ class Joining:
 
 @contextmanager
 def open_session(settings: RunSettings, joining: Joining | None = None) -> Iterator[Session]:
-    """Open a run in this process; everything is closed again when the block is left.
+    """Open a run in this process, and close everything after the block.
 
     Raises:
-        InputError: something the settings name cannot be used; says what.
+        InputError: something that the settings name cannot be used.
     """
     begun = time.monotonic()
     with ExitStack() as stack:
@@ -170,7 +170,7 @@ def on_loop(portal: BlockingPortal, context: AbstractAsyncContextManager[T]) -> 
 
 
 def _unplanned_catalog(settings: RunSettings, folder: RunFolder, bucket: ImageBucket) -> CatalogFiles | None:
-    """The catalog of a run that has not been planned yet, here or on another machine."""
+    """The catalog, if the run has not been planned yet, here or on another machine."""
     folder.fetch(bucket)
     return None if folder.read_record() else catalog_of(settings.catalog, settings.output)
 
@@ -193,7 +193,7 @@ def _open_store(
 
 @dataclass(frozen=True, slots=True)
 class _Parts:
-    """What is there before the event loop runs."""
+    """The parts that are open before the event loop runs."""
 
     settings: RunSettings
     folder: RunFolder
@@ -259,8 +259,8 @@ async def _running(parts: _Parts, joining: Joining | None) -> AsyncIterator[Sess
         )
 
 
-def _client(timeout_s: float, at_once: int) -> httpx.AsyncClient:
-    connections = at_once + 8
+def _client(timeout_s: float, concurrency: int) -> httpx.AsyncClient:
+    connections = concurrency + 8
     return httpx.AsyncClient(
         timeout=httpx.Timeout(timeout_s, connect=10.0),
         limits=httpx.Limits(max_connections=connections, max_keepalive_connections=connections),
@@ -277,7 +277,7 @@ def _recorder(parts: _Parts, pacer: Pacer, joining: Joining | None) -> Recorder:
 
 
 def worker_log(folder: RunFolder, name: str) -> Path:
-    """The log of a process that joined the run under this name."""
+    """The log of the process that joined the run under this name."""
     return folder.path / f"log-{name}.jsonl"
 
 

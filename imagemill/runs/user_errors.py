@@ -1,4 +1,4 @@
-"""How errors that a user can cause look in Prefect: one sentence, without a traceback."""
+"""Shows errors that a user can cause as one message in Prefect, without a traceback."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _USER_ERRORS = (InputError, StoreUnavailableError, RunStoppedError)
 
 
 def one_sentence(flow: Callable[P, R]) -> Callable[P, R]:
-    """Give the state of a failed flow run the error's own sentence as its message, and the error as its data.
+    """Use the error's own message for the state of a failed flow run, and the error as its data.
 
-    Prefect would put "Flow run encountered an exception: InputError:" before it, and log a traceback.
-    Whoever calls the flow gets the error itself either way.
+    Otherwise Prefect puts "Flow run encountered an exception: InputError:" before it, and logs a traceback.
+    The caller of the flow gets the error itself either way.
     """
 
     @functools.wraps(flow)
@@ -36,7 +36,7 @@ def one_sentence(flow: Callable[P, R]) -> Callable[P, R]:
 
 
 class _OneSentence(logging.Filter):
-    """Takes the traceback of an error that a user can cause out of a task run's log."""
+    """Removes the traceback of such an error from a task run's log."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         error = record.exc_info[1] if isinstance(record.exc_info, tuple) else None
@@ -47,7 +47,7 @@ class _OneSentence(logging.Filter):
 
 
 def log_one_sentence() -> None:
-    """Keep such tracebacks out of the log of all task runs in this process; once is enough."""
+    """Keep such tracebacks out of the logs of all task runs in this process. Can be called repeatedly."""
     logger = logging.getLogger("prefect.task_runs")
     if not any(isinstance(found, _OneSentence) for found in logger.filters):
         logger.addFilter(_OneSentence())

@@ -1,4 +1,4 @@
-"""Asks a person before a run spends more than it may on its own."""
+"""Asks for approval before a run spends more than it may on its own."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from imagemill.formatting import money
 
 WAIT_S = 24 * 3600
 POLL_S = 3
-"""How often a waiting run looks for an answer, in seconds."""
+"""How often a waiting run checks for an answer, in seconds."""
 
 
 class Approval(RunInput):
@@ -20,16 +20,16 @@ class Approval(RunInput):
 
 
 def ask_approval(images: int, cost_usd: float, limit_usd: float | None) -> None:
-    """Pause a flow run that would cost more than the limit until somebody resumes it in the UI.
+    """Pause a flow run that would cost more than the limit until someone approves it in the UI.
 
     Raises:
-        InputError: the answer is no.
+        InputError: it was not approved.
     """
     if limit_usd is None or cost_usd <= limit_usd:
         return
     question = Approval.with_initial_data(
-        description=f"This run is about to generate **{images:,} images for about {money(cost_usd)}**, more"
-        f" than the {money(limit_usd)} that it may spend unasked. Go on? Without your approval it ends.",
+        description=f"This run would generate **{images:,} images for about {money(cost_usd)}**, more than"
+        f" the {money(limit_usd)} that it may spend without approval. Continue? If not, the run ends.",
         approve=True,
     )
     answer = pause_flow_run(wait_for_input=question, timeout=WAIT_S, poll_interval=POLL_S)

@@ -14,14 +14,14 @@ _NAME = "jobs {shard.first} to {shard.last}"
 
 @task(name="generate-shard", task_run_name=_NAME, cache_policy=NO_CACHE, persist_result=False)
 def generate_shard(session: Session, shard: Shard) -> None:
-    """Work off the unfinished jobs of a shard. A failed job never fails the shard."""
+    """Process the unfinished jobs of a shard. A failed job never fails the shard."""
     with session.recorder.telemetry.shard(*shard):
         session.wait(session.engine.run_shard, *shard)
 
 
 @task(name="generate-shard", task_run_name=_NAME, cache_policy=NO_CACHE, persist_result=False)
 def generate_shard_on_worker(settings: RunSettings, shard: Shard) -> None:
-    """The same in a worker process of a cluster, which has a session of its own."""
+    """The same in a worker process of a cluster, which has its own session."""
     from imagemill.cluster.worker import work_off  # noqa: PLC0415 - needs the extra
 
     work_off(settings, shard)

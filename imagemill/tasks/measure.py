@@ -14,9 +14,9 @@ from imagemill.runs.summary import RunSummary
 
 @task(name="measure", task_run_name="measure", cache_policy=NO_CACHE, persist_result=False)
 def measure(session: Session, counts: PlanCounts, changes: Changes) -> RunSummary:
-    """Write metrics, report and the run's row into the bucket; the summary.
+    """Write metrics, report and the run's row to the bucket; the summary.
 
     Raises:
-        StoreUnavailableError: the bucket is away.
+        StoreUnavailableError: the bucket is unavailable.
     """
     return publish_measurements(session, counts, changes)

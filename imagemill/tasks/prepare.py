@@ -1,4 +1,4 @@
-"""Prepares a run: its plan made or taken up again, images that exist found, what is left to do counted."""
+"""Prepares a run: makes or loads its plan, finds existing images, and counts what is left to do."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from imagemill.stores import Shard, shards
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """What is left to do: the plan's counts, shards of unfinished jobs, how many, and at what cost in USD."""
+    """What is left to do: the plan's counts, the shards of unfinished jobs, their number and cost in USD."""
 
     counts: PlanCounts
     shards: list[Shard]
@@ -27,7 +27,7 @@ class Prepared:
 
 @task(name="prepare", task_run_name="prepare", cache_policy=NO_CACHE, persist_result=False)
 def prepare(session: Session) -> Prepared:
-    """Plan the run, or take up the plan it has; then find out what is left to do.
+    """Plan the run, or load its plan, and find out what is left to do.
 
     Raises:
         InputError: the catalog cannot be used, or the run's id belongs to another run.

@@ -13,7 +13,7 @@ from imagemill.runs.session import Session
 
 @task(name="publish", task_run_name="publish", cache_policy=NO_CACHE, persist_result=False)
 def publish(session: Session, *, retire: bool = False, prune: bool = False) -> Changes:
-    """Write all records of a run into the bucket, the manifest last; what changed in the manifest.
+    """Write all records of a run to the bucket, the manifest last; what changed in the manifest.
 
     With ``retire``, rows that the manifest has and the catalog has no more stay in it as retired; with
     ``prune`` their images are deleted, unless another row uses them.

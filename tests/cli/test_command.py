@@ -169,7 +169,7 @@ def test_a_run_id_stands_for_one_run(
     assert "Run 'mine' exists with the catalog" in other.err
     unknown = command("resume", "yours")
     assert unknown.code == 2
-    assert "knows no run 'yours'" in unknown.err
+    assert "There is no run 'yours' on this machine" in unknown.err
 
 
 def test_ctrl_c_keeps_what_is_finished_and_says_how_to_resume(

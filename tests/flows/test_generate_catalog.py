@@ -187,7 +187,7 @@ def test_failed_jobs_end_in_a_completed_state_that_says_so(
     )
     assert state.is_completed()
     assert state.name == "CompletedWithFailures"
-    assert state.message == "1 of 2 images failed; failed.parquet says why."
+    assert state.message == "1 of 2 images failed; failed.parquet has the reasons."
 
 
 def test_unusable_input_is_a_failed_state_with_one_sentence(

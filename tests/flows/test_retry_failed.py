@@ -66,7 +66,7 @@ def test_another_machine_finds_the_run_by_its_output(
     if log == "without its log":
         place.delete("runs/moved/log.jsonl")
     monkeypatch.setenv("IMAGEMILL_HOME", f"{tmp_path}/another-machine")
-    with pytest.raises(InputError, match="knows no run 'moved'"):
+    with pytest.raises(InputError, match="There is no run 'moved' on this machine"):
         retry_failed("moved")
     summary = retry_failed("moved", output=place.settings())
     # The images' receipts, or else the log, say which of them this run has paid for.
