@@ -130,7 +130,7 @@ class OutputSettings(_Settings):
 
 
 class PictureSettings(_Settings):
-    """Defaults for rows that don't set their own."""
+    """Defaults for rows that do not set their own."""
 
     width: int = Field(default=1024, ge=1, le=4096, description="Width in pixels, for rows without one.")
     height: int = Field(default=1024, ge=1, le=4096, description="Height in pixels, for rows without one.")

@@ -38,7 +38,7 @@ def refresh_catalog(
         catalog: Where the prompts come from: a path, or catalog settings.
         output: Where the images and records are: s3://BUCKET/PREFIX, or output settings.
         api: Which image API and model to use: a vendor's name, or API settings.
-        picture: Defaults for rows that don't set their own.
+        picture: Defaults for rows that do not set their own.
         limits: Limits on speed and cost.
         execution: How the run is executed and where its state is stored.
         prune: Delete images of rows that are gone or changed, unless another row uses them.

@@ -133,7 +133,7 @@ class Ui:
         self.page.goto(
             f"{self._office.prefect.url}/deployments/deployment/{self._office.deployment(deployment)}/run"
         )
-        self.page.get_by_text("Where the prompts are").wait_for()
+        self.page.get_by_text("Where the prompts come from").wait_for()
 
     def fill(self, title: str, value: str, kind: str | None = None) -> None:
         """Fill in a field by its title; an optional one needs its ``kind`` chosen first."""
