@@ -1,1 +1,1 @@
-"""One run on several machines: a Dask cluster, the processes that share a run, and their shared rate."""
+"""Runs on several machines: the Dask cluster, the processes that share a run, and their shared rate."""

@@ -1,4 +1,4 @@
-"""A Dask cluster that shards are worked on: seen to be fit, and used."""
+"""Runs shards on a Dask cluster, after checking that it is usable."""
 
 from __future__ import annotations
 
@@ -29,22 +29,24 @@ _LOOK_EVERY_S = 0.25
 
 
 def installed() -> str:
-    """The version of imagemill in this process; a worker is asked for it."""
+    """The version of imagemill in this process; workers run this function too."""
     return version("imagemill")
 
 
 def check_cluster(execution: ExecutionSettings) -> None:
-    """See that the run's Dask cluster is there and fit for it; nothing to see where it runs in threads.
+    """Check that the Dask cluster can execute the run, if the run is to use one.
 
     Raises:
-        InputError: it is not; says what to do.
+        InputError: it cannot.
     """
     if execution.task_runner != "dask":
         return
     if find_spec("prefect_dask") is None:
-        raise InputError("To run on Dask, install what it needs: pip install 'imagemill[dask]'.")
+        raise InputError("Running on Dask needs an extra: pip install 'imagemill[dask]'.")
     if not get_current_settings().api.url:
-        raise InputError("A run on Dask needs a Prefect server that all machines reach: set PREFECT_API_URL.")
+        raise InputError(
+            "A run on Dask needs a Prefect server that all machines can reach: set PREFECT_API_URL."
+        )
     from distributed import Client  # noqa: PLC0415 - an extra
 
     address = execution.scheduler or ""
@@ -53,15 +55,15 @@ def check_cluster(execution: ExecutionSettings) -> None:
             found: dict[str, Any] = client.run(installed, on_error="return")
     except (OSError, TimeoutError, ValueError) as error:
         raise InputError(
-            f"The Dask scheduler {address!r} does not answer ({type(error).__name__}): check its address,"
+            f"The Dask scheduler {address!r} does not answer ({type(error).__name__}). Check its address,"
             " or start one with: dask scheduler."
         ) from error
     if not found:
-        raise InputError(f"The Dask scheduler {address!r} has no workers: start some with: dask worker.")
+        raise InputError(f"The Dask scheduler {address!r} has no workers. Start some with: dask worker.")
     for worker, answer in found.items():
         if answer != installed():
             raise InputError(
-                f"The Dask worker {worker} has another imagemill, or none ({str(answer)[:100]}): install"
+                f"The Dask worker {worker} has a different imagemill, or none ({str(answer)[:100]}). Install"
                 f" imagemill {installed()} there."
             )
 
@@ -71,7 +73,7 @@ def leading(session: Session) -> Iterator[Crew]:
     """Lead a run on Dask while the block runs.
 
     Raises:
-        InputError: other machines are still at work on it.
+        InputError: other machines are still working on it.
     """
     crew = Crew(
         session.store,  # type: ignore[arg-type] # a run on Dask has a board, or was refused
@@ -85,7 +87,7 @@ def leading(session: Session) -> Iterator[Crew]:
 
 
 def run_on_cluster(session: Session, crew: Crew, task: Task[..., Any], shards: Sequence[Shard]) -> None:
-    """Have the cluster's workers work off all shards; then put their log lines into the run's log.
+    """Process all shards on the cluster's workers, then add their log lines to the run's log.
 
     ``task`` takes the run's settings and a shard.
     """
@@ -114,7 +116,7 @@ def run_on_cluster(session: Session, crew: Crew, task: Task[..., Any], shards: S
             if not session.engine.stopped:
                 client.unregister_worker_plugin(plugin_name(settings))
     except KilledWorker:
-        reason = "Dask gave a shard up, since every worker that had it died: see the workers' own logs."
+        reason = "Dask gave up on a shard because every worker that had it died. See the workers' logs."
         session.stop(StopKind.UNAVAILABLE, reason)
     except (OSError, TimeoutError, CancelledError) as error:
         reason = f"The Dask scheduler {settings.execution.scheduler} is gone ({type(error).__name__})."

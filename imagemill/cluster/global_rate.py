@@ -1,4 +1,4 @@
-"""The rate of an account, held for all machines by a Prefect global concurrency limit with slot decay."""
+"""The account's rate, shared by all machines through a Prefect global concurrency limit with slot decay."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from imagemill.errors import InputError, StoreUnavailableError
 from imagemill.runs.remembered_limit import host_of
 
 HEADROOM = 1.1
-"""Prefect drops the fraction of a slot at each lease, and at a refusal what has refilled: so much more is
-leased out. The rate itself is held by the pace at which each process spends its leases."""
+"""Prefect drops fractions of a slot at each lease, so the limit hands out a tenth more than the rate. The
+rate itself is kept by the pace at which each process spends its leases."""
 
 _RESERVE_S = 5.0
 _PATIENCE_S = 60.0
 
 
 def limit_name(api: ImageApi) -> str:
-    """The limit that runs make for an account at this provider."""
+    """The name of the limit for an account at this provider."""
     return f"imagemill-{api.provider}-{host_of(api).replace(':', '-')}"
 
 
 def hold_rate(api: ImageApi, per_minute: float) -> None:
-    """Make the global limit, or set it anew.
+    """Create the global limit, or update it.
 
     Raises:
         InputError: no Prefect server answers.
@@ -49,20 +49,20 @@ def hold_rate(api: ImageApi, per_minute: float) -> None:
                 client.create_global_concurrency_limit(GlobalConcurrencyLimitCreate(name=name, **shape))
     except (httpx.HTTPError, PrefectException) as error:
         raise InputError(
-            f"Prefect's server did not take the global concurrency limit {name!r}"
-            f" ({type(error).__name__}): a run on Dask holds its rate there."
+            f"Prefect's server did not accept the global concurrency limit {name!r}"
+            f" ({type(error).__name__}), which a run on Dask needs for --max-images-per-minute."
         ) from error
 
 
 def leased_rate(api: ImageApi, per_minute: float) -> LeasedRate:
-    """The rate as one process holds it: leased from the global limit, which is there."""
+    """One process's share of the rate, leased from the existing global limit."""
     return LeasedRate(per_minute / 60.0, lease_from(limit_name(api)))
 
 
 def lease_from(name: str) -> Callable[[int], Awaitable[None]]:
-    """Leases slots of a global limit; waits while there are none.
+    """A function that leases slots of a global limit, and waits while there are none.
 
-    The function raises StoreUnavailableError where Prefect has not answered for a minute.
+    It raises StoreUnavailableError if Prefect has not answered for a minute.
     """
 
     async def lease(slots: int) -> None:
@@ -73,7 +73,7 @@ def lease_from(name: str) -> Callable[[int], Awaitable[None]]:
             except (ConcurrencySlotAcquisitionError, httpx.HTTPError) as error:
                 if failed_s >= _PATIENCE_S:
                     raise StoreUnavailableError(
-                        f"Prefect's global concurrency limit {name!r} cannot be leased from."
+                        f"Prefect does not answer, which leases out the rate (limit {name!r})."
                     ) from error
             else:
                 return

@@ -1,6 +1,6 @@
-"""The log of a run that several processes work on: each sends its lines to the bucket, piece by piece.
+"""The log of a run on several processes: each uploads its lines to the bucket, part by part.
 
-They lie below ``runs/<run_id>/parts/`` until the leader puts them, by time, into its log.jsonl.
+The parts are below ``runs/<run_id>/parts/`` until the leader merges them into log.jsonl, in order of time.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from imagemill.runs.folder import RunFolder
 
 
 class LogPart:
-    """The lines of one process, ``file``, as far as they are sent."""
+    """The log of one process, ``file``, and how much of it has been uploaded."""
 
     def __init__(self, bucket: ImageBucket, run_id: str, worker: str, file: Path) -> None:
         self._bucket = bucket
@@ -29,10 +29,10 @@ class LogPart:
         self._lock = threading.Lock()
 
     def send(self) -> None:
-        """Send the lines that are new.
+        """Upload the new lines.
 
         Raises:
-            StoreUnavailableError: the bucket did not take them; they go with the next piece.
+            StoreUnavailableError: the bucket is unavailable; the lines go with the next part.
         """
         with self._lock, self._file.open("rb") as log:
             log.seek(self._sent)
@@ -49,7 +49,7 @@ class LogPart:
 
 
 def gather_parts(bucket: ImageBucket, folder: RunFolder) -> None:
-    """Append what the others have sent to the run's log, by time, and delete it from the bucket."""
+    """Append the uploaded parts to the run's log, in order of time, and delete them from the bucket."""
     found = sorted(part.name for part in bucket.objects(f"runs/{folder.run_id}/parts"))
     if not found:
         return

@@ -1,8 +1,8 @@
-"""The processes that work on one run together: one leads it, the others work off shards.
+"""The processes that work on one run: one leads it, the others process shards.
 
-Each posts a note to the run's board every second and reads those of the others. So a stop of one reaches
-all, each knows its share of the rate, the leader sees the progress of all, and a shard that a dead process
-had in hand is known to be one.
+Every second, each process posts a note to the run's board and reads the others' notes. This way a stop
+reaches all of them, each knows its share of the rate, the leader sees the progress of all, and shards of a
+dead process are recognized.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from imagemill.stores import Board, Note, Shard
 
 BEAT_S = 1.0
 STALE_S = 6.0
-"""A process whose note is older than this counts as dead, in seconds."""
+"""A process whose note is older than this, in seconds, is considered dead."""
 LEADER_STALE_S = 30.0
-"""After so long without the leader, the others stop."""
+"""The others stop after this many seconds without the leader."""
 
 
 def member_name() -> str:
-    """A name for this process, as it stands in a file's name."""
+    """A name for this process that is safe in file names."""
     host = "".join(c if c.isalnum() else "-" for c in socket.gethostname())
     return f"{host}-{os.getpid()}-{uuid.uuid4().hex[:4]}"
 
 
 class Crew:
-    """One process's part in a run that several work on. All methods are of the run's event loop."""
+    """One process's membership in a run. Call all methods on the run's event loop."""
 
     def __init__(
         self,
@@ -54,17 +54,17 @@ class Crew:
         self._recorder = recorder
         self._rate = rate
         self._epoch = uuid.uuid4().hex if leads else ""
-        self._in_hand: list[Shard] = []
+        self._claimed: list[Shard] = []
         self._expected = 1
         self._beats = 0
         self.over = anyio.Event()
-        """Set once the leader has ended, or is gone."""
+        """Set when the leader has ended or is dead."""
 
     async def join(self) -> None:
-        """Come on board; a leader waits until those of an earlier sitting have left.
+        """Join the run. A leader first waits until the processes of an earlier session have left.
 
         Raises:
-            InputError: they do not leave, or nobody leads the run.
+            InputError: they do not leave, or the run has no leader.
         """
         await (self._take_the_lead() if self._leads else self._report_to_the_leader())
         await self._exchange()
@@ -74,60 +74,60 @@ class Crew:
             while any(map(_is_fresh, await self._others())):  # noqa: ASYNC110 - the board is asked
                 await anyio.sleep(BEAT_S / 2)
         if patience.cancelled_caught:
-            raise InputError("Other machines are still at work on this run: wait for them, or stop them.")
+            raise InputError("Other machines are still working on this run. Wait for them, or stop them.")
         await self._board.clear_board()
 
     async def _report_to_the_leader(self) -> None:
         leader = _leader(await self._exchange())
         if leader is None:
-            raise InputError("Nobody leads this run any more: resume it.")
+            raise InputError("This run has no leader any more. Resume it.")
         self._epoch = leader.content["epoch"]
         self._expected = leader.content["expected"]
 
     async def expect(self, processes: int) -> None:
-        """The leader knows how many will work."""
+        """Announce the number of processes that will work on the run."""
         self._expected = max(1, processes)
         await self._exchange()
 
     async def leave(self) -> None:
-        """Say no more; a leader sends everybody home."""
+        """Remove this process's note; a leader removes all notes, which ends the others."""
         try:
             if self._leads:
                 await self._board.clear_board()
             else:
                 await self._board.exchange(self.name, None)
         except StoreUnavailableError:
-            pass  # the note grows old, and says the same
+            pass  # the note becomes stale, which has the same effect
 
-    async def keep_touch(self, changed: Callable[[], None]) -> None:
-        """Exchange notes every second, at once when this process stops; runs until cancelled."""
-        told = False
+    async def keep_exchanging(self, changed: Callable[[], None]) -> None:
+        """Exchange notes every second, and immediately when this process stops, until cancelled."""
+        announced = False
         while True:
             with anyio.move_on_after(BEAT_S):
-                await (anyio.sleep_forever() if told else self._engine.until_stopping())
-            told = self._engine.stopped is not None
+                await (anyio.sleep_forever() if announced else self._engine.until_stopping())
+            announced = self._engine.stopped is not None
             try:
-                self._heed(await self._exchange())
+                self._apply(await self._exchange())
             except StoreUnavailableError as error:
                 self._engine.stop(StopKind.UNAVAILABLE, str(error))
                 self.over.set()
             changed()
 
-    async def take(self, shard: Shard) -> bool:
-        """Take a shard in hand; whether another process had it before. Waits while that one lives."""
+    async def claim(self, shard: Shard) -> bool:
+        """Claim a shard; whether another process had claimed it before. Waits while that one is alive."""
         before = False
         while others := [n for n in await self._others() if list(shard) in n.content["shards"]]:
             before = True
             if not any(_is_fresh(note) for note in others):
                 break
             await anyio.sleep(BEAT_S / 2)
-        self._in_hand.append(shard)
-        self._heed(await self._exchange())
+        self._claimed.append(shard)
+        self._apply(await self._exchange())
         return before
 
-    async def put_down(self, shard: Shard) -> None:
-        """The shard is worked off, or left."""
-        self._in_hand.remove(shard)
+    async def release(self, shard: Shard) -> None:
+        """Release a shard that is finished or given up."""
+        self._claimed.remove(shard)
         await self._exchange()
 
     async def _others(self) -> list[Note]:
@@ -142,20 +142,20 @@ class Crew:
                 "leads": self._leads,
                 "expected": self._expected,
                 "stopped": [stopped.kind.value, stopped.reason] if stopped else None,
-                "shards": [list(shard) for shard in self._in_hand],
+                "shards": [list(shard) for shard in self._claimed],
                 "tally": self._recorder.tally(),
             },
         )
 
-    def _heed(self, notes: list[Note]) -> None:
+    def _apply(self, notes: list[Note]) -> None:
         self._beats += 1
         notes = [n for n in notes if n.content["epoch"] == self._epoch or n.content["leads"]]
         leader = _leader(notes)
         if not self._leads and (
             leader is None or leader.content["epoch"] != self._epoch or leader.age_s > LEADER_STALE_S
         ):
-            if self._in_hand:
-                self._engine.stop(StopKind.INTERRUPTED, "The process that leads the run is gone.")
+            if self._claimed:
+                self._engine.stop(StopKind.INTERRUPTED, "The process that leads the run has disappeared.")
             self.over.set()
             return
         for note in notes:
@@ -165,13 +165,13 @@ class Crew:
             self._recorder.follow([n.content["tally"] for n in notes if not n.content["leads"]])
         if self._rate is not None:
             working = sum(1 for n in notes if n.content["shards"] and _is_fresh(n))
-            # In the first seconds the others may not have come yet.
+            # In the first seconds, the others may not have joined yet.
             self._rate.share = 1.0 / max(1, working, self._expected if self._beats <= 3 else 1)
 
 
 @asynccontextmanager
 async def on_board(crew: Crew, changed: Callable[[], None]) -> AsyncIterator[None]:
-    """Be one of the crew while the block runs; ``changed`` is called after each exchange of notes.
+    """Be a member of the run while the block runs. ``changed`` is called after each exchange of notes.
 
     Raises:
         InputError: see :meth:`Crew.join`.
@@ -179,7 +179,7 @@ async def on_board(crew: Crew, changed: Callable[[], None]) -> AsyncIterator[Non
     await crew.join()
     try:
         async with anyio.create_task_group() as group:
-            group.start_soon(crew.keep_touch, changed)
+            group.start_soon(crew.keep_exchanging, changed)
             yield
             group.cancel_scope.cancel()
     finally:

@@ -1,4 +1,4 @@
-"""What a worker process of a Dask cluster does for a run that another process leads."""
+"""The work of a Dask worker process on a run that another process leads."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _SEND_EVERY_S = 5.0
 
 @dataclass(frozen=True, slots=True)
 class _Member:
-    """This process's session in the run, its place in the crew, and its part of the log."""
+    """This process's session, its membership in the run, and its part of the log."""
 
     session: Session
     crew: Crew
@@ -38,10 +38,10 @@ class _Member:
 
 
 class RunMember(WorkerPlugin):  # type: ignore[misc] # Dask has no types
-    """A Dask worker plugin: it holds the session that all shards of one run share in the worker's process.
+    """A Dask worker plugin with the session that all shards of a run share in the worker's process.
 
-    The first shard opens the session. It stays open between shards, with its connections and what was
-    learned of the account's limit, until the run is over.
+    The first shard opens the session. It stays open between shards, with its connections and what it has
+    learned about the account's limit, until the run is over.
     """
 
     def __init__(self, settings: RunSettings) -> None:
@@ -49,7 +49,7 @@ class RunMember(WorkerPlugin):  # type: ignore[misc] # Dask has no types
         self._settings = settings
 
     def setup(self, worker: Any) -> None:  # noqa: ANN401, ARG002 - Dask's interface
-        """Get ready in the worker's process; nothing is opened yet."""
+        """Initialize in the worker's process, without opening anything yet."""
         self._opened: Future[_Member] | None = None
         self._changed = threading.Condition()
         self._shards = 0
@@ -65,7 +65,7 @@ class RunMember(WorkerPlugin):  # type: ignore[misc] # Dask has no types
             opened = self._opened
             if opened is None:
                 opened = self._opened = Future()
-                # The thread has to see this task run's settings: they say where Prefect's API is.
+                # The thread needs the task run's context: it has the settings with Prefect's address.
                 keep = contextvars.copy_context().run
                 threading.Thread(
                     target=keep, args=(self._keep, opened), name="imagemill-member", daemon=True
@@ -104,11 +104,11 @@ def plugin_name(settings: RunSettings) -> str:
 
 
 def work_off(settings: RunSettings, shard: Shard) -> None:
-    """Work off the unfinished jobs of a shard; what a process that died had begun is looked for first."""
+    """Process the unfinished jobs of a shard, after recovering what a dead process had begun."""
     plugin: RunMember = get_worker().plugins[plugin_name(settings)]
     with plugin.member() as member, member.session.recorder.telemetry.shard(*shard):
         session, crew = member.session, member.crew
-        before = session.wait(crew.take, shard)
+        before = session.wait(crew.claim, shard)
         try:
             if before:
                 unfinished = session.wait(session.store.unfinished_numbers)
@@ -117,7 +117,7 @@ def work_off(settings: RunSettings, shard: Shard) -> None:
         finally:
             session.portal.call(session.recorder.write_pace)
             _send_lines(member)
-            session.wait(crew.put_down, shard)
+            session.wait(crew.release, shard)
 
 
 @contextmanager
