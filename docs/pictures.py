@@ -1,6 +1,6 @@
-"""Takes README's pictures anew, with the system's chromium: python docs/pictures.py.
+"""Takes the pictures of report and dashboard again, with the system's Chromium: python docs/pictures.py.
 
-The report is that of a demo; the dashboard is that of the six weeks which the tests make up.
+The report is that of a demo, the dashboard that of six weeks which the tests make up.
 """
 
 import io
@@ -16,7 +16,7 @@ from playwright.sync_api import Browser, sync_playwright
 DOCS = Path(__file__).parent
 sys.path.insert(0, str(DOCS.parent))
 
-from imagemill.reports.dashboard import render_dashboard  # noqa: E402 - the project lies a folder above
+from imagemill.reports.dashboard import render_dashboard  # noqa: E402 - the project is one folder up
 from imagemill.reports.history import History  # noqa: E402
 from imagemill.reports.regressions import find_regressions  # noqa: E402
 from imagemill.settings import RegressionSettings  # noqa: E402
@@ -25,7 +25,7 @@ from tests.reports.past_runs import past_runs  # noqa: E402
 
 
 def main() -> None:
-    """Take both, in as few colours as they need."""
+    """Take both pictures, with a small palette."""
     with sync_playwright() as started:
         browser = started.chromium.launch(executable_path=CHROMIUM, args=["--headless", "--no-sandbox"])
         _take(browser, _report(), DOCS / "report.png")

@@ -1,15 +1,15 @@
-"""Sends a message when build-dashboard finds a run that did clearly worse than those before it.
+"""Sends a message when build-dashboard finds a run that did clearly worse than earlier runs.
 
     export ALERT_WEBHOOK_URL=https://hooks.slack.com/services/...
     python examples/alert_on_regression.py
 
-Any webhook that takes {"text": ...} will do: Slack, Mattermost, Google Chat. Its address is kept as a secret,
-in the block custom-webhook/imagemill-alerts. For Email, Teams and others, add a notification block in the UI
-instead, and name it as `prefect block ls` shows it:
+Any webhook that takes {"text": ...} works: Slack, Mattermost, Google Chat. Its address is kept as a secret in
+the block custom-webhook/imagemill-alerts. For email, Teams and others, add a notification block in the UI and
+pass its slug, which `prefect block ls` shows:
 
     python examples/alert_on_regression.py email/oncall
 
-Said again, it replaces what it made before.
+Running it again replaces the automation.
 """
 
 import os
@@ -27,9 +27,9 @@ NAME = "imagemill-regression"
 TRIGGER = EventTrigger(
     posture=Posture.Reactive,
     expect={"imagemill.regression"},
-    # One catalog and API alone: imagemill.catalog.products-parquet.together
+    # To watch a single catalog and API: imagemill.catalog.products-parquet.together
     match={"prefect.resource.id": "imagemill.catalog.*"},
-    # An alert each: five catalogs that regress in one dashboard are five events.
+    # One alert per catalog and API, even if several regress in one dashboard.
     for_each={"prefect.resource.id"},
     threshold=1,
     within=0,
@@ -43,34 +43,38 @@ All runs: {{ event.payload.dashboard }}
 
 
 def main(block: str | None = None) -> None:
-    """Make the automation, and the block that it sends by unless that is named."""
+    """Create the automation, and the block that sends its messages unless one is given."""
     if block is None:
         url = os.environ.get("ALERT_WEBHOOK_URL")
         if not url:
-            sys.exit("Nobody is told: export ALERT_WEBHOOK_URL, or name a saved block, as in email/oncall.")
+            sys.exit(
+                "Nowhere to send alerts: export ALERT_WEBHOOK_URL, or pass a saved block such as email/oncall."
+            )
         block = save_webhook(url)
     kind, _, name = block.partition("/")
     with get_client(sync_client=True) as client:
         try:
-            told = client.read_block_document_by_name(name, kind)
+            document = client.read_block_document_by_name(name, kind)
         except ObjectNotFound:
-            sys.exit(f"There is no saved block {block!r}: prefect block ls shows which there are.")
-        if told.block_schema is None or "notify" not in told.block_schema.capabilities:
-            sys.exit(f"The block {block!r} sends no messages: name a notification block, as in email/oncall.")
+            sys.exit(f"There is no saved block {block!r}. List them with: prefect block ls")
+        if document.block_schema is None or "notify" not in document.block_schema.capabilities:
+            sys.exit(
+                f"The block {block!r} cannot send messages. Pass a notification block such as email/oncall."
+            )
         before = client.read_automations_by_name(NAME)
         Automation(
             name=NAME,
-            description="Tell of catalogs whose images got slower, dearer or fail more often.",
+            description="Alert on catalogs whose images got slower, more expensive or fail more often.",
             trigger=TRIGGER,
-            actions=[SendNotification(block_document_id=told.id, subject=SUBJECT, body=BODY)],
+            actions=[SendNotification(block_document_id=document.id, subject=SUBJECT, body=BODY)],
         ).create()
         for automation in before:
             client.delete_automation(automation.id)
-    print(f"The automation {NAME} sends its messages by the block {block}.")
+    print(f"The automation {NAME} sends its messages through the block {block}.")
 
 
 def save_webhook(url: str) -> str:
-    """Save a webhook that takes messages as {"text": ...}; the block's name."""
+    """Save a webhook that takes messages as {"text": ...}; its block's name."""
     CustomWebhookNotificationBlock(
         name="imagemill",
         url="{{address}}",

@@ -2,7 +2,7 @@
 
     python examples/first_run.py CATALOG s3://BUCKET/PREFIX
 
-The key comes from TOGETHER_API_KEY, S3 credentials as boto3 finds them. No server needs to run.
+The API key comes from TOGETHER_API_KEY, S3 credentials from boto3's usual places. No server is needed.
 """
 
 import sys
@@ -11,7 +11,7 @@ from imagemill import InputError, RunStoppedError, generate_catalog
 
 
 def main(catalog: str, output: str, base_url: str | None = None) -> None:
-    """Run the catalog, spend at most five dollars, say how it went."""
+    """Run the catalog for at most five dollars, and print the result."""
     try:
         summary = generate_catalog(
             catalog=catalog,
@@ -20,10 +20,10 @@ def main(catalog: str, output: str, base_url: str | None = None) -> None:
             picture={"width": 512, "height": 512},
             limits={"max_cost_usd": 5},
         )
-    except InputError as error:  # nothing was asked of the API
+    except InputError as error:  # nothing was sent to the API
         sys.exit(str(error))
-    except RunStoppedError as stop:  # key refused, budget spent …: what is finished is kept
-        sys.exit(f"{stop} Start again with execution={{'run_id': {stop.summary.run_id!r}}}.")
+    except RunStoppedError as stop:  # key refused, budget spent …: finished images are kept
+        sys.exit(f"{stop} Resume it with execution={{'run_id': {stop.summary.run_id!r}}}.")
     print(f"{summary.done} of {summary.unique} images for ${summary.cost_usd:.4f}: {summary.report}")
 
 

@@ -1,10 +1,10 @@
-"""Reads the metrics of all runs as one table: what did images cost, week by week?
+"""Reads the metrics of all runs as one table: what did images cost each week?
 
     pip install duckdb
     python examples/metrics_with_duckdb.py FOLDER
 
 FOLDER is the output's metrics/ folder, synced from the bucket (aws s3 sync s3://BUCKET/PREFIX/metrics
-FOLDER); DuckDB's httpfs extension reads it in place.
+FOLDER). DuckDB's httpfs extension can also read it in place.
 """
 
 import sys
@@ -27,7 +27,7 @@ QUERY = """
 
 
 def main(folder: str) -> None:
-    """Print a row a week and vendor."""
+    """Print one row per week and vendor."""
     print(duckdb.execute(QUERY, {"files": f"{folder}/**/*.parquet"}).df().to_string(index=False))
 
 

@@ -1,9 +1,9 @@
-"""An image API of your own, in one short file: everything a vendor's module needs.
+"""Your own image API in one short file, with everything that a vendor's module needs.
 
-This one is synchronous. For an API that takes a request and is polled, derive from ``QueuedApi`` instead and
-add ``handle_of`` (where the answer has the request's id) and ``look_url`` (where to ask about it).
+This one is synchronous. For an API that is polled, derive from ``QueuedApi`` instead and add ``handle_of``
+(where the answer has the request id) and ``look_url`` (where to poll it).
 
-Prefect finds the block in every process once your package names this module in its own entry points:
+Prefect finds the block in every process if your package names this module in its entry points:
 
     [project.entry-points."prefect.collections"]
     our-images = "our_package.own_api"
@@ -28,23 +28,23 @@ class OwnApi(ImageApi):
     _block_type_name = "Image API: our own"
     _block_type_slug = "imagemill-own"
 
-    provider: ClassVar[str] = "own"  # part of each picture's key: two APIs never share a picture
+    provider: ClassVar[str] = "own"  # part of every key: two APIs never share a picture
     key_variable: ClassVar[str] = "OWN_API_KEY"
     authorization: ClassVar[tuple[str, str]] = ("authorization", "Bearer {key}")
     default_base_url: ClassVar[str] = "http://gpu.internal:8000"
     default_model: ClassVar[str] = "schnell"
     sizes: ClassVar[SizeLimits] = SizeLimits(smallest=128, largest=2048, multiple=8, most_steps=8)
     formats: ClassVar[frozenset[str]] = frozenset({"png"})
-    uses_negative_prompt: ClassVar[bool] = True  # so it is part of the key, and must be sent
+    uses_negative_prompt: ClassVar[bool] = True  # so it is part of the key, and has to be sent
 
-    usd_per_image: float | None = Field(default=0.0005, ge=0, description="What a picture costs us, in USD.")
+    usd_per_image: float | None = Field(default=0.0005, ge=0, description="Our cost of a picture, in USD.")
 
     def endpoint(self, job: Job) -> str:
-        """Where a request for an image is posted to."""
+        """The address to which requests are posted."""
         return f"{self.base_url}/paint"
 
     def body(self, job: Job) -> dict[str, Any]:
-        """What is posted, as JSON."""
+        """The JSON to post."""
         return {
             "text": job.prompt,
             "without": job.negative_prompt or "",
@@ -54,8 +54,8 @@ class OwnApi(ImageApi):
         }
 
     def read(self, answer: dict[str, Any]) -> ImageSource:
-        """Where the answer has the image: base64, a data URI, or a link to the server itself."""
+        """The image in the answer: base64, a data URI, or a link to the server itself."""
         return ImageSource(answer["picture"])
 
-    # Errors are read from their status (429, 5xx, 401, ...) and the usual shapes of their words. Where your
-    # server says it differently, override error_of(status, headers, body) and change the error's class.
+    # Errors are recognized by status (429, 5xx, 401, ...) and the usual forms of message. If your server
+    # reports them differently, override error_of(status, headers, body) and change the error's class.

@@ -1,10 +1,10 @@
-"""Saves what the deployments need as blocks, so that no key lies in prefect.yaml or on a worker.
+"""Saves the keys that the deployments need as blocks, so that none is in prefect.yaml or on a worker.
 
     python examples/save_blocks.py s3://BUCKET/PREFIX [postgresql://USER@HOST/DATABASE or redis://HOST]
 
-From the environment come the API's key (TOGETHER_API_KEY, FAL_KEY ...), the bucket's (AWS_ACCESS_KEY_ID,
-AWS_SECRET_ACCESS_KEY, and AWS_ENDPOINT_URL where it is not AWS) and the job store's password
-(IMAGEMILL_STORE_PASSWORD). Each block can be changed in the UI afterwards. What it prints belongs into
+It reads the environment: the API key (TOGETHER_API_KEY, FAL_KEY ...), the bucket's credentials
+(AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, and AWS_ENDPOINT_URL if it is not AWS) and the job store's password
+(IMAGEMILL_STORE_PASSWORD). The blocks can be changed in the UI afterwards. Paste the lines it prints into
 prefect.yaml.
 """
 
@@ -22,10 +22,10 @@ from imagemill.blocks.apis import PROVIDERS
 
 
 def main(output: str, store: str | None = None) -> None:
-    """Save a block for each thing that is configured; print how prefect.yaml names it."""
+    """Save a block for everything that is configured, and print the lines for prefect.yaml."""
     bucket = urlsplit(output).netloc
     if not bucket:
-        sys.exit(f"{output!r} names no bucket: say s3://BUCKET/PREFIX.")
+        sys.exit(f"{output!r} has no bucket: use s3://BUCKET/PREFIX.")
     apis = [api.from_environment() for api in PROVIDERS.values() if os.environ.get(api.key_variable)]
     if not apis:
         sys.exit(f"No API key is set: export one of {', '.join(a.key_variable for a in PROVIDERS.values())}.")
@@ -53,17 +53,17 @@ def main(output: str, store: str | None = None) -> None:
 
 
 def _wait_for_the_server(seconds: int = 60) -> None:
-    """A server that has just been started makes its database first."""
+    """A server that was just started creates its database first."""
     with get_client(sync_client=True) as client:
         for _ in range(seconds):
             if client.api_healthcheck() is None:
                 return
             time.sleep(1)
-        sys.exit(f"Prefect's server does not answer at {client.api_url}: start it with prefect server start.")
+        sys.exit(f"Prefect's server does not answer at {client.api_url}. Start it with: prefect server start")
 
 
 def _set(variable: str) -> str:
-    return os.environ.get(variable) or sys.exit(f"{variable} is not set: export it.")
+    return os.environ.get(variable) or sys.exit(f"{variable} is not set. Export it.")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""A refresh every night from one long-running Python process, without a work pool.
+"""A nightly refresh from one long-running Python process, without a work pool.
 
     python examples/scheduled_refresh.py CATALOG s3://BUCKET/PREFIX
 
-``serve`` registers the deployment with the Prefect server and runs it when it is due; prefect.yaml does
-the same for a worker. Only rows that are new or changed cost anything.
+``serve`` registers the deployment with the Prefect server and runs it when it is due; prefect.yaml does the
+same for a worker. Only new and changed rows cost anything.
 """
 
 import sys

@@ -150,19 +150,22 @@ def test_a_regression_is_told_to_whom_the_automation_names(
 ) -> None:
     url, came = letters
     _, err = example("alert_on_regression.py").communicate(timeout=PATIENCE_S)
-    assert err == "Nobody is told: export ALERT_WEBHOOK_URL, or name a saved block, as in email/oncall.\n"
+    assert (
+        err
+        == "Nowhere to send alerts: export ALERT_WEBHOOK_URL, or pass a saved block such as email/oncall.\n"
+    )
     _, err = example("alert_on_regression.py", "email/nobody").communicate(timeout=PATIENCE_S)
-    assert err == "There is no saved block 'email/nobody': prefect block ls shows which there are.\n"
+    assert err == "There is no saved block 'email/nobody'. List them with: prefect block ls\n"
     Secret(value="none").save("mute")
     _, err = example("alert_on_regression.py", "secret/mute").communicate(timeout=PATIENCE_S)
-    assert err.startswith("The block 'secret/mute' sends no messages: ")
+    assert err.startswith("The block 'secret/mute' cannot send messages. ")
     letter = {"text": "to another: {{subject}}"}
     CustomWebhookNotificationBlock(name="other", url=url, json_data=letter).save("other")
     monkeypatch.setenv("ALERT_WEBHOOK_URL", url)
     for named in (["custom-webhook/other"], []):  # the second replaces the first
         out, err = example("alert_on_regression.py", *named).communicate(timeout=PATIENCE_S)
         assert out.startswith(
-            "The automation imagemill-regression sends its messages by the block custom-"
+            "The automation imagemill-regression sends its messages through the block custom-"
         ), err
     saved = CustomWebhookNotificationBlock.load("imagemill-alerts")
     assert url not in repr(saved)
