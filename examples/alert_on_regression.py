@@ -58,9 +58,7 @@ def main(block: str | None = None) -> None:
         except ObjectNotFound:
             sys.exit(f"There is no saved block {block!r}. List them with: prefect block ls")
         if document.block_schema is None or "notify" not in document.block_schema.capabilities:
-            sys.exit(
-                f"The block {block!r} cannot send messages. Pass a notification block such as email/oncall."
-            )
+            sys.exit(f"The block {block!r} cannot send messages. Pass one such as email/oncall.")
         before = client.read_automations_by_name(NAME)
         Automation(
             name=NAME,
