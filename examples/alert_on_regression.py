@@ -48,7 +48,7 @@ def main(block: str | None = None) -> None:
         url = os.environ.get("ALERT_WEBHOOK_URL")
         if not url:
             sys.exit(
-                "Nowhere to send alerts: export ALERT_WEBHOOK_URL, or pass a saved block such as email/oncall."
+                "Nowhere to send alerts: export ALERT_WEBHOOK_URL, or pass a block such as email/oncall."
             )
         block = save_webhook(url)
     kind, _, name = block.partition("/")

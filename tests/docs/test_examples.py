@@ -150,10 +150,7 @@ def test_a_regression_is_told_to_whom_the_automation_names(
 ) -> None:
     url, came = letters
     _, err = example("alert_on_regression.py").communicate(timeout=PATIENCE_S)
-    assert (
-        err
-        == "Nowhere to send alerts: export ALERT_WEBHOOK_URL, or pass a saved block such as email/oncall.\n"
-    )
+    assert err == "Nowhere to send alerts: export ALERT_WEBHOOK_URL, or pass a block such as email/oncall.\n"
     _, err = example("alert_on_regression.py", "email/nobody").communicate(timeout=PATIENCE_S)
     assert err == "There is no saved block 'email/nobody'. List them with: prefect block ls\n"
     Secret(value="none").save("mute")
