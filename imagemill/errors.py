@@ -76,7 +76,8 @@ class ApiError(Exception):
     """A generation request that produced no usable image; its class decides what happens next.
 
     With ``keep_request``, the API still knows the request: a retry follows it up instead of paying for a new
-    one. With ``charged``, the API made an image and will charge for it nevertheless.
+    one. With ``charged``, the API made an image and will charge for it nevertheless; with ``doubtful``
+    it may have, and cannot be asked.
     """
 
     def __init__(
@@ -88,6 +89,7 @@ class ApiError(Exception):
         retry_after_s: float | None = None,
         keep_request: bool = False,
         charged: bool = False,
+        doubtful: bool = False,
     ) -> None:
         super().__init__(message)
         self.error_class = error_class
@@ -96,6 +98,7 @@ class ApiError(Exception):
         self.retry_after_s = retry_after_s
         self.keep_request = keep_request
         self.charged = charged
+        self.doubtful = doubtful
 
 
 class InputError(Exception):

@@ -31,7 +31,8 @@ class Job:
     ``number`` is the job's place in its run, from 0; a shard is a range of numbers. Times are Unix
     seconds, ``latency_s`` runs from the request sent to the image's bytes held, waiting for a slot
     excluded. ``cost_usd`` counts every image the API made for this job; ``unanswered`` its requests
-    whose answer never came, and ``unanswered_usd`` what the API may have charged for them. ``image`` is
+    whose answer never came or could not be read, and ``unanswered_usd`` what the API may have charged for
+    them. A job that failed while the API kept its request still has its ``request_id``. ``image`` is
     the object's name below the output prefix. ``reused`` says the image was there before this run asked.
     """
 
@@ -84,8 +85,9 @@ class Job:
     def find_request(self, request_id: str, price_usd: float) -> None:
         """A request whose answer never came is found at the API: it is asked about, not sent again."""
         self.request_id = request_id
-        self.unanswered -= 1
-        self.unanswered_usd = max(0.0, self.unanswered_usd - price_usd)
+        if self.unanswered:
+            self.unanswered -= 1
+            self.unanswered_usd = max(0.0, self.unanswered_usd - price_usd)
 
     def requeue(self) -> None:
         """The attempt was broken off by a stop; a resume takes the job up again."""
@@ -118,11 +120,15 @@ class Job:
         self.retryable = retryable
         self.finished_at = at
 
-    def reopen(self) -> None:
-        """A failed job is to be tried again; what its attempts cost stays with it."""
+    def reopen(self, doubtful_usd: float = 0.0) -> None:
+        """A failed job is to be tried again; what its attempts cost stays with it.
+
+        A request that the API kept is asked about first: what it may have charged is in doubt no more.
+        """
         self._leave(JobStatus.FAILED)
         self.status = JobStatus.PENDING
-        self.request_id = None
+        if self.request_id is not None and doubtful_usd:
+            self.find_request(self.request_id, doubtful_usd)
         self.error_class = self.error_code = self.error_message = None
         self.retryable = self.finished_at = None
 

@@ -138,5 +138,4 @@ def _wait(session: Session, client: Any, futures: list[Any]) -> None:  # noqa: A
 
 
 async def _set_budget(session: Session) -> None:
-    totals = await session.store.totals()
-    await session.store.set_committed(totals.cost_usd + totals.unanswered_usd)  # type: ignore[attr-defined]
+    await session.store.set_committed(session.cost.committed_usd)  # type: ignore[attr-defined]

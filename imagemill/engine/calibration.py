@@ -203,7 +203,7 @@ async def _measure(
 async def _image(api: ImageApi, http: httpx.AsyncClient, job: Job, pacer: Pacer, tally: _Tally) -> bool:
     """One request; False where it certainly cost nothing."""
 
-    async def accepted(request_id: str) -> None:
+    async def accepted(request_id: str, _charged_usd: float | None = None) -> None:
         job.request_id = request_id
 
     slot = await pacer.acquire()

@@ -6,6 +6,8 @@ from collections.abc import Awaitable, Callable
 
 import anyio
 
+from imagemill.formatting import money
+
 _SET_ASIDE = 10
 """Images whose price one process of several sets aside at once."""
 
@@ -18,7 +20,8 @@ class CostLimit:
     """Money spent, money promised to requests in flight, and the limit for both. In USD.
 
     ``doubtful`` is what may have been charged for requests that were never answered: it counts against
-    the limit, since the limit must hold, but not as cost.
+    the limit, since the limit must hold, but not as cost. ``expected`` is the price of requests that an
+    earlier process sent and this one has yet to ask about.
 
     Where several processes share the limit, each spends only what it has set aside by ``set_aside``, which
     says whether so much still fits; a negative amount is given back.
@@ -39,46 +42,66 @@ class CostLimit:
         self.spent_usd = spent_usd
         self.promised_usd = 0.0
         self.doubtful_usd = doubtful_usd
+        self.expected_usd = 0.0
+        self._stopped = False
         self._changed = anyio.Event()
 
     @property
-    def words(self) -> str:
-        """What is spent, to follow the limit in a sentence; one process of several does not know."""
-        return "" if self._set_aside else f": ${self.spent_usd:,.4f} is spent"
+    def sentence(self) -> str:
+        """Why nothing more is bought, and what is spent; one process of several does not know that."""
+        spent = "" if self._set_aside else f": {money(self.spent_usd)} is spent"
+        if spent and self.doubtful_usd > 1e-9:
+            spent += f", and {money(self.doubtful_usd)} may have been charged for requests without an answer"
+        return f"The next image would exceed the limit of {money(self.limit_usd or 0.0)}{spent}."
 
-    async def promise(self, price_usd: float, *, already_asked: bool = False) -> None:
+    @property
+    def committed_usd(self) -> float:
+        """All that is or may yet be charged."""
+        return self.spent_usd + self.promised_usd + self.doubtful_usd + self.expected_usd
+
+    async def promise(self, price_usd: float) -> None:
         """Set the price of one image aside, waiting for requests in flight where it is close.
 
         Raises:
             BudgetSpentError: it does not fit, and nothing in flight will make room.
         """
-        while not already_asked and not self._fits(price_usd) and not await self._ask_for_more(price_usd):
-            if self.promised_usd < 1e-9:
+        while not self._fits(price_usd) and not await self._ask_for_more(price_usd):
+            if self.promised_usd < 1e-9 or self._stopped:
                 raise BudgetSpentError
             await self._changed.wait()
         self.promised_usd += price_usd
 
-    def settle(self, price_usd: float, *, charged: bool, doubtful: bool = False) -> None:
+    def expect(self, price_usd: float) -> None:
+        """Count a request that an earlier process sent and that is yet to be asked about."""
+        self.expected_usd += price_usd
+
+    def promise_asked(self, price_usd: float, *, expected: bool) -> None:
+        """Count a request that is sent already, over the limit or not: to ask about it costs nothing."""
+        if expected:
+            self.expected_usd -= price_usd
+        elif self._set_aside and self._allowed_usd is not None:
+            self._allowed_usd += price_usd  # whoever sent it has set its price aside
+        self.promised_usd += price_usd
+
+    def settle(self, promised_usd: float, *, charged_usd: float = 0.0, doubtful_usd: float = 0.0) -> None:
         """The request is over: it was charged, or not, or nobody knows."""
-        self.promised_usd -= price_usd
-        if charged:
-            self.spent_usd += price_usd
-        elif doubtful:
-            self.doubtful_usd += price_usd
-        self._changed.set()
-        self._changed = anyio.Event()
+        self.promised_usd -= promised_usd
+        self.spent_usd += charged_usd
+        self.doubtful_usd += doubtful_usd
+        self._notify()
+
+    def stop(self) -> None:
+        """Nothing more will be sent: whoever waits for room need not wait any more."""
+        self._stopped = True
+        self._notify()
 
     async def give_back(self) -> None:
         """Nothing more will be sent: what was set aside and is not spent is there for the others."""
         if self._set_aside and self._allowed_usd is not None:
-            left = self._allowed_usd - self._committed_usd
+            left = self._allowed_usd - self.committed_usd
             self._allowed_usd -= left
             if left > 0:
                 await self._set_aside(-left)
-
-    @property
-    def _committed_usd(self) -> float:
-        return self.spent_usd + self.promised_usd + self.doubtful_usd
 
     async def _ask_for_more(self, price_usd: float) -> bool:
         if self._set_aside is None or self._allowed_usd is None:
@@ -96,4 +119,8 @@ class CostLimit:
     def _fits(self, price_usd: float) -> bool:
         if self._allowed_usd is None:
             return True
-        return self._committed_usd + price_usd <= self._allowed_usd + 1e-9
+        return self.committed_usd + price_usd <= self._allowed_usd + 1e-9
+
+    def _notify(self) -> None:
+        self._changed.set()
+        self._changed = anyio.Event()

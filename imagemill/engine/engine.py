@@ -6,10 +6,12 @@ import contextlib
 import hashlib
 import random
 import time
+import traceback
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 
 import anyio
@@ -21,6 +23,8 @@ from imagemill.engine.breaker import OUTAGE, PROBE_S, Breaker, OutageError
 from imagemill.engine.cost_limit import BudgetSpentError, CostLimit
 from imagemill.engine.image_check import Picture, check_picture
 from imagemill.engine.limits.pacer import Pacer, Slot, StoppedError
+from imagemill.engine.lost_requests import LostRequests
+from imagemill.engine.purchase import Purchase
 from imagemill.engine.receipt import Receipt
 from imagemill.engine.recorder import Recorder
 from imagemill.errors import (
@@ -33,11 +37,18 @@ from imagemill.errors import (
 from imagemill.jobs import TERMINAL, Job
 from imagemill.stores import JobStore
 
-INTERRUPT_GRACE_S = 0.5
-"""How long requests in flight may still finish once the run is interrupted, in seconds."""
+GRACE_S = 10.0
+"""How long requests in flight may still come home once the run is interrupted, in seconds."""
 
-_NEVER_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
-"""No connection, no request: nothing can have been charged."""
+_NEVER_SENT = (
+    httpx.ConnectError,
+    httpx.ConnectTimeout,
+    httpx.PoolTimeout,
+    httpx.ProxyError,
+    httpx.LocalProtocolError,
+    httpx.UnsupportedProtocol,
+)
+"""No connection, or no request that may be sent: nothing can have been charged."""
 
 _UPLOADS = 32
 """Images held in memory while they go to the bucket, beside the requests in flight."""
@@ -60,12 +71,33 @@ class Stop:
     reason: str
 
 
+@dataclass(slots=True)
+class _Work:
+    """A job that is being worked on: its purchase, its failures by class, the request ids it has had."""
+
+    job: Job
+    purchase: Purchase
+    failures: Counter[ErrorClass] = field(default_factory=Counter)
+    request_ids: set[str] = field(default_factory=set)
+    is_lost: bool = False
+
+    def __post_init__(self) -> None:
+        self.is_lost = self.job.unanswered > 0 and self.job.request_id is None
+        if self.job.request_id is not None:
+            self.request_ids.add(self.job.request_id)
+
+    def keeps_request(self, error: ApiError) -> bool:
+        """Whether the API still has the job's request after this error."""
+        return error.keep_request and self.job.request_id is not None
+
+
 class Engine:
     """Works off shards of jobs; one for a whole process, from one event loop.
 
     Everything it touches is passed in: the API and its HTTP client, the bucket, the store, the pacer, the
     cost limit, the breaker, the recorder, the folder for images that the bucket did not take, the clocks
-    (``wall`` in Unix seconds) and the random numbers.
+    (``wall`` in Unix seconds) and the random numbers. ``grace_s``, which may be set, is how long requests in
+    flight may still come home once the run is interrupted, in seconds.
     """
 
     def __init__(
@@ -96,19 +128,30 @@ class Engine:
         self._clock = clock
         self._wall = wall
         self._rng = rng or random.Random()
+        self.grace_s = GRACE_S
+        self._lost = LostRequests(api, http, recorder)
+        self._expected: set[int] = set()
+        self._spent = False
+        self._at_work = 0
         self._uploads = anyio.Semaphore(_UPLOADS)
         self._stopping = anyio.Event()
         self._shards: set[anyio.CancelScope] = set()
         self.stopped: Stop | None = None
 
-    def stop(self, kind: StopKind, reason: str) -> None:
-        """Send nothing more; what is in flight may finish, unless the run is interrupted."""
+    def stop(self, kind: StopKind, reason: str, *, grace_s: float | None = None) -> None:
+        """Send nothing more; what is in flight may finish, after an interrupt within a grace.
+
+        ``grace_s`` is that grace in seconds, where it is not the engine's own.
+        """
         if self.stopped is None:
             self.stopped = Stop(kind, reason)
+            if grace_s is not None:
+                self.grace_s = GRACE_S
             self._recorder.event("stopping", kind=kind, reason=reason)
             self._stopping.set()
             self._breaker.stop()
             self._pacer.stop()
+            self._cost.stop()
 
     async def run_shard(self, first: int, last: int) -> None:
         """Work off the unfinished jobs from number ``first`` to ``last``; returns when all are committed.
@@ -119,52 +162,70 @@ class Engine:
             return
         try:
             jobs = await self._store.unfinished(first, last)
+            jobs.sort(key=lambda job: job.request_id is None)  # to ask costs nothing, and may free money
             with anyio.CancelScope() as scope:
                 self._shards.add(scope)
                 async with anyio.create_task_group() as group:
                     for job in jobs:
-                        slot = await self._admit(job)
-                        if slot is None:
+                        work = self._work_on(job)
+                        if self._spent and job.request_id is None:
+                            continue
+                        if work.is_lost and self._lost.can_look:
+                            group.start_soon(self._work, work, None)
+                            continue
+                        slot = await self._admit(work)
+                        if slot is None and self.stopped:
                             break
-                        group.start_soon(self._work, job, slot)
+                        if slot is not None:
+                            group.start_soon(self._work, work, slot)
             self._shards.discard(scope)
             await self._store.commit()
         except StoreUnavailableError as error:
             self.stop(StopKind.UNAVAILABLE, str(error))
 
+    def expect(self, jobs: Sequence[Job]) -> None:
+        """Count what these jobs' requests may cost: an earlier process sent them, this one will ask."""
+        for job in jobs:
+            if not self._api.is_paid(job.request_id):
+                self._expected.add(job.number)
+                self._cost.expect(self._price(job))
+
     async def find_lost(self, jobs: Sequence[Job]) -> None:
         """Ask the API about requests whose answer nobody got; a job whose request it has gets its id."""
-        found = 0
-        try:
-            async for job, request_id in self._api.find_lost(self._http, jobs):
+        found = await self._lost.find_now(jobs)
+        for job in jobs:
+            if request_id := found.get(job.number):
                 job.find_request(request_id, self._price(job))
-                found += 1
-        except ApiError as error:
-            self._recorder.event("requests_not_listed", reason=error.message)
-        self._recorder.event("requests_found", found=found, lost=len(jobs))
 
     async def until_stopping(self) -> None:
         """Wait until the engine is told to stop."""
         await self._stopping.wait()
 
     async def abandon_when_interrupted(self) -> None:
-        """Give requests in flight a moment after an interrupt, then let go of them; runs until then."""
+        """Let requests in flight come home for a while after an interrupt, then let go; runs until then."""
         await self._stopping.wait()
         if self.stopped and self.stopped.kind is StopKind.INTERRUPTED:
-            await anyio.sleep(INTERRUPT_GRACE_S)
+            await anyio.sleep(self.grace_s)
             for scope in self._shards:
                 scope.cancel()
 
-    async def _admit(self, job: Job) -> Slot | None:
+    def _work_on(self, job: Job) -> _Work:
+        purchase = Purchase(
+            job,
+            self._price(job),
+            self._cost,
+            self._recorder,
+            expected=job.number in self._expected,
+            charged=self._api.is_paid(job.request_id),
+        )
+        return _Work(job, purchase)
+
+    async def _admit(self, work: _Work) -> Slot | None:
         """Wait until the job's request may be sent and paid for; None once the run is stopping."""
-        price = self._price(job)
         try:
-            await self._cost.promise(price, already_asked=job.request_id is not None)
+            await work.purchase.promise()
         except BudgetSpentError:
-            self.stop(
-                StopKind.OUT_OF_BUDGET,
-                f"The next image would exceed the limit of ${self._cost.limit_usd:,.2f}{self._cost.words}.",
-            )
+            self._spend_no_more()
             return None
         try:
             await self._breaker.admit(self._stopping)
@@ -173,46 +234,86 @@ class Engine:
             self.stop(StopKind.UNAVAILABLE, "The API has been down for too long.")
         except StoppedError:
             pass
-        self._cost.settle(price, charged=False)
+        work.purchase.leave()
         return None
 
-    async def _work(self, job: Job, slot: Slot) -> None:
+    def _spend_no_more(self) -> None:
+        """The budget is spent: the run stops once all that was bought, here or before, is home."""
+        self._spent = True
+        if not self._expected and not self._at_work:
+            self.stop(StopKind.OUT_OF_BUDGET, self._cost.sentence)
+
+    async def _work(self, work: _Work, slot: Slot | None) -> None:
         """One job until it is done, failed, or left pending by a stop."""
-        failures: Counter[ErrorClass] = Counter()
+        job = work.job
+        self._at_work += 1
         try:
-            admitted: Slot | None = slot
-            while admitted is not None:
+            if slot is None:
+                slot = await self._look_for(work)
+            while slot is not None:
                 try:
                     with self._recorder.telemetry.attempt(job):
-                        await self._attempt(job, admitted)
+                        await self._attempt(work, slot)
                 except ApiError as error:
-                    wait_s = self._verdict(job, error, failures)
+                    wait_s = self._verdict(work, error)
                     if wait_s is None:
                         return
                     self._store.save(job)
                     with anyio.move_on_after(wait_s):
                         await self._stopping.wait()
-                    admitted = await self._admit(job)
+                    slot = await (self._look_for(work) if work.is_lost else self._admit(work))
                 else:
                     return
-            self._leave(job)
+            self._leave(work)
         except StoreUnavailableError as error:
             self.stop(StopKind.UNAVAILABLE, str(error))
-            self._leave(job)
+            self._leave(work)
         except anyio.get_cancelled_exc_class():
-            self._leave(job)
+            self._leave(work)
             raise
-
-    async def _attempt(self, job: Job, slot: Slot) -> None:
-        """One request, and its image checked and uploaded."""
-        image, latency_s = await self._generate(job, slot)
-        try:
-            if image.flagged:
-                raise ApiError(ErrorClass.CONTENT_FILTERED, "the API flagged the image", code="flagged")
-            picture = check_picture(image.content, job.width, job.height)
-            await self._keep(job, picture, image.content, latency_s)
         finally:
-            self._uploads.release()
+            self._at_work -= 1
+            self._expected.discard(job.number)
+            if self._spent:
+                self._spend_no_more()
+
+    async def _look_for(self, work: _Work) -> Slot | None:
+        """Look for the job's lost request where the API lists requests; then ask about it, or send anew."""
+        work.is_lost = False
+        request_id = await self._lost.find(work.job, work.request_ids, self._stopping)
+        if request_id is not None:
+            work.purchase.found(request_id)
+            work.request_ids.add(request_id)
+            self._store.save(work.job)
+        return await self._admit(work)
+
+    async def _attempt(self, work: _Work, slot: Slot) -> None:
+        """One request, and its image checked and uploaded.
+
+        Raises:
+            ApiError: there is no image. No other error of the API's making leaves here: nothing that an API
+                sends can end a run.
+        """
+        job = work.job
+        try:
+            image, latency_s = await self._generate(work, slot)
+            try:
+                if image.flagged:
+                    raise ApiError(ErrorClass.CONTENT_FILTERED, "the API flagged the image", code="flagged")
+                picture = check_picture(image.content, job.width, job.height)
+                await self._keep(job, picture, image.content, latency_s)
+            finally:
+                self._uploads.release()
+        except (ApiError, StoreUnavailableError):
+            raise
+        except Exception as error:
+            self._recorder.event("unexpected_error", job=job.number, error=_place_of(error))
+            raise ApiError(
+                ErrorClass.INVALID_IMAGE,
+                f"an answer that imagemill stumbles over ({type(error).__name__})",
+                code="unexpected_error",
+                keep_request=True,
+            ) from error
         job.finish(
             self._wall(),
             image=image_name(job.key, picture.extension),
@@ -222,58 +323,78 @@ class Engine:
         self._store.save(job)
         self._recorder.finished(job)
 
-    async def _generate(self, job: Job, slot: Slot) -> tuple[GeneratedImage, float]:
+    async def _generate(self, work: _Work, slot: Slot) -> tuple[GeneratedImage, float]:
         """One request: its image, and the latency in seconds.
 
         Gives the slot back, but not before there is a place among the uploads, which the caller gives
         back: a slow bucket slows the requests down instead of filling the memory with images.
         """
-        price = self._price(job)
-        charged = doubtful = False
+        job, purchase = work.job, work.purchase
+        image: GeneratedImage | None = None
         job.start(self._wall())
         self._store.save(job)
         self._recorder.sent(job)
         sent = self._clock()
-
-        async def accepted(request_id: str) -> None:
-            job.request_id = request_id
-            self._recorder.accepted(job)  # on disk at once, where a commit takes its time
-            try:
-                self._store.save(job)
-                await self._store.commit()
-            except StoreUnavailableError as error:
-                # It is paid for: where its id cannot be kept, its image still goes into the bucket.
-                self.stop(StopKind.UNAVAILABLE, str(error))
-
         try:
-            image = await self._api.generate(self._http, job, accepted)
+            image = await self._api.generate(self._http, job, partial(self._accepted, work))
             latency_s = self._clock() - sent
-            charged = slot.served = True
+            slot.served = True
+            self._lost.took(latency_s)
+            purchase.charge(image.cost_usd)
             self._note_health(None)
             await self._uploads.acquire()
         except ApiError as error:
             self._note_health(error.error_class)
             slot.refused = error.error_class is ErrorClass.RATE_LIMITED
             slot.retry_after_s = error.retry_after_s
-            if not error.keep_request:
-                charged = error.charged
-                timed_out = error.error_class is ErrorClass.TIMEOUT
-                doubtful = timed_out and not isinstance(error.__cause__, _NEVER_SENT)
+            self._bill(work, error)
             raise
-        except anyio.get_cancelled_exc_class():
-            doubtful = not charged and job.request_id is None
+        except BaseException as error:  # cancelled, or an answer that nobody foresaw
+            if image is not None and not isinstance(error, Exception):
+                self._set_aside(job, image)
+            elif job.request_id is None:
+                purchase.doubt()
             raise
         finally:
             self._pacer.release(slot)
             if told := self._api.take_allowance():
                 self._pacer.heard(told)
-            if charged:
-                job.cost_usd += price
-                self._recorder.charged(price)
-            elif doubtful:
-                job.lose_answer(price)
-            self._cost.settle(price, charged=charged, doubtful=doubtful)
         return image, latency_s
+
+    async def _accepted(self, work: _Work, request_id: str, charged_usd: float | None = None) -> None:
+        """The API has the request: its id is on disk before anything is asked about it."""
+        work.job.request_id = request_id
+        work.request_ids.add(request_id)
+        if charged_usd is not None:
+            work.purchase.charge(charged_usd)
+        self._recorder.accepted(work.job)  # on disk at once, where a commit takes its time
+        try:
+            self._store.save(work.job)
+            await self._store.commit()
+        except StoreUnavailableError as error:
+            # It is paid for: where its id cannot be kept, its image still goes into the bucket.
+            self.stop(StopKind.UNAVAILABLE, str(error))
+
+    def _bill(self, work: _Work, error: ApiError) -> None:
+        """What a request that brought no image costs; nothing is known yet of one that the API keeps."""
+        if work.keeps_request(error):
+            return
+        if error.charged:
+            work.purchase.charge(self._price(work.job))
+        elif _is_doubtful(error):
+            work.purchase.doubt()
+
+    def _set_aside(self, job: Job, image: GeneratedImage) -> None:
+        """Keep an image that is paid for, where the run is cancelled before its upload begins."""
+        with contextlib.suppress(ApiError):
+            picture = check_picture(image.content, job.width, job.height)
+            self._save_here(image_name(job.key, picture.extension), image.content)
+
+    def _save_here(self, name: str, content: bytes) -> None:
+        """Keep an image in the run's folder: a resume uploads it from here."""
+        with contextlib.suppress(OSError):
+            self._unsaved.mkdir(parents=True, exist_ok=True)
+            (self._unsaved / Path(name).name).write_bytes(content)
 
     async def _keep(self, job: Job, picture: Picture, content: bytes, latency_s: float) -> None:
         digest = hashlib.sha256(job.prompt.encode("utf-8", "surrogatepass")).hexdigest()
@@ -283,38 +404,40 @@ class Engine:
         try:
             await self._bucket.put_image(name, content, metadata)
         except (StoreUnavailableError, anyio.get_cancelled_exc_class()):
-            # It is paid for: a resume uploads it from here instead of asking for it again.
-            with contextlib.suppress(OSError):
-                self._unsaved.mkdir(parents=True, exist_ok=True)
-                (self._unsaved / Path(name).name).write_bytes(content)
+            self._save_here(name, content)  # it is paid for
             raise
 
     def _note_health(self, error_class: ErrorClass | None) -> None:
         if self._breaker.record(error_class):
             self._recorder.event("api_down" if self._breaker.is_open else "api_up")
 
-    def _verdict(self, job: Job, error: ApiError, failures: Counter[ErrorClass]) -> float | None:
+    def _verdict(self, work: _Work, error: ApiError) -> float | None:
         """What becomes of a job after an error: seconds to wait before a retry, None where it ends."""
+        job = work.job
         rule = RETRY_RULES[error.error_class]
-        if not error.keep_request:
+        if not work.keeps_request(error):
+            work.is_lost = self._lost.can_look and job.request_id is None and _is_doubtful(error)
             job.request_id = None
+            work.purchase.end()
         if rule.outcome is Outcome.STOP:
             self._recorder.attempt_failed(job, error, None)
             kind = StopKind(error.error_class.value)
             self.stop(kind, f"{_STOP_WORDS[kind]}: {error.message}.")
-            self._leave(job)
+            self._leave(work)
             return None
         if self._breaker.is_open and error.error_class in OUTAGE:
             # The API is down for everybody: that is no job's own failure, and spends no job's budget.
             self._recorder.attempt_failed(job, error, PROBE_S)
             return PROBE_S
-        failures[error.error_class] += 1
-        retry = failures[error.error_class]
+        work.failures[error.error_class] += 1
+        retry = work.failures[error.error_class]
         if retry <= rule.retries:
             wait_s = rule.wait_s(retry, error.retry_after_s, self._rng)
             self._recorder.attempt_failed(job, error, wait_s)
             return wait_s
         self._recorder.attempt_failed(job, error, None)
+        if job.request_id is not None:
+            work.purchase.doubt()  # the API still has it: it may be made and charged yet
         job.fail(
             self._wall(),
             error_class=error.error_class,
@@ -326,15 +449,29 @@ class Engine:
         self._recorder.gave_up(job)
         return None
 
-    def _leave(self, job: Job) -> None:
+    def _leave(self, work: _Work) -> None:
         """Leave a job pending for a resume, its request id with it."""
-        if job.status not in TERMINAL:
-            job.requeue()
+        work.purchase.leave()
+        if work.job.status not in TERMINAL:
+            work.job.requeue()
             with contextlib.suppress(StoreUnavailableError):
-                self._store.save(job)
+                self._store.save(work.job)
 
     def _price(self, job: Job) -> float:
         return self._api.price_usd(job.width, job.height)
+
+
+def _is_doubtful(error: ApiError) -> bool:
+    """Whether a request that nobody can ask about any more may have been charged."""
+    timed_out = error.error_class is ErrorClass.TIMEOUT and not isinstance(error.__cause__, _NEVER_SENT)
+    return not error.charged and (error.doubtful or timed_out)
+
+
+def _place_of(error: BaseException) -> str:
+    """An exception's type and where it was raised: its own words may hold anything."""
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f" at {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
+    return f"{type(error).__name__}{place}"
 
 
 _STOP_WORDS = {

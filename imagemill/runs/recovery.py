@@ -58,6 +58,7 @@ def find_images(session: Session, numbers: Sequence[int], *, begun: bool) -> Seq
         if lost:
             session.wait(session.engine.find_lost, lost)
         session.cost.doubtful_usd += sum(job.unanswered_usd for job in jobs) - doubtful_usd
+        session.portal.call(session.engine.expect, [job for job in jobs if _is_asked(job)])
         if changed or lost:
             session.wait(save, list({job.number: job for job in (*changed, *lost)}.values()))
     return session.wait(store.unfinished_numbers) if images else numbers
@@ -65,6 +66,10 @@ def find_images(session: Session, numbers: Sequence[int], *, begun: bool) -> Seq
 
 def _is_lost(job: Job) -> bool:
     return job.status is JobStatus.PENDING and job.unanswered > 0 and job.request_id is None
+
+
+def _is_asked(job: Job) -> bool:
+    return job.status is JobStatus.PENDING and job.request_id is not None
 
 
 def _receipts(session: Session, images: Sequence[str]) -> dict[str, Receipt]:

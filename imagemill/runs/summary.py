@@ -36,7 +36,7 @@ class RunSummary(BaseModel):
     cost_usd: float = Field(description="What the run has paid so far, including before a resume.")
     unanswered: int = Field(
         default=0,
-        description="Requests that never got an answer. A synchronous API may have charged for them.",
+        description="Requests that got no answer, or none that could be read. The API may have charged them.",
     )
     unanswered_usd: float = Field(
         default=0.0, description="What it may have charged for them; not included in cost_usd."
@@ -61,8 +61,17 @@ class RunSummary(BaseModel):
         """The run in one sentence."""
         return (
             f"{self.done:,} of {self.unique:,} images are done, {self.generated:,} of them generated,"
-            f" for {money(self.cost_usd)}."
+            f" for {money(self.cost_usd)}{self.unanswered_in_words}."
         )
+
+    @property
+    def unanswered_in_words(self) -> str:
+        """What the API may have charged beyond ``cost_usd``, to end a sentence; empty if nothing."""
+        if not self.unanswered:
+            return ""
+        requests = "1 request" if self.unanswered == 1 else f"{self.unanswered:,} requests"
+        return f"; {requests} got no answer, and the API may charge {money(self.unanswered_usd)} more"
+
 
 
 class RunStoppedError(Exception):
@@ -71,7 +80,8 @@ class RunStoppedError(Exception):
     def __init__(self, summary: RunSummary, kind: StopKind) -> None:
         super().__init__(
             f"{summary.stopped} {summary.done:,} of {summary.unique:,} images are done;"
-            f" {summary.pending:,} are pending. Resume with run id {summary.run_id}."
+            f" {summary.pending:,} are pending{summary.unanswered_in_words}."
+            f" Resume with run id {summary.run_id}."
         )
         self.summary = summary
         self.kind = kind

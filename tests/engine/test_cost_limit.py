@@ -16,13 +16,13 @@ def test_a_promise_waits_for_what_is_in_flight_before_it_gives_up() -> None:
 
         async def settle_later() -> None:
             await anyio.sleep(3)
-            cost.settle(0.05, charged=False)
+            cost.settle(0.05)
 
         async with anyio.create_task_group() as group:
             group.start_soon(settle_later)
             await cost.promise(0.05)
         assert anyio.current_time() == 3
-        cost.settle(0.05, charged=True)
+        cost.settle(0.05, charged_usd=0.05)
         with pytest.raises(BudgetSpentError):
             await cost.promise(0.01)
         assert cost.spent_usd == pytest.approx(0.10)
@@ -34,10 +34,10 @@ def test_what_may_have_been_charged_counts_against_the_limit_but_not_as_cost() -
     async def scenario() -> None:
         cost = CostLimit(0.10)
         await cost.promise(0.06)
-        cost.settle(0.06, charged=False, doubtful=True)
+        cost.settle(0.06, doubtful_usd=0.06)
         assert cost.spent_usd == 0
         with pytest.raises(BudgetSpentError):
             await cost.promise(0.06)
-        await cost.promise(0.06, already_asked=True)  # paid for before: fetching it costs nothing
+        cost.promise_asked(0.06, expected=False)  # sent before: to fetch it costs nothing
 
     run(scenario)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import resource
 import struct
 import zlib
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from imagemill.engine.image_check import check_picture
@@ -91,3 +95,50 @@ def test_a_png_whose_pixels_do_not_unpack_is_invalid() -> None:
     header = struct.pack(">IIBBBBB", *SIZE, 8, 2, 0, 0, 0)
     content = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"junk") + chunk(b"IEND", b"")
     assert refusal(content) == ("invalid_image", "damaged_image")
+
+
+def webp(kind: bytes, chunk: bytes) -> bytes:
+    body = b"WEBP" + kind + struct.pack("<I", len(chunk)) + chunk + b"\0" * (len(chunk) % 2)
+    return b"RIFF" + struct.pack("<I", len(body)) + body
+
+
+HOSTILE_WEBP = {
+    "a canvas of 16,383 x 16,383, with nothing on it": webp(
+        b"VP8X", b"\x10\0\0\0" + (16_382).to_bytes(3, "little") * 2
+    ),
+    "a canvas of 16,777,216 x 16,777,216": webp(b"VP8X", b"\x10\0\0\0" + b"\xff" * 6),
+    "lossless, 16,384 x 16,384": webp(b"VP8L", b"\x2f" + b"\xff" * 9),
+    "lossy, 16,383 x 16,383": webp(b"VP8 ", b"\0\0\0\x9d\x01\x2a" + struct.pack("<HH", 16_383, 16_383)),
+}
+
+
+@pytest.mark.parametrize("content", HOSTILE_WEBP.values(), ids=HOSTILE_WEBP)
+def test_a_webp_bomb_is_refused_by_its_header_in_little_memory(content: bytes) -> None:
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert refusal(content) == ("invalid_image", "wrong_size")
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000  # in KiB
+
+
+def test_a_webp_of_the_right_canvas_with_a_hostile_frame_is_invalid() -> None:
+    canvas = b"\x10\0\0\0" + (SIZE[0] - 1).to_bytes(3, "little") + (SIZE[1] - 1).to_bytes(3, "little")
+    frame = webp(b"VP8L", b"\x2f" + b"\xff" * 9)[12:]
+    content = webp(b"VP8X", canvas)[12:] + frame
+    whole = b"RIFF" + struct.pack("<I", len(content) + 4) + b"WEBP" + content
+    assert refusal(whole) == ("invalid_image", "damaged_image")
+
+
+def test_a_jpeg_whose_frames_contradict_each_other_is_invalid() -> None:
+    content = encoded("JPEG", colour=(30, 90, 160))
+    frame = content.index(b"\xff\xc0")
+    huge = content[frame : frame + 5] + struct.pack(">HH", 65_000, 65_000) + content[frame + 9 : frame + 19]
+    assert refusal(content[:frame] + huge + content[frame:])[0] == "invalid_image"
+
+
+@given(st.sampled_from(["PNG", "JPEG", "WEBP"]), st.data())
+@settings(max_examples=300, deadline=None)
+def test_spoilt_bytes_end_as_an_error_of_the_api_or_pass(kind: str, data: st.DataObject) -> None:
+    content = bytearray(encoded(kind, colour=data.draw(st.sampled_from([None, (30, 90, 160)]))))
+    for _ in range(data.draw(st.integers(1, 8))):
+        content[data.draw(st.integers(0, min(len(content) - 1, 200)))] = data.draw(st.integers(0, 255))
+    with contextlib.suppress(ApiError):
+        check_picture(bytes(content), *SIZE)

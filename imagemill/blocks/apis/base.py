@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import os
 from abc import abstractmethod
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, ClassVar, Protocol
 from urllib.parse import urlsplit
 
 import anyio
@@ -21,6 +21,7 @@ from prefect.blocks.core import Block
 from pydantic import Field, PrivateAttr, SecretStr, field_validator
 
 from imagemill.blocks.apis.exchange import (
+    UNKNOWN_ANSWER,
     decoded,
     fetch,
     is_loopback,
@@ -45,13 +46,26 @@ from imagemill.rate_limit_headers import (
     seconds_in_words,
 )
 
-Accepted: TypeAlias = Callable[[str], Awaitable[None]]
-"""Called with a queued API's request id; returns once the id is stored."""
+
+class Accepted(Protocol):
+    """Called with what names a request for later looks; returns once it is stored.
+
+    ``charged_usd`` is what the API charges for it, where it has made the image already.
+    """
+
+    def __call__(self, request_id: str, charged_usd: float | None = None, /) -> Awaitable[None]: ...
+
+
+MAX_LINK_LENGTH = 8_000
+"""No image link that is kept may be longer; signed ones have some hundred characters."""
 
 
 @dataclass(frozen=True, slots=True)
 class GeneratedImage:
-    """An image's bytes as the API gave them, not looked at yet, and what the API charges for it, in USD."""
+    """An image's bytes as the API gave them, not looked at yet.
+
+    ``cost_usd`` is what the API charges for it, in USD; nothing where that was known, and said, before.
+    """
 
     content: bytes
     cost_usd: float
@@ -142,6 +156,7 @@ class ImageApi(Block):
     )
 
     _allowance: Allowance | None = PrivateAttr(default=None)
+    _new_links: set[str] = PrivateAttr(default_factory=set)
 
     @field_validator("base_url")
     @classmethod
@@ -208,6 +223,15 @@ class ImageApi(Block):
             raise unexpected_answer(answer) from None
 
     @property
+    def lists_requests(self) -> bool:
+        """Whether the API lists past requests, so that :meth:`find_lost` may find some."""
+        return False
+
+    def is_paid(self, request_id: str | None) -> bool:
+        """Whether this names a request whose image was made, and booked, when the id became known."""
+        return request_id is not None and _is_link(request_id)
+
+    @property
     def headers(self) -> dict[str, str]:
         """The headers of every request to the API itself; image links never get them."""
         name, value = self.authorization
@@ -217,27 +241,68 @@ class ImageApi(Block):
         self,
         http: httpx.AsyncClient,
         job: Job,
-        accepted: Accepted,  # noqa: ARG002 - an API that answers at once has nothing to ask about later
+        accepted: Accepted,
     ) -> GeneratedImage:
         """Make one image. A job with a ``request_id`` is asked about first and not sent again.
+
+        Where the answer is a link, the image is made and charged: the link is the job's request id from
+        then on, and trouble with it asks the link again, not for another image.
 
         Raises:
             ApiError: there is no image, with the class of error that decides what follows.
         """
-        async with self.attempt():
-            answer = await self.post(http, job)
-            source = self.source_in(answer)
-            if source is None:
-                raise unexpected_answer(answer)
-            content = await self.content(http, source)
-        return GeneratedImage(content, self.price_usd(job.width, job.height), flagged=source.flagged)
+        link, flagged = job.request_id or "", False
+        if not _is_link(link):
+            try:
+                async with self.attempt():
+                    answer = await self.post(http, job)
+                    source = self.source_in(answer)
+                    if source is None:
+                        raise unexpected_answer(answer)
+            except ApiError as error:
+                error.doubtful = error.doubtful or error.code == UNKNOWN_ANSWER
+                raise
+            cost_usd, flagged = self.price_usd(job.width, job.height), source.flagged
+            if not _is_link(source.text):
+                return GeneratedImage(await self.content(http, source), cost_usd, flagged=flagged)
+            link = source.text
+            if len(link) > MAX_LINK_LENGTH:
+                raise ApiError(
+                    ErrorClass.BAD_REQUEST,
+                    f"an image link of {len(link):,} characters",
+                    code="bad_link",
+                    charged=True,
+                )
+            self._new_links.add(link)
+            await accepted(link, cost_usd)
+        content = await self._behind(http, link)
+        self._new_links.discard(link)
+        return GeneratedImage(content, 0.0, flagged=flagged, request_id=link)
+
+    async def _behind(self, http: httpx.AsyncClient, link: str) -> bytes:
+        """The bytes behind a link whose image is paid for: any trouble leaves the link to be asked again.
+
+        Only one of an earlier day that has expired is given up.
+        """
+        try:
+            async with self.attempt(keep_request=True):
+                return await self.download(http, link)
+        except ApiError as error:
+            error.charged = False  # it is booked since the link is known
+            if error.code == "image_link_expired" and link in self._new_links:
+                error.error_class, error.code, error.keep_request = ErrorClass.TIMEOUT, "image_link", True
+                error.message = error.message.partition(":")[0]
+            raise
 
     async def find_lost(
         self,
         http: httpx.AsyncClient,  # noqa: ARG002 - an API that keeps no list of requests is not asked
         jobs: Sequence[Job],  # noqa: ARG002
+        known: Collection[str] = (),  # noqa: ARG002
     ) -> AsyncIterator[tuple[Job, str]]:
         """Requests for these jobs that the API took, and whose answer nobody got: jobs and request ids.
+
+        ``known`` are the ids of requests that were answered.
 
         Raises:
             ApiError: the API does not tell.
@@ -265,7 +330,7 @@ class ImageApi(Block):
         """The bytes of an image, from the answer itself or from behind its link."""
         if not isinstance(source.text, str):
             raise unexpected_answer(source.text)
-        if source.text.startswith(("http://", "https://")):
+        if _is_link(source.text):
             return await self.download(http, source.text)
         return decoded(source.text)
 
@@ -353,6 +418,8 @@ class ImageApi(Block):
             return False
         if parts.scheme not in {"http", "https"} or not parts.hostname:
             return False
+        if base.scheme == "https" and parts.scheme != "https":
+            return False  # the key would go there in the clear
         return same_place or (is_loopback(parts.hostname) and is_loopback(base.hostname or ""))
 
     def is_trusted_link(self, link: str) -> bool:
@@ -366,3 +433,7 @@ class ImageApi(Block):
             return False
         known = (*self.vendor_image_hosts, *self.image_hosts)
         return parts.scheme == "https" and any(host == h or host.endswith(f".{h}") for h in known)
+
+
+def _is_link(text: object) -> bool:
+    return isinstance(text, str) and text.startswith(("http://", "https://"))

@@ -47,6 +47,7 @@ async def fetch(
                     ErrorClass.INVALID_IMAGE,
                     f"the answer is larger than {MAX_ANSWER_BYTES // 2**20} MB",
                     code="answer_too_large",
+                    charged=True,
                 )
         return answer.status_code, answer.headers, b"".join(chunks)
 

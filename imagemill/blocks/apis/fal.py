@@ -11,8 +11,8 @@ and the image is in the answer as a data URI; what is lost on the way is lost.
   ``X-Fal-Error-Type``. 429: so many requests at once an account, without a number or a Retry-After. An
   exhausted balance is a 403 that says so. A flagged image comes back black, with ``has_nsfw_concepts``.
 - Old requests can be asked about, and give fresh links to their images.
-- Requests of the last hours are listed with their inputs, at api.fal.ai: a submit whose answer was lost is
-  found there.
+- Requests of the last 30 days are listed with inputs and outputs, at api.fal.ai: a submit whose answer was
+  lost is found there, and an image that the queue has forgotten.
 - Images come from fal.media.
 
 From fal's queue reference and its Python client. Not confirmed against the live service: the largest size,
@@ -23,7 +23,7 @@ form gives PNG data URIs for this model, and how soon after its end a request is
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, ClassVar
 from urllib.parse import quote, urlencode
 
@@ -40,7 +40,7 @@ from imagemill.blocks.apis.exchange import (
     unexpected_answer,
     words_of,
 )
-from imagemill.blocks.apis.queued import MOST_PAGES, QueuedApi
+from imagemill.blocks.apis.queued import MOST_PAGES, PastRequest, QueuedApi
 from imagemill.errors import ApiError, ErrorClass
 from imagemill.jobs import Job
 
@@ -77,6 +77,8 @@ class Fal(QueuedApi):
         description="Use fal's queue, where a lost answer costs nothing; otherwise fal.run, one request an"
         " image.",
     )
+
+    list_kept: ClassVar[timedelta] = timedelta(days=30)
 
     _tells: bool = PrivateAttr(default=True)
 
@@ -124,21 +126,32 @@ class Fal(QueuedApi):
         return await ImageApi.generate(self, http, job, accepted)
 
     async def past_requests(
-        self, http: httpx.AsyncClient, since: datetime
-    ) -> AsyncIterator[tuple[str, object]]:
+        self, http: httpx.AsyncClient, since: datetime, *, most_pages: int = MOST_PAGES
+    ) -> AsyncIterator[PastRequest]:
         if not self.queued:
             return  # the results of the synchronous form are not kept
         host = _PLATFORM if self.base_url == self.default_base_url else self.base_url
         query = {"endpoint_id": self.model, "start": since.isoformat(), "expand": "payloads", "limit": "100"}
-        for _ in range(MOST_PAGES):
+        for _ in range(most_pages):
             async with self.attempt():
                 page = await self.ask(http, f"{host}/v1/models/requests/by-endpoint?{urlencode(query)}")
             for item in objects_at(page, "items"):
-                yield text_at(item, "request_id") or "", item.get("json_input")
+                status = item.get("status_code")
+                failed = isinstance(status, int) and status >= 400
+                handle = text_at(item, "request_id") or ""
+                yield PastRequest(handle, item.get("json_input"), failed, item.get("json_output"))
             cursor = text_at(page, "next_cursor")
             if not cursor or not page.get("has_more"):
                 return
             query["cursor"] = cursor
+
+    @property
+    def lists_requests(self) -> bool:
+        return self.queued
+
+    def is_paid(self, request_id: str | None) -> bool:
+        """The synchronous form's links are paid; a request of the queue is not yet."""
+        return not self.queued and ImageApi.is_paid(self, request_id)
 
     async def told(self, http: httpx.AsyncClient, handle: str) -> bool:
         """Follow the request's states as fal sends them, a server-sent event each, until it is completed."""
@@ -148,8 +161,12 @@ class Fal(QueuedApi):
             status, completed = await follow(
                 http, f"{self.look_url(handle)}/status/stream", headers=self.headers, until=_says_completed
             )
+            if status == 404:  # no streams here, or a queue that has not heard of its own request yet
+                await self.ask(http, f"{self.look_url(handle)}/status")
         except httpx.TransportError:
             return False  # the request itself goes on, and is asked about instead
+        except ApiError:
+            return False
         self._tells = status not in {404, 405, 501}  # a server in fal's place without streams
         return completed
 
@@ -166,7 +183,7 @@ class Fal(QueuedApi):
         code, headers, body = await fetch(http, "GET", url, headers=self.headers)
         if code == 200:
             return self.source_in(parsed(body))
-        if code in {408, 429, 502, 503, 504}:
+        if code in {404, 408, 410, 429, 502, 503, 504}:
             raise self.look_error(code, headers, body)
         # The generation itself ended in an error: a retry must be a new request.
         raise self.error_of(code, headers, body)

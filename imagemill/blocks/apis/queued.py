@@ -6,8 +6,10 @@ trouble while asking leaves the request as it is, to be asked about again.
 
 from __future__ import annotations
 
+import time
 from abc import abstractmethod
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, ClassVar
 
@@ -26,10 +28,80 @@ MAX_HANDLE_LENGTH = 2_000
 MOST_PAGES = 50
 """Pages of past requests that are read at most, some hundred requests each."""
 
+_MOST_PAGES_LATE = 500
+"""Pages that are read at most for answers of earlier days; once for all jobs of a process."""
+
+REQUEST_GONE = "request_gone"
+"""The code of the error for a request that the API does not know."""
+
 _CLOCKS_DIFFER = timedelta(minutes=5)
 
 _BUSY_S = 1.0
 """The first wait after a look that was refused for coming too often, in seconds; it doubles."""
+
+
+_UNHEARD_OF_S = 10.0
+"""A queue may not know a request yet that it has just taken: so many seconds after, a 404 is not believed."""
+
+
+@dataclass(frozen=True, slots=True)
+class PastRequest:
+    """A request that an API lists: its handle, what it asked for, and whether it ended without an image.
+
+    ``answer`` is what it was answered with, where the list keeps that.
+    """
+
+    handle: str
+    asked: object
+    failed: bool = False
+    answer: object = None
+
+
+class _Wanted:
+    """Jobs by all that they ask for, each with the fields that the API repeats of a request."""
+
+    def __init__(self, jobs: Iterable[tuple[Job, dict[str, Any]]]) -> None:
+        self._jobs: dict[tuple[str, ...], dict[bytes, list[Job]]] = {}
+        self._left = 0
+        for job, asked in jobs:
+            names = tuple(sorted(asked))
+            self._jobs.setdefault(names, {}).setdefault(_digest(asked, names), []).append(job)
+            self._left += 1
+
+    def __bool__(self) -> bool:
+        return self._left > 0
+
+    def take(self, asked: object) -> Job | None:
+        """A job that asks for the same, once; fields that an API adds of its own do not count."""
+        if not isinstance(asked, dict):
+            return None
+        for names, jobs in self._jobs.items():
+            if same := jobs.get(_digest(asked, names)):
+                self._left -= 1
+                return same.pop(0)
+        return None
+
+
+def _digest(asked: dict[str, Any], names: tuple[str, ...]) -> bytes:
+    """What a request says in these fields. An API may spell a whole number as 7.0."""
+    fields = {name: asked.get(name) for name in names}
+    return repr(_plain(fields)).encode("utf-8", "surrogatepass")
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, dict):
+        return sorted((str(name), _plain(item)) for name, item in value.items())
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _known_by(job: Job, submitted_at: float | None) -> float:
+    """When the API must know the job's request, by the loop's clock."""
+    if submitted_at is not None:
+        return submitted_at + _UNHEARD_OF_S
+    age_s = time.time() - (job.started_at or 0.0)
+    return anyio.current_time() + max(0.0, _UNHEARD_OF_S - max(0.0, age_s))
 
 
 class QueuedApi(ImageApi):
@@ -40,7 +112,11 @@ class QueuedApi(ImageApi):
 
     success: ClassVar[frozenset[int]] = frozenset({200, 201, 202})
 
+    list_kept: ClassVar[timedelta] = timedelta(days=1)
+
     _times: CompletionTimes = PrivateAttr()
+    _answers: dict[str, PastRequest] = PrivateAttr(default_factory=dict)
+    _reading: anyio.Lock = PrivateAttr(default_factory=anyio.Lock)
 
     def model_post_init(self, context: object, /) -> None:
         """Start with a guess on the early side: a look too early costs less than one too late."""
@@ -80,42 +156,94 @@ class QueuedApi(ImageApi):
         else:
             handle = job.request_id
         async with self.attempt(keep_request=True):
-            source = source or await self._completed(http, handle, submitted_at)
+            if source is None:
+                known_by = _known_by(job, submitted_at)
+                try:
+                    source = await self._completed(http, handle, submitted_at, known_by)
+                except ApiError as error:
+                    if error.code != REQUEST_GONE:
+                        raise
+                    source = await self._late(http, handle, job, error)
             content = await self._image(http, handle, source)
         return GeneratedImage(
             content, self.price_usd(job.width, job.height), flagged=source.flagged, request_id=handle
         )
 
-    async def find_lost(self, http: httpx.AsyncClient, jobs: Sequence[Job]) -> AsyncIterator[tuple[Job, str]]:
-        """Look for the jobs' requests among those that the API lists: what asks for the same is the same."""
-        wanted = {(job.prompt, job.seed): job for job in jobs}
-        day_ago = datetime.now(UTC) - timedelta(days=1)
-        begun = min((job.started_at or 0.0 for job in jobs), default=0.0)
-        since = max(day_ago, datetime.fromtimestamp(begun, UTC) - _CLOCKS_DIFFER)
-        async for handle, asked in self.past_requests(http, since):
-            if not isinstance(asked, dict) or not 0 < len(handle) <= MAX_HANDLE_LENGTH:
+    def is_paid(self, request_id: str | None) -> bool:
+        """Never: a queued request is charged when its image is made, some time after it has its id."""
+        del request_id
+        return False
+
+    async def find_lost(
+        self, http: httpx.AsyncClient, jobs: Sequence[Job], known: Collection[str] = ()
+    ) -> AsyncIterator[tuple[Job, str]]:
+        """Look for the jobs' requests among those that the API lists: what asks for the same is the same.
+
+        Of several that ask for the same, the newest that has not failed is a job's own.
+        """
+        wanted = _Wanted((job, self.input_of(job)) for job in jobs)
+        since = self._listed_since(min((job.started_at or 0.0 for job in jobs), default=0.0))
+        failed: list[PastRequest] = []
+        async for past in self.past_requests(http, since):
+            if not 0 < len(past.handle) <= MAX_HANDLE_LENGTH or past.handle in known:
                 continue
-            prompt, seed = asked.get("prompt"), asked.get("seed")
-            job = wanted.get((prompt, seed)) if isinstance(prompt, str) and isinstance(seed, int) else None
-            if job is None:
-                continue
-            if all(asked.get(name) == value for name, value in self.input_of(job).items()):
-                del wanted[job.prompt, job.seed]
-                yield job, handle
+            if past.failed:
+                failed.append(past)
+            elif (job := wanted.take(past.asked)) is not None:
+                yield job, past.handle
             if not wanted:
                 return
+        for past in failed:
+            if (job := wanted.take(past.asked)) is not None:
+                yield job, past.handle
+
+    def _listed_since(self, begun: float) -> datetime:
+        """From when on requests are listed, for one that was sent at ``begun``, in Unix seconds."""
+        kept = datetime.now(UTC) - self.list_kept
+        return max(kept, datetime.fromtimestamp(begun, UTC) - _CLOCKS_DIFFER)
+
+    async def _late(self, http: httpx.AsyncClient, handle: str, job: Job, gone: ApiError) -> ImageSource:
+        """The image of a request that the queue has forgotten, where the list still knows its answer.
+
+        Raises:
+            ApiError: it does not, or there was no image.
+        """
+        async with self._reading:
+            if handle not in self._answers:
+                since = self._listed_since(job.started_at or 0.0)
+                try:
+                    async for past in self.past_requests(http, since, most_pages=_MOST_PAGES_LATE):
+                        self._answers[past.handle] = replace(past, asked=None)
+                except ApiError as error:
+                    refused = error.error_class in {ErrorClass.UNAUTHORIZED, ErrorClass.BAD_REQUEST}
+                    if refused or error.code == REQUEST_GONE:
+                        raise gone from error  # there is no list, or not for this key
+                    error.keep_request = True
+                    raise
+        past = self._answers.pop(handle, None)
+        if past is None:
+            raise gone
+        if past.failed:
+            words = f"{self.provider} made no image of the request, and does not know why any more"
+            raise ApiError(ErrorClass.SERVER_ERROR, words, code="request_failed") from gone
+        source = self.source_in(past.answer) if isinstance(past.answer, dict) else None
+        if source is None:
+            raise gone
+        return source
 
     async def past_requests(
         self,
         http: httpx.AsyncClient,  # noqa: ARG002 - not every API lists requests
         since: datetime,  # noqa: ARG002
-    ) -> AsyncIterator[tuple[str, object]]:
-        """The handles of requests since then and what they asked for, the newest first; bounded.
+        *,
+        most_pages: int = MOST_PAGES,  # noqa: ARG002
+    ) -> AsyncIterator[PastRequest]:
+        """Requests since then, the newest first; bounded.
 
         Raises:
             ApiError: the API does not tell.
         """
-        none: tuple[tuple[str, object], ...] = ()
+        none: tuple[PastRequest, ...] = ()
         for request in none:
             yield request
 
@@ -164,10 +292,10 @@ class QueuedApi(ImageApi):
     def request_gone(self) -> ApiError:
         """The API does not know the request any more: the job may be sent anew."""
         message = f"{self.provider} does not know the request any more"
-        return ApiError(ErrorClass.TIMEOUT, message, code="request_gone")
+        return ApiError(ErrorClass.TIMEOUT, message, code=REQUEST_GONE)
 
     async def _completed(
-        self, http: httpx.AsyncClient, handle: str, submitted_at: float | None
+        self, http: httpx.AsyncClient, handle: str, submitted_at: float | None, known_by: float
     ) -> ImageSource:
         """Wait until the image is made. Being told to ask less often costs a wait, not the job's budget.
 
@@ -187,9 +315,12 @@ class QueuedApi(ImageApi):
             try:
                 source = await self._looked(http, handle, over=over)
             except ApiError as error:
-                if error.error_class is not ErrorClass.RATE_LIMITED or not error.keep_request:
+                unheard_of = error.code == REQUEST_GONE and anyio.current_time() < known_by
+                too_often = error.error_class is ErrorClass.RATE_LIMITED and error.keep_request
+                if not unheard_of and not too_often:
                     raise
                 pause_s = error.retry_after_s or max(_BUSY_S, 2 * pause_s)
+                over = False
                 continue
             pause_s = 0.0
             if source:

@@ -30,7 +30,7 @@ from pydantic import Field, HttpUrl
 
 from imagemill.blocks.apis.base import ImageSource, SizeLimits
 from imagemill.blocks.apis.exchange import objects_at, text_at, unexpected_answer
-from imagemill.blocks.apis.queued import MOST_PAGES, QueuedApi
+from imagemill.blocks.apis.queued import MOST_PAGES, PastRequest, QueuedApi
 from imagemill.errors import ApiError, ErrorClass
 from imagemill.jobs import Job
 
@@ -139,18 +139,23 @@ class Replicate(QueuedApi):
         return fields
 
     async def past_requests(
-        self, http: httpx.AsyncClient, since: datetime
-    ) -> AsyncIterator[tuple[str, object]]:
+        self, http: httpx.AsyncClient, since: datetime, *, most_pages: int = MOST_PAGES
+    ) -> AsyncIterator[PastRequest]:
         url = f"{self.base_url}/v1/predictions?{urlencode({'created_after': since.isoformat()})}"
-        for _ in range(MOST_PAGES):
+        for _ in range(most_pages):
             async with self.attempt():
                 page = await self.ask(http, url)
             for item in objects_at(page, "results"):
                 if item.get("model") == self.model:
-                    yield text_at(item, "id") or "", item.get("input")
+                    failed = item.get("status") in {"failed", "canceled", "aborted"}
+                    yield PastRequest(text_at(item, "id") or "", item.get("input"), failed)
             url = text_at(page, "next") or ""
             if not self.is_own_address(url):
                 return
+
+    @property
+    def lists_requests(self) -> bool:
+        return True
 
     def read_at_once(self, answer: dict[str, Any]) -> ImageSource | None:
         return self.source_in(answer) if self.wait_s else None
@@ -160,6 +165,13 @@ class Replicate(QueuedApi):
         match answer.get("status"):
             case "succeeded" if link:
                 return ImageSource(link)
+            case "succeeded" if answer.get("data_removed") is True:
+                raise ApiError(
+                    ErrorClass.INVALID_IMAGE,
+                    "Replicate keeps an image for an hour, and has removed this one",
+                    code="image_link_expired",
+                    charged=True,
+                )
             case "starting" | "processing":
                 # An answer that waited may hold the output before its status says so.
                 return ImageSource(link) if link else None

@@ -6,6 +6,7 @@ import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import anyio
 import boto3
 import httpx
 import pytest
@@ -61,16 +62,22 @@ def bucket() -> Iterator[ImageBucket]:
 
 
 @pytest.fixture
-def work_all(bucket: ImageBucket, tmp_path: Path) -> Callable[[ImageApi, list[Job]], list[Outcome]]:
-    """Work off jobs with the real engine, store, bucket and HTTP client; only the clock is fast."""
+def work_all(bucket: ImageBucket, tmp_path: Path) -> Callable[..., list[Outcome]]:
+    """Work off jobs with the real engine, store, bucket and HTTP client; only the clock is fast.
 
-    async def inside(api: ImageApi, jobs: list[Job]) -> list[Outcome]:
+    ``work_all(api, jobs, limit_usd, spent_usd, transport=, fast=)``: the limit of cost, what of it is spent
+    before, a network that loses answers, and whether the clock is fast.
+    """
+
+    async def inside(
+        api: ImageApi, jobs: list[Job], cost: CostLimit, transport: httpx.AsyncBaseTransport | None
+    ) -> list[Outcome]:
         pacer = Pacer(10)
         telemetry = Telemetry("run", api.provider, api.model)
         recorder = Recorder("run", JobLog("run", tmp_path / "log.jsonl"), pacer, telemetry)
         try:
             async with (
-                httpx.AsyncClient(timeout=None, trust_env=False) as http,
+                httpx.AsyncClient(timeout=None, trust_env=False, transport=transport) as http,
                 MemoryStore(tmp_path / "jobs.json") as store,
             ):
                 await store.add(jobs)
@@ -81,19 +88,32 @@ def work_all(bucket: ImageBucket, tmp_path: Path) -> Callable[[ImageApi, list[Jo
                     bucket=bucket,
                     store=store,
                     pacer=pacer,
-                    cost=CostLimit(None),
+                    cost=cost,
                     breaker=Breaker(0.5, 300.0),
                     recorder=recorder,
                     unsaved=tmp_path / "unsaved",
                     rng=random.Random(1),
                 )
+                engine.expect([job for job in jobs if job.request_id])
                 await engine.run_shard(0, len(jobs) - 1)
                 ended = [job async for batch in store.all_jobs() for job in batch]
         finally:
             recorder.close()
         return [Outcome(job, engine.stopped, pacer.rate_limited) for job in ended]
 
-    return lambda api, jobs: run_fast(inside, api, jobs)
+    def work(
+        api: ImageApi,
+        jobs: list[Job],
+        limit_usd: float | None = None,
+        spent_usd: float = 0.0,
+        *,
+        transport: httpx.AsyncBaseTransport | None = None,
+        fast: bool = True,
+    ) -> list[Outcome]:
+        run = run_fast if fast else anyio.run
+        return run(inside, api, jobs, CostLimit(limit_usd, spent_usd), transport)
+
+    return work
 
 
 @pytest.fixture

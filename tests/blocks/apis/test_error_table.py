@@ -162,9 +162,12 @@ def test_what_an_answer_says_of_the_rate_limit_is_read(variant: str, emulator: E
     emulator.configure(per_minute=6, burst=4)
     api = VARIANTS[variant](emulator.base_url)
 
+    async def accepted(_: str, _charged_usd: float | None = None) -> None:
+        return None
+
     async def generate() -> None:
         async with httpx.AsyncClient(trust_env=False) as http:
-            await api.generate(http, make_job(api), anyio.sleep)
+            await api.generate(http, make_job(api), accepted)
 
     anyio.run(generate)
     told = api.take_allowance()

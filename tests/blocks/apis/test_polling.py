@@ -102,7 +102,7 @@ def generate_with(
         job = make_job(api)
         job.request_id = request_id
 
-        async def accepted(_: str) -> None:
+        async def accepted(_: str, _charged_usd: float | None = None) -> None:
             return None
 
         begun = anyio.current_time()

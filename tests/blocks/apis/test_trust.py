@@ -33,7 +33,7 @@ def ask(
         asked.append(request)
         return left.pop(0)
 
-    async def accepted(handle_of_request: str) -> None:
+    async def accepted(handle_of_request: str, _charged_usd: float | None = None) -> None:
         stored.append(handle_of_request)
 
     async def generate() -> ApiError | None:

@@ -1,0 +1,104 @@
+"""Looks for requests whose answer was lost in the vendor's list of requests, before anything is sent again.
+
+A request that still runs is in no list that is sorted by its end, so one look proves nothing: the list is
+read again and again until every request of that time has had time to end. All jobs that wait share each
+reading.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import anyio
+import httpx
+
+from imagemill.blocks.apis import ImageApi
+from imagemill.engine.recorder import Recorder
+from imagemill.errors import ApiError, ErrorClass
+from imagemill.jobs import Job
+
+FIRST_LOOK_S = 1.0
+"""The wait before the first look within a run, in seconds; it doubles from look to look."""
+
+LEAST_S = 10.0
+"""How long a lost request is looked for at least, in seconds, before it is sent again."""
+
+_LATENCIES = 2.0
+"""It is looked for this many times as long as the slowest request has taken."""
+
+
+class LostRequests:
+    """The search for lost requests; one for all jobs of a process."""
+
+    def __init__(self, api: ImageApi, http: httpx.AsyncClient, recorder: Recorder) -> None:
+        self._api = api
+        self._http = http
+        self._recorder = recorder
+        self._slowest_s = 0.0
+        self._waiting: dict[int, tuple[Job, Collection[str]]] = {}
+        self._found: dict[int, str] = {}
+        self._reading = anyio.Lock()
+        self._refused = False
+
+    @property
+    def can_look(self) -> bool:
+        """Whether the API lists requests, and this key may read the list."""
+        return self._api.lists_requests and not self._refused
+
+    def took(self, seconds: float) -> None:
+        """A request was answered with its image after so long, its time in the vendor's queue included."""
+        self._slowest_s = max(seconds, 0.9 * self._slowest_s)
+
+    @property
+    def patience_s(self) -> float:
+        """How long a lost request is looked for, in seconds."""
+        return max(
+            min(LEAST_S, self._api.request_timeout_s),
+            10 * self._api.typical_latency_s if self._api.request_timeout_s > LEAST_S else 0.0,
+            _LATENCIES * self._slowest_s,
+        )
+
+    async def find(self, job: Job, known: Collection[str], stopping: anyio.Event) -> str | None:
+        """The id of the job's lost request; None where the list does not have it, however often it is read.
+
+        ``known`` are ids of the job's earlier requests, which were not lost.
+        """
+        begun, pause_s, left_s = anyio.current_time(), FIRST_LOOK_S, self.patience_s
+        while self.can_look and not stopping.is_set() and left_s > 0:
+            with anyio.move_on_after(min(pause_s, left_s)):
+                await stopping.wait()
+                break
+            if request_id := await self._look(job, known):
+                return request_id
+            pause_s *= 2
+            left_s = self.patience_s - (anyio.current_time() - begun)
+        return None
+
+    async def find_now(self, jobs: Collection[Job]) -> dict[int, str]:
+        """One look for many jobs: request ids by the jobs' numbers."""
+        return await self._read({job.number: (job, ()) for job in jobs})
+
+    async def _look(self, job: Job, known: Collection[str]) -> str | None:
+        self._waiting[job.number] = (job, known)
+        try:
+            async with self._reading:
+                if job.number not in self._found:  # or another job's look has found it
+                    self._found |= await self._read(self._waiting)
+            return self._found.pop(job.number, None)
+        finally:
+            del self._waiting[job.number]
+
+    async def _read(self, wanted: dict[int, tuple[Job, Collection[str]]]) -> dict[int, str]:
+        found: dict[int, str] = {}
+        known = {request_id for _, ids in wanted.values() for request_id in ids}
+        try:
+            jobs = [job for job, _ in wanted.values()]
+            async for job, request_id in self._api.find_lost(self._http, jobs, known):
+                found[job.number] = request_id
+        except ApiError as error:
+            self._refused = error.error_class in {ErrorClass.UNAUTHORIZED, ErrorClass.BAD_REQUEST}
+            self._recorder.event("requests_not_listed", reason=error.message)
+        except Exception as error:  # noqa: BLE001 - a list of any shape ends no run
+            self._recorder.event("requests_not_listed", reason=type(error).__name__)
+        self._recorder.event("requests_found", found=len(found), lost=len(wanted))
+        return found

@@ -1,0 +1,88 @@
+"""The money of one job's request: promised before it leaves, then charged, doubtful, or free again."""
+
+from __future__ import annotations
+
+from imagemill.engine.cost_limit import CostLimit
+from imagemill.engine.recorder import Recorder
+from imagemill.jobs import Job
+
+
+class Purchase:
+    """What one job's request costs, from the promise to the bill. In USD.
+
+    The promise stands as long as the API may still charge for the request: between two looks at a request
+    that it keeps, too. What is charged is booked once, the moment it is known, whatever comes after.
+
+    Args:
+        expected: the cost limit counts the request already, as one that an earlier process sent.
+        charged: it is booked already.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        price_usd: float,
+        cost: CostLimit,
+        recorder: Recorder,
+        *,
+        expected: bool = False,
+        charged: bool = False,
+    ) -> None:
+        self._job = job
+        self._price_usd = price_usd
+        self._cost = cost
+        self._recorder = recorder
+        self._expected = expected
+        self._promised = False
+        self._charged = charged
+
+    async def promise(self) -> None:
+        """Set the price aside; at once where the request is sent already, or paid.
+
+        Raises:
+            BudgetSpentError: it does not fit under the run's limit.
+        """
+        if self._promised or self._charged:
+            return
+        if self._job.request_id is None:
+            await self._cost.promise(self._price_usd)
+        else:
+            self._cost.promise_asked(self._price_usd, expected=self._expected)
+            self._expected = False
+        self._promised = True
+
+    def charge(self, usd: float) -> None:
+        """The API charges this for the request; said once more, it changes nothing."""
+        if self._charged:
+            return
+        self._charged = True
+        self._job.cost_usd += usd
+        self._recorder.charged(usd)
+        self._settle(charged_usd=usd)
+
+    def doubt(self) -> None:
+        """The API may have charged for the request, and does not say."""
+        if not self._charged:
+            self._job.lose_answer(self._price_usd)
+            self._settle(doubtful_usd=self._price_usd)
+
+    def found(self, request_id: str) -> None:
+        """A request that was in doubt is found at the API."""
+        self._job.find_request(request_id, self._price_usd)
+        self._cost.settle(-self._price_usd, doubtful_usd=-self._price_usd)
+        self._promised = True
+
+    def end(self) -> None:
+        """The request is over; a next one is a purchase of its own."""
+        self._settle()
+        self._charged = False
+
+    def leave(self) -> None:
+        """The job stays pending: a request that the API keeps may be charged for until a resume asks."""
+        self._settle(doubtful_usd=self._price_usd if self._job.request_id is not None else 0.0)
+
+    def _settle(self, *, charged_usd: float = 0.0, doubtful_usd: float = 0.0) -> None:
+        if self._promised or charged_usd:
+            promised_usd = self._price_usd if self._promised else 0.0
+            self._cost.settle(promised_usd, charged_usd=charged_usd, doubtful_usd=doubtful_usd)
+        self._promised = False

@@ -1,0 +1,93 @@
+"""Charged is charged, whatever comes after: a link in trouble is asked again, and the cost limit holds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from imagemill.blocks.apis import OpenAICompatible
+from imagemill.engine.engine import StopKind
+from imagemill.errors import ErrorClass
+from imagemill.jobs import Job, JobStatus
+from tests.blocks.apis.link_server import Answer, link_server, picture
+from tests.blocks.apis.variants import Outcome, make_job
+
+WorkAll = Callable[..., list[Outcome]]
+
+PRICE_USD = 0.01
+PICTURE: Answer = (200, {}, picture())
+TROUBLE: dict[str, Answer | None] = {
+    "503": (503, {"retry-after": "1"}, b""),
+    "302 to a host that is not the vendor's": (302, {"location": "https://example.com/a.png"}, b""),
+    "404": (404, {}, b""),
+    "403": (403, {}, b""),
+    "cut off": None,
+}
+
+
+def api_at(base_url: str) -> OpenAICompatible:
+    return OpenAICompatible(api_key="k", base_url=base_url, usd_per_image=PRICE_USD)
+
+
+def jobs_of(api: OpenAICompatible, count: int) -> list[Job]:
+    return [make_job(api, f"Fox {n}", number=n) for n in range(count)]
+
+
+@pytest.mark.parametrize("trouble", TROUBLE)
+def test_a_link_in_trouble_is_asked_again_and_the_image_not_bought_again(
+    trouble: str, work_all: WorkAll
+) -> None:
+    with link_server(lambda before: TROUBLE[trouble] if before < 2 else PICTURE) as server:
+        api = api_at(server.base_url)
+        ended = work_all(api, jobs_of(api, 5))
+    assert {outcome.job.status for outcome in ended} == {JobStatus.DONE}, ended[0].job.error_message
+    assert server.billed == 5
+    assert set(server.asked.values()) == {3}
+    assert [outcome.job.cost_usd for outcome in ended] == [PRICE_USD] * 5
+    assert [outcome.job.unanswered for outcome in ended] == [0] * 5
+
+
+@pytest.mark.parametrize("trouble", TROUBLE)
+def test_what_links_that_stay_in_trouble_cost_is_booked_and_the_limit_holds(
+    trouble: str, work_all: WorkAll
+) -> None:
+    with link_server(lambda _: TROUBLE[trouble]) as server:
+        api = api_at(server.base_url)
+        ended = work_all(api, jobs_of(api, 30), 3.5 * PRICE_USD)
+    assert server.billed == 3
+    assert sum(outcome.job.cost_usd for outcome in ended) == pytest.approx(3 * PRICE_USD)
+    failed = [outcome.job for outcome in ended if outcome.job.status is JobStatus.FAILED]
+    assert [job.error_class for job in failed] == [ErrorClass.TIMEOUT] * 3
+    assert all(job.retryable for job in failed)
+    stopped = ended[0].stopped
+    assert stopped is not None
+    assert stopped.kind is StopKind.OUT_OF_BUDGET
+    assert stopped.reason == "The next image would exceed the limit of $0.035: $0.030 is spent."
+
+
+def test_a_resume_asks_the_link_and_pays_nothing(work_all: WorkAll) -> None:
+    with link_server(lambda _: PICTURE) as server:
+        api = api_at(server.base_url)
+        paid = make_job(api, request_id=f"{server.base_url}/files/1", attempts=1, cost_usd=PRICE_USD)
+        (outcome,) = work_all(api, [paid], PRICE_USD, PRICE_USD)
+    assert outcome.job.status is JobStatus.DONE
+    assert (server.billed, outcome.job.cost_usd) == (0, PRICE_USD)
+
+
+def test_a_link_that_has_expired_since_an_earlier_day_is_given_up(work_all: WorkAll) -> None:
+    with link_server(lambda before: PICTURE if before else (404, {}, b"")) as server:
+        api = api_at(server.base_url)
+        paid = make_job(api, request_id=f"{server.base_url}/files/7", attempts=4, cost_usd=PRICE_USD)
+        server.asked["/files/1"] = 1  # the new image's link works
+        (outcome,) = work_all(api, [paid])
+    assert outcome.job.status is JobStatus.DONE
+    assert (server.billed, outcome.job.cost_usd) == (1, 2 * PRICE_USD)
+
+
+def test_an_image_of_too_large_a_link_or_shape_is_counted(work_all: WorkAll) -> None:
+    with link_server(lambda _: (200, {}, b"garbage")) as server:
+        api = api_at(server.base_url)
+        ended = work_all(api, jobs_of(api, 3))
+    assert server.billed == 6  # an image that does not decode is made once more
+    assert sum(outcome.job.cost_usd for outcome in ended) == pytest.approx(6 * PRICE_USD)
