@@ -201,6 +201,7 @@ class Planner:
                 rows.steps,
                 [self.api.model] * count,
                 [self.picture.format] * count,
+                [""] * count,
             ]
         )
 
@@ -281,7 +282,7 @@ def _table(columns: Sequence[Sequence[Any]], schema: pa.Schema) -> pa.Table:
 def planned_jobs(plan_file: Path, model: str, image_format: str) -> Iterator[NewJobs]:
     """The jobs of a plan, as they were first planned, in batches."""
     known = -1
-    names = ["job", *INPUT_FIELDS[1:-2]]
+    names = ["job", *INPUT_FIELDS[1:-3]]
     for batch in read_batches(plan_file, names):
         numbers = batch["job"].fill_null(-1).to_numpy()
         before = np.maximum.accumulate(np.concatenate(([known], numbers[:-1])))
@@ -289,4 +290,5 @@ def planned_jobs(plan_file: Path, model: str, image_format: str) -> Iterator[New
         if first.num_rows:
             known = first["job"][-1].as_py()
             columns = [first[name].to_pylist() for name in names]
-            yield NewJobs([*columns, [model] * first.num_rows, [image_format] * first.num_rows])
+            rest = [[value] * first.num_rows for value in (model, image_format, "")]
+            yield NewJobs([*columns, *rest])
