@@ -1,11 +1,16 @@
-"""Estimates a run before it: rows, rejected, unique, cost and time, without one request to the API."""
+"""Estimates a run before it: rows, rejected, unique, cost and time, without one generation request."""
 
 from __future__ import annotations
 
+import os
+
 from pydantic import BaseModel, ConfigDict, Field
 
+from imagemill.blocks.apis import PROVIDERS
+from imagemill.blocks.apis.learning import learn_published
 from imagemill.blocks.loading import image_api
 from imagemill.catalog.access import catalog_of
+from imagemill.catalog.cost import Lever
 from imagemill.catalog.plan import Planner
 from imagemill.settings import (
     ApiSettings,
@@ -28,8 +33,13 @@ class Estimate(BaseModel):
     rejected: int
     unique: int
     duplicates: int
-    cost_usd: float = Field(description="One image a job, no retries that pay again.")
-    saved_usd: float = Field(description="What the duplicates would have cost.")
+    cost_usd: float | None = Field(
+        description="One image per job, no retries that pay again; null where the price is unknown."
+    )
+    saved_usd: float | None = Field(description="What the duplicates would have cost.")
+    price: str = Field(description="The price rule, and where it is from.")
+    unpriced: int = Field(description="Images whose price is not known before they are made.")
+    levers: list[Lever] = Field(description="What would make this catalog cheaper, and by how much.")
     seconds: float
     assuming: str = Field(description="What the time rests on.")
     reasons: dict[str, int] = Field(description="Rejected rows by reason.")
@@ -42,12 +52,16 @@ def estimate(
     limits: LimitSettings,
     output: OutputSettings | None = None,
 ) -> Estimate:
-    """Plan a run without keeping the plan. ``output`` says how an s3:// catalog is reached.
+    """Plan a run without keeping the plan; of the vendor only what it publishes of the model is asked.
+
+    ``output`` says how an s3:// catalog is reached.
 
     Raises:
         InputError: the catalog cannot be used.
     """
-    vendor = image_api(api, needs_key=False)
+    keyed = bool(api.block or os.environ.get(_key_variable(api), "").strip())
+    vendor = image_api(api, needs_key=keyed)
+    learn_published(vendor, keyed=keyed)
     planner = Planner(vendor, picture)
     reasons: dict[str, int] = {}
     for _, rejected, _ in planner.plan(catalog_of(catalog, output)):
@@ -65,9 +79,17 @@ def estimate(
         rejected=counts.rejected,
         unique=counts.unique,
         duplicates=counts.duplicates,
-        cost_usd=round(counts.cost_usd, 12),
-        saved_usd=round(counts.duplicates_usd, 12),
+        cost_usd=None if counts.unpriced else counts.cost_usd,
+        saved_usd=None if counts.unpriced else counts.duplicates_usd,
+        price=vendor.price_in_words,
+        unpriced=counts.unpriced,
+        levers=[Lever(**lever) for lever in counts.levers],
         seconds=round(counts.unique / per_second, 1),
         assuming=assuming,
         reasons=dict(sorted(reasons.items(), key=lambda item: -item[1])),
     )
+
+
+def _key_variable(api: ApiSettings) -> str:
+    vendor = PROVIDERS.get(api.provider)
+    return vendor.key_variable if vendor else ""

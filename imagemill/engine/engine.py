@@ -334,7 +334,7 @@ class Engine:
                 self._store.save(job)
 
     def _price(self, job: Job) -> float:
-        return self._api.price_usd(job.width, job.height)
+        return self._api.price_usd(job.width, job.height, job.steps, job.params)
 
 
 _STOP_WORDS = {

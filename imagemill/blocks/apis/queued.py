@@ -83,7 +83,10 @@ class QueuedApi(ImageApi):
             source = source or await self._completed(http, handle, submitted_at)
             content = await self._image(http, handle, source)
         return GeneratedImage(
-            content, self.price_usd(job.width, job.height), flagged=source.flagged, request_id=handle
+            content,
+            self.price_usd(job.width, job.height, job.steps, job.params),
+            flagged=source.flagged,
+            request_id=handle,
         )
 
     async def find_lost(self, http: httpx.AsyncClient, jobs: Sequence[Job]) -> AsyncIterator[tuple[Job, str]]:
