@@ -8,10 +8,11 @@ from __future__ import annotations
 import pyarrow as pa
 from pydantic import BaseModel
 
-from imagemill.blocks.apis import PROVIDERS, ImageApi
+from imagemill.blocks.apis import PROVIDERS
 from imagemill.catalog.plan import REJECTED_SCHEMA
 from imagemill.cli.options import GROUPS, OPTIONS
 from imagemill.errors import RETRY_RULES
+from imagemill.models.listing import VENDORS, listed_models
 from imagemill.reports.metrics import METRICS_SCHEMA
 from imagemill.runs.records import FAILED_SCHEMA, JOBS_SCHEMA
 from imagemill.runs.summary import RunSummary
@@ -72,6 +73,9 @@ def reference() -> str:
         "## Image APIs",
         _apis(),
         "Each vendor is a Prefect block type; `api.block` takes the slug and the name of a saved block.",
+        "## Models",
+        "Confirmed: the vendor's own document was seen. `imagemill models NAME` shows all about one model.",
+        _models(),
         "## What happens to an error",
         _errors(),
         "## The summary",
@@ -103,15 +107,15 @@ def _settings(group: str, model: type[BaseModel]) -> str:
 def _apis() -> str:
     rows = []
     for name, api in PROVIDERS.items():
-        sizes = api.sizes
+        profile = listed_models(name)[api.default_model]
         rows.append(
             (
                 f"`{name}`",
                 f"`{api.default_model}`",
                 f"`{api.key_variable}`",
                 f"`{api.get_block_type_slug()}`",
-                _limits(api),
-                sizes.most_steps,
+                profile.sizes,
+                profile.steps.highest if profile.steps.sent else "not sent",
             )
         )
     return _table(
@@ -119,9 +123,21 @@ def _apis() -> str:
     )
 
 
-def _limits(api: type[ImageApi]) -> str:
-    sizes = api.sizes
-    return f"{sizes.smallest} to {sizes.largest}, multiples of {sizes.multiple}"
+def _models() -> str:
+    rows = [
+        (
+            f"`{vendor}`",
+            f"`{profile.name}`",
+            profile.title,
+            profile.sizes,
+            profile.price or "unknown",
+            "yes" if profile.confirmed else "no",
+            profile.noted,
+        )
+        for vendor in VENDORS
+        for profile in listed_models(vendor).values()
+    ]
+    return _table(("provider", "model", "name", "sizes in pixels", "price", "confirmed", "noted"), rows)
 
 
 def _errors() -> str:

@@ -30,7 +30,8 @@ class Job:
 
     ``number`` is the job's place in its run, from 0; a shard is a range of numbers. Times are Unix
     seconds, ``latency_s`` runs from the request sent to the image's bytes held, waiting for a slot
-    excluded. ``cost_usd`` counts every image the API made for this job; ``unanswered`` its requests
+    excluded. ``params`` are further fields for the model, as JSON with sorted names, "" for none.
+    ``cost_usd`` counts every image the API made for this job; ``unanswered`` its requests
     whose answer never came or could not be read, and ``unanswered_usd`` what the API may have charged for
     them. A job that failed while the API kept its request still has its ``request_id``. ``image`` is
     the object's name below the output prefix. ``reused`` says the image was there before this run asked.
@@ -63,6 +64,8 @@ class Job:
     retryable: bool | None = None
     started_at: float | None = None
     finished_at: float | None = None
+    # New fields go last: stores made by earlier versions hold the fields before them in this order.
+    params: str = ""
 
     @property
     def retries(self) -> int:
@@ -140,10 +143,10 @@ class Job:
 JOB_FIELDS: tuple[str, ...] = tuple(field.name for field in fields(Job))
 """The names of a job's fields, in order: the columns of every job store."""
 
-INPUT_FIELDS = JOB_FIELDS[: JOB_FIELDS.index("status")]
+INPUT_FIELDS = (*JOB_FIELDS[: JOB_FIELDS.index("status")], "params")
 """The fields that never change once the job is planned."""
 
-STATE_FIELDS = JOB_FIELDS[JOB_FIELDS.index("status") :]
+STATE_FIELDS = tuple(name for name in JOB_FIELDS if name not in INPUT_FIELDS)
 """The fields that a run writes."""
 
 FRESH_STATE: tuple[Any, ...] = tuple(field.default for field in fields(Job) if field.name in STATE_FIELDS)
@@ -184,7 +187,7 @@ class NewJobs(Sequence[Job]):
     def __getitem__(self, index: int | slice) -> Job | NewJobs:
         if isinstance(index, slice):
             return NewJobs([column[index] for column in self.columns])
-        return Job(*[column[index] for column in self.columns])
+        return Job(**{name: column[index] for name, column in zip(INPUT_FIELDS, self.columns, strict=True)})
 
     def __iter__(self) -> Iterator[Job]:
-        return (Job(*row) for row in zip(*self.columns, strict=True))
+        return (Job(**dict(zip(INPUT_FIELDS, row, strict=True))) for row in zip(*self.columns, strict=True))

@@ -32,6 +32,10 @@ RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,119}")
 CATALOG_COLUMNS = ("prompt", "id", "negative_prompt", "width", "height", "seed", "steps")
 """The catalog columns that imagemill reads; ``prompt`` is required."""
 
+PARAM_PREFIX = "param_"
+"""A column map's name for a further field of the model begins so: ``{"param_guidance": "cfg"}``."""
+
+PARAM = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,99}")
 
 _SPELLED = {"api": "API", "id": "ID", "s": "(s)", "s3": "S3", "uri": "URI", "url": "URL", "usd": "(USD)"}
 
@@ -40,6 +44,11 @@ def _title(name: str, _field: object) -> str:
     """A field's title in the UI's form: ``max_cost_usd`` becomes "Max cost (USD)"."""
     words = " ".join(_SPELLED.get(word, word) for word in name.split("_"))
     return words[0].upper() + words[1:]
+
+
+def _param_of(column: str) -> str | None:
+    """The field of the model that a column map's name stands for; None where it stands for none."""
+    return column.removeprefix(PARAM_PREFIX) if column.startswith(PARAM_PREFIX) else None
 
 
 class _Settings(BaseModel):
@@ -56,7 +65,8 @@ class CatalogSettings(_Settings):
     columns: dict[str, str] = Field(
         default_factory=dict,
         description="The catalog's names for imagemill's columns, where they differ:"
-        ' {"prompt": "text", "id": "sku"}.',
+        ' {"prompt": "text", "id": "sku"}. A name that begins with param_ passes the column through to the'
+        ' model: {"param_guidance": "cfg"}.',
         examples=[{"prompt": "text", "id": "sku"}],
     )
     limit: int | None = Field(default=None, ge=1, description="Read at most this many rows.")
@@ -65,8 +75,8 @@ class CatalogSettings(_Settings):
     @classmethod
     def _known_columns(cls, columns: dict[str, str]) -> dict[str, str]:
         for name in columns:
-            if name not in CATALOG_COLUMNS:
-                raise ValueError(f"{name!r} is not one of {', '.join(CATALOG_COLUMNS)}")
+            if name not in CATALOG_COLUMNS and not PARAM.fullmatch(_param_of(name) or ""):
+                raise ValueError(f"{name!r} is not one of {', '.join(CATALOG_COLUMNS)} and param_NAME")
         return columns
 
 
@@ -90,7 +100,19 @@ class ApiSettings(_Settings):
         " The vendor's path is appended.",
     )
     model: str | None = Field(
-        default=None, description="The model. The default is the vendor's FLUX.1 [schnell] where it has one."
+        default=None,
+        description="The model, by its name at the vendor; imagemill models lists them. The default is the"
+        " vendor's FLUX.1 [schnell] where it has one.",
+    )
+    usd_per_image: float | None = Field(
+        default=None,
+        ge=0,
+        description="Your price in USD per image, if it differs from the list price or that is unknown.",
+    )
+    usd_per_megapixel: float | None = Field(
+        default=None,
+        ge=0,
+        description="Your price in USD per megapixel, if it differs from the list price or that is unknown.",
     )
     request_timeout_s: float = Field(
         default=60.0,
@@ -134,7 +156,18 @@ class PictureSettings(_Settings):
 
     width: int = Field(default=1024, ge=1, le=4096, description="Width in pixels, for rows without one.")
     height: int = Field(default=1024, ge=1, le=4096, description="Height in pixels, for rows without one.")
-    steps: int = Field(default=4, ge=1, le=50, description="Inference steps, for rows without their own.")
+    steps: int | None = Field(
+        default=None,
+        ge=1,
+        le=500,
+        description="Inference steps, for rows without their own. The default is the model's usual number.",
+    )
+    params: dict[str, Any] = Field(
+        default_factory=dict,
+        description="Further fields of the model, named as in its own documents. A param_ column of the"
+        " catalog overrides them. They are checked before the run, and are part of each picture's key.",
+        examples=[{"guidance_scale": 3.5}],
+    )
     seed_policy: str = Field(
         default="prompt",
         description="The seed for rows without one: prompt (derived from the prompt), fixed:N or random.",
@@ -143,6 +176,14 @@ class PictureSettings(_Settings):
     format: Literal["png", "jpeg", "webp"] = Field(
         default="png", description="The image format: png, jpeg or, if the API supports it, webp."
     )
+
+    @field_validator("params")
+    @classmethod
+    def _named_params(cls, params: dict[str, Any]) -> dict[str, Any]:
+        for name in params:
+            if not PARAM.fullmatch(name):
+                raise ValueError(f"{name[:60]!r} is no name of a field")
+        return params
 
     @field_validator("seed_policy")
     @classmethod

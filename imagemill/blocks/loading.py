@@ -34,7 +34,10 @@ def image_api(settings: ApiSettings, *, needs_key: bool = True) -> ImageApi:
         "base_url": settings.base_url or "",
         "model": settings.model or "",
         "request_timeout_s": settings.request_timeout_s,
+        "usd_per_image": settings.usd_per_image,
+        "usd_per_megapixel": settings.usd_per_megapixel,
     }
+    given = {name: value for name, value in given.items() if value is not None}
     try:
         return api.from_environment(**given) if needs_key else api(api_key="none", **given)
     except ValidationError as error:
@@ -42,8 +45,9 @@ def image_api(settings: ApiSettings, *, needs_key: bool = True) -> ImageApi:
 
 
 def _with_overrides(block: ImageApi, settings: ApiSettings) -> ImageApi:
-    """The block, with the address and the model of the settings if they have them."""
-    overrides = {"base_url": settings.base_url, "model": settings.model}
+    """The block, with the address, the model and the price of the settings if they have them."""
+    names = ("base_url", "model", "usd_per_image", "usd_per_megapixel")
+    overrides = {name: getattr(settings, name) for name in names}
     held = {name: getattr(block, name) for name in type(block).model_fields}
     try:
         return type(block)(**held | {name: value for name, value in overrides.items() if value is not None})

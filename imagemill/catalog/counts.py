@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,3 +18,7 @@ class PlanCounts:
     duplicates_usd: float
     negative_prompts: int = 0
     """Rows with a negative prompt that the model ignores."""
+    unpriced: int = 0
+    """Jobs whose price is unknown: the costs are those of the others."""
+    levers: list[dict[str, Any]] = field(default_factory=list)
+    """What would make the catalog cheaper: see ``imagemill.catalog.cost.Lever``."""

@@ -1,13 +1,17 @@
-"""Estimates a run before it: rows, rejected, unique, cost and time, without one request to the API."""
+"""Estimates a run before it: rows, rejected, unique, cost and time, without one generation request."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from imagemill.blocks.apis import PROVIDERS
+from imagemill.blocks.apis.learning import learn_published
 from imagemill.blocks.loading import image_api
 from imagemill.catalog.access import catalog_of
+from imagemill.catalog.cost import Lever
 from imagemill.catalog.plan import Planner
 from imagemill.settings import (
     Api,
@@ -34,8 +38,13 @@ class Estimate(BaseModel):
     rejected: int
     unique: int
     duplicates: int
-    cost_usd: float = Field(description="One image per job, no retries that pay again.")
-    saved_usd: float = Field(description="What the duplicates would have cost.")
+    cost_usd: float | None = Field(
+        description="One image per job, no retries that pay again; null where the price is unknown."
+    )
+    saved_usd: float | None = Field(description="What the duplicates would have cost.")
+    price: str = Field(description="The price rule, and where it is from.")
+    unpriced: int = Field(description="Images whose price is not known before they are made.")
+    levers: list[Lever] = Field(description="What would make this catalog cheaper, and by how much.")
     seconds: float
     assuming: str = Field(description="What the time rests on.")
     reasons: dict[str, int] = Field(description="Rejected rows by reason.")
@@ -48,7 +57,7 @@ def estimate(
     limits: LimitSettings | Mapping[str, object] = LimitSettings(),
     output: OutputSettings | Mapping[str, object] | str | None = None,
 ) -> Estimate:
-    """Plan a run without keeping the plan; nothing is asked of the API, and no key is needed.
+    """Plan a run without keeping the plan; the vendor is asked only for what it publishes about the model.
 
     Takes what :func:`imagemill.generate_catalog` takes. ``output`` says how an s3:// catalog is reached.
 
@@ -71,7 +80,10 @@ class _Given(BaseModel):
 
 
 def _estimate(given: _Given) -> Estimate:
-    vendor, limits = image_api(given.api, needs_key=False), given.limits
+    api, limits = given.api, given.limits
+    keyed = bool(api.block or os.environ.get(_key_variable(api), "").strip())
+    vendor = image_api(api, needs_key=keyed)
+    learn_published(vendor, keyed=keyed)
     planner = Planner(vendor, given.picture)
     reasons: dict[str, int] = {}
     for _, rejected, _ in planner.plan(catalog_of(given.catalog, given.output)):
@@ -89,9 +101,17 @@ def _estimate(given: _Given) -> Estimate:
         rejected=counts.rejected,
         unique=counts.unique,
         duplicates=counts.duplicates,
-        cost_usd=round(counts.cost_usd, 12),
-        saved_usd=round(counts.duplicates_usd, 12),
+        cost_usd=None if counts.unpriced else counts.cost_usd,
+        saved_usd=None if counts.unpriced else counts.duplicates_usd,
+        price=vendor.price_in_words,
+        unpriced=counts.unpriced,
+        levers=[Lever(**lever) for lever in counts.levers],
         seconds=round(counts.unique / per_second, 1),
         assuming=assuming,
         reasons=dict(sorted(reasons.items(), key=lambda item: -item[1])),
     )
+
+
+def _key_variable(api: ApiSettings) -> str:
+    vendor = PROVIDERS.get(api.provider)
+    return vendor.key_variable if vendor else ""

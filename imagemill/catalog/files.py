@@ -18,7 +18,7 @@ import pyarrow.fs
 import pyarrow.parquet as pq
 
 from imagemill.errors import InputError
-from imagemill.settings import CATALOG_COLUMNS, CatalogSettings
+from imagemill.settings import CATALOG_COLUMNS, PARAM_PREFIX, CatalogSettings
 
 BATCH_ROWS = 10_000
 
@@ -125,7 +125,7 @@ def _column_map(settings: CatalogSettings, schema: pa.Schema) -> dict[str, str]:
     renamed = set(settings.columns.values())
     columns = {
         own: settings.columns.get(own, own)
-        for own in CATALOG_COLUMNS
+        for own in (*CATALOG_COLUMNS, *[own for own in settings.columns if own.startswith(PARAM_PREFIX)])
         if own in settings.columns or (own in names and own not in renamed)
     }
     if "prompt" not in columns:

@@ -25,20 +25,27 @@ def job_key(
     steps: int,
     seed: int,
     image_format: str,
+    params: str = "",
 ) -> str:
     """A digest of everything that decides the picture: 40 hexadecimal digits.
 
     ``model`` names the API and its model; ``prompt`` is normalized; ``negative_prompt`` is None where the
-    model uses none. Equal keys are one job, one object and one payment.
+    model uses none; ``params`` are the model's further fields as JSON with sorted names, "" for none. Equal
+    keys are one job, one object and one payment.
     """
-    head = key_head(model=model, image_format=image_format, width=width, height=height, steps=steps)
+    head = key_head(
+        model=model, image_format=image_format, width=width, height=height, steps=steps, params=params
+    )
     return job_keys([head], [seed], [negative_prompt], [prompt])[0]
 
 
-def key_head(*, model: str, image_format: str, width: int, height: int, steps: int) -> str:
+def key_head(*, model: str, image_format: str, width: int, height: int, steps: int, params: str = "") -> str:
     """What :func:`job_key` digests first: the part that most rows of a catalog share."""
     # Texts are preceded by their lengths, so that none can pass for a part of another.
-    return f"{KEY_VERSION}|{len(model)}:{model}|{len(image_format)}:{image_format}|{width}|{height}|{steps}"
+    head = f"{KEY_VERSION}|{len(model)}:{model}|{len(image_format)}:{image_format}|{width}|{height}|{steps}"
+    # Nothing where there are none: pictures of before there were params keep their keys. What follows here
+    # otherwise is a seed, which has no colon.
+    return f"{head}|{len(params)}:{params}" if params else head
 
 
 def job_keys(

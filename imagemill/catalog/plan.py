@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from imagemill.blocks.apis import ImageApi
+from imagemill.catalog.cost import Picture, levers, total_of
 from imagemill.catalog.counts import PlanCounts
 from imagemill.catalog.digest_index import DIGEST_BYTES, DigestIndex, text_digest
 from imagemill.catalog.files import CatalogFiles
@@ -36,9 +37,10 @@ PLAN_SCHEMA = pa.schema(
         ("key", pa.string()),
         ("job", pa.int64()),
         ("reason", pa.string()),
+        ("params", pa.string()),
     ]
 )
-"""A row a catalog row; ``job`` is the number of its job, null where ``reason`` says why there is none."""
+"""One row per catalog row; ``job`` is the number of its job, null where ``reason`` says why there is none."""
 
 REJECTED_SCHEMA = pa.schema(
     [
@@ -58,11 +60,12 @@ class Planner:
     Rows are checked and keyed a batch and a column at a time; of those that have passed, two digests stay.
 
     Args:
-        api: whose limits, price and model count; nothing is asked of it.
-        picture: what a row says nothing about.
+        api: whose model's profile and price count; nothing is asked of it.
+        picture: defaults for rows that don't set their own.
 
     Raises:
-        InputError: the API does not make images in the format asked for.
+        InputError: the model does not make images in the format asked for, or does not take the settings'
+            params.
     """
 
     api: ImageApi
@@ -72,30 +75,36 @@ class Planner:
     _unique: int = 0
     _rows: int = 0
     _rejected: int = 0
-    _cost_usd: float = 0.0
-    _duplicates_usd: float = 0.0
+    _made: Counter[Picture] = field(default_factory=Counter)
+    _repeated: Counter[Picture] = field(default_factory=Counter)
     _negative_prompts: int = 0
 
     def __post_init__(self) -> None:
-        if self.picture.format not in self.api.formats:
+        formats = self.api.image_formats
+        if self.picture.format not in formats:
             raise InputError(
                 f"The provider {self.api.provider} makes no {self.picture.format} images:"
-                f" choose {' or '.join(sorted(self.api.formats))}."
+                f" choose {' or '.join(sorted(formats))}."
             )
         self._judge = Judge(self.api, self.picture)
+        price = self.api.profile.price
+        self._priced_by_params = price is not None and bool(price.tokens)
         self._model = f"{self.api.provider}/{self.api.model}"
 
     @property
     def counts(self) -> PlanCounts:
         """What was planned so far."""
+        cost, unpriced = total_of(self.api, self._made)
         return PlanCounts(
             rows=self._rows,
             rejected=self._rejected,
             unique=self._unique,
             duplicates=self._rows - self._rejected - self._unique,
-            cost_usd=self._cost_usd,
-            duplicates_usd=self._duplicates_usd,
+            cost_usd=float(cost),
+            duplicates_usd=float(total_of(self.api, self._repeated)[0]),
             negative_prompts=self._negative_prompts,
+            unpriced=unpriced,
+            levers=[asdict(lever) for lever in levers(self.api, self._made, self._repeated)],
         )
 
     def plan(self, catalog: CatalogFiles) -> Iterator[tuple[pa.Table, pa.Table, NewJobs]]:
@@ -127,18 +136,20 @@ class Planner:
         return plan, _rejected_table(first_row, judged, table), jobs
 
     def _keys_of(self, rows: CatalogRows) -> list[str]:
-        sizes = list(zip(rows.widths, rows.heights, rows.steps, strict=True))
+        sizes = list(zip(rows.widths, rows.heights, rows.steps, rows.params, strict=True))
         heads = {
-            (width, height, steps): key_head(
+            (width, height, steps, params): key_head(
                 model=self._model,
                 image_format=self.picture.format,
                 width=width,
                 height=height,
                 steps=steps,
+                params=params,
             )
-            for width, height, steps in set(sizes)
+            for width, height, steps, params in set(sizes)
         }
-        negatives = rows.negative_prompts if self.api.uses_negative_prompt else [None] * len(sizes)
+        used = self.api.profile.uses_negative_prompt
+        negatives = rows.negative_prompts if used else [None] * len(sizes)
         return job_keys([heads[size] for size in sizes], rows.seeds, negatives, rows.prompts)
 
     def _numbers(
@@ -177,14 +188,16 @@ class Planner:
 
     def _count(self, rows: CatalogRows, jobs: NewJobs) -> None:
         """Count rows that have a job, of which ``jobs`` are new, and what they cost."""
-        if not self.api.uses_negative_prompt:
+        if not self.api.profile.uses_negative_prompt:
             self._negative_prompts += len(rows.places) - rows.negative_prompts.count(None)
-        asked = Counter(zip(rows.widths, rows.heights, strict=True))
-        made = Counter(zip(jobs.column("width"), jobs.column("height"), strict=True))
-        for size, count in asked.items():
-            price = self.api.price_usd(*size)
-            self._cost_usd += made[size] * price
-            self._duplicates_usd += (count - made[size]) * price
+        asked = Counter(zip(rows.widths, rows.heights, rows.steps, rows.params, strict=True))
+        fields = (jobs.column(name) for name in ("width", "height", "steps", "params"))
+        made = Counter(zip(*fields, strict=True))
+        for (width, height, steps, params), count in asked.items():
+            picture = Picture(width, height, steps, params if self._priced_by_params else "")
+            new = made[width, height, steps, params]
+            self._made[picture] += new
+            self._repeated[picture] += count - new
 
     def _jobs(self, rows: CatalogRows, keys: list[str], first: int) -> NewJobs:
         count = len(keys)
@@ -201,6 +214,7 @@ class Planner:
                 rows.steps,
                 [self.api.model] * count,
                 [self.picture.format] * count,
+                rows.params,
             ]
         )
 
@@ -241,7 +255,7 @@ def _plan_table(
     """The rows of a batch in order, those with a job and the rejected ones."""
     columns = [
         [first_row + place for place in rows.places], rows.ids, rows.prompts, rows.negative_prompts,
-        rows.widths, rows.heights, rows.seeds, rows.steps, keys, numbers, [None] * len(keys),
+        rows.widths, rows.heights, rows.seeds, rows.steps, keys, numbers, [None] * len(keys), rows.params,
     ]  # fmt: skip
     planned = _table(columns, PLAN_SCHEMA)
     if not judged.reasons:
@@ -251,6 +265,7 @@ def _plan_table(
     columns = [
         [first_row + place for place in places], [judged.names[place] for place in places],
         _texts(batch["prompt"], places), *[nothing] * 7, [judged.reasons[place] for place in places],
+        nothing,
     ]  # fmt: skip
     return pa.concat_tables([planned, _table(columns, PLAN_SCHEMA)]).sort_by("row").combine_chunks()
 
@@ -281,12 +296,18 @@ def _table(columns: Sequence[Sequence[Any]], schema: pa.Schema) -> pa.Table:
 def planned_jobs(plan_file: Path, model: str, image_format: str) -> Iterator[NewJobs]:
     """The jobs of a plan, as they were first planned, in batches."""
     known = -1
-    names = ["job", *INPUT_FIELDS[1:-2]]
+    planned = [name for name in INPUT_FIELDS if name not in {"number", "model", "format", "params"}]
+    names = ["job", *planned]
+    if "params" in pq.read_schema(plan_file).names:  # not in the plan of an earlier version
+        names.append("params")
     for batch in read_batches(plan_file, names):
         numbers = batch["job"].fill_null(-1).to_numpy()
         before = np.maximum.accumulate(np.concatenate(([known], numbers[:-1])))
         first = batch.filter(pa.array(numbers > before))  # a job's first row has the highest number so far
         if first.num_rows:
             known = first["job"][-1].as_py()
-            columns = [first[name].to_pylist() for name in names]
-            yield NewJobs([*columns, [model] * first.num_rows, [image_format] * first.num_rows])
+            count = first.num_rows
+            given = {name: first[name].to_pylist() for name in names}
+            given |= {"number": given["job"], "model": [model] * count, "format": [image_format] * count}
+            given.setdefault("params", [""] * count)
+            yield NewJobs([given[name] for name in INPUT_FIELDS])

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,7 +13,8 @@ import pyarrow as pa
 
 from imagemill.blocks.apis import ImageApi
 from imagemill.catalog.keys import normalized, prompt_seed
-from imagemill.settings import PictureSettings
+from imagemill.errors import InputError
+from imagemill.settings import PARAM_PREFIX, PictureSettings
 
 MAX_PROMPT_LENGTH = 20_000
 MAX_ID_LENGTH = 2_000
@@ -31,6 +34,7 @@ class CatalogRows(NamedTuple):
     heights: Sequence[int]
     seeds: Sequence[int]
     steps: Sequence[int]
+    params: Sequence[str]
 
     def only(self, kept: Sequence[int]) -> CatalogRows:
         """Some of the rows, by their index here."""
@@ -48,7 +52,11 @@ class Judged(NamedTuple):
 
 
 class Judge:
-    """Says of each row what it asks for; ``picture`` is what a row says nothing about."""
+    """Says of each row what it asks for; ``picture`` has the defaults of rows that don't set their own.
+
+    Raises:
+        InputError: the settings' own params are not ones that the model takes.
+    """
 
     def __init__(self, api: ImageApi, picture: PictureSettings) -> None:
         self._api = api
@@ -56,6 +64,13 @@ class Judge:
         policy = picture.seed_policy
         self._fixed_seed = int(policy.partition(":")[2]) if policy.startswith("fixed:") else None
         self._random = random.SystemRandom() if policy == "random" else None
+        self._profile = api.profile
+        self._required = bool(api.profile.required)
+        try:
+            # A required field may come from the catalog: only what is given is checked here.
+            self._params = replace(api.profile, required=()).checked(picture.params)
+        except ValueError as error:
+            raise InputError(f"{str(error)[0].upper()}{str(error)[1:]}.") from None
 
     def judge(self, batch: pa.Table, first_row: int) -> Judged:
         """Judge rows that have imagemill's own names of columns; one without an id is named by its number."""
@@ -76,7 +91,7 @@ class Judge:
             for name, default in (
                 ("width", self._picture.width),
                 ("height", self._picture.height),
-                ("steps", self._picture.steps),
+                ("steps", self._picture.steps or self._profile.steps.default),
             )
         )
         self._refuse_sizes(list(zip(widths, heights, steps, strict=True)), reasons)
@@ -84,10 +99,33 @@ class Judge:
         if "seed" in given:
             seeds = _wholes("seed", batch["seed"], None, reasons)
             self._refuse_seeds(seeds, reasons)
-        rows = CatalogRows(range(count), names, prompts, negatives, widths, heights, seeds, steps)
+        params = self._params_of(batch, reasons)
+        rows = CatalogRows(range(count), names, prompts, negatives, widths, heights, seeds, steps, params)
         if reasons:
             rows = rows.only([place for place in range(count) if place not in reasons])
         return Judged(names, rows._replace(seeds=self._seeds(rows)), reasons)
+
+    def _params_of(self, batch: pa.Table, reasons: dict[int, str]) -> list[str]:
+        """The further fields of each row, checked once for each set of values that there is."""
+        columns = [name for name in batch.column_names if name.startswith(PARAM_PREFIX)]
+        if not columns and not self._required:
+            return [self._params] * batch.num_rows
+        names = [name.removeprefix(PARAM_PREFIX) for name in columns]
+        found: dict[tuple[Any, ...], str] = {}
+        refused: dict[tuple[Any, ...], str] = {}
+        values = [_hashable(batch[name].to_pylist()) for name in columns]
+        rows = list(zip(*values, strict=True)) if columns else [()] * batch.num_rows
+        for given in set(rows):
+            said = {name: value for name, value in zip(names, given, strict=True) if value is not None}
+            try:
+                found[given] = self._profile.checked({**self._picture.params, **said})
+            except ValueError as error:
+                refused[given] = str(error)
+        if refused:
+            for place, given in enumerate(rows):
+                if reason := refused.get(given):
+                    reasons.setdefault(place, reason)
+        return [found.get(given, "") for given in rows]
 
     def _refuse_sizes(self, sizes: list[tuple[int, int, int]], reasons: dict[int, str]) -> None:
         refusals = {size: self._api.refusal(*size) for size in set(sizes)}
@@ -111,6 +149,13 @@ class Judge:
             return [draw(31) if seed is None else seed for seed in rows.seeds]
         pairs = zip(rows.seeds, rows.prompts, strict=True)
         return [prompt_seed(prompt) if seed is None else seed for seed, prompt in pairs]
+
+
+def _hashable(values: list[Any]) -> list[Any]:
+    """A column's values as keys of a dictionary: lists and structs as JSON, true apart from 1."""
+    if not any(isinstance(value, (list, dict, bool)) for value in values):
+        return [None if value != value else value for value in values]  # NaN stands for null
+    return [json.dumps(value) if isinstance(value, (list, dict, bool)) else value for value in values]
 
 
 def _names(values: list[Any], first_row: int, reasons: dict[int, str]) -> list[str]:

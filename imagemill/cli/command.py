@@ -127,13 +127,21 @@ def _parser(kind: type[argparse.ArgumentParser]) -> argparse.ArgumentParser:
     add_options(runs, BUCKET_OPTIONS)
     runs.set_defaults(run=_runs)
 
+    models = commands.add_parser(
+        "models", help="list models: what each takes and costs, and where that is from", allow_abbrev=False
+    )
+    models.add_argument("name", metavar="NAME", nargs="?", help="a model, or a part of its name")
+    models.add_argument("--provider", metavar="NAME", help="only this vendor's")
+    models.add_argument("--base-url", metavar="URL", help="where fal or Replicate is asked, if not at home")
+    models.set_defaults(run=_models)
+
     for command in (run, resume, retry):
         command.add_argument(
             "--log-format",
             choices=("text", "json"),
             help="write one line per job to stderr instead of the progress",
         )
-    for command in (run, estimate, resume, retry, calibrate, demo, dashboard, runs):
+    for command in (run, estimate, resume, retry, calibrate, demo, dashboard, runs, models):
         command.add_argument("--json", action="store_true", help="print one JSON object on stdout")
     commands.add_parser("emulator", help="vendors' image APIs on this machine; see emulator --help")
     return parser
@@ -226,6 +234,12 @@ def _runs(arguments: argparse.Namespace) -> int:
     from imagemill.cli.listing import show_runs
 
     return show_runs(arguments)
+
+
+def _models(arguments: argparse.Namespace) -> int:
+    from imagemill.cli.models import show_models
+
+    return show_models(arguments)
 
 
 def _dashboard(arguments: argparse.Namespace) -> int:

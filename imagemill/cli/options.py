@@ -38,6 +38,8 @@ OPTIONS: tuple[tuple[str, str, str, str], ...] = (
     ("--provider", "NAME", "api", "provider"),
     ("--base-url", "URL", "api", "base_url"),
     ("--model", "NAME", "api", "model"),
+    ("--usd-per-image", "USD", "api", "usd_per_image"),
+    ("--usd-per-megapixel", "USD", "api", "usd_per_megapixel"),
     ("--api-block", "NAME", "api", "block"),
     ("--request-timeout", "S", "api", "request_timeout_s"),
     ("--output", "s3://BUCKET/PREFIX", "output", "uri"),
@@ -55,6 +57,7 @@ OPTIONS: tuple[tuple[str, str, str, str], ...] = (
     ("--width", "N", "picture", "width"),
     ("--height", "N", "picture", "height"),
     ("--steps", "N", "picture", "steps"),
+    ("--param", "NAME=VALUE", "picture", "params"),
     ("--seed-policy", "POLICY", "picture", "seed_policy"),
     ("--format", "FORMAT", "picture", "format"),
     ("--concurrency", "auto|N", "limits", "concurrency"),
@@ -91,6 +94,10 @@ RESUME_OPTIONS = (
 """The options that a resume can override."""
 
 
+_PAIRS = {"--column": "prompt=text", "--param": "guidance_scale=3.5"}
+"""Options that may be given several times, each with a name and a value; an example of each."""
+
+
 class Parser(argparse.ArgumentParser):
     """An argument parser whose errors are one line."""
 
@@ -114,9 +121,9 @@ def add_options(
         kind: dict[str, Any] = {"metavar": metavar}
         if not metavar:
             kind = {"action": "store_true", "default": None}
-        elif option == "--column":
+        elif option in _PAIRS:
             kind |= {"action": "append"}
-            help_text = f"{help_text} Can be repeated, as in --column prompt=text."
+            help_text = f"{help_text} Can be repeated, as in {option} {_PAIRS[option]}."
         elif field.default is not None and not field.is_required():
             help_text = f"{help_text} Default: {field.default}."
         parser.add_argument(option, dest=f"{group}.{name}", help=help_text, **kind)
@@ -129,12 +136,12 @@ def settings_of(arguments: argparse.Namespace, group: str, **given: object) -> A
         InputError: a value is invalid; the message says which, and why.
     """
     values = dict(given)
-    for option, _, owner, name in OPTIONS:
+    for option, metavar, owner, name in OPTIONS:
         value = getattr(arguments, f"{group}.{name}", None) if owner == group else None
         if value is None:
             continue
-        if option == "--column":
-            value = dict(_pair(text) for text in value)
+        if option in _PAIRS:
+            value = dict(_pair(option, metavar, text) for text in value)
         elif option == "--concurrency" and value != "auto":
             value = _whole(option, value)
         values[name] = value
@@ -149,11 +156,11 @@ def settings_of(arguments: argparse.Namespace, group: str, **given: object) -> A
         raise input_error(error) from error
 
 
-def _pair(text: str) -> tuple[str, str]:
-    name, separator, column = text.partition("=")
-    if not separator or not name or not column:
-        raise InputError(f"--column {text!r} is not of the form NAME=COLUMN, as in prompt=text.")
-    return name, column
+def _pair(option: str, metavar: str, text: str) -> tuple[str, str]:
+    name, separator, value = text.partition("=")
+    if not separator or not name or not value:
+        raise InputError(f"{option} {text!r} is not of the form {metavar}, as in {_PAIRS[option]}.")
+    return name, value
 
 
 def _whole(option: str, text: str) -> int:

@@ -20,6 +20,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from imagemill.catalog.cost import SAY_YOUR_PRICE
 from imagemill.engine.job_log import JsonLines, jobs_logger
 from imagemill.engine.recorder import Progress as RunProgress
 from imagemill.formatting import duration, money, seconds
@@ -171,10 +172,16 @@ def show_estimate(estimate: Estimate) -> None:
     table.add_row("rejected", f"{estimate.rejected:,}")
     table.add_row("duplicates", f"{estimate.duplicates:,}")
     table.add_row("unique images", f"{estimate.unique:,}")
-    table.add_row("cost", money(estimate.cost_usd))
-    table.add_row("saved by duplicates", money(estimate.saved_usd))
+    known = estimate.cost_usd is not None and estimate.saved_usd is not None
+    table.add_row("cost", money(estimate.cost_usd or 0) if known else "unknown")
+    table.add_row("saved by duplicates", money(estimate.saved_usd or 0) if known else "unknown")
     table.add_row("time", f"about {duration(estimate.seconds)}")
     stdout.print(table)
+    say(f"Price: {estimate.price}.")
+    if estimate.unpriced:
+        say(f"The price of {estimate.unpriced:,} images is not known here: {SAY_YOUR_PRICE}.")
+    for lever in estimate.levers:
+        say(str(lever))
     say(f"The time assumes {estimate.assuming}. Images already in the bucket cost nothing.")
     for reason, number in list(estimate.reasons.items())[:10]:
         say(f"Rejected: {number:,} x {reason}")

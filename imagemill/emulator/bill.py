@@ -13,7 +13,7 @@ _UNITS_A_USD = 10**10
 _TOGETHER_UNITS_A_PIXEL = 27
 _TOGETHER_STEPS = 4
 _FAL_UNITS_A_MEGAPIXEL = 30_000_000
-_PIXELS_A_MEGAPIXEL = 10**6
+_PIXELS_A_MEGAPIXEL = 2**20  # 1024 x 1024 is one, 1920 x 1080 two: fal.ai/models/fal-ai/flux-2-flex/llms.txt
 _UNITS_AN_IMAGE = {"replicate": 30_000_000, "openai": 30_000_000}
 _BFL_UNITS = {
     "flux-dev": (250_000_000, 0),
@@ -22,7 +22,7 @@ _BFL_UNITS = {
     "flux-2-klein-4b": (140_000_000, 10_000_000),
     "flux-2-klein-9b": (150_000_000, 20_000_000),
     "flux-2-pro": (300_000_000, 150_000_000),
-    "flux-2-flex": (600_000_000, 600_000_000),
+    "flux-2-flex": (500_000_000, 500_000_000),  # docs.bfl.ai/quick_start/pricing
     "flux-2-max": (700_000_000, 300_000_000),
 }
 """The first megapixel, and each further one begun."""
@@ -34,10 +34,10 @@ _UNITS_AN_IMAGE_TOKEN = 300_000
 def price(order: Order) -> int:
     """Return the price of all pictures of an order, in units of 1e-10 USD.
 
-    Together: 0.0027 USD a megapixel at 4 steps, in proportion to the steps. fal: 0.003 USD a megapixel,
-    rounded up to whole ones. Replicate, and servers that speak OpenAI's API: 0.003 USD a picture. Black
-    Forest Labs: by the model, for the first and each further megapixel. OpenAI: 5 USD a million text tokens
-    of input, 30 USD a million image tokens of output (unconfirmed).
+    Together: 0.0027 USD a megapixel at up to 4 steps, beyond in proportion to them. fal: 0.003 USD a
+    megapixel of 2**20 pixels, rounded up to whole ones. Replicate, and servers that speak OpenAI's API:
+    0.003 USD a picture. Black Forest Labs: by the model, for the first and each further megapixel. OpenAI: 5
+    USD a million text tokens of input, 30 USD a million image tokens of output (unconfirmed).
     """
     if order.tokens:
         text = order.text_tokens * _UNITS_A_TEXT_TOKEN
@@ -55,7 +55,7 @@ def _picture(order: Order) -> int:
         return _UNITS_AN_IMAGE[order.provider]
     if order.provider == "fal":
         return megapixels * _FAL_UNITS_A_MEGAPIXEL
-    return pixels * _TOGETHER_UNITS_A_PIXEL * order.steps // _TOGETHER_STEPS
+    return pixels * _TOGETHER_UNITS_A_PIXEL * max(order.steps, _TOGETHER_STEPS) // _TOGETHER_STEPS
 
 
 def nano_usd(order: Order) -> int:

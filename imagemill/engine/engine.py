@@ -458,7 +458,7 @@ class Engine:
                 self._store.save(work.job)
 
     def _price(self, job: Job) -> float:
-        return self._api.price_usd(job.width, job.height)
+        return self._api.price_usd(job.width, job.height, job.steps, job.params)
 
 
 def _is_doubtful(error: ApiError) -> bool:

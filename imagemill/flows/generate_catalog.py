@@ -51,7 +51,7 @@ def generate_catalog(
     settings = run_settings(catalog, output, api, picture, limits, execution)
     with open_run(settings) as run:
         prepared = prepare(run.session)
-        ask_approval(prepared.images, prepared.cost_usd, limits.approve_above_usd)
+        ask_approval(prepared.images, prepared.cost_usd, limits.approve_above_usd, prepared.counts)
         generate(run, prepared)
         summary = finish(run, prepared)
     return outcome(run, prepared, summary)

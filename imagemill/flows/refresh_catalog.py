@@ -56,7 +56,7 @@ def refresh_catalog(
         output_lease(run.session.bucket, settings.run_id, run.session.folder.path),
     ):
         prepared = prepare(run.session)
-        ask_approval(prepared.images, prepared.cost_usd, limits.approve_above_usd)
+        ask_approval(prepared.images, prepared.cost_usd, limits.approve_above_usd, prepared.counts)
         generate(run, prepared)
         summary = finish(run, prepared, retire=True, prune=prune)
     return outcome(run, prepared, summary)

@@ -46,7 +46,7 @@ def retry_failed(
     with open_run(settings) as run:
         reopen_failed(run.session, permanent=permanent)
         prepared = prepare(run.session)
-        ask_approval(prepared.images, prepared.cost_usd, settings.limits.approve_above_usd)
+        ask_approval(prepared.images, prepared.cost_usd, settings.limits.approve_above_usd, prepared.counts)
         generate(run, prepared)
         summary = finish(run, prepared)
     return outcome(run, prepared, summary)

@@ -1,56 +1,104 @@
-"""What images cost: the one price table. A block's own price, where it is set, goes before it.
+"""What an image costs: a vendor's price rule, exact to a millionth of a millionth of a dollar.
 
-List prices change, and none of these could be read on a bill here: those marked "not confirmed" come from
-memory of the vendor's price page. Compare with your first bill, and set ``usd_per_image`` or
-``usd_per_megapixel`` of the block where it says otherwise.
+Prices are decimals, never binary fractions, so that a total is the sum of its rows. A block's own price,
+where it is set, wins over the list price of its profile.
 """
 
 from __future__ import annotations
 
-import math
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import date
+from decimal import ROUND_HALF_EVEN, Decimal
 from typing import Literal, TypeAlias
 
-Unit: TypeAlias = Literal["image", "megapixel", "whole megapixel"]
-"""What is counted: a megapixel is a million pixels, a whole one is rounded up."""
+Unit: TypeAlias = Literal["image", "megapixel", "whole megapixel", "tile", "token"]
+"""What is counted. A megapixel is a million pixels, except where it is rounded up to whole ones: there it is
+1,048,576 pixels, so that 1024 x 1024 is one. A tile is 512 x 512 pixels."""
+
+PICO_USD = Decimal("1e-12")
+"""The smallest part of a dollar that is kept: what binary fractions hold exactly enough up to 1,000 USD."""
+
+_PIXELS_OF_A_WHOLE = 1_048_576
+_PIXELS_OF_A_TILE = 512 * 512
+_MILLION = Decimal(1_000_000)
+
+
+def exact(usd: Decimal | float | str) -> Decimal:
+    """An amount in USD, rounded to ``PICO_USD``: 0.1 is a tenth, whatever its binary fraction is."""
+    amount = usd if isinstance(usd, Decimal) else Decimal(str(usd))
+    return amount.quantize(PICO_USD, ROUND_HALF_EVEN).normalize() + 0
+
+
+def in_words(usd: Decimal) -> str:
+    """An amount in USD with all its digits, as in "0.0027"."""
+    return f"{exact(usd):f}"
 
 
 @dataclass(frozen=True, slots=True)
 class Price:
-    """A vendor's price: USD a unit, when it was noted, and where it is from."""
+    """A price rule: USD a unit, when it was noted, and where it is from.
 
-    usd: float
+    ``further_usd`` is the price of each whole megapixel after the first. With ``default_steps``, more steps
+    than these cost more in proportion, and fewer cost no less. ``step_usd`` is added for each step. With
+    ``tokens``, ``usd`` is the price of a million output tokens, and they say how many a picture of a quality
+    and size has.
+    """
+
+    usd: Decimal
     unit: Unit
     noted: date
     source: str
+    confirmed: bool = False
+    further_usd: Decimal | None = None
+    default_steps: int | None = None
+    step_usd: Decimal = Decimal(0)
+    tokens: Mapping[tuple[str, int, int], int] = field(default_factory=dict)
 
-    def of(self, width: int, height: int) -> float:
-        """What one image of this size, in pixels, costs, in USD."""
+    def of(self, width: int, height: int, steps: int | None = None, params: str = "") -> Decimal | None:
+        """What one image costs, in USD; None where that cannot be known before it is made.
+
+        ``width`` and ``height`` are in pixels; ``params`` is a job's further fields, as JSON.
+        """
+        pixels = width * height
+        if self.unit == "token":
+            quality = json.loads(params).get("quality", "auto") if params else "auto"
+            count = self.tokens.get((str(quality), width, height))
+            return None if count is None else exact(self.usd * count / _MILLION)
         if self.unit == "image":
-            return self.usd
-        megapixels = width * height / 1e6
-        return self.usd * (math.ceil(megapixels) if self.unit == "whole megapixel" else megapixels)
+            amount = self.usd
+        elif self.unit == "megapixel":
+            amount = self.usd * pixels / _MILLION
+        elif self.unit == "tile":
+            amount = self.usd * -(-pixels // _PIXELS_OF_A_TILE)
+        else:
+            whole = -(-pixels // _PIXELS_OF_A_WHOLE)
+            amount = self.usd + (self.usd if self.further_usd is None else self.further_usd) * (whole - 1)
+        if self.default_steps and steps and steps > self.default_steps:
+            amount = amount * steps / self.default_steps
+        return exact(amount + self.step_usd * (steps or 0))
 
+    @property
+    def depends_on_steps(self) -> bool:
+        """Whether the number of steps decides the price."""
+        return self.default_steps is not None or bool(self.step_usd)
 
-_NOTED = date(2026, 11, 25)
-
-PRICES: Mapping[tuple[str, str], Price] = {
-    ("together", ""): Price(
-        0.0027, "megapixel", _NOTED, "together.ai/pricing, at the default 4 steps; not confirmed"
-    ),
-    ("fal", ""): Price(0.003, "whole megapixel", _NOTED, "fal.ai/models/fal-ai/flux/schnell"),
-    ("replicate", ""): Price(0.003, "image", _NOTED, "replicate.com/black-forest-labs/flux-schnell"),
-    ("bfl", ""): Price(0.025, "image", _NOTED, "docs.bfl.ai/quick_start/pricing, flux-dev; not confirmed"),
-    ("bfl", "flux-pro-1.1"): Price(0.04, "image", _NOTED, "docs.bfl.ai/quick_start/pricing; not confirmed"),
-    ("openai", ""): Price(
-        0.003, "image", _NOTED, "what hosts of this model usually ask; the server's own is not known"
-    ),
-}
-"""Prices by provider and model; the empty model stands for all that are not named."""
-
-
-def list_price(provider: str, model: str) -> Price | None:
-    """The price in the table; None for a provider that is not in it."""
-    return PRICES.get((provider, model)) or PRICES.get((provider, ""))
+    def __str__(self) -> str:
+        usd = in_words(self.usd)
+        match self.unit:
+            case "token":
+                return f"{usd} USD per million output tokens, by quality and size"
+            case "whole megapixel" if self.further_usd is not None:
+                return f"{usd} USD for the first megapixel, {in_words(self.further_usd)} for each further one"
+            case "whole megapixel":
+                words = f"{usd} USD per megapixel, rounded up to whole ones"
+            case "tile":
+                words = f"{usd} USD per tile of 512 x 512 pixels"
+            case unit:
+                words = f"{usd} USD per {unit}"
+        if self.step_usd:
+            words += f" and {in_words(self.step_usd)} per step"
+        if self.default_steps:
+            words += f"; more than {self.default_steps} steps cost more in proportion"
+        return words

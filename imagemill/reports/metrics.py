@@ -164,16 +164,30 @@ class Savings:
     saved_usd: Floats
 
     @classmethod
-    def read(cls, plan: Path, jobs: int, price_usd: Callable[[int, int], float]) -> Savings:
-        """Read them from plan.parquet, which has ``jobs`` jobs; ``price_usd`` prices a width and height."""
+    def read(cls, plan: Path, jobs: int, price_usd: Callable[[int, int, int, str], float]) -> Savings:
+        """Read them from plan.parquet of ``jobs`` jobs; ``price_usd`` takes width, height, steps, params."""
         rows, price = np.zeros(jobs, np.int64), np.zeros(jobs)
-        for batch in read_batches(plan, ["job", "width", "height"]):
+        names = ["job", "width", "height", "steps"]
+        if "params" in pq.read_schema(plan).names:  # not in the plan of an earlier version
+            names.append("params")
+        for batch in read_batches(plan, names):
             planned = batch.filter(batch["job"].is_valid())
             numbers = planned["job"].to_numpy()
             np.add.at(rows, numbers, 1)
-            sizes = np.stack([planned["width"].to_numpy(), planned["height"].to_numpy()], axis=1)
-            known, which = np.unique(sizes, axis=0, return_inverse=True)
-            prices = np.array([price_usd(int(width), int(height)) for width, height in known])
+            texts = pa.chunked_array([[""] * planned.num_rows])
+            if "params" in names:
+                texts = planned["params"].fill_null("")
+            params = texts.combine_chunks().dictionary_encode()
+            sides = [planned[name].to_numpy() for name in ("width", "height", "steps")]
+            priced = np.stack([*sides, params.indices.to_numpy()], axis=1)
+            known, which = np.unique(priced, axis=0, return_inverse=True)
+            words = params.dictionary.to_pylist()
+            prices = np.array(
+                [
+                    price_usd(width, height, steps, words[code])
+                    for width, height, steps, code in known.tolist()
+                ]
+            )
             if numbers.size:
                 price[numbers] = prices[which.reshape(-1)]
         duplicates = np.maximum(rows - 1, 0)

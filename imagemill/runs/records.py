@@ -54,6 +54,7 @@ FAILED_SCHEMA = pa.schema(
         ("steps", pa.int32()),
         ("model", pa.string()),
         ("format", pa.string()),
+        ("params", pa.string()),
         ("attempts", pa.int32()),
         ("error_class", pa.string()),
         ("error_code", pa.string()),

@@ -24,6 +24,7 @@ import httpx
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
 from imagemill.blocks.apis import ImageApi
+from imagemill.blocks.apis.learning import learn_published
 from imagemill.blocks.loading import image_api, job_store
 from imagemill.bucket.access import open_bucket
 from imagemill.bucket.image_bucket import ImageBucket
@@ -147,6 +148,7 @@ def open_session(settings: RunSettings, joining: Joining | None = None) -> Itera
         folder = RunFolder(settings.run_id)
         catalog = None if joining else _unplanned_catalog(settings, folder, bucket)
         store = _open_store(settings, folder, catalog, join=joining is not None)
+        learn_published(api, folder.path / "model.json")
         known = read_limit(api) if settings.limits.concurrency == "auto" else None
         show = current_caller().show
         portal = stack.enter_context(start_blocking_portal(name="imagemill-engine"))

@@ -73,7 +73,6 @@ class RunSummary(BaseModel):
         return f"; {requests} got no answer, and the API may charge {money(self.unanswered_usd)} more"
 
 
-
 class RunStoppedError(Exception):
     """The run stopped early and can be resumed. ``summary`` has the state so far, ``kind`` the reason."""
 

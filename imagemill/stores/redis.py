@@ -30,7 +30,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import AuthenticationError, NoPermissionError, RedisError, ResponseError
 
 from imagemill.errors import InputError, StoreUnavailableError
-from imagemill.jobs import JOB_FIELDS, TERMINAL, Job, JobStatus
+from imagemill.jobs import JOB_FIELDS, STATE_FIELDS, TERMINAL, Job, JobStatus
 from imagemill.store_address import PASSWORD_VARIABLE, StoreAddress
 from imagemill.stores.base import CONNECT_S, JobState, JobStore, JobTotals, reason_of
 from imagemill.stores.board import Board, Note
@@ -39,7 +39,6 @@ from imagemill.stores.version import StoreVersion
 
 _CHUNK = 256
 _PAGE = 10_240
-_STATUS = JOB_FIELDS.index("status")
 _values_of = attrgetter(*JOB_FIELDS)
 _JobValues = list[Any]
 
@@ -275,6 +274,8 @@ class RedisStore(JobStore, Board):
         if planned is not None:
             number, _, made_by = planned.decode().partition(" ")
             StoreVersion(int(number), made_by or None).check(self._title)
+            if int(number) != StoreVersion.here().number:
+                await self.mark_planned()
 
     def _advice(self, error: Exception) -> str:
         refused = isinstance(error, (AuthenticationError, NoPermissionError))
@@ -343,7 +344,9 @@ def _bit(bitmap: bytes, number: int) -> bool:
 
 
 def _job(values: _JobValues, state: bytes | None) -> Job:
+    # A run of an earlier version has shorter rows: fields that came later keep their default.
+    named = dict(zip(JOB_FIELDS, values, strict=False))
     if state is not None:
-        values[_STATUS:] = from_json(state)
-    values[_STATUS] = JobStatus(values[_STATUS])
-    return Job(*values)
+        named |= dict(zip(STATE_FIELDS, from_json(state), strict=False))
+    named["status"] = JobStatus(named["status"])
+    return Job(**named)

@@ -37,11 +37,14 @@ from imagemill.stores.tables import JOBS, LEASES, RUNS, make_tables
 _UNFINISHED = JOBS.c.status.in_([JobStatus.PENDING, JobStatus.RUNNING])
 _COLUMNS = [JOBS.c[name] for name in JOB_FIELDS]
 _STATUS = JOB_FIELDS.index("status")
-_TEXTS = [index for index, column in enumerate(_COLUMNS) if isinstance(column.type, sa.Text)]
-_STATE_TEXTS = [index for index in _TEXTS if index >= _STATUS]
+_TEXTS, _INPUT_TEXTS, _STATE_TEXTS = (
+    [index for index, name in enumerate(names) if isinstance(JOBS.c[name].type, sa.Text)]
+    for names in (JOB_FIELDS, INPUT_FIELDS, STATE_FIELDS)
+)
+_INSERTED = ["run_id", *INPUT_FIELDS, *STATE_FIELDS]
 _PAGE = 50_000
 _ROWS_A_STATEMENT = 500
-"""Eleven values per row. More rows are slower again; SQLite allows 32,766 values per statement."""
+"""Twelve values per row. More rows are slower again; SQLite allows 32,766 values per statement."""
 _SCHEMA_LOCK = 7_162_534_129
 """An arbitrary number for the lock under which only one process at a time creates the tables."""
 
@@ -75,7 +78,7 @@ class SqlStore(JobStore):
 
     async def add(self, jobs: Sequence[Job]) -> None:
         columns = [
-            _escaped_column(column) if index in _TEXTS else column
+            _escaped_column(column) if index in _INPUT_TEXTS else column
             for index, column in enumerate(NewJobs.of(jobs).columns)
         ]
         try:
@@ -189,7 +192,7 @@ class SqlStore(JobStore):
         if not batch:
             return
         names = ["b_number", *[f"b_{name}" for name in STATE_FIELDS]]
-        texts = [1 + index - _STATUS for index in _STATE_TEXTS]
+        texts = [1 + index for index in _STATE_TEXTS]
         # Sorted, so that two processes that update the same jobs cannot deadlock.
         rows = [dict(zip(names, _escaped(state, texts), strict=True)) for state in sorted(batch, key=_number)]
         async with self._engine.begin() as connection:
@@ -336,7 +339,7 @@ class PostgresStore(SqlStore, PostgresBoard):
 
     async def _add_rows(self, driver: Any, rows: list[tuple[Any, ...]]) -> None:  # noqa: ANN401
         records = [(self._run_id, *row, *FRESH_STATE) for row in rows]
-        await driver.copy_records_to_table(JOBS.name, records=records, columns=list(JOBS.columns.keys()))
+        await driver.copy_records_to_table(JOBS.name, records=records, columns=_INSERTED)
 
     def _insert_lease(self, values: dict[str, Any]) -> sa.Executable:
         return postgresql.insert(LEASES).values(run_id=self._run_id, **values).on_conflict_do_nothing()
@@ -358,7 +361,9 @@ def _insert(rows: int) -> str:
     for start in range(first, first + rows * width, width):
         given = [f"?{place}" for place in range(start, start + width)]
         values.append(f"({','.join(['?1', *given, *fresh])})")
-    return f"INSERT INTO {JOBS.name} VALUES {','.join(values)}"  # noqa: S608 - numbers of places
+    # By name: a table that an earlier version made has its newer columns last.
+    columns = ",".join(f'"{name}"' for name in _INSERTED)
+    return f"INSERT INTO {JOBS.name} ({columns}) VALUES {','.join(values)}"  # noqa: S608 - our own names
 
 
 def _number(state: JobState) -> int:

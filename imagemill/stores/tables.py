@@ -52,6 +52,8 @@ JOBS = sa.Table(
     sa.Column("retryable", sa.Boolean),
     sa.Column("started_at", sa.Double),
     sa.Column("finished_at", sa.Double),
+    # Columns that came later need a default: they are added to tables that an earlier version made.
+    sa.Column("params", sa.Text, nullable=False, server_default=""),
     sqlite_with_rowid=False,  # the rows lie in the order of their key: half the work of an insert
 )
 
@@ -81,36 +83,49 @@ BUDGETS = sa.Table(
 
 
 def make_tables(connection: sa.Connection, store: str) -> None:
-    """Make the tables where they are missing. ``store`` names the store in a sentence.
+    """Make the tables where they are missing, and bring those of an earlier version up to date.
+
+    ``store`` names the store in a sentence.
 
     Raises:
-        InputError: they are there, and of another version.
+        InputError: they are there, and of a version that cannot be read.
     """
-    if (found := _version_of(connection)) is not None:
+    found = _version_of(connection)
+    if found is not None:
         found.check(store)
     METADATA.create_all(connection)
-    if found is None:
-        _note_version(connection)
-
-
-def _note_version(connection: sa.Connection) -> None:
     here = StoreVersion.here()
-    # One step: SQLite lets two processes make the tables at once.
-    row = sa.select(sa.literal(here.number), sa.literal(here.made_by)).where(
-        ~sa.exists().select_from(VERSIONS)
-    )
-    connection.execute(sa.insert(VERSIONS).from_select(["number", "made_by"], row))
+    if found is None:
+        # One step: SQLite lets two processes make the tables at once.
+        row = sa.select(sa.literal(here.number), sa.literal(here.made_by)).where(
+            ~sa.exists().select_from(VERSIONS)
+        )
+        connection.execute(sa.insert(VERSIONS).from_select(["number", "made_by"], row))
+    elif found.number != here.number:
+        _add_columns(connection)
+        connection.execute(sa.update(VERSIONS).values(number=here.number, made_by=here.made_by))
+
+
+def _add_columns(connection: sa.Connection) -> None:
+    there = {column["name"] for column in sa.inspect(connection).get_columns(JOBS.name)}
+    for column in JOBS.columns:
+        if column.name not in there:
+            definition = sa.schema.CreateColumn(column).compile(dialect=connection.dialect)
+            connection.execute(sa.text(f"ALTER TABLE {JOBS.name} ADD COLUMN {definition}"))
 
 
 def _version_of(connection: sa.Connection) -> StoreVersion | None:
-    """The tables' version; None where there are none, or they are as ours are and do not say it yet."""
+    """The tables' version; None where there are none. Version 1 did not always say its number."""
     there = sa.inspect(connection)
     if there.has_table(VERSIONS.name):
         row = connection.execute(sa.select(VERSIONS.c.number, VERSIONS.c.made_by)).first()
         if row is not None:
             return StoreVersion(*row)
-    if there.has_table(JOBS.name):
-        columns = {column["name"] for column in there.get_columns(JOBS.name)}
-        if columns != set(JOBS.columns.keys()):
-            return StoreVersion(UNKNOWN)
-    return None
+    if not there.has_table(JOBS.name):
+        return None
+    columns = {column["name"] for column in there.get_columns(JOBS.name)}
+    ours = set(JOBS.columns.keys())
+    if columns == ours:
+        return None
+    later = {column.name for column in JOBS.columns if column.server_default is not None}
+    return StoreVersion(1 if columns == ours - later else UNKNOWN)

@@ -1,8 +1,9 @@
 """The version of what job stores hold: written when a store is made, read when it is opened.
 
 ``STORE_VERSION`` goes up with each change of the tables, the checkpoint or the keys in Redis that another
-version of imagemill would read wrongly. There is no way from one to the next yet: a run is short, and its
-plan and images are in the bucket, so another store takes it up.
+version of imagemill would read wrongly. Stores of the versions in ``UPGRADED`` are brought up to date when
+they are opened. From any other there is no way: a run is short, and its plan and images are in the bucket,
+so another store takes it up.
 """
 
 from __future__ import annotations
@@ -12,7 +13,12 @@ from importlib.metadata import version
 
 from imagemill.errors import InputError
 
-STORE_VERSION = 1
+STORE_VERSION = 2
+"""2: jobs have ``params``."""
+
+UPGRADED = frozenset({1})
+"""Earlier versions that differ only by fields that have a default."""
+
 UNKNOWN = 0
 """Of a store whose contents are none that this imagemill knows, and that does not say its version."""
 
@@ -36,7 +42,7 @@ class StoreVersion:
             InputError: another version made it; says which, and what to do.
         """
         here = StoreVersion.here()
-        if self.number == here.number:
+        if self.number == here.number or self.number in UPGRADED:
             return
         age = "a newer" if self.number > here.number else "an older"
         maker = f"imagemill {self.made_by}" if self.made_by else f"{age} imagemill"

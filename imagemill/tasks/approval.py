@@ -5,6 +5,8 @@ from __future__ import annotations
 from prefect.flow_runs import pause_flow_run
 from prefect.input import RunInput
 
+from imagemill.catalog.cost import Lever
+from imagemill.catalog.counts import PlanCounts
 from imagemill.errors import InputError
 from imagemill.formatting import money
 
@@ -19,17 +21,21 @@ class Approval(RunInput):
     approve: bool = True
 
 
-def ask_approval(images: int, cost_usd: float, limit_usd: float | None) -> None:
+def ask_approval(images: int, cost_usd: float, limit_usd: float | None, counts: PlanCounts) -> None:
     """Pause a flow run that would cost more than the limit until someone approves it in the UI.
+
+    What would make the catalog of these ``counts`` cheaper is shown beside the estimate.
 
     Raises:
         InputError: it was not approved.
     """
     if limit_usd is None or cost_usd <= limit_usd:
         return
+    levers = "".join(f"\n- {Lever(**lever)}" for lever in counts.levers)
     question = Approval.with_initial_data(
         description=f"This run would generate **{images:,} images for about {money(cost_usd)}**, more than"
-        f" the {money(limit_usd)} that it may spend without approval. Continue? If not, the run ends.",
+        f" the {money(limit_usd)} that it may spend without approval. Continue? If not, the run ends."
+        f"\n{levers}",
         approve=True,
     )
     answer = pause_flow_run(wait_for_input=question, timeout=WAIT_S, poll_interval=POLL_S)

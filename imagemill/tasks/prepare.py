@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
+from imagemill.catalog.cost import refuse_guesses
 from imagemill.catalog.counts import PlanCounts
 from imagemill.cluster.log_parts import gather_parts
 from imagemill.runs.planning import plan_run
@@ -34,6 +35,7 @@ def prepare(session: Session) -> Prepared:
     """
     begun = session.folder.record.exists()
     counts = plan_run(session)
+    refuse_guesses(counts, session.settings.limits)
     session.folder.forget_summary()
     gather_parts(session.bucket, session.folder)
     upload_unsaved(session)

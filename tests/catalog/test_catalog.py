@@ -9,12 +9,13 @@ from typing import Any
 import pandas as pd
 import pyarrow as pa
 import pytest
-from pydantic import SecretStr
+from pydantic import SecretStr, ValidationError
 
-from imagemill.blocks.apis import Fal, Together
+from imagemill.blocks.apis import Fal, OpenAICompatible, Together
+from imagemill.catalog.cost import refuse_guesses
 from imagemill.catalog.estimate import estimate
 from imagemill.catalog.files import open_catalog
-from imagemill.catalog.plan import Planner
+from imagemill.catalog.plan import Planner, planned_jobs, write_plan
 from imagemill.errors import InputError
 from imagemill.jobs import Job
 from imagemill.settings import (
@@ -134,10 +135,90 @@ def test_a_negative_prompt_that_the_model_ignores_makes_no_other_picture(catalog
 def test_the_price_follows_the_vendors_rounding(catalog: Callable[..., str]) -> None:
     path = catalog(prompt=["a", "b", "b"], width=[512, 1024, 1024], height=[512, 1024, 1024])
     _, _, together = plan(path)
-    assert together.counts.cost_usd == pytest.approx(0.0027 * (512 * 512 + 1024 * 1024) / 1e6)
+    assert together.counts.cost_usd == 0.003538944
     _, _, fal = plan(path, Fal)
-    assert fal.counts.cost_usd == pytest.approx(0.003 * (1 + 2))
-    assert fal.counts.duplicates_usd == pytest.approx(0.003 * 2)
+    assert fal.counts.cost_usd == 0.006
+    assert fal.counts.duplicates_usd == 0.003
+
+
+def test_params_come_from_the_settings_and_a_row_has_its_own(catalog: Callable[..., str]) -> None:
+    path = catalog(
+        prompt=["a", "a", "a", "b", "c"],
+        cfg=[2.0, None, 2.0, 99.0, 3.5],
+        fast=pa.array(["high", None, "high", None, "warp"]),
+    )
+    columns = {"param_guidance_scale": "cfg", "param_acceleration": "fast"}
+    jobs, rejected, planner = plan(path, Fal, columns=columns, picture={"params": {"guidance_scale": "5"}})
+    assert [(job.prompt, job.params) for job in jobs] == [
+        ("a", '{"acceleration":"high","guidance_scale":2}'),
+        ("a", '{"guidance_scale":5}'),
+    ]
+    assert {row["row"]: row["reason"] for row in rejected} == {
+        3: "param guidance_scale '99.0' is above 20",
+        4: "param acceleration 'warp' is none of none, regular, high",
+    }
+    assert planner.counts.duplicates == 1
+    assert jobs[0].key != jobs[1].key
+    plain, _, _ = plan(catalog("plain.parquet", prompt=["a"]), Fal)
+    assert plain[0].key not in {job.key for job in jobs}
+
+
+def test_a_plan_gives_back_the_jobs_with_their_params(catalog: Callable[..., str], tmp_path: Path) -> None:
+    path = catalog(prompt=["a", "b"], cfg=[2, None])
+    settings = CatalogSettings(path=path, columns={"param_guidance_scale": "cfg"})
+    planner = Planner(Fal(api_key=SecretStr("k")), PictureSettings())
+    taken: list[Job] = []
+    write_plan(planner, open_catalog(settings), tmp_path / "plan", tmp_path / "rejected", taken.extend)
+    again = [job for jobs in planned_jobs(tmp_path / "plan", taken[0].model, "png") for job in jobs]
+    assert again == taken
+    assert [job.params for job in again] == ['{"guidance_scale":2}', ""]
+
+
+def test_a_param_that_the_model_does_not_have_is_unusable_input(catalog: Callable[..., str]) -> None:
+    with pytest.raises(InputError, match=r"^Param guidance is no field of fal-ai/flux/schnell; its further"):
+        plan(catalog(prompt=["a"]), Fal, picture={"params": {"guidance": 3}})
+    with pytest.raises(ValidationError, match=r"none of prompt, .* and param_NAME"):
+        CatalogSettings(path="x", columns={"guidance": "cfg"})
+
+
+def test_money_is_exact_and_a_total_is_the_sum_of_its_rows(catalog: Callable[..., str]) -> None:
+    _, _, planner = plan(catalog(prompt=[str(n) for n in range(9_000)]), Fal)
+    assert planner.counts.cost_usd == 27.0
+    sides = [64 + 16 * (number % 60) for number in range(3_000)]
+    jobs, _, planner = plan(catalog("sizes.parquet", prompt=[str(n) for n in range(3_000)], width=sides))
+    api = Together(api_key=SecretStr("k"))
+    rows = [api.price(job.width, job.height, job.steps, job.params) for job in jobs]
+    assert planner.counts.cost_usd == float(sum(price for price in rows if price is not None))
+
+
+def test_the_levers_follow_the_models_price_rule(catalog: Callable[..., str]) -> None:
+    path = catalog(prompt=["a", "b", "b"])
+    found = {lever["name"]: lever for lever in plan(path, picture={"steps": 8})[2].counts.levers}
+    price = 0.0027 * 1.048576 * 2
+    assert found["deduplication"]["saves_usd"] == pytest.approx(price)
+    assert found["smaller pictures"]["change"] == "512 x 512 instead of 1024 x 1024"
+    assert found["smaller pictures"]["saves_usd"] == pytest.approx(2 * price * 3 / 4)
+    assert found["fewer steps"]["change"] == "4 instead of 8"
+    assert found["fewer steps"]["saves_usd"] == pytest.approx(price)
+    found = {lever["name"]: lever for lever in plan(path)[2].counts.levers}
+    assert found["fewer steps"]["change"] == "2 instead of 4: fewer than 4 cost no less"
+    assert found["fewer steps"]["saves_usd"] == 0
+    found = {lever["name"]: lever for lever in plan(path, Fal)[2].counts.levers}
+    assert found["smaller pictures"]["saves_usd"] == 0
+    assert "does not depend" in found["fewer steps"]["change"]
+
+
+def test_an_unknown_price_is_said_and_a_limit_refused(catalog: Callable[..., str]) -> None:
+    api = ApiSettings(provider="openai", base_url="http://127.0.0.1:1")
+    found = estimate(CatalogSettings(path=catalog(prompt=["a"])), api, PictureSettings(), LimitSettings())
+    assert (found.cost_usd, found.saved_usd, found.price, found.unpriced) == (None, None, "unknown", 1)
+    counts = plan(catalog(prompt=["a"]), OpenAICompatible)[2].counts
+    refuse_guesses(counts, LimitSettings())
+    with pytest.raises(InputError, match=r"^--max-cost cannot be kept: .* say yours by --usd-per-image"):
+        refuse_guesses(counts, LimitSettings(max_cost_usd=1))
+    own = api.model_copy(update={"usd_per_image": 0.002})
+    found = estimate(CatalogSettings(path=catalog(prompt=["a"])), own, PictureSettings(), LimitSettings())
+    assert (found.cost_usd, found.price) == (0.002, "0.002 USD per image, as you set it")
 
 
 def test_an_empty_catalog_is_an_empty_plan(catalog: Callable[..., str]) -> None:

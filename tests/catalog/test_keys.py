@@ -25,10 +25,17 @@ BASE: dict[str, Any] = {
     [
         {"model": "together/x"}, {"prompt": "a red foxx"}, {"negative_prompt": "blur"}, {"width": 512},
         {"height": 512}, {"steps": 3}, {"seed": 8}, {"image_format": "jpeg"},
+        {"params": '{"guidance":3}'},
     ],
 )  # fmt: skip
 def test_everything_that_decides_the_picture_changes_the_key(change: dict[str, Any]) -> None:
     assert job_key(**{**BASE, **change}) != job_key(**BASE)
+
+
+def test_params_cannot_pass_for_a_seed_or_a_prompt() -> None:
+    one = job_key(**{**BASE, "params": '{"a":1}', "prompt": "b"})
+    assert one != job_key(**{**BASE, "params": '{"a":1}|7|-|b', "prompt": ""})
+    assert one != job_key(**{**BASE, "params": "", "prompt": '7:{"a":1}|7|-|b'})
 
 
 def test_fields_cannot_run_into_each_other() -> None:

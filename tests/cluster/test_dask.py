@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from imagemill.blocks.apis import Together
 from imagemill.emulator import Emulator
-from imagemill.models.prices import list_price
 from tests.cli.test_command import wait_for
 from tests.cluster.local_cluster import Cluster
 from tests.conftest import Command, Place
@@ -108,9 +108,7 @@ def test_workers_together_keep_to_the_budget_and_a_resume_goes_on(
 ) -> None:
     emulated = emulator(latency_s=0.1)
     given = arguments(emulated, 600, "redis")
-    price = list_price("together", "")
-    assert price
-    image_usd = price.of(256, 256)
+    image_usd = Together(api_key="k").price_usd(256, 256, 4)
 
     stopped = command(*given, "--max-cost", str(200.5 * image_usd))
 

@@ -15,9 +15,10 @@ import sqlalchemy as sa
 from pydantic import SecretStr
 
 from imagemill.errors import InputError, StoreUnavailableError
-from imagemill.jobs import Job
+from imagemill.jobs import JOB_FIELDS, Job
 from imagemill.store_address import split_password
 from imagemill.stores import JobStore, JobTotals, RedisStore, open_store
+from imagemill.stores.encoding import from_json, to_json
 from imagemill.stores.sql import SqlStore
 from imagemill.stores.tables import VERSIONS
 from tests.servers import PASSWORD, Server
@@ -439,17 +440,50 @@ async def test_a_store_of_another_version_is_refused_and_left_alone(
         await planned(store, [job(0), job(1)])
         store.save(done(0))
     made_by = version("imagemill")
-    for ours in (0, 2):  # one that the store is newer than, one that it is older than
+    for ours in (0, 3):  # one that the store is newer than, one that it is older than
         monkeypatch.setattr("imagemill.stores.version.STORE_VERSION", ours)
         monkeypatch.setattr("imagemill.stores.version.version", lambda _, ours=ours: f"{ours}.9.0")
         with pytest.raises(InputError) as refusal:
             await make().__aenter__()
         sentence = str(refusal.value)
-        assert f"was made by imagemill {made_by}, in version 1; this is imagemill {ours}.9.0" in sentence
+        assert f"was made by imagemill {made_by}, in version 2; this is imagemill {ours}.9.0" in sentence
         assert f"which reads version {ours}: go on with the one that made it" in sentence
     monkeypatch.undo()
     async with make() as store:
         assert await everything(store) == [done(0), job(1)]
+
+
+async def test_a_store_of_version_1_is_brought_up_to_date(make: Make, run_id: str, tmp_path: Path) -> None:
+    async with make() as store:
+        await planned(store, [job(0), job(2)])
+        store.save(done(0))
+    if isinstance(store, SqlStore):
+        await store._change(
+            sa.text("ALTER TABLE imagemill_jobs DROP COLUMN params"),
+            sa.update(VERSIONS).values(number=1, made_by="0.1.0"),
+        )
+        await store._engine.dispose()
+    elif isinstance(store, RedisStore):
+        await store._redis.set(store._key("planned"), "1 0.1.0")
+        key = store._key("jobs:0")
+        rows = from_json((await store._redis.lrange(key, 0, -1))[0])
+        await store._redis.delete(key)
+        await store._redis.rpush(key, to_json([row[: JOB_FIELDS.index("params")] for row in rows]))
+        await store._redis.aclose()
+    else:
+        checkpoint = tmp_path / run_id / "checkpoint.json"
+        document = from_json(checkpoint.read_bytes())
+        for row in document["jobs"]:
+            del row["params"]
+        checkpoint.write_bytes(to_json({**document, "version": 1}))
+    async with make() as store:
+        assert await everything(store) == [done(0), job(2)]
+        store.save(done(2))
+        await store.commit()
+    async with make() as store:
+        assert await everything(store) == [done(0), done(2)]
+        await planned(store, [job(1)])
+        assert await everything(store) == [job(1)]
 
 
 async def test_a_store_from_before_there_were_versions_goes_on(

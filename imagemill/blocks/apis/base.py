@@ -11,7 +11,8 @@ import os
 from abc import abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from decimal import Decimal
 from typing import Any, ClassVar, Protocol
 from urllib.parse import urlsplit
 
@@ -38,7 +39,9 @@ from imagemill.errors import (
     printable,
 )
 from imagemill.jobs import Job
-from imagemill.models.prices import list_price
+from imagemill.models.listing import find_profile, listed_models
+from imagemill.models.prices import Price, exact
+from imagemill.models.profile import Profile, Sizes, Steps
 from imagemill.rate_limit_headers import (
     Allowance,
     allowance,
@@ -95,23 +98,15 @@ class ImageSource:
 
 @dataclass(frozen=True, slots=True)
 class SizeLimits:
-    """Widths and heights, in pixels, and steps that an API takes."""
+    """Widths and heights, in pixels, and steps that an API of your own takes.
+
+    The vendors' models have profiles instead: see :mod:`imagemill.models`.
+    """
 
     smallest: int
     largest: int
     multiple: int
     most_steps: int
-
-    def refusal(self, width: int, height: int, steps: int) -> str | None:
-        """Why the API would refuse this; None where it would not."""
-        for name, value in (("width", width), ("height", height)):
-            if not self.smallest <= value <= self.largest:
-                return f"{name} {value} is not between {self.smallest} and {self.largest}"
-            if value % self.multiple:
-                return f"{name} {value} is not a multiple of {self.multiple}"
-        if not 1 <= steps <= self.most_steps:
-            return f"steps {steps} is not between 1 and {self.most_steps}"
-        return None
 
 
 class ImageApi(Block):
@@ -121,7 +116,7 @@ class ImageApi(Block):
 
     provider: ClassVar[str]
     key_variable: ClassVar[str]
-    sizes: ClassVar[SizeLimits]
+    sizes: ClassVar[SizeLimits] = SizeLimits(smallest=64, largest=4096, multiple=1, most_steps=50)
     default_base_url: ClassVar[str]
     default_model: ClassVar[str]
     authorization: ClassVar[tuple[str, str]] = ("authorization", "Bearer {key}")
@@ -157,6 +152,8 @@ class ImageApi(Block):
 
     _allowance: Allowance | None = PrivateAttr(default=None)
     _new_links: set[str] = PrivateAttr(default_factory=set)
+    _profile: Profile | None = PrivateAttr(default=None)
+    _published_price: Price | None = PrivateAttr(default=None)
 
     @field_validator("base_url")
     @classmethod
@@ -186,18 +183,103 @@ class ImageApi(Block):
             )
         return cls(api_key=SecretStr(key), **settings)
 
-    def price_usd(self, width: int, height: int) -> float:
-        """What one image of this size costs, in USD: the block's own price, or the price table's."""
+    @property
+    def profile(self) -> Profile:
+        """What the model takes and costs: as listed, as its vendor published it, or as it is assumed."""
+        if self._profile is None or self._profile.name != self.model:
+            self._profile = find_profile(self.provider, self.model) or self._assumed_profile()
+        return self._profile
+
+    def learn(self, profile: Profile | None, price: Price | None) -> None:
+        """Take what the vendor itself published of the model, which wins over what is listed."""
+        self._profile = profile or self._profile
+        self._published_price = price
+
+    @property
+    def published_price(self) -> Price | None:
+        """The price that the vendor itself published, where it was asked."""
+        return self._published_price
+
+    def _assumed_profile(self) -> Profile:
+        listed = listed_models(self.provider)
+        note = "Not listed: its fields are assumed, and its price is not known."
+        if self.default_model in listed:
+            usual = listed[self.default_model]
+            return replace(
+                usual,
+                name=self.model,
+                title=self.model,
+                price=None,
+                open=True,
+                confirmed=False,
+                origin="assumed",
+                source=f"as {usual.title}",
+                note=note,
+            )
+        names = {"prompt": "prompt", "steps": "steps", "seed": "seed"}
+        if self.uses_negative_prompt:
+            names["negative_prompt"] = "negative_prompt"
+        sizes = self.sizes
+        return Profile(
+            vendor=self.provider,
+            name=self.model,
+            title=self.model,
+            sizes=Sizes(sizes.smallest, sizes.largest, sizes.multiple),
+            steps=Steps(1, sizes.most_steps, min(4, sizes.most_steps)),
+            names=names,
+            formats={name: name for name in self.formats},
+            open=True,
+            origin="assumed",
+            source=f"the class {type(self).__name__}",
+            note=note,
+        )
+
+    @property
+    def image_formats(self) -> frozenset[str]:
+        """The formats that the model makes: png, jpeg, webp."""
+        return frozenset(self.profile.formats)
+
+    def price(self, width: int, height: int, steps: int | None = None, params: str = "") -> Decimal | None:
+        """What one image costs, in USD: the block's own price, or the list price; None where unknown."""
         if self.usd_per_image is not None:
-            return self.usd_per_image
+            return exact(self.usd_per_image)
         if self.usd_per_megapixel is not None:
-            return self.usd_per_megapixel * width * height / 1e6
-        price = list_price(self.provider, self.model)
-        return price.of(width, height) if price else 0.0
+            return exact(Decimal(str(self.usd_per_megapixel)) * width * height / 1_000_000)
+        known = self._published_price or self.profile.price
+        return known.of(width, height, steps, params) if known else None
+
+    @property
+    def price_in_words(self) -> str:
+        """The price rule in a few words, and where it is from."""
+        if self.usd_per_image is not None:
+            return f"{exact(self.usd_per_image):f} USD per image, as you set it"
+        if self.usd_per_megapixel is not None:
+            return f"{exact(self.usd_per_megapixel):f} USD per megapixel, as you set it"
+        known = self._published_price or self.profile.price
+        if known is None:
+            return "unknown"
+        return f"{known}; {known.source}, {known.noted}{'' if known.confirmed else ', not confirmed'}"
+
+    def price_usd(self, width: int, height: int, steps: int | None = None, params: str = "") -> float:
+        """As :meth:`price`, as a float, and 0 where the price is unknown."""
+        return float(self.price(width, height, steps, params) or 0)
 
     def refusal(self, width: int, height: int, steps: int) -> str | None:
         """Why the API would refuse a picture of this size, in pixels; None where it would not."""
-        return self.sizes.refusal(width, height, steps)
+        return self.profile.refusal(width, height, steps)
+
+    def fields(self, job: Job) -> dict[str, Any]:
+        """The model's own fields for a job, its params included."""
+        return self.profile.fields(
+            prompt=job.prompt,
+            negative_prompt=job.negative_prompt,
+            width=job.width,
+            height=job.height,
+            steps=job.steps,
+            seed=job.seed,
+            image_format=job.format,
+            params=job.params,
+        )
 
     @abstractmethod
     def endpoint(self, job: Job) -> str:
@@ -262,7 +344,7 @@ class ImageApi(Block):
             except ApiError as error:
                 error.doubtful = error.doubtful or error.code == UNKNOWN_ANSWER
                 raise
-            cost_usd, flagged = self.price_usd(job.width, job.height), source.flagged
+            cost_usd, flagged = self.price_usd(job.width, job.height, job.steps, job.params), source.flagged
             if not _is_link(source.text):
                 return GeneratedImage(await self.content(http, source), cost_usd, flagged=flagged)
             link = source.text

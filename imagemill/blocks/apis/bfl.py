@@ -22,7 +22,7 @@ from urllib.parse import quote, urlsplit
 
 from pydantic import HttpUrl
 
-from imagemill.blocks.apis.base import ImageSource, SizeLimits
+from imagemill.blocks.apis.base import ImageSource
 from imagemill.blocks.apis.exchange import text_at, unexpected_answer
 from imagemill.blocks.apis.queued import QueuedApi
 from imagemill.errors import ApiError, ErrorClass
@@ -54,21 +54,13 @@ class BlackForestLabs(QueuedApi):
     default_base_url: ClassVar[str] = "https://api.bfl.ai"
     default_model: ClassVar[str] = "flux-dev"
     typical_latency_s: ClassVar[float] = 3.0
-    sizes: ClassVar[SizeLimits] = SizeLimits(smallest=256, largest=1440, multiple=32, most_steps=50)
     vendor_image_hosts: ClassVar[tuple[str, ...]] = ("bfl.ai",)
 
     def endpoint(self, job: Job) -> str:
         return f"{self.base_url}/v1/{quote(job.model, safe='')}"
 
     def body(self, job: Job) -> dict[str, Any]:
-        return {
-            "prompt": job.prompt,
-            "width": job.width,
-            "height": job.height,
-            "seed": job.seed,
-            "prompt_upsampling": False,
-            "output_format": job.format,
-        }
+        return self.fields(job)
 
     def handle_of(self, answer: dict[str, Any]) -> str | None:
         return text_at(answer, "polling_url")

@@ -30,7 +30,7 @@ from urllib.parse import quote, urlencode
 import httpx
 from pydantic import Field, HttpUrl, PrivateAttr
 
-from imagemill.blocks.apis.base import Accepted, GeneratedImage, ImageApi, ImageSource, SizeLimits
+from imagemill.blocks.apis.base import Accepted, GeneratedImage, ImageApi, ImageSource
 from imagemill.blocks.apis.exchange import (
     fetch,
     follow,
@@ -69,7 +69,6 @@ class Fal(QueuedApi):
     authorization: ClassVar[tuple[str, str]] = ("authorization", "Key {key}")
     default_base_url: ClassVar[str] = "https://queue.fal.run"
     default_model: ClassVar[str] = "fal-ai/flux/schnell"
-    sizes: ClassVar[SizeLimits] = SizeLimits(smallest=64, largest=2048, multiple=1, most_steps=12)
     vendor_image_hosts: ClassVar[tuple[str, ...]] = ("fal.media", "fal.ai", "fal.run")
 
     queued: bool = Field(
@@ -92,15 +91,7 @@ class Fal(QueuedApi):
         return f"{self.base_url}/{job.model}"
 
     def body(self, job: Job) -> dict[str, Any]:
-        fields = {
-            "prompt": job.prompt,
-            "image_size": {"width": job.width, "height": job.height},
-            "num_inference_steps": job.steps,
-            "seed": job.seed,
-            "num_images": 1,
-            "enable_safety_checker": True,
-            "output_format": job.format,
-        }
+        fields = self.fields(job)
         return fields if self.queued else {**fields, "sync_mode": True}
 
     def read(self, answer: dict[str, Any]) -> ImageSource:

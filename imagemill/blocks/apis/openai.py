@@ -28,7 +28,7 @@ from typing import Any, ClassVar
 import orjson
 from pydantic import Field, HttpUrl
 
-from imagemill.blocks.apis.base import ImageApi, ImageSource, SizeLimits
+from imagemill.blocks.apis.base import ImageApi, ImageSource
 from imagemill.blocks.apis.exchange import text_at
 from imagemill.errors import ApiError, ErrorClass
 from imagemill.jobs import Job
@@ -64,7 +64,6 @@ class OpenAICompatible(ImageApi):
     key_variable: ClassVar[str] = "OPENAI_API_KEY"
     default_base_url: ClassVar[str] = "https://api.openai.com"
     default_model: ClassVar[str] = "black-forest-labs/FLUX.1-schnell"
-    sizes: ClassVar[SizeLimits] = SizeLimits(smallest=64, largest=4096, multiple=1, most_steps=50)
     formats: ClassVar[frozenset[str]] = frozenset({"png", "jpeg", "webp"})
 
     extra_fields: dict[str, str | int | float | bool] = Field(
@@ -81,13 +80,10 @@ class OpenAICompatible(ImageApi):
     def body(self, job: Job) -> dict[str, Any]:
         body: dict[str, Any] = {
             "model": job.model,
-            "prompt": job.prompt,
             "n": 1,
-            "size": f"{job.width}x{job.height}",
             "response_format": "b64_json",
+            **self.fields(job),
         }
-        if job.format != "png":
-            body["output_format"] = job.format
         own = {"{seed}": job.seed, "{steps}": job.steps}
         for name, value in self.extra_fields.items():
             body[name] = own.get(value, value) if isinstance(value, str) else value

@@ -166,7 +166,10 @@ class QueuedApi(ImageApi):
                     source = await self._late(http, handle, job, error)
             content = await self._image(http, handle, source)
         return GeneratedImage(
-            content, self.price_usd(job.width, job.height), flagged=source.flagged, request_id=handle
+            content,
+            self.price_usd(job.width, job.height, job.steps, job.params),
+            flagged=source.flagged,
+            request_id=handle,
         )
 
     def is_paid(self, request_id: str | None) -> bool:
@@ -220,13 +223,13 @@ class QueuedApi(ImageApi):
                         raise gone from error  # there is no list, or not for this key
                     error.keep_request = True
                     raise
-        past = self._answers.pop(handle, None)
-        if past is None:
+        found = self._answers.pop(handle, None)
+        if found is None:
             raise gone
-        if past.failed:
+        if found.failed:
             words = f"{self.provider} made no image of the request, and does not know why any more"
             raise ApiError(ErrorClass.SERVER_ERROR, words, code="request_failed") from gone
-        source = self.source_in(past.answer) if isinstance(past.answer, dict) else None
+        source = self.source_in(found.answer) if isinstance(found.answer, dict) else None
         if source is None:
             raise gone
         return source

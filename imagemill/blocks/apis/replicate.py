@@ -1,9 +1,9 @@
 """Replicate: predictions, submitted and polled; with ``wait_s`` the answer to the submit may hold the image.
 
 - Authorization: ``Bearer TOKEN``, from REPLICATE_API_TOKEN.
-- There is no width and height, only an ``aspect_ratio`` and ``megapixels``. What comes out is known: see
-  ``SIZES``, each at "1" and at half the sides at "0.25". A row of another size is refused, with the nearest
-  one named: a picture is never made in another size than was asked for. 1 to 4 steps.
+- There is no width and height, only an ``aspect_ratio`` and ``megapixels``. What comes out is in
+  the model's profile, each at "1" and at half the sides at "0.25". A row of another size is refused, with the
+  nearest one named: a picture is never made in another size than was asked for. 1 to 4 steps.
 - Formats: png, jpeg (called jpg), webp. Seeds are used, which is why ``go_fast`` is off: with it the model is
   quantized and a seed no longer decides the picture. A negative prompt is not taken.
 - Errors: problem details ``{title, detail, status}``. 429: 600 submits a minute, far fewer when credit runs
@@ -28,34 +28,12 @@ from urllib.parse import quote, urlencode
 import httpx
 from pydantic import Field, HttpUrl
 
-from imagemill.blocks.apis.base import ImageSource, SizeLimits
+from imagemill.blocks.apis.base import ImageSource
 from imagemill.blocks.apis.exchange import objects_at, text_at, unexpected_answer
 from imagemill.blocks.apis.queued import MOST_PAGES, PastRequest, QueuedApi
 from imagemill.errors import ApiError, ErrorClass
 from imagemill.jobs import Job
 
-_RATIOS = {
-    "1:1": (1024, 1024),
-    "16:9": (1344, 768),
-    "21:9": (1536, 640),
-    "3:2": (1216, 832),
-    "2:3": (832, 1216),
-    "4:5": (896, 1088),
-    "5:4": (1088, 896),
-    "3:4": (896, 1152),
-    "4:3": (1152, 896),
-    "9:16": (768, 1344),
-    "9:21": (640, 1536),
-}
-
-SIZES: dict[tuple[int, int], tuple[str, str]] = {
-    (width // part, height // part): (ratio, megapixels)
-    for megapixels, part in (("1", 1), ("0.25", 2))
-    for ratio, (width, height) in _RATIOS.items()
-}
-"""Width and height in pixels: the aspect ratio and the megapixels that bring them."""
-
-_FORMATS = {"png": "png", "jpeg": "jpg", "webp": "webp"}
 _QUALITY = 90
 _FLAGGED_WORDS = ("nsfw", "flagged as sensitive", "content policy", "safety")
 
@@ -81,8 +59,7 @@ class Replicate(QueuedApi):
     key_variable: ClassVar[str] = "REPLICATE_API_TOKEN"
     default_base_url: ClassVar[str] = "https://api.replicate.com"
     default_model: ClassVar[str] = "black-forest-labs/flux-schnell"
-    sizes: ClassVar[SizeLimits] = SizeLimits(smallest=320, largest=1536, multiple=16, most_steps=4)
-    formats: ClassVar[frozenset[str]] = frozenset(_FORMATS)
+    formats: ClassVar[frozenset[str]] = frozenset({"png", "jpeg", "webp"})
     vendor_image_hosts: ClassVar[tuple[str, ...]] = ("replicate.delivery", "replicate.com")
 
     wait_s: int = Field(
@@ -92,13 +69,6 @@ class Replicate(QueuedApi):
         description="Let the submit wait so many seconds for the image. Saves polls, but an answer lost"
         " meanwhile is an image paid for and lost. 0: submit, then poll.",
     )
-
-    def refusal(self, width: int, height: int, steps: int) -> str | None:
-        """A size that no aspect ratio brings is refused, with the nearest that one does."""
-        if (width, height) not in SIZES:
-            near = min(SIZES, key=lambda size: (size[0] - width) ** 2 + (size[1] - height) ** 2)
-            return f"Replicate has no size {width} x {height}; the nearest is {near[0]} x {near[1]}"
-        return self.sizes.refusal(width, height, steps)
 
     @property
     def headers(self) -> dict[str, str]:
@@ -111,21 +81,12 @@ class Replicate(QueuedApi):
         return f"{self.base_url}/v1/models/{quote(job.model)}/predictions"
 
     def body(self, job: Job) -> dict[str, Any]:
-        size = SIZES.get((job.width, job.height))
-        if size is None:
-            reason = self.refusal(job.width, job.height, job.steps) or "no such size"
+        if reason := self.refusal(job.width, job.height, job.steps):
             raise ApiError(ErrorClass.BAD_REQUEST, reason, code="size")
-        fields = {
-            "prompt": job.prompt,
-            "aspect_ratio": size[0],
-            "megapixels": size[1],
-            "num_outputs": 1,
-            "num_inference_steps": job.steps,
-            "seed": job.seed,
-            "output_format": _FORMATS[job.format],
-            "go_fast": False,
-        }
-        return {"input": fields if job.format == "png" else {**fields, "output_quality": _QUALITY}}
+        fields = self.fields(job)
+        if job.format != "png" and "output_quality" in self.profile.params:
+            fields.setdefault("output_quality", _QUALITY)
+        return {"input": fields}
 
     def handle_of(self, answer: dict[str, Any]) -> str | None:
         return text_at(answer, "id")

@@ -23,7 +23,7 @@ from typing import Any, ClassVar
 
 from pydantic import HttpUrl
 
-from imagemill.blocks.apis.base import ImageApi, ImageSource, SizeLimits
+from imagemill.blocks.apis.base import ImageApi, ImageSource
 from imagemill.blocks.apis.exchange import words_of
 from imagemill.errors import ApiError, ErrorClass
 from imagemill.jobs import Job
@@ -52,7 +52,6 @@ class Together(ImageApi):
     key_variable: ClassVar[str] = "TOGETHER_API_KEY"
     default_base_url: ClassVar[str] = "https://api.together.xyz"
     default_model: ClassVar[str] = "black-forest-labs/FLUX.1-schnell"
-    sizes: ClassVar[SizeLimits] = SizeLimits(smallest=64, largest=1792, multiple=16, most_steps=12)
     vendor_image_hosts: ClassVar[tuple[str, ...]] = ("together.xyz", "together.ai")
 
     def endpoint(self, job: Job) -> str:
@@ -60,17 +59,7 @@ class Together(ImageApi):
         return f"{self.base_url}/v1/images/generations"
 
     def body(self, job: Job) -> dict[str, Any]:
-        return {
-            "model": job.model,
-            "prompt": job.prompt,
-            "width": job.width,
-            "height": job.height,
-            "steps": job.steps,
-            "seed": job.seed,
-            "n": 1,
-            "response_format": "base64",
-            "output_format": job.format,
-        }
+        return {"model": job.model, **self.fields(job), "n": 1, "response_format": "base64"}
 
     def read(self, answer: dict[str, Any]) -> ImageSource:
         return ImageSource.of_list(answer)

@@ -8,7 +8,6 @@ import boto3
 import pytest
 
 from imagemill.blocks.apis import PROVIDERS, ImageApi, Replicate, Together
-from imagemill.blocks.apis.replicate import SIZES
 from imagemill.bucket.image_bucket import ImageBucket
 from imagemill.catalog.plan import Planner
 from imagemill.emulator import Emulator
@@ -74,7 +73,7 @@ def test_a_format_that_is_not_offered_is_refused_in_one_sentence(provider: str) 
 
 def test_replicate_takes_the_sizes_that_its_ratios_bring_and_no_other(emulator: Emulator, work: Work) -> None:
     api = Replicate(api_key="k", base_url=emulator.base_url)
-    assert len(SIZES) == 22
+    assert len(api.profile.sizes.listed) == 22
     for width, height in ((1024, 1024), (1344, 768), (320, 768)):
         assert api.refusal(width, height, 4) is None
         job = make_job(api, f"A fox of {width}", width=width, height=height)

@@ -1,0 +1,154 @@
+"""What a catalog costs by its model's price rule, and what would make it cheaper."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import NamedTuple
+
+from imagemill.blocks.apis import ImageApi
+from imagemill.catalog.counts import PlanCounts
+from imagemill.errors import InputError
+from imagemill.formatting import money
+from imagemill.settings import LimitSettings
+
+SAY_YOUR_PRICE = "say yours by --usd-per-image or --usd-per-megapixel (in the form, under api)"
+"""What to do where a price is not known."""
+
+
+class Picture(NamedTuple):
+    """What decides the price of a picture; ``params`` only where the price rule reads them."""
+
+    width: int
+    height: int
+    steps: int
+    params: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Lever:
+    """A way to spend less: what to change, and in USD what the catalog then costs and saves.
+
+    ``cost_usd`` and ``saves_usd`` are None where the price is unknown.
+    """
+
+    name: str
+    change: str
+    cost_usd: float | None
+    saves_usd: float | None
+
+    def __str__(self) -> str:
+        saves = "" if self.saves_usd is None else f": saves {money(self.saves_usd)}"
+        return f"{self.name.capitalize()} ({self.change}){saves}."
+
+
+def refuse_guesses(counts: PlanCounts, limits: LimitSettings) -> None:
+    """A limit of money needs a price.
+
+    Raises:
+        InputError: there is a limit, and the price of some images is not known.
+    """
+    if not counts.unpriced:
+        return
+    given = {"--max-cost": limits.max_cost_usd, "approve_above_usd": limits.approve_above_usd}
+    for name, usd in given.items():
+        if usd is not None:
+            raise InputError(
+                f"{name} cannot be kept: the price of {counts.unpriced:,} images is not known here;"
+                f" {SAY_YOUR_PRICE}."
+            )
+
+
+def total_of(api: ImageApi, pictures: Mapping[Picture, int]) -> tuple[Decimal, int]:
+    """What these pictures cost, in USD, and how many of them have no known price."""
+    total, unpriced = Decimal(0), 0
+    for picture, count in pictures.items():
+        price = api.price(*picture)
+        if price is None:
+            unpriced += count
+        else:
+            total += price * count
+    return total, unpriced
+
+
+def levers(api: ImageApi, made: Mapping[Picture, int], repeated: Mapping[Picture, int]) -> list[Lever]:
+    """Deduplication, which is done already; smaller pictures; fewer steps."""
+    if not made:
+        return []
+    cost, unpriced = total_of(api, made)
+    saved, unknown = total_of(api, repeated)
+    rows = sum(repeated.values())
+    known = not unpriced and not unknown
+    found = [
+        Lever(
+            "deduplication",
+            f"done: {rows:,} rows share the picture of another",
+            float(cost) if known else None,
+            float(saved) if known else None,
+        )
+    ]
+    for name, change, instead in (_smaller(api, made), _fewer_steps(api, made)):
+        if instead is None or unpriced:
+            found.append(Lever(name, change, None, None))
+            continue
+        then, unknown = total_of(api, instead)
+        priced = not unknown
+        found.append(
+            Lever(name, change, float(then) if priced else None, float(cost - then) if priced else None)
+        )
+    return found
+
+
+def _smaller(api: ImageApi, made: Mapping[Picture, int]) -> tuple[str, str, dict[Picture, int] | None]:
+    """Each picture at half its sides, or as near to that as the model goes."""
+    instead: dict[Picture, int] = {}
+    changed: dict[tuple[int, int], tuple[int, int]] = {}
+    for picture, count in made.items():
+        width, height = _half(api, picture)
+        if (width, height) != (picture.width, picture.height):
+            changed[picture.width, picture.height] = (width, height)
+        smaller = picture._replace(width=width, height=height)
+        instead[smaller] = instead.get(smaller, 0) + count
+    if not changed:
+        return "smaller pictures", "the model makes no smaller ones", None
+    (width, height), (less_wide, less_high) = max(changed.items())
+    change = f"{less_wide} x {less_high} instead of {width} x {height}"
+    return "smaller pictures", change + (" and so on" if len(changed) > 1 else ""), instead
+
+
+def _half(api: ImageApi, picture: Picture) -> tuple[int, int]:
+    """The size at half the sides, or the nearest above it of the same shape, that the model takes."""
+    sizes = api.profile.sizes
+    width, height, steps, _ = picture
+    if sizes.listed:
+        smaller = [size for size in sizes.listed if size[0] * height == size[1] * width and size[0] < width]
+        return max(smaller, default=(width, height))
+    for part in (0.5, 0.625, 0.75, 0.875):
+        step = sizes.multiple
+        less = (round(width * part / step) * step, round(height * part / step) * step)
+        if api.refusal(*less, steps) is None:
+            return less
+    return width, height
+
+
+def _fewer_steps(api: ImageApi, made: Mapping[Picture, int]) -> tuple[str, str, dict[Picture, int] | None]:
+    """Each picture with half its steps; None where steps cost nothing."""
+    name, own = "fewer steps", api.usd_per_image is not None or api.usd_per_megapixel is not None
+    steps, price = api.profile.steps, api.profile.price
+    if not steps.sent:
+        return name, "the model decides its steps itself", None
+    most = max(picture.steps for picture in made)
+    fewer = max(steps.lowest, most // 2)
+    if fewer == most:
+        return name, "the model takes no fewer", None
+    if own or price is None or not price.depends_on_steps:
+        return name, f"{fewer} instead of {most}: the price does not depend on them", dict(made)
+    instead: dict[Picture, int] = {}
+    for picture, count in made.items():
+        less = picture._replace(steps=max(steps.lowest, picture.steps // 2))
+        instead[less] = instead.get(less, 0) + count
+    change = f"{fewer} instead of {most}"
+    if price.default_steps and most <= price.default_steps:
+        change += f": fewer than {price.default_steps} cost no less"
+    return name, change, instead
