@@ -21,6 +21,23 @@ class JobStatus(StrEnum):
     FAILED = "failed"
 
 
+class CostSource(StrEnum):
+    """Where the cost of an image is from, from the surest to the least sure."""
+
+    TOLD = "told"
+    """The API said what it charged."""
+    LIST = "list"
+    """The account's own price, or the list price."""
+    UNKNOWN = "unknown"
+    """Neither is known: the cost counts as nothing."""
+
+    @classmethod
+    def of_total(cls, sources: Iterable[str]) -> CostSource | None:
+        """Where a sum is from: as sure as the least sure of its parts; None for no parts."""
+        known = [cls(source) for source in sources if source]
+        return max(known, key=list(cls).index, default=None)
+
+
 TERMINAL = frozenset({JobStatus.DONE, JobStatus.FAILED})
 
 
@@ -31,9 +48,10 @@ class Job:
     ``number`` is the job's place in its run, from 0; a shard is a range of numbers. Times are Unix
     seconds, ``latency_s`` runs from the request sent to the image's bytes held, waiting for a slot
     excluded. ``params`` are further fields for the model, as JSON with sorted names, "" for none.
-    ``cost_usd`` counts every image the API made for this job; ``unanswered`` its requests
-    whose answer never came or could not be read, and ``unanswered_usd`` what the API may have charged for
-    them. A job that failed while the API kept its request still has its ``request_id``. ``image`` is
+    ``cost_usd`` counts every image the API made for this job, ``cost_source`` how that is known ("" while
+    nothing is charged); ``unanswered`` its requests whose answer never came or could not be read, and
+    ``unanswered_usd`` what the API may have charged for them. A job that failed while the API kept its
+    request still has its ``request_id``. ``image`` is
     the object's name below the output prefix. ``reused`` says the image was there before this run asked.
     """
 
@@ -66,6 +84,7 @@ class Job:
     finished_at: float | None = None
     # New fields go last: stores made by earlier versions hold the fields before them in this order.
     params: str = ""
+    cost_source: str = ""
 
     @property
     def retries(self) -> int:
@@ -79,6 +98,11 @@ class Job:
         self.attempts += 1
         if self.started_at is None:
             self.started_at = at
+
+    def pay(self, usd: float, source: str) -> None:
+        """The API charges for an image it made."""
+        self.cost_usd += usd
+        self.cost_source = CostSource.of_total([self.cost_source, source]) or ""
 
     def lose_answer(self, price_usd: float) -> None:
         """The answer to a request never came, and nothing is kept to ask about: it may be charged."""

@@ -22,6 +22,7 @@ from imagemill.engine.engine import StopKind
 from imagemill.errors import StoreUnavailableError
 from imagemill.reports.artifacts import RunArtifacts, shown_in_prefect
 from imagemill.reports.measurement import count
+from imagemill.runs.preflight import try_bucket
 from imagemill.runs.remembered_limit import write_limit
 from imagemill.runs.session import Session, open_session
 from imagemill.runs.summary import RunStoppedError, RunSummary
@@ -63,6 +64,8 @@ def open_run(settings: RunSettings) -> Iterator[Run]:
     check_cluster(settings.execution)
     with ExitStack() as stack:
         session = stack.enter_context(open_session(settings))
+        if session.api.notice:
+            get_run_logger().warning("%s", session.api.notice)
         on_dask = settings.execution.task_runner == "dask"
         crew = stack.enter_context(leading(session)) if on_dask else None
         artifacts = stack.enter_context(shown_in_prefect(session))
@@ -73,6 +76,9 @@ def open_run(settings: RunSettings) -> Iterator[Run]:
 def generate(run: Run, prepared: Prepared) -> None:
     """Process the run's shards, in threads of this process or on a Dask cluster."""
     session = run.session
+    if prepared.images:
+        try_bucket(session.bucket)
+        session.wait(session.engine.check_account)
     try:
         if run.crew is not None:
             with session.interruptible():

@@ -85,8 +85,11 @@ class ApiSettings(_Settings):
 
     provider: str = Field(
         default="together",
-        description="The vendor: together, fal, replicate, bfl, or openai for any OpenAI-compatible server.",
-        json_schema_extra={"enum": ["together", "fal", "replicate", "bfl", "openai"]},
+        description="The vendor: together, fal, replicate, bfl, runware, cloudflare, or openai, for OpenAI"
+        " and any server that speaks its API.",
+        json_schema_extra={
+            "enum": ["together", "fal", "replicate", "bfl", "openai", "runware", "cloudflare"]
+        },
     )
     block: str | None = Field(
         default=None,
@@ -96,13 +99,18 @@ class ApiSettings(_Settings):
     )
     base_url: str | None = Field(
         default=None,
-        description="The API's address, if not the vendor's own: scheme, host and any prefix."
-        " The vendor's path is appended.",
+        description="The API's address, if not the vendor's own. The vendor's path is appended: below its"
+        " version if the address names a version or, for openai, has any path.",
     )
     model: str | None = Field(
         default=None,
         description="The model, by its name at the vendor; imagemill models lists them. The default is the"
         " vendor's FLUX.1 [schnell] where it has one.",
+    )
+    account: str | None = Field(
+        default=None,
+        description="The account's id, where the vendor's address has one: Cloudflare's, by default from"
+        " CLOUDFLARE_ACCOUNT_ID.",
     )
     usd_per_image: float | None = Field(
         default=None,
@@ -119,6 +127,11 @@ class ApiSettings(_Settings):
         gt=0,
         le=3600,
         description="Time limit for one attempt at an image, in seconds.",
+    )
+    image_hosts: list[str] = Field(
+        default_factory=list,
+        description="Further hosts that image links may point to, beside the vendor's own.",
+        examples=[["cdn.example.com"]],
     )
 
 
@@ -224,6 +237,13 @@ class LimitSettings(_Settings):
         default=300.0,
         ge=0,
         description="Stop once the API has been down for this many seconds. The run can be resumed.",
+    )
+    setup_fault_share: float = Field(
+        default=0.8,
+        ge=0,
+        le=1,
+        description="Stop, resumably, once more than this share of the last 50 requests failed alike for a"
+        " reason that no row can help, or the first 10 rows did; 1 never stops for that.",
     )
 
     @field_validator("concurrency")

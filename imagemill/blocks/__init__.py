@@ -9,16 +9,26 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from imagemill.blocks.apis import BlackForestLabs, Fal, OpenAICompatible, Replicate, Together
+    from imagemill.blocks.apis import (
+        BlackForestLabs,
+        Cloudflare,
+        Fal,
+        OpenAICompatible,
+        Replicate,
+        Runware,
+        Together,
+    )
     from imagemill.blocks.store_servers import PostgresServer, RedisServer
 
 __all__ = [
     "BlackForestLabs",
+    "Cloudflare",
     "Fal",
     "OpenAICompatible",
     "PostgresServer",
     "RedisServer",
     "Replicate",
+    "Runware",
     "Together",
 ]
 

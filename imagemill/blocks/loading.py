@@ -36,7 +36,10 @@ def image_api(settings: ApiSettings, *, needs_key: bool = True) -> ImageApi:
         "request_timeout_s": settings.request_timeout_s,
         "usd_per_image": settings.usd_per_image,
         "usd_per_megapixel": settings.usd_per_megapixel,
+        "image_hosts": settings.image_hosts,
     }
+    if "account" in api.model_fields:
+        given["account"] = settings.account
     given = {name: value for name, value in given.items() if value is not None}
     try:
         return api.from_environment(**given) if needs_key else api(api_key="none", **given)
@@ -47,7 +50,9 @@ def image_api(settings: ApiSettings, *, needs_key: bool = True) -> ImageApi:
 def _with_overrides(block: ImageApi, settings: ApiSettings) -> ImageApi:
     """The block, with the address, the model and the price of the settings if they have them."""
     names = ("base_url", "model", "usd_per_image", "usd_per_megapixel")
-    overrides = {name: getattr(settings, name) for name in names}
+    overrides: dict[str, object] = {name: getattr(settings, name) for name in names}
+    if settings.image_hosts:
+        overrides["image_hosts"] = [*block.image_hosts, *settings.image_hosts]
     held = {name: getattr(block, name) for name in type(block).model_fields}
     try:
         return type(block)(**held | {name: value for name, value in overrides.items() if value is not None})

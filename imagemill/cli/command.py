@@ -55,7 +55,12 @@ def _prepare_prefect() -> None:
 
 
 def _parser(kind: type[argparse.ArgumentParser]) -> argparse.ArgumentParser:
-    from imagemill.cli.options import BUCKET_OPTIONS, CALIBRATE_GROUPS, RESUME_OPTIONS, add_options
+    from imagemill.cli.options import (
+        BUCKET_OPTIONS,
+        CALIBRATE_GROUPS,
+        RESUME_OPTIONS,
+        add_options,
+    )
 
     parser = kind(
         prog="imagemill",
@@ -79,7 +84,7 @@ def _parser(kind: type[argparse.ArgumentParser]) -> argparse.ArgumentParser:
 
     resume = commands.add_parser("resume", help="resume a run that stopped", allow_abbrev=False)
     resume.add_argument("run_id", metavar="RUN_ID", help="the id of the run")
-    add_options(resume, RESUME_OPTIONS)
+    add_options(resume, (*RESUME_OPTIONS, "--base-url", "--image-host"))
     resume.set_defaults(run=_resume)
 
     retry = commands.add_parser("retry-failed", help="retry the failed jobs of a run", allow_abbrev=False)
@@ -101,6 +106,8 @@ def _parser(kind: type[argparse.ArgumentParser]) -> argparse.ArgumentParser:
     add_options(calibrate, groups=CALIBRATE_GROUPS)
     calibrate.add_argument("--plot", type=Path, metavar="FILE", help="write a plot to this HTML file")
     calibrate.set_defaults(run=_calibrate)
+
+    check = _check_parser(commands)
 
     demo = commands.add_parser("demo", help="see it all work on this machine, at no cost")
     demo.add_argument(
@@ -141,10 +148,26 @@ def _parser(kind: type[argparse.ArgumentParser]) -> argparse.ArgumentParser:
             choices=("text", "json"),
             help="write one line per job to stderr instead of the progress",
         )
-    for command in (run, estimate, resume, retry, calibrate, demo, dashboard, runs, models):
+    for command in (run, estimate, resume, retry, calibrate, check, demo, dashboard, runs, models):
         command.add_argument("--json", action="store_true", help="print one JSON object on stdout")
     commands.add_parser("emulator", help="vendors' image APIs on this machine; see emulator --help")
     return parser
+
+
+def _check_parser(commands: Any) -> argparse.ArgumentParser:  # noqa: ANN401 - argparse names no type
+    from imagemill.cli.options import CHECK_OPTIONS, add_options
+
+    check: argparse.ArgumentParser = commands.add_parser(
+        "check",
+        help="try key, model, bucket, store and Prefect before a first run",
+        description="Try what a run needs, at no cost: key and model, the bucket (one small object written,"
+        " replaced, read, copied and deleted), the job store and Prefect. Each is a line: ok, or what to do.",
+        allow_abbrev=False,
+    )
+    add_options(check, CHECK_OPTIONS)
+    check.add_argument("--image", action="store_true", help="also buy one real image, for its price")
+    check.set_defaults(run=_check)
+    return check
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -171,11 +194,13 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _estimate(arguments: argparse.Namespace) -> int:
+    from imagemill.blocks.loading import image_api
     from imagemill.catalog.estimate import estimate
     from imagemill.cli.options import settings_of
-    from imagemill.cli.terminal import show_estimate
+    from imagemill.cli.terminal import show_estimate, warn
 
     has_output = getattr(arguments, "output.uri") is not None
+    warn(image_api(settings_of(arguments, "api"), needs_key=False))
     found = estimate(
         settings_of(arguments, "catalog", path=arguments.catalog),
         settings_of(arguments, "api"),
@@ -225,7 +250,7 @@ def _recorded(arguments: argparse.Namespace) -> dict[str, Any]:
     from imagemill.cli.running import resumed_arguments
 
     settings = resumed_arguments(arguments.run_id)
-    for group in ("limits", "execution"):
+    for group in ("api", "limits", "execution"):
         settings[group] = settings_of(arguments, group, **settings[group].model_dump())
     return settings
 
@@ -267,6 +292,12 @@ def _calibrate(arguments: argparse.Namespace) -> int:
     else:
         show_calibration(found)
     return DONE
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    from imagemill.cli.checking import show_check
+
+    return show_check(arguments)
 
 
 def _demo(arguments: argparse.Namespace) -> int:

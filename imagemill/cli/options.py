@@ -38,10 +38,12 @@ OPTIONS: tuple[tuple[str, str, str, str], ...] = (
     ("--provider", "NAME", "api", "provider"),
     ("--base-url", "URL", "api", "base_url"),
     ("--model", "NAME", "api", "model"),
+    ("--account", "ID", "api", "account"),
     ("--usd-per-image", "USD", "api", "usd_per_image"),
     ("--usd-per-megapixel", "USD", "api", "usd_per_megapixel"),
     ("--api-block", "NAME", "api", "block"),
     ("--request-timeout", "S", "api", "request_timeout_s"),
+    ("--image-host", "HOST", "api", "image_hosts"),
     ("--output", "s3://BUCKET/PREFIX", "output", "uri"),
     ("--s3-endpoint-url", "URL", "output", "s3_endpoint_url"),
     ("--s3-bucket-block", "NAME", "output", "s3_bucket_block"),
@@ -65,6 +67,7 @@ OPTIONS: tuple[tuple[str, str, str, str], ...] = (
     ("--max-cost", "USD", "limits", "max_cost_usd"),
     ("--outage-share", "SHARE", "limits", "outage_share"),
     ("--outage-timeout", "S", "limits", "outage_timeout_s"),
+    ("--setup-fault-share", "SHARE", "limits", "setup_fault_share"),
     ("--regression-share", "SHARE", "regressions", "share"),
     ("--images", "N", "budget", "images"),
     ("--seconds", "S", "budget", "seconds"),
@@ -81,12 +84,21 @@ CALIBRATE_GROUPS = ("api", "budget")
 BUCKET_OPTIONS = ("--output", "--s3-endpoint-url", "--s3-bucket-block")
 """The options that locate a bucket."""
 
+CHECK_OPTIONS = (
+    *("--provider", "--base-url", "--model", "--account", "--api-block", "--image-host", "--request-timeout"),
+    *("--usd-per-image", "--usd-per-megapixel"),
+    *BUCKET_OPTIONS,
+    *("--store", "--width", "--height", "--steps", "--format"),
+)
+"""What a check needs to know of a run."""
+
 RESUME_OPTIONS = (
     "--concurrency",
     "--max-images-per-minute",
     "--max-cost",
     "--outage-share",
     "--outage-timeout",
+    "--setup-fault-share",
     "--store",
     "--task-runner",
     "--scheduler",
@@ -124,6 +136,9 @@ def add_options(
         elif option in _PAIRS:
             kind |= {"action": "append"}
             help_text = f"{help_text} Can be repeated, as in {option} {_PAIRS[option]}."
+        elif option == "--image-host":
+            kind |= {"action": "append"}
+            help_text = f"{help_text} Can be repeated."
         elif field.default is not None and not field.is_required():
             help_text = f"{help_text} Default: {field.default}."
         parser.add_argument(option, dest=f"{group}.{name}", help=help_text, **kind)

@@ -26,6 +26,7 @@ from imagemill.cli.terminal import (
     show_dashboard,
     show_summary,
     stderr,
+    warn,
 )
 from imagemill.cluster.dask import check_cluster
 from imagemill.engine.engine import StopKind
@@ -96,7 +97,7 @@ def check(settings: dict[str, Any]) -> None:
     run_id = settings["execution"].run_id
     if run_id is None or RunFolder(run_id).read_record() is None:
         catalog_of(settings["catalog"], settings["output"])
-    image_api(settings["api"])
+    warn(image_api(settings["api"]))
     open_bucket(settings["output"]).close()
     check_cluster(settings["execution"])
 

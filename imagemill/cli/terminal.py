@@ -26,6 +26,7 @@ from imagemill.engine.recorder import Progress as RunProgress
 from imagemill.formatting import duration, money, seconds
 
 if TYPE_CHECKING:  # these load Prefect, which listing runs does not need
+    from imagemill.blocks.apis import ImageApi
     from imagemill.catalog.estimate import Estimate
     from imagemill.engine.calibration import Calibration
     from imagemill.reports.dashboard import DashboardSummary
@@ -224,6 +225,12 @@ def show_calibration(found: Calibration) -> None:
 def say(text: str) -> None:
     """Print a line as it is, without markup or wrapping."""
     stdout.print(Text(text), soft_wrap=True)
+
+
+def warn(api: ImageApi) -> None:
+    """Print what a person should know of an API before a run."""
+    if api.notice:
+        complain(api.notice)
 
 
 def complain(text: str) -> None:

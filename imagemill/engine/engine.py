@@ -17,7 +17,8 @@ from pathlib import Path
 import anyio
 import httpx
 
-from imagemill.blocks.apis import GeneratedImage, ImageApi
+from imagemill.blocks.apis import CostSource, GeneratedImage, ImageApi
+from imagemill.blocks.apis.base import NO_SUCH_MODEL
 from imagemill.bucket.image_bucket import ImageBucket, image_name
 from imagemill.engine.breaker import OUTAGE, PROBE_S, Breaker, OutageError
 from imagemill.engine.cost_limit import BudgetSpentError, CostLimit
@@ -27,6 +28,7 @@ from imagemill.engine.lost_requests import LostRequests
 from imagemill.engine.purchase import Purchase
 from imagemill.engine.receipt import Receipt
 from imagemill.engine.recorder import Recorder
+from imagemill.engine.setup_fault import SetupFault, is_suspect
 from imagemill.errors import (
     RETRY_RULES,
     ApiError,
@@ -34,11 +36,14 @@ from imagemill.errors import (
     Outcome,
     StoreUnavailableError,
 )
-from imagemill.jobs import TERMINAL, Job
+from imagemill.jobs import TERMINAL, Job, JobStatus
 from imagemill.stores import JobStore
 
 GRACE_S = 10.0
 """How long requests in flight may still come home once the run is interrupted, in seconds."""
+
+PATIENCE_S = 10.0
+"""How long a free question to an API may take, in seconds."""
 
 _NEVER_SENT = (
     httpx.ConnectError,
@@ -60,6 +65,7 @@ class StopKind(StrEnum):
     UNAUTHORIZED = "unauthorized"
     OUT_OF_BUDGET = "out_of_budget"
     UNAVAILABLE = "unavailable"
+    SETUP = "setup"
     INTERRUPTED = "interrupted"
 
 
@@ -95,12 +101,12 @@ class Engine:
     """Works off shards of jobs; one for a whole process, from one event loop.
 
     Everything it touches is passed in: the API and its HTTP client, the bucket, the store, the pacer, the
-    cost limit, the breaker, the recorder, the folder for images that the bucket did not take, the clocks
-    (``wall`` in Unix seconds) and the random numbers. ``grace_s``, which may be set, is how long requests in
-    flight may still come home once the run is interrupted, in seconds.
+    cost limit, the breaker, the watch for a wrong setup, the recorder, the folder for images that the bucket
+    did not take, the clocks (``wall`` in Unix seconds) and the random numbers. ``grace_s``, which may be set,
+    is how long requests in flight may still come home once the run is interrupted, in seconds.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - its parts, by name
         self,
         *,
         api: ImageApi,
@@ -112,6 +118,7 @@ class Engine:
         breaker: Breaker,
         recorder: Recorder,
         unsaved: Path,
+        setup: SetupFault | None = None,
         clock: Callable[[], float] = anyio.current_time,
         wall: Callable[[], float] = time.time,
         rng: random.Random | None = None,
@@ -123,6 +130,7 @@ class Engine:
         self._pacer = pacer
         self._cost = cost
         self._breaker = breaker
+        self._setup = setup or SetupFault(share=0.8)
         self._unsaved = unsaved
         self._recorder = recorder
         self._clock = clock
@@ -133,6 +141,7 @@ class Engine:
         self._expected: set[int] = set()
         self._spent = False
         self._at_work = 0
+        api.begin(recorder.run_id)
         self._uploads = anyio.Semaphore(_UPLOADS)
         self._stopping = anyio.Event()
         self._shards: set[anyio.CancelScope] = set()
@@ -150,6 +159,7 @@ class Engine:
             self._recorder.event("stopping", kind=kind, reason=reason)
             self._stopping.set()
             self._breaker.stop()
+            self._setup.stop()
             self._pacer.stop()
             self._cost.stop()
 
@@ -197,6 +207,23 @@ class Engine:
             if request_id := found.get(job.number):
                 job.find_request(request_id, self._price(job))
 
+    async def check_account(self) -> None:
+        """Ask the API, free of charge, whether it will sell images for this key and of this model.
+
+        The run stops where it will not; where the API does not say, or is away, nothing happens.
+        """
+        try:
+            with anyio.fail_after(PATIENCE_S):
+                await self._api.look_up(self._http)
+        except ApiError as error:
+            if error.code == NO_SUCH_MODEL:
+                self.stop(StopKind.SETUP, f"{self._api.no_such_model().message}.")
+            elif RETRY_RULES[error.error_class].outcome is Outcome.STOP:
+                kind = StopKind(error.error_class.value)
+                self.stop(kind, f"{_STOP_WORDS[kind]}: {error.message}.")
+        except (httpx.HTTPError, httpx.InvalidURL, TimeoutError):
+            pass
+
     async def until_stopping(self) -> None:
         """Wait until the engine is told to stop."""
         await self._stopping.wait()
@@ -229,7 +256,11 @@ class Engine:
             return None
         try:
             await self._breaker.admit(self._stopping)
-            return await self._pacer.acquire()
+            slot = await self._pacer.acquire()
+            await self._setup.admit(work.job, self._stopping)
+            if not self._stopping.is_set():
+                return slot
+            self._pacer.release(slot)
         except OutageError:
             self.stop(StopKind.UNAVAILABLE, "The API has been down for too long.")
         except StoppedError:
@@ -301,6 +332,7 @@ class Engine:
                 if image.flagged:
                     raise ApiError(ErrorClass.CONTENT_FILTERED, "the API flagged the image", code="flagged")
                 picture = check_picture(image.content, job.width, job.height)
+                self._setup.succeeded(job)
                 await self._keep(job, picture, image.content, latency_s)
             finally:
                 self._uploads.release()
@@ -340,7 +372,7 @@ class Engine:
             latency_s = self._clock() - sent
             slot.served = True
             self._lost.took(latency_s)
-            purchase.charge(image.cost_usd)
+            purchase.charge(image.cost_usd, image.cost_source)
             self._note_health(None)
             await self._uploads.acquire()
         except ApiError as error:
@@ -366,7 +398,8 @@ class Engine:
         work.job.request_id = request_id
         work.request_ids.add(request_id)
         if charged_usd is not None:
-            work.purchase.charge(charged_usd)
+            told = self._api.charge(work.job)
+            work.purchase.charge(charged_usd, told.source if told.usd == charged_usd else CostSource.LIST)
         self._recorder.accepted(work.job)  # on disk at once, where a commit takes its time
         try:
             self._store.save(work.job)
@@ -380,7 +413,7 @@ class Engine:
         if work.keeps_request(error):
             return
         if error.charged:
-            work.purchase.charge(self._price(work.job))
+            work.purchase.charge(*self._api.charge(work.job))
         elif _is_doubtful(error):
             work.purchase.doubt()
 
@@ -425,6 +458,10 @@ class Engine:
             self.stop(kind, f"{_STOP_WORDS[kind]}: {error.message}.")
             self._leave(work)
             return None
+        if self._is_set_up_wrongly(job, error):
+            self._recorder.attempt_failed(job, error, None)
+            self._leave(work)
+            return None
         if self._breaker.is_open and error.error_class in OUTAGE:
             # The API is down for everybody: that is no job's own failure, and spends no job's budget.
             self._recorder.attempt_failed(job, error, PROBE_S)
@@ -448,6 +485,21 @@ class Engine:
         self._store.save(job)
         self._recorder.gave_up(job)
         return None
+
+    def _is_set_up_wrongly(self, job: Job, error: ApiError) -> bool:
+        """Whether a failure is the setup's; the first that shows it stops the run.
+
+        Jobs that failed before it was clear are pending again: a resume with the right setup makes them.
+        """
+        reason = self._setup.failed(job, error)
+        if reason is not None and self.stopped is None:
+            self.stop(StopKind.SETUP, reason)
+            for suspect in self._setup.suspects():
+                if suspect.status is JobStatus.FAILED:
+                    self._recorder.took_back(suspect)
+                    suspect.reopen()
+                    self._store.save(suspect)
+        return self.stopped is not None and self.stopped.kind is StopKind.SETUP and is_suspect(error)
 
     def _leave(self, work: _Work) -> None:
         """Leave a job pending for a resume, its request id with it."""

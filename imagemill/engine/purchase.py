@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from imagemill.engine.cost_limit import CostLimit
 from imagemill.engine.recorder import Recorder
-from imagemill.jobs import Job
+from imagemill.jobs import CostSource, Job
 
 
 class Purchase:
@@ -51,12 +51,12 @@ class Purchase:
             self._expected = False
         self._promised = True
 
-    def charge(self, usd: float) -> None:
+    def charge(self, usd: float, source: CostSource = CostSource.LIST) -> None:
         """The API charges this for the request; said once more, it changes nothing."""
         if self._charged:
             return
         self._charged = True
-        self._job.cost_usd += usd
+        self._job.pay(usd, source)
         self._recorder.charged(usd)
         self._settle(charged_usd=usd)
 

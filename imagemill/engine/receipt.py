@@ -24,11 +24,20 @@ class Receipt:
     cost_usd: float
     unanswered: int
     unanswered_usd: float
+    cost_source: str = ""
 
     @classmethod
     def of(cls, run_id: str, job: Job, latency_s: float) -> Self:
         """The receipt of a job whose image has just come."""
-        return cls(run_id, job.attempts, latency_s, job.cost_usd, job.unanswered, job.unanswered_usd)
+        return cls(
+            run_id,
+            job.attempts,
+            latency_s,
+            job.cost_usd,
+            job.unanswered,
+            job.unanswered_usd,
+            job.cost_source,
+        )
 
     def to_metadata(self) -> dict[str, str]:
         """The receipt as an object's metadata."""
@@ -37,6 +46,7 @@ class Receipt:
             "attempts": str(self.attempts),
             "latency-s": f"{self.latency_s:.4f}",
             "cost-usd": repr(round(self.cost_usd, 12)),
+            "cost-source": self.cost_source or "none",
             "unanswered": str(self.unanswered),
             "unanswered-usd": repr(round(self.unanswered_usd, 12)),
         }
@@ -52,6 +62,7 @@ class Receipt:
                 float(metadata["cost-usd"]),
                 int(metadata["unanswered"]),
                 float(metadata["unanswered-usd"]),
+                _source_of(metadata.get("cost-source", "")),
             )
         except (KeyError, ValueError):
             return None
@@ -62,5 +73,11 @@ class Receipt:
         """Bring a job's counts to what the receipt knows of it; both only ever grow."""
         job.attempts = max(job.attempts, self.attempts)
         job.cost_usd = max(job.cost_usd, self.cost_usd)
+        job.cost_source = job.cost_source or self.cost_source
         job.unanswered = max(job.unanswered, self.unanswered)
         job.unanswered_usd = max(job.unanswered_usd, self.unanswered_usd)
+
+
+def _source_of(text: str) -> str:
+    """A source of cost as an object carries it; the list price for receipts of earlier versions."""
+    return {"none": "", "told": "told", "unknown": "unknown"}.get(text, "list")

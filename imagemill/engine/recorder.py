@@ -188,6 +188,11 @@ class Recorder:
         """A failed job is to be tried again: its line keeps why it had failed."""
         self._log.job("reopened", job, error_class=job.error_class, error_code=job.error_code)
 
+    def took_back(self, job: Job) -> None:
+        """A job that failed in this run is to be tried again by a resume: its failure was not its own."""
+        self.failed -= 1
+        self.reopened(job)
+
     def event(self, event: str, **details: object) -> None:
         """An event of the run itself."""
         self._log.event(event, **details)
@@ -248,9 +253,10 @@ class Recorder:
             self._listener(self.progress())
 
 
-def _paid(job: Job) -> dict[str, float]:
+def _paid(job: Job) -> dict[str, float | str]:
     return {
         "cost_usd": round(job.cost_usd, 12),
+        "cost_source": job.cost_source,
         "unanswered": job.unanswered,
         "unanswered_usd": round(job.unanswered_usd, 12),
     }

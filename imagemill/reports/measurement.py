@@ -21,6 +21,7 @@ from PIL import Image
 from imagemill.bucket.manifest_diff import Changes
 from imagemill.catalog.counts import PlanCounts
 from imagemill.errors import ErrorClass, StoreUnavailableError
+from imagemill.jobs import CostSource
 from imagemill.media_types import HTML, JSON, PARQUET
 from imagemill.parquet import read_batches
 from imagemill.reports.metrics import METRICS_SCHEMA, MeasuredJobs, Pace, Savings, metrics_table, working_s
@@ -95,6 +96,7 @@ def summarize(session: Session, counts: PlanCounts, jobs: MeasuredJobs, pace: Pa
         p50_latency_s=jobs.latency_quantile(0.5),
         p95_latency_s=jobs.latency_quantile(0.95),
         cost_usd=round(totals.cost_usd, 12),
+        cost_source=CostSource.of_total(jobs.cost_sources),
         unanswered=totals.unanswered,
         unanswered_usd=round(totals.unanswered_usd, 12),
         saved_usd=round(counts.duplicates_usd + totals.reused * price, 12),

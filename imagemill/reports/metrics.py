@@ -8,7 +8,7 @@ from __future__ import annotations
 from array import array
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import pairwise
 from pathlib import Path
@@ -71,12 +71,13 @@ class MeasuredJobs:
     cost_usd: Floats
     started_ms: Whole
     finished_ms: Whole
+    cost_sources: set[str] = field(default_factory=set)
 
     @classmethod
     def read(cls, file: Path) -> MeasuredJobs:
         """Read them from jobs.parquet."""
         jobs, start = cls.none(pq.read_metadata(file).num_rows), 0
-        columns = ["status", "reused", "latency_s", "cost_usd", "started_at", "finished_at"]
+        columns = ["status", "reused", "latency_s", "cost_usd", "cost_source", "started_at", "finished_at"]
         for batch in read_batches(file, columns):
             rows = slice(start, start := start + batch.num_rows)
             jobs.done[rows] = pc.equal(batch["status"], "done")
@@ -84,6 +85,7 @@ class MeasuredJobs:
             jobs.reused[rows] = batch["reused"]
             jobs.latency_s[rows] = batch["latency_s"].fill_null(np.nan)
             jobs.cost_usd[rows] = batch["cost_usd"]
+            jobs.cost_sources.update(pc.unique(batch["cost_source"]).drop_null().to_pylist())
             jobs.started_ms[rows] = batch["started_at"].cast(pa.int64()).fill_null(_NEVER)
             jobs.finished_ms[rows] = batch["finished_at"].cast(pa.int64()).fill_null(_NEVER)
         return jobs

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import orjson
 
-from imagemill.jobs import Job, JobStatus
+from imagemill.jobs import CostSource, Job, JobStatus
 
 _NUMBER = re.compile(rb'"job":([0-9]+)')
 _EVENTS = frozenset({"sent", "accepted", "attempt_failed", "done", "failed"})
@@ -31,6 +31,7 @@ class LastLine:
     cost_usd: float | None
     unanswered: int | None
     unanswered_usd: float | None
+    cost_source: str | None = None
 
 
 def last_lines(log: Path, jobs: Iterable[int]) -> dict[int, LastLine]:
@@ -56,6 +57,7 @@ def last_lines(log: Path, jobs: Iterable[int]) -> dict[int, LastLine]:
                     line.get("cost_usd"),
                     line.get("unanswered"),
                     line.get("unanswered_usd"),
+                    line.get("cost_source"),
                 )
     return found
 
@@ -70,6 +72,7 @@ def catch_up(job: Job, line: LastLine | None) -> bool:
     kept = job.request_id if line.attempt == job.attempts and not answered else None
     job.attempts, job.request_id = line.attempt, line.request_id or kept
     job.cost_usd = max(job.cost_usd, line.cost_usd or 0.0)
+    job.cost_source = CostSource.of_total([job.cost_source, line.cost_source or ""]) or ""
     job.unanswered = max(job.unanswered, line.unanswered or 0)
     job.unanswered_usd = max(job.unanswered_usd, line.unanswered_usd or 0.0)
     return True

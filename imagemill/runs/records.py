@@ -30,6 +30,7 @@ JOBS_SCHEMA = pa.schema(
         ("error_code", pa.string()),
         ("error_class", pa.string()),
         ("cost_usd", pa.float64()),
+        ("cost_source", pa.string()),
         ("unanswered", pa.int32()),
         ("unanswered_usd", pa.float64()),
         ("reused", pa.bool_()),
@@ -101,7 +102,8 @@ def _table(jobs: list[Job], schema: pa.Schema) -> pa.Table:
             ms = pc.round(pc.multiply(pa.array(column, pa.float64()), 1000.0))
             columns.append(ms.cast(pa.int64()).cast(field.type))
         else:
-            columns.append(pa.array(column, field.type))
+            values_of = [value or None for value in column] if field.name == "cost_source" else column
+            columns.append(pa.array(values_of, field.type))
     return pa.Table.from_arrays(columns, schema=schema)
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 
 from imagemill.bucket.image_bucket import MEDIA_TYPES, StoredImage, image_name
 from imagemill.engine.receipt import Receipt
-from imagemill.jobs import Job, JobStatus
+from imagemill.jobs import CostSource, Job, JobStatus
 from imagemill.runs.log_replay import LastLine, catch_up, last_lines, was_unanswered
 from imagemill.runs.session import Session
 from imagemill.stores import shards
@@ -101,7 +101,7 @@ def _settle(
             receipt.settle(job)
         asked = job.attempts > 0  # this run paid for it, and died before recording it
         if asked and receipt is None and (missed or not job.cost_usd):
-            job.cost_usd += price
+            job.pay(price, CostSource.LIST)
         latency_s = receipt.latency_s if receipt is not None else None
         job.finish(
             time.time(), image=image.name, image_bytes=image.size, latency_s=latency_s, reused=not asked

@@ -37,6 +37,7 @@ from imagemill.engine.job_log import JobLog
 from imagemill.engine.limits.leased_rate import LeasedRate
 from imagemill.engine.limits.pacer import CEILING, Limit, Pacer
 from imagemill.engine.recorder import Progress, Recorder
+from imagemill.engine.setup_fault import SetupFault
 from imagemill.engine.telemetry import Telemetry
 from imagemill.errors import InputError, StoreUnavailableError
 from imagemill.runs.caller import current_caller
@@ -222,11 +223,11 @@ async def _running(parts: _Parts, joining: Joining | None) -> AsyncIterator[Sess
         pacer = Pacer(fixed, per_minute, known=parts.known, leased=leased)
         recorder = _recorder(parts, pacer, joining)
         stack.callback(recorder.close)
+        before = await store.totals()
         if joining and isinstance(store, Board):
             cost = CostLimit(limits.max_cost_usd, set_aside=_set_aside(store, limits.max_cost_usd))
             stack.push_async_callback(cost.give_back)
         else:
-            before = await store.totals()
             cost = CostLimit(limits.max_cost_usd, before.cost_usd, before.unanswered_usd)
         engine = Engine(
             api=api,
@@ -237,6 +238,7 @@ async def _running(parts: _Parts, joining: Joining | None) -> AsyncIterator[Sess
             cost=cost,
             breaker=Breaker(limits.outage_share, limits.outage_timeout_s),
             recorder=recorder,
+            setup=SetupFault(limits.setup_fault_share, worked=before.done > 0),
             unsaved=parts.folder.unsaved,
         )
         watch = await stack.enter_async_context(anyio.create_task_group())

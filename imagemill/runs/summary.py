@@ -34,6 +34,11 @@ class RunSummary(BaseModel):
     )
     p95_latency_s: float | None = Field(description="95th percentile of the same.")
     cost_usd: float = Field(description="What the run has paid so far, including before a resume.")
+    cost_source: str | None = Field(
+        default=None,
+        description="How the cost is known: told (the API said it for every image), list (by the price for"
+        " some), unknown (some have no price). Null if nothing was charged or counted.",
+    )
     unanswered: int = Field(
         default=0,
         description="Requests that got no answer, or none that could be read. The API may have charged them.",

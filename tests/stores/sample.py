@@ -18,5 +18,6 @@ def done(number: int, **given: object) -> Job:
     finished = job(number, **given)
     finished.start(1000.5)
     finished.cost_usd = 0.003
+    finished.cost_source = "told"
     finished.finish(1001.25, image=f"images/{number}.png", image_bytes=12345, latency_s=0.75)
     return finished

@@ -7,24 +7,30 @@ polling.
 
 from __future__ import annotations
 
+import math
 import os
+import re
 from abc import abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from decimal import Decimal
-from typing import Any, ClassVar, Protocol
-from urllib.parse import urlsplit
+from typing import Any, ClassVar, NamedTuple, Protocol
+from urllib.parse import urljoin, urlsplit
 
 import anyio
 import httpx
+import orjson
 from prefect.blocks.core import Block
 from pydantic import Field, PrivateAttr, SecretStr, field_validator
 
+from imagemill.blocks.apis.error_classes import class_of_error, error_code
 from imagemill.blocks.apis.exchange import (
+    MAX_LINK_LENGTH,
     UNKNOWN_ANSWER,
     decoded,
     fetch,
+    is_link,
     is_loopback,
     parsed,
     text_at,
@@ -35,10 +41,9 @@ from imagemill.errors import (
     ApiError,
     ErrorClass,
     InputError,
-    class_of_status,
     printable,
 )
-from imagemill.jobs import Job
+from imagemill.jobs import CostSource, Job
 from imagemill.models.listing import find_profile, listed_models
 from imagemill.models.prices import Price, exact
 from imagemill.models.profile import Profile, Sizes, Steps
@@ -48,6 +53,16 @@ from imagemill.rate_limit_headers import (
     retry_after_seconds,
     seconds_in_words,
 )
+
+MOST_REDIRECTS = 3
+"""How often an image link may lead on to another."""
+
+_MOST_TOLD = 5_000
+"""Charges that are remembered; no more requests than that are ever on their way."""
+
+NO_SUCH_MODEL = "no_such_model"
+
+_VERSION = re.compile(r"/v[0-9]+[a-z0-9]*(/|$)")
 
 
 class Accepted(Protocol):
@@ -59,8 +74,11 @@ class Accepted(Protocol):
     def __call__(self, request_id: str, charged_usd: float | None = None, /) -> Awaitable[None]: ...
 
 
-MAX_LINK_LENGTH = 8_000
-"""No image link that is kept may be longer; signed ones have some hundred characters."""
+class Charge(NamedTuple):
+    """What an API charges for an image, in USD, and how that is known."""
+
+    usd: float
+    source: CostSource
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +92,7 @@ class GeneratedImage:
     cost_usd: float
     flagged: bool = False
     request_id: str | None = None
+    cost_source: CostSource = CostSource.LIST
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,12 +144,16 @@ class ImageApi(Block):
     success: ClassVar[frozenset[int]] = frozenset({200})
     typical_latency_s: ClassVar[float] = 0.8
     largest_seed: ClassVar[int] = 2**32 - 1
+    version: ClassVar[str] = "/v1"
+    notice: ClassVar[str] = ""  # what a person should know before a run, in one sentence
+    names_errors: ClassVar[bool] = False  # whether error bodies have codes that tell more than the status
     vendor_image_hosts: ClassVar[tuple[str, ...]] = ()
 
     api_key: SecretStr = Field(description="The account's API key.")
     base_url: str = Field(
         default="",
-        description="Scheme, host and any prefix; the vendor's own path follows. Empty: the vendor's.",
+        description="The API's address; the vendor's own path follows, below its version if the address has"
+        " one. Empty: the vendor's.",
         examples=["http://127.0.0.1:8700"],
     )
     model: str = Field(default="", description="The model's name at this vendor. Empty: FLUX.1 [schnell].")
@@ -154,6 +177,7 @@ class ImageApi(Block):
     _new_links: set[str] = PrivateAttr(default_factory=set)
     _profile: Profile | None = PrivateAttr(default=None)
     _published_price: Price | None = PrivateAttr(default=None)
+    _told_usd: dict[str, float] = PrivateAttr(default_factory=dict)
 
     @field_validator("base_url")
     @classmethod
@@ -264,6 +288,25 @@ class ImageApi(Block):
         """As :meth:`price`, as a float, and 0 where the price is unknown."""
         return float(self.price(width, height, steps, params) or 0)
 
+    def charge(self, job: Job) -> Charge:
+        """What the image just made for a job costs: as the API told with it, or else by its price."""
+        told = self._told_usd.get(job.key)
+        return self.expected_charge(job) if told is None else Charge(told, CostSource.TOLD)
+
+    def expected_charge(self, job: Job) -> Charge:
+        """What an image for a job costs by its price, before the API said anything."""
+        price = self.price(job.width, job.height, job.steps, job.params)
+        return Charge(float(price or 0), CostSource.UNKNOWN if price is None else CostSource.LIST)
+
+    def told_usd(self, headers: Mapping[str, str], answer: Mapping[str, Any], job: Job) -> float | None:
+        """What an answer to a generation request says the image is charged at, in USD; None where nothing."""
+        del headers, answer, job
+        return None
+
+    def address(self, path: str) -> str:
+        """A path below the API's version, which goes in between unless the base URL has one."""
+        return f"{self.base_url}{'' if _VERSION.search(self.base_url) else self.version}{path}"
+
     def refusal(self, width: int, height: int, steps: int) -> str | None:
         """Why the API would refuse a picture of this size, in pixels; None where it would not."""
         return self.profile.refusal(width, height, steps)
@@ -288,6 +331,44 @@ class ImageApi(Block):
     @abstractmethod
     def body(self, job: Job) -> dict[str, Any]:
         """The JSON body of a generation request."""
+
+    async def look_up(self, http: httpx.AsyncClient) -> str:
+        """Ask, free of charge, whether key and model are good; what the API said, in a few words.
+
+        Raises:
+            ApiError: with the class ``unauthorized`` or ``out_of_budget`` where nothing could be bought, with
+                the code ``no_such_model`` where it has none of this name, or with any other where it does not
+                say.
+        """
+        del http
+        raise ApiError(ErrorClass.BAD_REQUEST, "it has no question that is free of charge", code="not_asked")
+
+    async def question(self, http: httpx.AsyncClient, url: str, *, json: object = None) -> Any:  # noqa: ANN401
+        """The answer to a free question, as JSON; posted where it has a body.
+
+        Raises:
+            ApiError: there is none; an unknown model is told from an unknown path at the vendor itself.
+        """
+        method = "GET" if json is None else "POST"
+        status, headers, body = await fetch(http, method, url, headers=self.headers, json=json)
+        if status == 200:
+            return _json_of(body)
+        error = self.error_of(status, headers, body)
+        if status == 404 and self.base_url == self.default_base_url:
+            error.code = NO_SUCH_MODEL
+        raise error
+
+    def no_such_model(self) -> ApiError:
+        """The error for a model that the vendor says it does not have."""
+        message = f"{self.provider} has no model {self.model!r}: choose another by --model"
+        return ApiError(ErrorClass.BAD_REQUEST, self.clean(message), code=NO_SUCH_MODEL)
+
+    def payload(self, job: Job) -> object:
+        """What is posted for a generation request: the body, unless the API wants it wrapped."""
+        return self.body(job)
+
+    def begin(self, run_id: str) -> None:
+        """A run is about to send requests: an API that lets its client name them names them after it."""
 
     @abstractmethod
     def read(self, answer: dict[str, Any]) -> ImageSource | None:
@@ -333,7 +414,7 @@ class ImageApi(Block):
         Raises:
             ApiError: there is no image, with the class of error that decides what follows.
         """
-        link, flagged = job.request_id or "", False
+        link, flagged, charged = job.request_id or "", False, Charge(0.0, CostSource.LIST)
         if not _is_link(link):
             try:
                 async with self.attempt():
@@ -344,10 +425,12 @@ class ImageApi(Block):
             except ApiError as error:
                 error.doubtful = error.doubtful or error.code == UNKNOWN_ANSWER
                 raise
-            cost_usd, flagged = self.price_usd(job.width, job.height, job.steps, job.params), source.flagged
-            if not _is_link(source.text):
-                return GeneratedImage(await self.content(http, source), cost_usd, flagged=flagged)
-            link = source.text
+            flagged = source.flagged
+            if not (isinstance(source.text, str) and is_link(source.text)):
+                content = await self.content(http, source)
+                charged = self.charge(job)
+                return GeneratedImage(content, charged.usd, flagged=flagged, cost_source=charged.source)
+            link = joined(f"{self.base_url}/", source.text)
             if len(link) > MAX_LINK_LENGTH:
                 raise ApiError(
                     ErrorClass.BAD_REQUEST,
@@ -356,10 +439,13 @@ class ImageApi(Block):
                     charged=True,
                 )
             self._new_links.add(link)
-            await accepted(link, cost_usd)
+            charged = self.charge(job)
+            await accepted(link, charged.usd)
         content = await self._behind(http, link)
         self._new_links.discard(link)
-        return GeneratedImage(content, 0.0, flagged=flagged, request_id=link)
+        return GeneratedImage(
+            content, charged.usd, flagged=flagged, request_id=link, cost_source=charged.source
+        )
 
     async def _behind(self, http: httpx.AsyncClient, link: str) -> bytes:
         """The bytes behind a link whose image is paid for: any trouble leaves the link to be asked again.
@@ -371,6 +457,8 @@ class ImageApi(Block):
                 return await self.download(http, link)
         except ApiError as error:
             error.charged = False  # it is booked since the link is known
+            if error.code == "image_host_refused":
+                error.keep_request = True  # a resume that trusts the host fetches the image
             if error.code == "image_link_expired" and link in self._new_links:
                 error.error_class, error.code, error.keep_request = ErrorClass.TIMEOUT, "image_link", True
                 error.message = error.message.partition(":")[0]
@@ -396,12 +484,22 @@ class ImageApi(Block):
     async def post(self, http: httpx.AsyncClient, job: Job) -> dict[str, Any]:
         """Send a generation request; its answer, where the API took it."""
         status, headers, body = await fetch(
-            http, "POST", self.endpoint(job), headers=self.headers, json=self.body(job)
+            http, "POST", self.endpoint(job), headers=self.headers, json=self.payload(job)
         )
         self._allowance = allowance(headers)
         if status not in self.success:
             raise self.error_of(status, headers, body)
-        return parsed(body)
+        answer = parsed(body)
+        self._note_charge(job, self.told_usd(headers, answer, job))
+        return answer
+
+    def _note_charge(self, job: Job, told_usd: float | None) -> None:
+        """Keep what the API told of a job's latest image; of those that are long over nothing is kept."""
+        self._told_usd.pop(job.key, None)
+        if told_usd is not None:
+            self._told_usd[job.key] = told_usd
+        if len(self._told_usd) > _MOST_TOLD:
+            del self._told_usd[next(iter(self._told_usd))]
 
     def take_allowance(self) -> Allowance | None:
         """What the latest answer to a generation request said of the rate limit, once."""
@@ -412,22 +510,37 @@ class ImageApi(Block):
         """The bytes of an image, from the answer itself or from behind its link."""
         if not isinstance(source.text, str):
             raise unexpected_answer(source.text)
-        if _is_link(source.text):
-            return await self.download(http, source.text)
+        if is_link(source.text):
+            return await self.download(http, joined(f"{self.base_url}/", source.text))
         return decoded(source.text)
 
     def error_of(self, status: int, headers: Mapping[str, str], body: bytes) -> ApiError:
-        """The error that an HTTP answer stands for, with the API's own words."""
-        retry_after_s = retry_after_seconds(headers)
+        """The error that an HTTP answer stands for, with the API's own words.
+
+        Its class comes from :mod:`imagemill.blocks.apis.error_classes`.
+        """
+        if 300 <= status < 400:
+            return self._redirected(status, headers)
         words = words_of(body)
-        error_class = class_of_status(status, has_retry_after=retry_after_s is not None)
+        error_class = class_of_error(self.provider, status, headers, body)
+        retry_after_s = retry_after_seconds(headers)
         if error_class is ErrorClass.RATE_LIMITED and retry_after_s is None:
             retry_after_s = seconds_in_words(words)
+        code = error_code(body) if self.names_errors else None
         return ApiError(
             error_class,
             self.clean(f"HTTP {status}: {words or 'no reason given'}"),
-            code=f"http_{status}",
+            code=self.clean(code)[:60] if code else f"http_{status}",
             retry_after_s=retry_after_s,
+        )
+
+    def _redirected(self, status: int, headers: Mapping[str, str]) -> ApiError:
+        """The error for an API that lives elsewhere: a request with a key is not sent on."""
+        place = joined(f"{self.base_url}/", headers.get("location", "")).partition("?")[0]
+        return ApiError(
+            ErrorClass.BAD_REQUEST,
+            self.clean(f"HTTP {status}: {self.base_url} redirects to {place[:200]}, which is not followed"),
+            code="redirected",
         )
 
     def clean(self, text: str) -> str:
@@ -464,15 +577,19 @@ class ImageApi(Block):
             ) from error
 
     async def download(self, http: httpx.AsyncClient, link: str) -> bytes:
-        """The bytes behind an image link, without the key, from a host that may be trusted with it."""
-        if not self.is_trusted_link(link):
-            raise ApiError(
-                ErrorClass.BAD_REQUEST,
-                self.clean(f"the image link {link[:200]!r} does not point to a host of the vendor"),
-                code="image_host_refused",
-                charged=True,
-            )
-        status, headers, content = await fetch(http, "GET", link)
+        """The bytes behind an image link, without the key, from a host that may be trusted with it.
+
+        Redirects are followed as far as each leads to such a host.
+        """
+        for _ in range(1 + MOST_REDIRECTS):
+            if not self.is_trusted_link(link):
+                raise self._untrusted(link)
+            status, headers, content = await fetch(http, "GET", link)
+            if status not in {301, 302, 303, 307, 308} or "location" not in headers:
+                break
+            link = joined(link, headers["location"])
+        if status == 200:
+            return content
         if status in {401, 403, 404, 410}:
             raise ApiError(
                 ErrorClass.INVALID_IMAGE,
@@ -480,16 +597,35 @@ class ImageApi(Block):
                 code="image_link_expired",
                 charged=True,
             )
-        if status != 200:
-            raise ApiError(
-                ErrorClass.TIMEOUT,
-                f"the image link answered HTTP {status}",
-                code="image_link",
-                retry_after_s=retry_after_seconds(headers),
-                keep_request=True,
-                charged=True,
+        raise ApiError(
+            ErrorClass.TIMEOUT,
+            f"the image link answered HTTP {status}",
+            code="image_link",
+            retry_after_s=retry_after_seconds(headers),
+            keep_request=True,
+            charged=True,
+        )
+
+    def _untrusted(self, link: str) -> ApiError:
+        """The error for an image link that is not followed: it names the host, and how to allow it."""
+        try:
+            parts = urlsplit(link)
+            host = parts.hostname if parts.scheme == "https" else None
+        except ValueError:
+            host = None
+        if host:
+            advice = (
+                f"the image link leads to {host}, which is not a host of {self.provider}: if you trust it,"
+                f" add {host} to image_hosts (--image-host {host})"
             )
-        return content
+        else:
+            advice = f"the image link {link[:200]!r} is not an https address of a host of {self.provider}"
+        return ApiError(
+            ErrorClass.BAD_REQUEST,
+            self.clean(advice),
+            code="image_host_refused",
+            charged=True,
+        )
 
     def is_own_address(self, url: str) -> bool:
         """Whether a URL leads to the host and port that requests are sent to, or both are loopback."""
@@ -519,3 +655,27 @@ class ImageApi(Block):
 
 def _is_link(text: object) -> bool:
     return isinstance(text, str) and text.startswith(("http://", "https://"))
+
+
+def amount_of(value: object) -> float | None:
+    """A number that an API sent, as text or not; None where it is none, negative or not finite."""
+    try:
+        amount = float(value)  # type: ignore[arg-type] # whatever cannot be converted is refused below
+    except (TypeError, ValueError):
+        return None
+    return amount if math.isfinite(amount) and amount >= 0 and not isinstance(value, bool) else None
+
+
+def joined(base: str, link: str) -> str:
+    """A link, absolute or relative to ``base``; as it is where it is no link at all."""
+    try:
+        return urljoin(base, link)
+    except ValueError:
+        return link
+
+
+def _json_of(body: bytes) -> Any:  # noqa: ANN401 - whatever the API sent
+    try:
+        return orjson.loads(body)
+    except orjson.JSONDecodeError:
+        raise unexpected_answer(body) from None

@@ -9,6 +9,7 @@
   credit. 403: a key without permission. 503: maintenance or load. Moderation is a status of the task.
 - Old tasks can be asked about, but only under the ``polling_url`` that the submit gave: it is what is stored
   as the job's request id. The key goes there only where its host is the API's own or below bfl.ai.
+- The answer to a submit says what it costs, in credits of 0.01 USD: that is booked.
 - Images come from hosts below bfl.ai, by signed links that live ten minutes and are not renewed.
 
 From Black Forest Labs' API reference. Not confirmed against the live service: the number of tasks at once,
@@ -17,12 +18,14 @@ the status code of "Task not found" (200 and 404 are both read), and that modera
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 from urllib.parse import quote, urlsplit
 
+import httpx
 from pydantic import HttpUrl
 
-from imagemill.blocks.apis.base import ImageSource
+from imagemill.blocks.apis.base import ImageSource, amount_of
 from imagemill.blocks.apis.exchange import text_at, unexpected_answer
 from imagemill.blocks.apis.queued import QueuedApi
 from imagemill.errors import ApiError, ErrorClass
@@ -57,10 +60,23 @@ class BlackForestLabs(QueuedApi):
     vendor_image_hosts: ClassVar[tuple[str, ...]] = ("bfl.ai",)
 
     def endpoint(self, job: Job) -> str:
-        return f"{self.base_url}/v1/{quote(job.model, safe='')}"
+        return self.address(f"/{quote(job.model, safe='')}")
 
     def body(self, job: Job) -> dict[str, Any]:
         return self.fields(job)
+
+    def told_usd(self, headers: Mapping[str, str], answer: Mapping[str, Any], job: Job) -> float | None:
+        """``cost`` in the answer to a submit, in credits of 0.01 USD."""
+        del headers, job
+        credits_charged = amount_of(answer.get("cost"))
+        return None if credits_charged is None else round(credits_charged / 100, 12)
+
+    async def look_up(self, http: httpx.AsyncClient) -> str:
+        answer = await self.question(http, self.address("/credits"))
+        left = amount_of(answer.get("credits")) if isinstance(answer, dict) else None
+        if left == 0:
+            raise ApiError(ErrorClass.OUT_OF_BUDGET, "no credits are left", code="no_credits")
+        return "the key is accepted" if left is None else f"{left:,.2f} credits are left"
 
     def handle_of(self, answer: dict[str, Any]) -> str | None:
         return text_at(answer, "polling_url")

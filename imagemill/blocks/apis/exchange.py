@@ -18,6 +18,11 @@ MAX_ANSWER_BYTES = 96 * 1024 * 1024
 MAX_EVENT_BYTES = 256 * 1024
 """No line of a stream of events may be longer."""
 
+MAX_LINK_LENGTH = 8_000
+"""No image link that is kept may be longer; signed ones have some hundred characters."""
+
+_STANDARD_ALPHABET = bytes.maketrans(b"-_", b"+/")
+
 UNKNOWN_ANSWER = "unknown_answer"
 """The code of the error for an answer of another shape than the vendor documents."""
 
@@ -28,7 +33,7 @@ async def fetch(
     url: str,
     *,
     headers: Mapping[str, str] | None = None,
-    json: Mapping[str, object] | None = None,
+    json: object = None,
 ) -> tuple[int, httpx.Headers, bytes]:
     """One HTTP exchange, its body bounded: status, headers, body. Redirects are not followed."""
     content = None
@@ -116,8 +121,20 @@ def objects_at(answer: dict[str, Any], name: str) -> list[dict[str, Any]]:
     return [item for item in found if isinstance(item, dict)] if isinstance(found, list) else []
 
 
+def is_link(text: str) -> bool:
+    """Whether an answer's image is a link, absolute or relative, and neither a data URI nor base64."""
+    if text.startswith(("http://", "https://")):
+        return True
+    if text.startswith("data:"):
+        return False
+    # A JPEG in base64 begins with /9j/. No link is long, and base64 has none of the other characters.
+    return len(text) <= MAX_LINK_LENGTH and (
+        (text.startswith("/") and not text.startswith("/9j/")) or any(mark in text for mark in ".:?%")
+    )
+
+
 def decoded(encoded: str) -> bytes:
-    """The bytes of an image in base64, or of a data URI.
+    """The bytes of an image in base64, standard or URL-safe, padded or not, or of a data URI.
 
     Raises:
         ApiError: it is not valid base64.
@@ -125,7 +142,8 @@ def decoded(encoded: str) -> bytes:
     if encoded.startswith("data:"):
         encoded = encoded.partition(",")[2]
     try:
-        return binascii.a2b_base64(encoded)
+        text = encoded.encode("ascii").translate(_STANDARD_ALPHABET, delete=b" \t\r\n").rstrip(b"=")
+        return binascii.a2b_base64(text + b"=" * (-len(text) % 4), strict_mode=True)
     except (binascii.Error, ValueError):
         raise ApiError(
             ErrorClass.INVALID_IMAGE, "the image is not valid base64", code="bad_base64", charged=True
@@ -140,15 +158,19 @@ def words_of(body: bytes) -> str:
         return body[:300].decode("utf-8", "replace").strip()
     found = document
     if isinstance(document, dict):
-        found = document.get("error") or document.get("detail") or document.get("message") or document
+        found = next(filter(None, map(document.get, ("error", "detail", "message", "errors"))), document)
     if isinstance(found, dict):
         found = found.get("message") or found
     if isinstance(found, list):
-        found = "; ".join(
-            f"{_place(item.get('loc'))}: {item.get('msg', '')}" if isinstance(item, dict) else str(item)
-            for item in found[:5]
-        )
+        found = "; ".join(_words_of_item(item) if isinstance(item, dict) else str(item) for item in found[:5])
     return found if isinstance(found, str) else orjson.dumps(found).decode()[:300]
+
+
+def _words_of_item(item: dict[str, Any]) -> str:
+    """One error of a list: FastAPI's ``{loc, msg}``, or ``{code, message}``."""
+    if "message" in item:
+        return str(item["message"])
+    return f"{_place(item.get('loc'))}: {item.get('msg', '')}"
 
 
 def _place(loc: object) -> str:

@@ -38,10 +38,9 @@ from imagemill.blocks.apis.exchange import (
     parsed,
     text_at,
     unexpected_answer,
-    words_of,
 )
 from imagemill.blocks.apis.queued import MOST_PAGES, PastRequest, QueuedApi
-from imagemill.errors import ApiError, ErrorClass
+from imagemill.errors import ApiError
 from imagemill.jobs import Job
 
 _PLATFORM = "https://api.fal.ai"
@@ -100,6 +99,12 @@ class Fal(QueuedApi):
             raise unexpected_answer(answer)
         flags = answer.get("has_nsfw_concepts")
         return ImageSource(link, flagged=isinstance(flags, list) and True in flags)
+
+    async def look_up(self, http: httpx.AsyncClient) -> str:
+        host = _PLATFORM if self.base_url == self.default_base_url else self.base_url
+        query = urlencode({"endpoint_id": self.model})
+        await self.question(http, f"{host}/v1/models/pricing?{query}")
+        return f"{self.model} has a price"
 
     def handle_of(self, answer: dict[str, Any]) -> str | None:
         return text_at(answer, "request_id")
@@ -180,13 +185,8 @@ class Fal(QueuedApi):
         raise self.error_of(code, headers, body)
 
     def error_of(self, status: int, headers: Mapping[str, str], body: bytes) -> ApiError:
-        """Fal's errors: an exhausted balance is told from a refused key by its words."""
+        """The error that an answer stands for, its code from fal's own header."""
         error = super().error_of(status, headers, body)
-        words = words_of(body).lower()
-        if status == 403 and ("balance" in words or "locked" in words):
-            error.error_class = ErrorClass.OUT_OF_BUDGET
-        elif status == 422 and (b"content_policy" in body or "nsfw" in words):
-            error.error_class = ErrorClass.CONTENT_FILTERED
         if error_type := headers.get("x-fal-error-type"):
             error.code = self.clean(error_type)[:60]
         return error

@@ -1,44 +1,61 @@
-"""Any server that speaks OpenAI's ``/v1/images/generations``: one request, the image in the answer.
+"""OpenAI itself, and any server that speaks its ``/v1/images/generations``: one request, image in the answer.
 
 - Authorization: ``Bearer KEY``, from OPENAI_API_KEY. A server of your own that asks for no key still needs
   the variable set, to anything.
-- The base URL may or may not end in ``/v1``.
-- ``size`` is "WIDTHxHEIGHT": what a server takes beyond that is its own affair, so only the bounds of 64 to
-  4,096 pixels are checked here. Formats: png, the standard's default, is not named in the request; jpeg and
-  webp are, as ``output_format``.
-- The standard knows no seed and no steps: they are part of a picture's key, but not sent. Where your server
-  takes them, name its fields in ``extra_fields``. A negative prompt is neither sent nor part of the key.
-- Errors: ``{"error": {message, type, param, code}}``. 429 with Retry-After is a rate limit, and 429 with the
-  code insufficient_quota is an exhausted account. ``x-ratelimit-*`` headers set the pace; their reset is when
-  the whole allowance is back, not when to send again. A refused prompt is a 400 with
-  content_policy_violation or moderation_blocked.
+- A base URL with a path is used as given: ``https://host/v1/openai`` is asked at
+  ``/v1/openai/images/generations``. Only where it has none does ``/v1`` go in between.
+- ``size`` is "WIDTHxHEIGHT"; a model's own sizes are in its profile. Formats: png, the standard's default, is
+  not named in the request; jpeg and webp are, as ``output_format``.
+- ``response_format`` b64_json keeps the image in the answer. GPT image models always answer so and refuse the
+  field: it is not sent to them. LiteLLM's proxy refuses it for other models; a server that says so is asked
+  again without it, at no cost, and from then on always. A link is followed only to the server itself, or to
+  hosts in ``image_hosts``.
+- The standard knows no seed and no steps: they are part of a picture's key, but not sent. Fields that your
+  server or model takes beyond the standard (``seed``, ``num_inference_steps``, ``quality``) go by ``--param``
+  or ``extra_fields``. A negative prompt is neither sent nor part of the key.
+- Errors: ``{"error": {message, type, param, code}}``. ``x-ratelimit-*`` headers set the pace; their reset is
+  when the whole allowance is back, not when to send again.
+- The charge: LiteLLM's proxy says it in ``x-litellm-response-cost``; OpenAI counts tokens, priced here.
 - Old requests cannot be asked about: an answer that was lost may have been paid.
-- Images come in the answer (``response_format`` b64_json); a link is followed only to the server itself, or
-  to hosts in ``image_hosts``.
 
-From OpenAI's API reference and its Python client, which marks ``response_format`` as one of older models: it
-is what servers of FLUX.1 [schnell] understand. The price is a guess: set ``usd_per_image``.
+From OpenAI's API reference, its Python client and LiteLLM's source, 2026-11-25. Token prices as in LiteLLM's
+price table of that day. Not confirmed against the live service.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
+from urllib.parse import quote, urlsplit
 
-import orjson
-from pydantic import Field, HttpUrl
+import httpx
+from pydantic import Field, HttpUrl, PrivateAttr
 
-from imagemill.blocks.apis.base import ImageApi, ImageSource
-from imagemill.blocks.apis.exchange import text_at
+from imagemill.blocks.apis.base import ImageApi, ImageSource, amount_of
 from imagemill.errors import ApiError, ErrorClass
 from imagemill.jobs import Job
 
-_EXHAUSTED = {"insufficient_quota", "billing_hard_limit_reached", "insufficient_credit"}
-_MODERATED = {"content_policy_violation", "moderation_blocked", "content_filter"}
+
+class TokenPrices(NamedTuple):
+    """What a model's tokens cost, in USD a million."""
+
+    text_in: float
+    image_in: float
+    image_out: float
+
+
+TOKEN_PRICES: Mapping[str, TokenPrices] = {
+    "gpt-image-1-mini": TokenPrices(2.0, 2.5, 8.0),
+    "gpt-image-1.5": TokenPrices(5.0, 8.0, 32.0),
+    "gpt-image-1": TokenPrices(5.0, 10.0, 40.0),
+    "gpt-image-2": TokenPrices(5.0, 8.0, 30.0),
+    "chatgpt-image": TokenPrices(5.0, 8.0, 32.0),
+}
+"""Prices by the beginning of a model's name, the first that fits."""
 
 
 class OpenAICompatible(ImageApi):
-    """FLUX.1 [schnell] on a server that speaks OpenAI's image API, your own or a host's.
+    """OpenAI's GPT image models, or any model on a server that speaks OpenAI's image API.
 
     Example:
         ```python
@@ -57,13 +74,14 @@ class OpenAICompatible(ImageApi):
 
     _block_type_name = "Image API: OpenAI-compatible"
     _block_type_slug = "imagemill-openai"
-    _description = "A server that makes FLUX.1 [schnell] images and speaks OpenAI's image API."
+    _description = "OpenAI, or any server that speaks its image API."
     _documentation_url = HttpUrl("https://platform.openai.com/docs/api-reference/images/create")
 
     provider: ClassVar[str] = "openai"
     key_variable: ClassVar[str] = "OPENAI_API_KEY"
     default_base_url: ClassVar[str] = "https://api.openai.com"
     default_model: ClassVar[str] = "black-forest-labs/FLUX.1-schnell"
+    names_errors: ClassVar[bool] = True
     formats: ClassVar[frozenset[str]] = frozenset({"png", "jpeg", "webp"})
 
     extra_fields: dict[str, str | int | float | bool] = Field(
@@ -73,41 +91,78 @@ class OpenAICompatible(ImageApi):
         examples=[{"seed": "{seed}", "num_inference_steps": "{steps}"}],
     )
 
+    _names_response_format: bool = PrivateAttr(default=True)
+
+    def model_post_init(self, context: object, /) -> None:
+        """At OpenAI itself the default is one of its own models."""
+        if not self.model and self.base_url in {"", self.default_base_url}:
+            self.model = "gpt-image-2"
+        super().model_post_init(context)
+
     def endpoint(self, job: Job) -> str:
         del job
-        return f"{self.base_url.removesuffix('/v1')}/v1/images/generations"
+        return self.address("/images/generations")
+
+    def address(self, path: str) -> str:
+        """A path below the API's version; any path of the base URL is taken for that."""
+        return f"{self.base_url}{path}" if urlsplit(self.base_url).path else super().address(path)
 
     def body(self, job: Job) -> dict[str, Any]:
         body: dict[str, Any] = {
             "model": job.model,
             "n": 1,
-            "response_format": "b64_json",
             **self.fields(job),
         }
+        if self._names_response_format and not is_gpt_image(job.model):
+            body["response_format"] = "b64_json"
         own = {"{seed}": job.seed, "{steps}": job.steps}
         for name, value in self.extra_fields.items():
             body[name] = own.get(value, value) if isinstance(value, str) else value
         return body
 
+    async def look_up(self, http: httpx.AsyncClient) -> str:
+        await self.question(http, self.address(f"/models/{quote(self.model)}"))
+        return f"{self.model} is there"
+
     def read(self, answer: dict[str, Any]) -> ImageSource:
         return ImageSource.of_list(answer)
 
-    def error_of(self, status: int, headers: Mapping[str, str], body: bytes) -> ApiError:
-        """The standard's errors; its codes tell an exhausted account and a refused prompt from the rest."""
-        error = super().error_of(status, headers, body)
-        code = _code_of(body)
-        if code in _EXHAUSTED:
-            error.error_class = ErrorClass.OUT_OF_BUDGET
-        elif code in _MODERATED:
-            error.error_class = ErrorClass.CONTENT_FILTERED
-        if code:
-            error.code = self.clean(code)[:60]
-        return error
+    async def post(self, http: httpx.AsyncClient, job: Job) -> dict[str, Any]:
+        """Send a generation request; once more without ``response_format`` where the server refuses that."""
+        try:
+            return await super().post(http, job)
+        except ApiError as error:
+            refused = error.error_class is ErrorClass.BAD_REQUEST and "response_format" in error.message
+            if not refused or "response_format" not in self.body(job):
+                raise
+        self._names_response_format = False
+        return await super().post(http, job)
+
+    def told_usd(self, headers: Mapping[str, str], answer: Mapping[str, Any], job: Job) -> float | None:
+        """The proxy's own figure, or what the tokens used cost."""
+        told = amount_of(headers.get("x-litellm-response-cost"))
+        return told if told is not None else _usd_of_tokens(answer.get("usage"), job.model)
 
 
-def _code_of(body: bytes) -> str | None:
-    try:
-        answer = orjson.loads(body)
-    except orjson.JSONDecodeError:
+def is_gpt_image(model: str) -> bool:
+    """Whether a model is one of OpenAI's GPT image models, by its name, whichever host serves it."""
+    return model.rpartition("/")[2].startswith(("gpt-image", "chatgpt-image"))
+
+
+def _usd_of_tokens(usage: object, model: str) -> float | None:
+    """What the tokens of an answer cost, in USD; None where they or their prices are not known."""
+    name = model.rpartition("/")[2]
+    prices = next((prices for start, prices in TOKEN_PRICES.items() if name.startswith(start)), None)
+    if prices is None or not isinstance(usage, dict):
         return None
-    return text_at(answer, "error", "code") or text_at(answer, "error", "type")
+    details = usage.get("input_tokens_details")
+    read = details if isinstance(details, dict) else {}
+    image_in = amount_of(read.get("image_tokens")) or 0.0
+    text_in = amount_of(read.get("text_tokens"))
+    if text_in is None:
+        text_in = max(0.0, (amount_of(usage.get("input_tokens")) or 0.0) - image_in)
+    image_out = amount_of(usage.get("output_tokens"))
+    if image_out is None:
+        return None
+    tokens_usd = text_in * prices.text_in + image_in * prices.image_in + image_out * prices.image_out
+    return round(tokens_usd / 1e6, 12)

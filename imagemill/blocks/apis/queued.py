@@ -165,11 +165,9 @@ class QueuedApi(ImageApi):
                         raise
                     source = await self._late(http, handle, job, error)
             content = await self._image(http, handle, source)
+        charged = self.charge(job)
         return GeneratedImage(
-            content,
-            self.price_usd(job.width, job.height, job.steps, job.params),
-            flagged=source.flagged,
-            request_id=handle,
+            content, charged.usd, flagged=source.flagged, request_id=handle, cost_source=charged.source
         )
 
     def is_paid(self, request_id: str | None) -> bool:

@@ -78,7 +78,7 @@ class Replicate(QueuedApi):
         return {**super().headers, "prefer": f"wait={min(self.wait_s, int(self.request_timeout_s - 1) or 1)}"}
 
     def endpoint(self, job: Job) -> str:
-        return f"{self.base_url}/v1/models/{quote(job.model)}/predictions"
+        return self.address(f"/models/{quote(job.model)}/predictions")
 
     def body(self, job: Job) -> dict[str, Any]:
         if reason := self.refusal(job.width, job.height, job.steps):
@@ -88,12 +88,16 @@ class Replicate(QueuedApi):
             fields.setdefault("output_quality", _QUALITY)
         return {"input": fields}
 
+    async def look_up(self, http: httpx.AsyncClient) -> str:
+        await self.question(http, self.address(f"/models/{quote(self.model)}"))
+        return f"{self.model} is there"
+
     def handle_of(self, answer: dict[str, Any]) -> str | None:
         return text_at(answer, "id")
 
     def look_url(self, handle: str) -> str:
         # Where urls.get points, too; the key is not sent to wherever a link may point.
-        return f"{self.base_url}/v1/predictions/{quote(handle, safe='')}"
+        return self.address(f"/predictions/{quote(handle, safe='')}")
 
     def input_of(self, job: Job) -> dict[str, Any]:
         fields: dict[str, Any] = self.body(job)["input"]
@@ -102,7 +106,7 @@ class Replicate(QueuedApi):
     async def past_requests(
         self, http: httpx.AsyncClient, since: datetime, *, most_pages: int = MOST_PAGES
     ) -> AsyncIterator[PastRequest]:
-        url = f"{self.base_url}/v1/predictions?{urlencode({'created_after': since.isoformat()})}"
+        url = self.address(f"/predictions?{urlencode({'created_after': since.isoformat()})}")
         for _ in range(most_pages):
             async with self.attempt():
                 page = await self.ask(http, url)

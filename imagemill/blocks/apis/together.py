@@ -4,7 +4,8 @@
 - Sizes from 64 to 1,792 pixels in multiples of 16; 1 to 12 steps. Formats: jpeg, png. Seeds are used.
   There is a ``negative_prompt``, but FLUX.1 [schnell] is distilled and ignores it: it is not sent, and not
   part of a picture's key.
-- Errors: ``{"error": {message, type, param, code}}``. 429 with Retry-After where the wait is known. All
+- Errors: ``{"error": {message, type, param, code}}``. The rate is dynamic: 429 above it, with Retry-After
+  where the wait is known, and 503 below it where capacity lacks, which means slower and never down. All
   answers may have ``x-ratelimit-*`` headers; a reset is when the whole allowance is back, not when the next
   request may be sent, so the pace is read from them and not the wait of a 429. 402: no credit. A
   moderation error is told from other bad requests by its words.
@@ -18,17 +19,14 @@ against the live service: that sizes are multiples of 16 up to 1,792, the limit 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, ClassVar
 
+import httpx
 from pydantic import HttpUrl
 
 from imagemill.blocks.apis.base import ImageApi, ImageSource
-from imagemill.blocks.apis.exchange import words_of
-from imagemill.errors import ApiError, ErrorClass
+from imagemill.blocks.apis.exchange import objects_at
 from imagemill.jobs import Job
-
-_MODERATION_WORDS = ("nsfw", "content policy", "content_policy", "moderation", "safety")
 
 
 class Together(ImageApi):
@@ -56,18 +54,18 @@ class Together(ImageApi):
 
     def endpoint(self, job: Job) -> str:
         del job
-        return f"{self.base_url}/v1/images/generations"
+        return self.address("/images/generations")
 
     def body(self, job: Job) -> dict[str, Any]:
         return {"model": job.model, **self.fields(job), "n": 1, "response_format": "base64"}
 
+    async def look_up(self, http: httpx.AsyncClient) -> str:
+        listed = await self.question(http, self.address("/models"))
+        models = listed if isinstance(listed, list) else objects_at(listed, "data")
+        named = any(isinstance(model, dict) and model.get("id") == self.model for model in models)
+        if models and not named and self.base_url == self.default_base_url:
+            raise self.no_such_model()
+        return f"{self.model} is listed" if named else "the key is accepted"
+
     def read(self, answer: dict[str, Any]) -> ImageSource:
         return ImageSource.of_list(answer)
-
-    def error_of(self, status: int, headers: Mapping[str, str], body: bytes) -> ApiError:
-        """Together's errors; a moderation error is told from other bad requests by its words."""
-        error = super().error_of(status, headers, body)
-        words = words_of(body).lower()
-        if error.error_class is ErrorClass.BAD_REQUEST and any(w in words for w in _MODERATION_WORDS):
-            error.error_class = ErrorClass.CONTENT_FILTERED
-        return error

@@ -1,0 +1,191 @@
+"""Runware: synchronous, with a task id that the client chooses before it sends.
+
+- Authorization: ``Bearer KEY``, from RUNWARE_API_KEY. Requests and answers are lists of tasks.
+- ``taskUUID`` is derived from run, picture and attempt, and stored before the request leaves. An answer that
+  is lost is asked for by ``getTaskDetails``; a task that is sent twice is refused with ``conflictTaskUUID``.
+  So no image is bought twice, on a synchronous API.
+- Errors: ``{"errors": [{code, message, parameter, taskUUID}]}``. 429 and 503 mean later, 402 no credit.
+- The charge is in each answer, in USD (``includeCost``).
+- Images come by links, from hosts below runware.ai.
+
+From Runware's documentation and its Python client 0.5.24, 2026-11-25. Not confirmed against the live service:
+how long past tasks are kept, what is said of a task that is not known, and the words of a moderated prompt.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping
+from hashlib import blake2b
+from typing import Any, ClassVar
+
+import anyio
+import httpx
+import orjson
+from pydantic import HttpUrl, PrivateAttr
+
+from imagemill.blocks.apis.base import Accepted, GeneratedImage, ImageApi, ImageSource, amount_of
+from imagemill.blocks.apis.exchange import fetch, objects_at, parsed, text_at, unexpected_answer
+from imagemill.errors import ApiError, ErrorClass
+from imagemill.jobs import Job
+
+_ASK_AGAIN_S = 1.0
+"""Between two questions about a task that is being worked on, in seconds."""
+
+_UNCLEAR = frozenset({ErrorClass.TIMEOUT, ErrorClass.SERVER_ERROR})
+"""After such an error the task may be done all the same: it is asked about before another is sent."""
+
+
+class Runware(ImageApi):
+    """An account at Runware: any of its models, and no answer is ever lost.
+
+    Example:
+        ```python
+        from imagemill.blocks.apis import Runware
+
+        Runware(api_key="...").save("runware")
+        api = Runware.load("BLOCK_NAME")
+        ```
+    """
+
+    _block_type_name = "Image API: Runware"
+    _block_type_slug = "imagemill-runware"
+    _description = "An account at Runware."
+    _documentation_url = HttpUrl("https://runware.ai/docs/image-inference/api-reference")
+
+    provider: ClassVar[str] = "runware"
+    key_variable: ClassVar[str] = "RUNWARE_API_KEY"
+    default_base_url: ClassVar[str] = "https://api.runware.ai"
+    default_model: ClassVar[str] = "runware:100@1"
+    formats: ClassVar[frozenset[str]] = frozenset({"png", "jpeg", "webp"})
+    vendor_image_hosts: ClassVar[tuple[str, ...]] = ("runware.ai",)
+    names_errors: ClassVar[bool] = True
+
+    _run_id: str = PrivateAttr(default_factory=lambda: uuid.uuid4().hex)
+
+    def begin(self, run_id: str) -> None:
+        self._run_id = run_id
+
+    def endpoint(self, job: Job) -> str:
+        del job
+        return self.address("")
+
+    def task_of(self, job: Job) -> str:
+        """The id of the job's present attempt: the same on every machine that works on the run."""
+        seed = f"{self._run_id}|{job.key}|{job.attempts}".encode()
+        # Runware asks for version 4, which any 122 bits can be.
+        return str(uuid.UUID(bytes=blake2b(seed, digest_size=16).digest(), version=4))
+
+    def body(self, job: Job) -> dict[str, Any]:
+        return {
+            "taskType": "imageInference",
+            "taskUUID": job.request_id or self.task_of(job),
+            "model": job.model,
+            **self.fields(job),
+            "numberResults": 1,
+            "outputType": "URL",
+            "includeCost": True,
+            "deliveryMethod": "sync",
+        }
+
+    def payload(self, job: Job) -> object:
+        return [self.body(job)]
+
+    async def generate(self, http: httpx.AsyncClient, job: Job, accepted: Accepted) -> GeneratedImage:
+        """Make one image; ask for it first where the task may have been sent before."""
+        task = job.request_id
+        answer = None
+        async with self.attempt(keep_request=True):
+            if task is not None:
+                try:
+                    answer = await self._past(http, task)
+                except ApiError as error:
+                    if error.keep_request:
+                        raise
+                    task = None  # it failed, and nothing was charged: this attempt is a task of its own
+            if task is None:
+                task = self.task_of(job)
+                await accepted(task)
+            if answer is None:
+                answer = await self._new(http, job, task)
+            source = self.source_in(answer)
+            if source is None:
+                raise unexpected_answer(answer)
+            self._note_charge(job, self.told_usd({}, answer, job))
+            content = await self.content(http, source)
+        charged = self.charge(job)
+        return GeneratedImage(
+            content, charged.usd, flagged=source.flagged, request_id=task, cost_source=charged.source
+        )
+
+    async def post(self, http: httpx.AsyncClient, job: Job) -> dict[str, Any]:
+        answer = await super().post(http, job)
+        self._check(answer)
+        return answer
+
+    def _check(self, answer: dict[str, Any]) -> None:
+        """See that the task did not fail.
+
+        Raises:
+            ApiError: it did.
+        """
+        if objects_at(answer, "errors"):
+            raise self.error_of(400, {}, orjson.dumps(answer))
+
+    def read(self, answer: dict[str, Any]) -> ImageSource | None:
+        self._check(answer)
+        for name in ("imageURL", "imageDataURI", "imageBase64Data"):
+            if found := text_at(answer, "data", 0, name):
+                return ImageSource(found, flagged=answer["data"][0].get("NSFWContent") is True)
+        return None
+
+    def told_usd(self, headers: Mapping[str, str], answer: Mapping[str, Any], job: Job) -> float | None:
+        """``cost`` of the task, in USD."""
+        del headers, job
+        items = objects_at(dict(answer), "data")
+        return amount_of(items[0].get("cost")) if items else None
+
+    async def look_up(self, http: httpx.AsyncClient) -> str:
+        """Ask about a task that is nobody's: the key is looked at first."""
+        asked = [{"taskType": "getTaskDetails", "taskUUID": str(uuid.uuid4())}]
+        try:
+            await self.question(http, self.address(""), json=asked)
+        except ApiError as error:
+            if error.error_class is not ErrorClass.BAD_REQUEST or not error.code.startswith("task"):
+                raise
+        return "the key is accepted"
+
+    async def _new(self, http: httpx.AsyncClient, job: Job, task: str) -> dict[str, Any]:
+        """The answer to a task that is sent now; to the one before where Runware had it already."""
+        try:
+            return await self.post(http, job)
+        except ApiError as error:
+            if error.code != "conflictTaskUUID":
+                error.keep_request = error.error_class in _UNCLEAR
+                raise
+        while (answer := await self._past(http, task)) is None:  # noqa: ASYNC110 - at the API, not here
+            await anyio.sleep(_ASK_AGAIN_S)
+        return answer
+
+    async def _past(self, http: httpx.AsyncClient, task: str) -> dict[str, Any] | None:
+        """The answer that a past task had; None where Runware does not know the task, or has none yet.
+
+        Raises:
+            ApiError: it failed, so that a new one may be sent; or could not be asked, then it is kept.
+        """
+        question = [{"taskType": "getTaskDetails", "taskUUID": task}]
+        status, headers, body = await fetch(
+            http, "POST", self.address(""), headers=self.headers, json=question
+        )
+        if status not in self.success:
+            error = self.error_of(status, headers, body)
+            if error.error_class is ErrorClass.BAD_REQUEST:
+                return None  # no such task
+            error.keep_request = True
+            raise error
+        found = objects_at(parsed(body), "data")
+        response = found[0].get("response") if found else None
+        if not isinstance(response, dict) or not (response.get("data") or response.get("errors")):
+            return None
+        self._check(response)
+        return response

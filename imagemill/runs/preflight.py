@@ -1,0 +1,223 @@
+"""What is tried before a run buys anything: key and model, bucket, job store, Prefect; one image where asked.
+
+``imagemill check`` says each in a line. A run tries the account and the bucket before it buys anything.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+
+import anyio
+import httpx
+from pydantic import BaseModel, ConfigDict, Field
+
+from imagemill.blocks.apis import ImageApi
+from imagemill.blocks.apis.base import NO_SUCH_MODEL
+from imagemill.blocks.loading import image_api, job_store
+from imagemill.bucket.access import open_bucket
+from imagemill.bucket.image_bucket import ConflictError, ImageBucket
+from imagemill.engine.engine import PATIENCE_S
+from imagemill.engine.image_check import check_picture
+from imagemill.errors import ApiError, ErrorClass, InputError, StoreUnavailableError
+from imagemill.formatting import money
+from imagemill.jobs import CostSource, Job
+from imagemill.runs.folder import RunFolder
+from imagemill.settings import ApiSettings, ExecutionSettings, OutputSettings, PictureSettings
+from imagemill.stores import open_store
+
+_PROMPT = "A red bicycle leaning against a white wall, daylight"
+_MENDS = {
+    ErrorClass.UNAUTHORIZED: "set {} to a key of this account",
+    ErrorClass.OUT_OF_BUDGET: "add credit at the vendor",
+}
+
+
+class Finding(BaseModel):
+    """One thing that was tried. ``ok`` is None where it could not be told."""
+
+    model_config = ConfigDict(frozen=True)
+
+    what: str = Field(description="key, model, bucket, store, prefect or image.")
+    ok: bool | None
+    words: str = Field(description="What was found, or what is wrong and how to mend it.")
+
+
+def check_all(
+    api: ApiSettings,
+    output: OutputSettings | None,
+    execution: ExecutionSettings,
+    picture: PictureSettings,
+    *,
+    image: bool,
+) -> list[Finding]:
+    """Try everything that a run of these settings needs; with ``image``, buy one."""
+    findings = _api_findings(api, picture, image=image)
+    if output is None:
+        findings.append(Finding(what="bucket", ok=None, words="not tried: give --output s3://BUCKET/PREFIX"))
+    else:
+        findings.append(_tried("bucket", lambda: _bucket_words(output)))
+    findings.append(_tried("store", lambda: _store_words(execution)))
+    findings.append(_tried("prefect", _prefect_words))
+    return findings
+
+
+def try_bucket(bucket: ImageBucket) -> None:
+    """Write, conditionally replace, read, copy and delete one small object, as a run does.
+
+    Raises:
+        InputError: something of this is refused; says what.
+    """
+    name = f".imagemill-check-{uuid.uuid4().hex}.png"
+    copied = name.replace(".png", "-copy.png")
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(b"imagemill")
+        file.flush()
+        path = Path(file.name)
+        step = "write"
+        try:
+            anyio.run(bucket.put_image, name, b"check", {"key": "check"})
+            step = "read"
+            found = bucket.read_version(name)
+            if found is None or found[0] != b"check":
+                raise InputError(f"The bucket {bucket.name!r} gives back other bytes than it was given.")
+            step = "replace"
+            bucket.replace(path, name, "text/plain", found[1])
+            step = "copy"
+            bucket.copy(name, copied)
+            step = "delete"
+            bucket.delete([name, copied])
+        except (StoreUnavailableError, ConflictError, FileNotFoundError) as error:
+            words = str(error) or "somebody else replaced it meanwhile"
+            raise InputError(
+                f"The bucket {bucket.name!r} is not fit for a run: to {step} an object below {bucket.uri}"
+                f" failed ({words.rstrip('.')}). Check the rights of the access key."
+            ) from error
+
+
+def _tried(what: str, words: Callable[[], str]) -> Finding:
+    try:
+        return Finding(what=what, ok=True, words=words())
+    except (InputError, StoreUnavailableError) as error:
+        return Finding(what=what, ok=False, words=str(error))
+
+
+def _api_findings(settings: ApiSettings, picture: PictureSettings, *, image: bool) -> list[Finding]:
+    try:
+        api = image_api(settings)
+    except InputError as error:
+        return [Finding(what="key", ok=False, words=str(error))]
+
+    async def ask() -> list[Finding]:
+        timeout = httpx.Timeout(api.request_timeout_s, connect=PATIENCE_S)
+        async with httpx.AsyncClient(timeout=timeout) as http:
+            found = await _account_findings(api, http)
+            return [*found, await _bought(api, http, picture)] if image else found
+
+    return anyio.run(ask)
+
+
+async def _account_findings(api: ImageApi, http: httpx.AsyncClient) -> list[Finding]:
+    key, model = f"{api.provider} at {api.base_url}", _model_finding(api)
+    try:
+        with anyio.fail_after(PATIENCE_S):
+            words = await api.look_up(http)
+    except ApiError as error:
+        if mend := _MENDS.get(error.error_class):
+            words = f"{key}: {error.message}: {mend.format(api.key_variable)}"
+            return [Finding(what="key", ok=False, words=words), model]
+        if error.code == NO_SUCH_MODEL:
+            wrong = Finding(what="model", ok=False, words=api.no_such_model().message)
+            return [Finding(what="key", ok=True, words=f"{key}: accepted"), wrong]
+        words = f"{key}: it does not say ({error.message}); --image would tell"
+        return [Finding(what="key", ok=None, words=words), model]
+    except (httpx.HTTPError, httpx.InvalidURL, TimeoutError) as error:
+        words = api.clean(f"{key}: no answer ({type(error).__name__}): check --base-url and the network")
+        return [Finding(what="key", ok=False, words=words), model]
+    return [Finding(what="key", ok=True, words=f"{key}: {words}"), model]
+
+
+def _model_finding(api: ImageApi) -> Finding:
+    known = api.profile.origin != "assumed"
+    words = f"{api.model}: {api.price_in_words}" if known else f"{api.model}: {api.profile.note}"
+    return Finding(what="model", ok=True if known else None, words=words)
+
+
+async def _bought(api: ImageApi, http: httpx.AsyncClient, picture: PictureSettings) -> Finding:
+    """One real image, for its price."""
+    job = Job(
+        number=0,
+        id="check",
+        key=uuid.uuid4().hex,
+        prompt=_PROMPT,
+        negative_prompt=None,
+        width=picture.width,
+        height=picture.height,
+        seed=1,
+        steps=picture.steps or api.profile.steps.default,
+        model=api.model,
+        format=picture.format,
+    )
+    if reason := api.refusal(job.width, job.height, job.steps):
+        return Finding(what="image", ok=False, words=f"not asked for: {reason}")
+
+    async def accepted(request_id: str, _charged_usd: float | None = None) -> None:
+        job.request_id = request_id
+
+    begun = time.monotonic()
+    try:
+        made = await api.generate(http, job, accepted)
+        found = check_picture(made.content, job.width, job.height)
+    except ApiError as error:
+        return Finding(what="image", ok=False, words=f"{error.error_class}: {error.message}")
+    seconds = time.monotonic() - begun
+    cost = money(made.cost_usd) if made.cost_source is not CostSource.UNKNOWN else "an unknown price"
+    words = (
+        f"{found.width} x {found.height} {found.extension} in {seconds:.1f} s for {cost} ({made.cost_source})"
+    )
+    return Finding(what="image", ok=not made.flagged, words=f"{words}{', flagged' if made.flagged else ''}")
+
+
+def _bucket_words(output: OutputSettings) -> str:
+    bucket = open_bucket(output)
+    try:
+        try_bucket(bucket)
+    finally:
+        bucket.close()
+    return f"{bucket.uri}: written, replaced, read, copied and deleted"
+
+
+def _store_words(settings: ExecutionSettings) -> str:
+    named, password = job_store(settings)
+    run_id = f"check-{uuid.uuid4().hex[:12]}"
+
+    async def try_it(folder: Path) -> str:
+        async with open_store(named, rows=1, run_id=run_id, folder=folder, password=password) as store:
+            await store.totals()
+        return "opened and closed"
+
+    home = RunFolder(run_id).path.parent
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix="check-", dir=home) as folder:
+            words = anyio.run(try_it, Path(folder))
+    except OSError as error:
+        raise InputError(f"{home} cannot be written ({error.strerror}): set IMAGEMILL_HOME.") from error
+    return f"{settings.store or 'memory or sqlite, by size'}: {words}"
+
+
+def _prefect_words() -> str:
+    from prefect.client.orchestration import get_client  # noqa: PLC0415 - a second to load
+    from prefect.settings import get_current_settings  # noqa: PLC0415
+
+    url = get_current_settings().api.url
+    if url is None:
+        return "no server is configured: each run starts one of its own"
+    with get_client(sync_client=True) as client:
+        error = client.api_healthcheck()
+    if error is not None:
+        raise InputError(f"{url} does not answer ({type(error).__name__}): check PREFECT_API_URL.")
+    return f"{url}: answers"
