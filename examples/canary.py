@@ -3,9 +3,10 @@
     python examples/canary.py --folder canary
 
 Buys one picture at every vendor whose key is in the environment, for a fraction of a cent to a few cents
-each, and asks the emulator for the same. ``FOLDER/VENDOR.json`` keeps what came back: methods, paths, statuses
-and the shapes of answers, never texts, links or headers, so nothing in it is secret. It prints what differs,
-and exits with 1 where a field that the emulator has is gone, has another type, or there was no picture. ``examples/canary.yml`` runs it every week on GitHub.
+each, and asks the emulator for the same. ``FOLDER/VENDOR.json`` keeps what came back: methods, paths,
+statuses and the shapes of answers, never texts, links or headers, so nothing in it is secret. It prints what
+differs, and exits with 1 where a field that the emulator has is gone or has another type, or there was no
+picture. ``examples/canary.yml`` runs it every week on GitHub.
 """
 
 from __future__ import annotations

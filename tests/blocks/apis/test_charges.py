@@ -45,7 +45,9 @@ def test_credits_in_the_answer_to_a_submit(cost: float | None, usd: float, sourc
         return Answer({"status": "Ready", "result": {"sample": f"{here}/a.png"}})
 
     with serving(answers) as server:
-        api = BlackForestLabs(api_key="a long key", base_url=server.base_url, usd_per_image=0.05)
+        api = BlackForestLabs(
+            api_key="a long key", base_url=server.base_url, usd_per_image=0.05, request_timeout_s=3000
+        )
         job = work(api, make_job(api)).job
     assert job.status is JobStatus.DONE, job.error_message
     assert (job.cost_usd, job.cost_source) == (usd, source)
@@ -59,7 +61,9 @@ def test_an_image_that_is_thrown_away_is_booked_as_it_was_charged(work: Work) ->
     told = {"x-litellm-response-cost": "0.04"}
     answers = [Answer(image_of(SMALL), headers=told), Answer(image_of(base64.b64encode(PNG).decode()))]
     with serving(lambda _: answers.pop(0)) as server:
-        api = OpenAICompatible(api_key="a long key", base_url=server.base_url, usd_per_image=0.01)
+        api = OpenAICompatible(
+            api_key="a long key", base_url=server.base_url, usd_per_image=0.01, request_timeout_s=3000
+        )
         job = work(api, make_job(api)).job
     assert job.status is JobStatus.DONE
     assert job.cost_usd == pytest.approx(0.05)
@@ -69,7 +73,9 @@ def test_an_image_that_is_thrown_away_is_booked_as_it_was_charged(work: Work) ->
 def test_a_link_that_is_refused_is_booked_as_it_was_charged(work: Work) -> None:
     link = Answer({"data": [{"url": "https://x.example/a"}]}, headers={"x-litellm-response-cost": "0.04"})
     with serving(lambda _: link) as server:
-        api = OpenAICompatible(api_key="a long key", base_url=server.base_url, usd_per_image=0.01)
+        api = OpenAICompatible(
+            api_key="a long key", base_url=server.base_url, usd_per_image=0.01, request_timeout_s=3000
+        )
         job = work(api, make_job(api)).job
     assert (job.status, job.cost_usd, job.cost_source) == (JobStatus.FAILED, 0.04, "told")
 
@@ -77,7 +83,9 @@ def test_a_link_that_is_refused_is_booked_as_it_was_charged(work: Work) -> None:
 def test_a_price_that_nobody_knows_is_unknown(work: Work) -> None:
     good = Answer(image_of(base64.b64encode(PNG).decode()))
     with serving(lambda _: good) as server:
-        api = Together(api_key="a long key", base_url=server.base_url, model="somebody/new-model")
+        api = Together(
+            api_key="a long key", base_url=server.base_url, model="somebody/new-model", request_timeout_s=3000
+        )
         job = work(api, make_job(api)).job
     assert (job.cost_usd, job.cost_source) == (0.0, "unknown")
 

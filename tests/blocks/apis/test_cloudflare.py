@@ -38,7 +38,9 @@ def job_of(api: ImageApi, prompt: str = "A lighthouse") -> Job:
 
 def test_a_picture(work: Work) -> None:
     with serving(lambda _: GOOD) as server:
-        api = Cloudflare(api_key="a long key", account="abc123", base_url=server.base_url)
+        api = Cloudflare(
+            api_key="a long key", account="abc123", base_url=server.base_url, request_timeout_s=3000
+        )
         job = work(api, job_of(api)).job
     assert job.status is JobStatus.DONE, job.error_message
     assert job.image is not None
@@ -85,7 +87,9 @@ def test_its_errors(
     answer: Answer, stopped: StopKind | None, error_class: ErrorClass | None, asked: int, work: Work
 ) -> None:
     with serving(lambda _: answer) as server:
-        api = Cloudflare(api_key="a long key", account="abc", base_url=server.base_url)
+        api = Cloudflare(
+            api_key="a long key", account="abc", base_url=server.base_url, request_timeout_s=3000
+        )
         ended = work(api, job_of(api))
     assert (ended.stopped.kind if ended.stopped else None) is stopped
     assert ended.job.error_class == error_class
@@ -94,7 +98,9 @@ def test_its_errors(
 
 def test_a_prompt_that_is_too_long_is_not_sent(work: Work) -> None:
     with serving(lambda _: GOOD) as server:
-        api = Cloudflare(api_key="a long key", account="abc", base_url=server.base_url)
+        api = Cloudflare(
+            api_key="a long key", account="abc", base_url=server.base_url, request_timeout_s=3000
+        )
         job = work(api, job_of(api, "x" * 2049)).job
     assert (job.error_class, job.error_code) == (ErrorClass.BAD_REQUEST, "prompt_too_long")
     assert server.asked == []

@@ -80,7 +80,7 @@ def error(code: str, message: str, status: int) -> Answer:
 
 
 def api_at(server: Server) -> Runware:
-    return Runware(api_key="a long key", base_url=server.base_url)
+    return Runware(api_key="a long key", base_url=server.base_url, request_timeout_s=3000)
 
 
 def tasks_sent(server: Server) -> list[dict[str, Any]]:

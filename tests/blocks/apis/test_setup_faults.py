@@ -82,7 +82,7 @@ def test_rows_that_fail_alike_from_the_start_stop_the_run(
 ) -> None:
     answer, words, way_out = FAULTS[fault]
     with serving(lambda _: answer) as server:
-        api = PROVIDERS[provider](api_key="a long key", base_url=server.base_url)
+        api = PROVIDERS[provider](api_key="a long key", base_url=server.base_url, request_timeout_s=3000)
         ended = work_all(api, jobs_of(api))
     stopped = ended[0].stopped
     assert stopped is not None
@@ -102,7 +102,7 @@ def test_a_run_that_worked_stops_once_most_requests_fail_alike(work_all: WorkAll
         return good if number < 40 else FAULTS["a wrong size"][0]
 
     with serving(answers) as server:
-        api = PROVIDERS["together"](api_key="a long key", base_url=server.base_url)
+        api = PROVIDERS["together"](api_key="a long key", base_url=server.base_url, request_timeout_s=3000)
         ended = work_all(api, jobs_of(api, 200))
     assert ended[0].stopped is not None
     assert ended[0].stopped.kind is StopKind.SETUP
@@ -121,7 +121,7 @@ def test_bad_rows_among_good_ones_stop_nothing(bad_of_ten: int, work_all: WorkAl
         return FAULTS["a field it does not know"][0] if bad else image(b64_json=ENCODED)
 
     with serving(answers) as server:
-        api = PROVIDERS["together"](api_key="a long key", base_url=server.base_url)
+        api = PROVIDERS["together"](api_key="a long key", base_url=server.base_url, request_timeout_s=3000)
         ended = work_all(api, jobs_of(api, 120))
     assert ended[0].stopped is None
     failed = [outcome.job for outcome in ended if outcome.job.status is JobStatus.FAILED]
@@ -132,7 +132,7 @@ def test_bad_rows_among_good_ones_stop_nothing(bad_of_ten: int, work_all: WorkAl
 def test_refused_prompts_are_the_rows_own_fault(work_all: WorkAll) -> None:
     refused = Answer({"error": {"message": "no", "code": "moderation_blocked"}}, 400)
     with serving(lambda _: refused) as server:
-        api = PROVIDERS["openai"](api_key="a long key", base_url=server.base_url)
+        api = PROVIDERS["openai"](api_key="a long key", base_url=server.base_url, request_timeout_s=3000)
         ended = work_all(api, jobs_of(api, 40))
     assert ended[0].stopped is None
     assert {outcome.job.error_class for outcome in ended} == {ErrorClass.CONTENT_FILTERED}
@@ -148,7 +148,7 @@ def test_a_redirect_of_an_image_link_is_followed_to_trusted_hosts_only(work_all:
         return Answer(b"", 302, {"location": elsewhere})
 
     with serving(answers) as server:
-        api = PROVIDERS["openai"](api_key="a long key", base_url=server.base_url)
+        api = PROVIDERS["openai"](api_key="a long key", base_url=server.base_url, request_timeout_s=3000)
         good, bad = work_all(api, jobs_of(api, 2))
     assert good.job.status is JobStatus.DONE
     assert (bad.job.status, bad.job.error_code) == (JobStatus.FAILED, "image_host_refused")
