@@ -1,4 +1,4 @@
-"""The manifest: the catalog as it stands, every row with what became of it."""
+"""The manifest: the current catalog, with the outcome of every row."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ _Ending = tuple[str, str | None, str | None]
 
 
 class Outcomes:
-    """How each job ended, by its number: all that the manifest needs of a million jobs, in 4 MB."""
+    """The outcome of each job, by number; a million jobs take 4 MB."""
 
     def __init__(self) -> None:
         self._endings: dict[_Ending, int] = {("rejected", None, None): 0}
         self._of_job = array("i")
 
     def add(self, jobs: Iterable[Job]) -> None:
-        """The next jobs, in the order of their numbers."""
+        """Add the next jobs, in order of their numbers."""
         endings = self._endings
         for job in jobs:
             status = JobStatus.PENDING if job.status is JobStatus.RUNNING else job.status
@@ -54,7 +54,7 @@ class Outcomes:
             self._of_job.append(endings.setdefault((status, job.error_code, extension), len(endings)))
 
     def of(self, jobs: pa.Array | pa.ChunkedArray) -> tuple[list[str], list[str | None], list[str | None]]:
-        """Status, error code and image extension of the jobs of these numbers; null is a rejected row."""
+        """Status, error code and image extension of the jobs with these numbers; null is a rejected row."""
         numbers = jobs.fill_null(-1).to_numpy()
         rejected = numbers < 0
         if rejected.all():
@@ -130,10 +130,10 @@ def _manifest_table(bucket: ImageBucket, planned: pa.Table, outcomes: Outcomes, 
 
 
 def replace_manifest(bucket: ImageBucket, file: Path, *, retire: bool, prune: bool) -> Changes:
-    """Replace the bucket's manifest by the one in ``file``, atomically; how they differ.
+    """Replace the bucket's manifest with the one in ``file``, atomically; how they differ.
 
-    With ``retire``, rows of the one before whose ids are gone stay as retired rows; with ``prune`` images
-    that no row uses any more are deleted. ``file`` ends as what the bucket has.
+    With ``retire``, rows of the previous manifest whose ids are gone are kept as retired rows. With
+    ``prune``, images that no row uses any more are deleted. Afterwards, ``file`` is what the bucket has.
 
     Raises:
         StoreUnavailableError: another run keeps replacing it.
@@ -163,14 +163,14 @@ def replace_manifest(bucket: ImageBucket, file: Path, *, retire: bool, prune: bo
             joined.replace(file)
         if pruned:
             bucket.delete(sorted(pruned))
-            with suppress(ConflictError):  # names that are remembered too long harm nobody
+            with suppress(ConflictError):  # names that stay in the list too long do no harm
                 superseded.remember(frozenset())
         return replace(changes, pruned=sum(name.startswith("images/") for name in pruned))
     raise StoreUnavailableError("Other runs keep replacing the manifest of this output.")
 
 
 def _join(now: Comparison, before: Path, manifest: Path, joined: Path, *, prune: bool) -> Changes:
-    """Write a manifest's rows into another file, and after them the retired rows of the one before."""
+    """Write a manifest's rows to another file, followed by the retired rows of the previous manifest."""
     schema = pq.read_schema(manifest)
     with RowWriter(joined, schema) as writer:
         for batch in read_batches(manifest):
@@ -179,7 +179,7 @@ def _join(now: Comparison, before: Path, manifest: Path, joined: Path, *, prune:
 
 
 def _retired_rows(rows: pa.RecordBatch, schema: pa.Schema, *, pruned: bool) -> pa.Table:
-    """Rows of an earlier manifest as this one keeps them; columns it does not have are dropped."""
+    """Rows of the previous manifest in the columns of this one."""
     columns = []
     for field in schema:
         if field.name == "status":
@@ -195,7 +195,7 @@ def _retired_rows(rows: pa.RecordBatch, schema: pa.Schema, *, pruned: bool) -> p
 
 
 def _unused(bucket: ImageBucket, superseded: frozenset[str], before: Path, manifest: Path) -> frozenset[str]:
-    """The objects that were superseded or that the manifest before has, and that no row uses any more."""
+    """The superseded objects, and those of the previous manifest, that no row uses any more."""
     used = DigestIndex()
     for names in _objects(bucket, manifest):
         used.number(text_digests(names))
@@ -207,7 +207,7 @@ def _unused(bucket: ImageBucket, superseded: frozenset[str], before: Path, manif
 
 
 def _objects(bucket: ImageBucket, manifest: Path) -> Iterator[list[str]]:
-    """The objects that the rows of a manifest have, by their names below the output prefix, in batches."""
+    """The objects in a manifest's rows, by their names below the output prefix, in batches."""
     root = bucket.uri_of("")
     columns = [name for name in _OBJECTS if name in pq.read_schema(manifest).names]
     for batch in read_batches(manifest, columns):

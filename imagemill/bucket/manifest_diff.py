@@ -1,4 +1,4 @@
-"""What a manifest changes against the one before: rows added, changed, unchanged, gone from the catalog."""
+"""Compares a manifest with the previous one: rows added, changed, unchanged and gone."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ RETIRED = "retired"
 
 @dataclass(frozen=True, slots=True)
 class Changes:
-    """A manifest against the one before, in rows; ``pruned`` counts images."""
+    """The differences from the previous manifest, in rows; ``pruned`` counts images."""
 
     added: int
     changed: int
@@ -28,10 +28,10 @@ class Changes:
 
 
 class Comparison:
-    """A manifest's ids, for another manifest to be held against; read in batches, 40 bytes stay of a row.
+    """A manifest's ids, for comparing it with others. It is read in batches, and takes 40 bytes per row.
 
     Args:
-        manifest: the file; read again with each comparison.
+        manifest: the file, which is read again for each comparison.
     """
 
     def __init__(self, manifest: Path) -> None:
@@ -43,9 +43,9 @@ class Comparison:
         """The number of each row's id."""
 
     def changes(self, before: Path, lost: Callable[[pa.RecordBatch], None] | None = None) -> Changes:
-        """Against the manifest before. ``lost`` takes its rows whose ids this one does not have, in batches.
+        """Compare with the previous manifest; ``lost`` is called with its rows whose ids are gone.
 
-        Of rows with one id the last one counts, and retired ones do not.
+        Of several rows with the same id, the last one counts. Retired rows do not count.
         """
         known = np.zeros(len(self._ids), bool)
         keys = np.zeros(len(self._ids), np.int64)
@@ -74,5 +74,5 @@ class Comparison:
 
 
 def _hashes(batch: pa.RecordBatch) -> np.ndarray:
-    """Python's own 64-bit hash of each key: enough to tell two keys of one id apart."""
+    """Python's 64-bit hash of each key, which is enough to compare the keys of one id."""
     return np.fromiter(map(hash, batch["key"].to_pylist()), np.int64, batch.num_rows)

@@ -1,9 +1,9 @@
-"""The pictures that refreshes have taken out of the manifest and not deleted, for a later prune to find.
+"""Pictures that refreshes removed from the manifest but did not delete, for a later prune.
 
-``superseded.parquet`` names objects that this output's own manifest once had. Listing images/ would find
-pictures of others too: of a run that is still under way, or of another catalog. The file may name too much,
-never too little: it is written before the manifest that drops a picture, and what the manifest of the day
-uses is never deleted.
+``superseded.parquet`` lists objects that were once in this output's manifest. Listing images/ instead would
+also find pictures of unfinished runs and of other catalogs. The file may list too many objects, never too
+few: it is written before the manifest that drops a picture, and objects in the current manifest are never
+deleted.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _SCHEMA = pa.schema([("name", pa.string())])
 
 
 class Superseded:
-    """The objects remembered in a bucket, by their names below the output prefix."""
+    """The superseded objects of an output, by their names below the output prefix."""
 
     def __init__(self, bucket: ImageBucket, folder: Path) -> None:
         found = bucket.read_version(SUPERSEDED)
@@ -32,10 +32,10 @@ class Superseded:
             self.names = frozenset(pq.read_table(pa.BufferReader(found[0]))["name"].to_pylist())
 
     def remember(self, names: frozenset[str]) -> None:
-        """Let the bucket remember these names and no others.
+        """Replace the stored names.
 
         Raises:
-            ConflictError: somebody else wrote them in the meantime.
+            ConflictError: another process replaced them in the meantime.
         """
         if names == self.names:
             return

@@ -1,8 +1,8 @@
-"""The circuit breaker: tells an API that is down from one that fails now and then.
+"""The circuit breaker: distinguishes an API that is down from one that fails now and then.
 
-While more than a share of the last attempts failed the way an API that is down fails, nothing is sent but
-one probe every few seconds. A probe that is answered closes the breaker again; after too long the run
-stops, and can be resumed.
+It opens when more than a share of recent attempts failed with server errors or timeouts. While it is open,
+only one probe is sent every few seconds. A successful probe closes it. If it stays open for too long, the run
+stops and can be resumed.
 """
 
 from __future__ import annotations
@@ -15,26 +15,26 @@ import anyio
 from imagemill.errors import ErrorClass
 
 WINDOW = 200
-"""Attempts that are looked back on."""
+"""The number of recent attempts that count."""
 LEAST = 50
-"""With fewer attempts nothing is concluded."""
+"""The breaker does not open before this many attempts."""
 PROBE_S = 5.0
 """Seconds between two probes."""
 
 OUTAGE = frozenset({ErrorClass.SERVER_ERROR, ErrorClass.TIMEOUT})
-"""The classes of error in which an API that is down answers, or does not."""
+"""The error classes with which an API that is down fails."""
 
 
 class OutageError(Exception):
-    """The API has been down for longer than the run would wait."""
+    """The API has been down for longer than the run waits."""
 
 
 class Breaker:
     """Holds requests back while the API is down.
 
     Args:
-        share: of the last 200 attempts, from 0 to 1, above which it opens.
-        patience_s: how long it stays open before the run stops, in seconds.
+        share: the share of failed attempts, from 0 to 1, above which it opens.
+        patience_s: how long it may stay open before the run stops, in seconds.
         clock: monotonic seconds.
     """
 
@@ -51,11 +51,11 @@ class Breaker:
 
     @property
     def is_open(self) -> bool:
-        """Whether the API counts as down."""
+        """Whether the API is considered down."""
         return self._open_since is not None
 
     def record(self, error_class: ErrorClass | None) -> bool:
-        """An attempt ended, with an error or without. Whether the breaker has just opened or closed."""
+        """Record the result of an attempt; whether this opened or closed the breaker."""
         failed = error_class in OUTAGE
         if self._open_since is not None:
             if failed:
@@ -88,7 +88,7 @@ class Breaker:
                 await self._changed.wait()
 
     def stop(self) -> None:
-        """Let those who wait see that the run is stopping."""
+        """Wake those who wait, because the run is stopping."""
         self._notify()
 
     def _notify(self) -> None:

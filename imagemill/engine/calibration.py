@@ -1,4 +1,4 @@
-"""Measures what an account takes, within a budget: a few numbers of requests at once, then a search."""
+"""Measures an account's limit within a budget: a few fixed concurrencies, then a search."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from imagemill.jobs import Job
 from imagemill.settings import Budget
 
 LEVELS = (5, 10, 20, 40)
-"""Requests at once that are tried before the search."""
+"""The concurrencies to try before the search."""
 
 _REFUSALS_ENOUGH = 5
-"""After so many 429s a level says no more: it is above the limit."""
+"""After this many 429s, a level is known to be above the limit."""
 
 _THINGS = (
     "teapot",
@@ -48,7 +48,7 @@ _MANNERS = (
 
 
 class Level(BaseModel):
-    """What was measured at one number of requests at once; ``auto``: while the limit was searched."""
+    """The measurements at one concurrency, or with ``auto`` during the search."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -56,13 +56,13 @@ class Level(BaseModel):
     auto: bool = False
     images: int
     seconds: float
-    per_minute: float = Field(description="Images a minute.")
+    per_minute: float = Field(description="Images per minute.")
     refused_share: float = Field(description="429s over requests, from 0 to 1.")
     p50_latency_s: float | None
 
 
 class Calibration(BaseModel):
-    """An account's limit, and the measurements behind it. ``limit_seen``: a 429 was met."""
+    """An account's limit, and its measurements. ``limit_seen``: whether there was a 429."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -106,13 +106,13 @@ class _Tally:
 
 
 async def calibrate(api: ImageApi, http: httpx.AsyncClient, budget: Budget) -> Calibration:
-    """Measure an account. Half of the images go to fixed numbers at once, the rest to the search.
+    """Measure an account. Half of the images are for fixed concurrencies, the rest for the search.
 
     Raises:
         InputError: the account cannot be measured: key refused, no credit, or every request failed.
     """
     if refusal := api.refusal(budget.width, budget.height, 4):
-        raise InputError(f"The images of a calibration would be refused: {refusal}.")
+        raise InputError(f"The API would refuse the calibration's images: {refusal}.")
     began = anyio.current_time()
     purse = _Purse(budget.images, began + budget.seconds)
     share = budget.images // (2 * len(LEVELS))
@@ -120,7 +120,7 @@ async def calibrate(api: ImageApi, http: httpx.AsyncClient, budget: Budget) -> C
     best = 0
     for level in LEVELS:
         if share < level:
-            continue  # too few images to fill so many places
+            continue  # too few images for this concurrency
         until = min(purse.until, anyio.current_time() + budget.seconds / (2 * len(LEVELS)))
         found = await _measure(api, http, budget, Pacer(level), purse, images=share, until=until)
         levels.append(found)
@@ -133,7 +133,7 @@ async def calibrate(api: ImageApi, http: httpx.AsyncClient, budget: Budget) -> C
             await _measure(api, http, budget, pacer, purse, images=purse.left, until=purse.until, auto=True)
         )
     if not any(level.images for level in levels):
-        raise InputError("No image came back within the budget: there is nothing to go by.")
+        raise InputError("No image was generated within the budget, so nothing could be measured.")
     learned = pacer.learned()
     limit = learned or Limit(max(best, pacer.concurrency))
     return Calibration(
@@ -150,7 +150,7 @@ async def calibrate(api: ImageApi, http: httpx.AsyncClient, budget: Budget) -> C
 
 
 async def measure_account(api: ImageApi, budget: Budget) -> Calibration:
-    """:func:`calibrate` with an HTTP client of its own."""
+    """:func:`calibrate` with its own HTTP client."""
     limits = httpx.Limits(max_connections=CEILING + 8, max_keepalive_connections=CEILING + 8)
     timeout = httpx.Timeout(api.request_timeout_s, connect=10.0)
     async with httpx.AsyncClient(timeout=timeout, limits=limits, trust_env=True) as http:
@@ -201,7 +201,7 @@ async def _measure(
 
 
 async def _image(api: ImageApi, http: httpx.AsyncClient, job: Job, pacer: Pacer, tally: _Tally) -> bool:
-    """One request; False where it certainly cost nothing."""
+    """Send one request; False if it certainly cost nothing."""
 
     async def accepted(request_id: str, _charged_usd: float | None = None) -> None:
         job.request_id = request_id
@@ -226,7 +226,7 @@ async def _image(api: ImageApi, http: httpx.AsyncClient, job: Job, pacer: Pacer,
 
 
 def _job(api: ImageApi, budget: Budget, marker: str, number: int) -> Job:
-    """A picture that nobody has asked for before: a cache that answers would measure nothing."""
+    """A job for a new picture, because a cached answer would measure nothing."""
     thing = _THINGS[number % len(_THINGS)]
     manner = _MANNERS[number // len(_THINGS) % len(_MANNERS)]
     prompt = f"a {thing} {manner}, {marker}-{number}"

@@ -1,7 +1,7 @@
-"""The line of a job event, made in one place: for log.jsonl, and through ``logging`` for whoever listens.
+"""Job events, for log.jsonl and for ``logging``.
 
-The logger ``imagemill.jobs`` gets a record a line: INFO for an image done, WARNING for an attempt that is
-tried again, ERROR for a job that failed. Nothing is worded before a handler asks for it.
+The logger ``imagemill.jobs`` gets one record per event: INFO for a finished image, WARNING for an attempt
+that will be retried, ERROR for a failed job. Messages are only formatted if a handler needs them.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ _LEVELS = {
 class JobLog:
     """The log of one run in one process.
 
-    The file stays locked, shared, while it is open: so anybody can see that the run is being worked on.
+    The file has a shared lock while it is open, so that others can see that the run is in progress.
 
     Args:
-        path: log.jsonl, appended to; written line by line, so that a killed process loses none.
-        worker: the name of this process, where several work on the run; each line says it then.
+        path: log.jsonl, which is appended to line by line, so that a killed process loses nothing.
+        worker: the name of this process in each line, if several work on the run.
         wall: Unix seconds.
     """
 
@@ -68,7 +68,7 @@ class JobLog:
         self._write(line)
         level = _LEVELS.get(event, logging.INFO)
         if event == "attempt_failed" and line["retry_in_s"] is None:
-            level = logging.DEBUG  # what follows says it: the job failed, or the run stops
+            level = logging.DEBUG  # the next event says it: the job failed, or the run stops
         if jobs_logger.isEnabledFor(level):
             jobs_logger.log(level, "%s", _Words(line), extra={"job": line})
 
@@ -87,7 +87,7 @@ class JobLog:
         try:
             self._torn = self._file.write(text) != len(text)
         except OSError:
-            # A full disk: the store is what stops the run then, once it has been full for too long.
+            # A full disk: the job store stops the run if it stays full for too long.
             self._torn = True
 
     def _time(self) -> str:
@@ -95,7 +95,7 @@ class JobLog:
 
 
 def _ends_in_mid_line(path: Path) -> bool:
-    """Whether the process that wrote this before was cut off by a power cut or a full disk."""
+    """Whether the last line was cut off, by a power cut or a full disk."""
     with path.open("rb") as file:
         if not file.seek(0, os.SEEK_END):
             return False
@@ -104,7 +104,7 @@ def _ends_in_mid_line(path: Path) -> bool:
 
 
 def is_worked_on(log: Path) -> bool:
-    """Whether a process on this machine has the run open whose log this is."""
+    """Whether a process on this machine is working on the run with this log."""
     try:
         with log.open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -116,7 +116,7 @@ def is_worked_on(log: Path) -> bool:
 
 
 class JsonLines(logging.Formatter):
-    """A record as one JSON object on one line of ASCII: nothing in it can steer a terminal."""
+    """A record as one JSON object on one line of ASCII, which cannot contain terminal escapes."""
 
     def format(self, record: logging.LogRecord) -> str:
         line: Mapping[str, object] = getattr(record, "job", None) or {"message": record.getMessage()}
@@ -124,7 +124,7 @@ class JsonLines(logging.Formatter):
 
 
 class _Words:
-    """A line in words, made when they are asked for."""
+    """A job event as text, formatted on demand."""
 
     def __init__(self, line: Mapping[str, Any]) -> None:
         self._line = line
@@ -134,7 +134,7 @@ class _Words:
 
 
 def in_words(line: Mapping[str, Any]) -> str:
-    """A job event for a person, on one line."""
+    """A job event as one line of text."""
     parts = [f"{line['event'].replace('_', ' ')}: {spelled_out(line['id'])}"]
     if line.get("error_class"):
         code = line.get("error_code")
@@ -146,14 +146,14 @@ def in_words(line: Mapping[str, Any]) -> str:
         parts.append(f"{line['latency_s']:.2f} s")
     parts.append(f"attempt {line['attempt']}")
     if line.get("retry_in_s") is not None:
-        parts.append(f"again in {line['retry_in_s']:.1f} s")
+        parts.append(f"retry in {line['retry_in_s']:.1f} s")
     if line.get("request_id"):
         parts.append(f"request {spelled_out(line['request_id'])}")
     return ", ".join(parts)
 
 
 def spelled_out(text: str) -> str:
-    """Text in which nothing steers a terminal: control characters and escapes are spelled out."""
+    """Text that is safe for a terminal: control characters are escaped."""
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -1,7 +1,7 @@
-"""The receipt that goes into the bucket with an image: which run paid for it, and what.
+"""The receipt that is stored with an image: which run paid for it, and how much.
 
-The image is the first thing of a finished job that is safe. Where a process can keep nothing else, on a full
-disk, or a store is lost, a resume reads there what the job came to.
+The image is stored before anything else about a finished job. If a process cannot store more, because of a
+full disk, or if the job store is lost, a resume reads the outcome from the receipt.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from imagemill.jobs import Job
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """What a run had asked and paid for a job when its image was there. Costs in USD, latency in seconds."""
+    """The attempts and costs of a job when its image was stored. Costs are in USD, latency in seconds."""
 
     run_id: str
     attempts: int
@@ -28,7 +28,7 @@ class Receipt:
 
     @classmethod
     def of(cls, run_id: str, job: Job, latency_s: float) -> Self:
-        """The receipt of a job whose image has just come."""
+        """The receipt of a job whose image has just arrived."""
         return cls(
             run_id,
             job.attempts,
@@ -53,7 +53,7 @@ class Receipt:
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, str]) -> Self | None:
-        """The receipt that an object carries; None where it has none that can be read."""
+        """The receipt in an object's metadata; None if there is no readable one."""
         try:
             found = cls(
                 metadata["run-id"],
@@ -70,7 +70,7 @@ class Receipt:
         return found if all(math.isfinite(number) and number >= 0 for number in numbers) else None
 
     def settle(self, job: Job) -> None:
-        """Bring a job's counts to what the receipt knows of it; both only ever grow."""
+        """Raise a job's counts to those of the receipt."""
         job.attempts = max(job.attempts, self.attempts)
         job.cost_usd = max(job.cost_usd, self.cost_usd)
         job.cost_source = job.cost_source or self.cost_source

@@ -1,7 +1,7 @@
-"""OpenTelemetry: spans of runs, shards and attempts at an image, and the four metrics.
+"""OpenTelemetry: spans of runs, shards and attempts, and the four metrics.
 
-Through opentelemetry-api alone: where no SDK is configured, as is the default, nothing is made and nothing
-is sent. Who wants it configures an SDK (``opentelemetry-instrument``, or in code) before the run begins.
+This uses opentelemetry-api only: by default, without an SDK, nothing is recorded or sent. To use it,
+configure an SDK (``opentelemetry-instrument``, or in code) before the run begins.
 
 Throughput is the rate of ``imagemill.jobs``, the error rate its share with ``status="failed"``, p95 latency
 a quantile of ``imagemill.image.duration``, and the total cost the sum ``imagemill.cost``.
@@ -22,26 +22,26 @@ _NOTHING: AbstractContextManager[None] = nullcontext()
 
 
 class Telemetry:
-    """The spans and metrics of one run in one process. Whether anybody listens is asked once, here."""
+    """The spans and metrics of one run in one process. Whether there is an SDK is checked once, here."""
 
     def __init__(self, run_id: str, provider: str, model: str) -> None:
         self._run = {"imagemill.run_id": run_id, "imagemill.provider": provider, "imagemill.model": model}
         self._series = {"provider": provider, "model": model}
-        # Without an SDK a span still costs some 4 us, and an image has one an attempt.
+        # Even without an SDK a span takes about 4 us, and there is one per attempt.
         self._tracing = not isinstance(trace.get_tracer_provider(), ProxyTracerProvider)
         self._tracer = trace.get_tracer("imagemill")
         meter = metrics.get_meter("imagemill")
         self._jobs = meter.create_counter("imagemill.jobs", "{job}", "Jobs finished, by status.")
         self._retries = meter.create_counter(
-            "imagemill.attempts.failed", "{attempt}", "Attempts that brought no image, by class of error."
+            "imagemill.attempts.failed", "{attempt}", "Failed attempts, by error class."
         )
         self._duration = meter.create_histogram(
-            "imagemill.image.duration", "s", "From the request sent to the image's bytes held."
+            "imagemill.image.duration", "s", "Time from request to image."
         )
         self._cost = meter.create_counter("imagemill.cost", "{USD}", "What the API charges.")
 
     def run(self) -> AbstractContextManager[Span | None]:
-        """The span of the run, as long as the block."""
+        """The span of the run, for the block."""
         return self._span("imagemill.run") if self._tracing else _NOTHING
 
     def shard(self, first: int, last: int) -> AbstractContextManager[Span | None]:
@@ -51,17 +51,17 @@ class Telemetry:
         return self._span("imagemill.shard", first=first, last=last)
 
     def attempt(self, job: Job) -> AbstractContextManager[Span | None]:
-        """The span of one attempt at an image, upload included."""
+        """The span of one attempt, including the upload."""
         return self._attempt(job) if self._tracing else _NOTHING
 
     def finished(self, job: Job) -> None:
-        """A job has ended, well or not."""
+        """A job has finished."""
         self._jobs.add(1, {**self._series, "status": job.status.value})
         if job.latency_s is not None:
             self._duration.record(job.latency_s, self._series)
 
     def attempt_failed(self, error: ApiError) -> None:
-        """An attempt brought no image."""
+        """An attempt has failed."""
         self._retries.add(1, {**self._series, "error.type": error.error_class.value})
 
     def charged(self, usd: float) -> None:

@@ -1,4 +1,4 @@
-"""Reads what the metrics/ folder of a bucket tells of its runs."""
+"""Reads the history of runs from the metrics/ folder of a bucket."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reopens failed jobs of a run, so that they are tried again under the same run id."""
+"""Reopens failed jobs of a run, so that they are retried under the same run id."""
 
 from __future__ import annotations
 

@@ -190,7 +190,7 @@ def test_share_and_number_of_runs_can_be_set() -> None:
 def test_an_earlier_regression_is_shown_apart() -> None:
     shown = page([*BEFORE, run_row(3, images_per_minute=100.0), run_row(4)])
     assert "None of the latest runs is a regression." in shown.text
-    assert "1 earlier, with runs after it" in shown.text
+    assert "1 earlier regression, followed by later runs" in shown.text
     assert len(shown.having("mark")) == 5 * METRICS + 1
     assert len([given for given in shown.having("mark") if "flag" in given["class"]]) == 1
 

@@ -1,8 +1,8 @@
-"""A rate that several processes hold together: leased in batches from somewhere, then spent locally.
+"""A rate that several processes share: each leases requests in batches and sends them evenly.
 
-One request at a time a lease costs a round trip each, and what refills meanwhile is lost. So a process
-leases about two seconds' worth of the whole rate, one batch ahead of the one it spends, and spends it evenly
-at its share of the rate. What it holds when it ends is lost: nobody gets it back.
+Leasing single requests would cost a round trip each, and lose what refills in the meantime. So a process
+leases about two seconds' worth of the whole rate, one batch ahead, and sends it evenly at its own share of
+the rate. A process that ends does not return what it holds.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable
 import anyio
 
 BATCH_S = 2.0
-"""A batch is what the whole rate allows in so many seconds."""
+"""A batch is what the whole rate allows in this many seconds."""
 
 _FIRST_BATCH_S = 0.5
 _LEAST_BATCH = 2
@@ -21,14 +21,14 @@ _NO_END = 1_000_000
 
 
 class EvenRate:
-    """Requests spread evenly; never more a minute than ``per_minute``."""
+    """Spaces requests evenly, at most ``per_minute`` of them per minute."""
 
     def __init__(self, per_minute: float) -> None:
         self._interval = 60.0 / per_minute
         self._next_at = -math.inf
 
     def ready_at(self) -> float:
-        """When the next request may leave, in monotonic seconds; infinite while nobody knows."""
+        """When the next request may be sent, in monotonic seconds."""
         return self._next_at
 
     def take(self, now: float) -> None:
@@ -37,12 +37,12 @@ class EvenRate:
 
 
 class LeasedRate:
-    """Requests spread evenly over what is leased.
+    """Spaces leased requests evenly.
 
     Args:
-        per_s: the whole rate, in requests a second.
-        lease: waits until so many requests may be sent, by whoever counts for all processes.
-        most: no batch is larger than this.
+        per_s: the whole rate, in requests per second.
+        lease: waits until the shared limit allows this many requests.
+        most: the largest batch.
     """
 
     def __init__(
@@ -57,10 +57,10 @@ class LeasedRate:
         self.share = 1.0
         """This process's share of the rate, from 0 (exclusive) to 1."""
         self.held = 0
-        """Requests that are leased and not sent yet."""
+        """Requests that are leased but not sent yet."""
 
     def ready_at(self) -> float:
-        """When the next request may leave, in monotonic seconds; infinite while nothing is leased."""
+        """When the next request may be sent, in monotonic seconds; infinite while nothing is leased."""
         if self.held < self._batch:
             self._wanted.set()
         return self._next_at if self.held else math.inf
@@ -71,7 +71,7 @@ class LeasedRate:
         self._next_at = max(self._next_at + 1.0 / (self._per_s * self.share), now)
 
     async def keep(self, leased: Callable[[], None]) -> None:
-        """Lease a batch whenever less than one is left; tells ``leased`` each time. Runs until cancelled."""
+        """Lease a batch whenever less than one is left, and call ``leased``. Runs until cancelled."""
         while True:
             await self._wanted.wait()
             size = self._batch
