@@ -49,6 +49,8 @@ def _prepare_prefect() -> None:
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
         "DO_NOT_TRACK": "1",
+        # Its temporary server takes this variable: it does not wait for open connections when it is stopped.
+        "UVICORN_TIMEOUT_GRACEFUL_SHUTDOWN": "1",
     }
     for name, value in quiet.items():
         os.environ.setdefault(name, value)

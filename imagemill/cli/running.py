@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
+import contextvars
 import signal
-import sys
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
@@ -29,7 +29,6 @@ from imagemill.cli.terminal import (
     warn,
 )
 from imagemill.cluster.dask import check_cluster
-from imagemill.engine.engine import StopKind
 from imagemill.flows.build_dashboard import build_dashboard
 from imagemill.reports.dashboard import DashboardSummary
 from imagemill.runs.caller import Caller, called_by
@@ -52,8 +51,6 @@ def run_and_show(flow: Callable[[], RunSummary], *, as_json: bool, log_format: s
             f"{summary.stopped} {summary.done:,} of {summary.unique:,} images are done and kept,"
             f" {summary.pending:,} are pending. Resume with: imagemill resume {summary.run_id}"
         )
-        if outcome.kind is StopKind.INTERRUPTED:
-            _leave_at_once(STOPPED)
         return STOPPED
     if summary.failed:
         if not as_json:
@@ -147,22 +144,19 @@ def _start_prefect() -> None:
     """Start Prefect's temporary server, if none is configured, so that Ctrl-C does not reach it.
 
     The server is in the terminal's process group: Ctrl-C would end it before the run has reported its final
-    state. A signal that is blocked when a child starts stays blocked in it.
+    state. A signal that is blocked in the thread that starts a child stays blocked in the child. The main
+    thread waits, and can be interrupted.
     """
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        with get_client(sync_client=True):
-            pass
-    finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
+    def start() -> None:
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            with get_client(sync_client=True):
+                started.set_result(None)
+        except BaseException as error:  # noqa: BLE001 - raised in the thread that waits
+            started.set_exception(error)
 
-def _leave_at_once(code: int) -> None:
-    """End the process: everything is stored, and Prefect's temporary server would take seconds to stop."""
-    # Only loaded if the run has started a server; loading it takes a second and 50 MB.
-    loaded = sys.modules.get("prefect.server.api.server")
-    if loaded is not None and (server := loaded.SubprocessASGIServer().server_process) is not None:
-        server.kill()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
+    started: Future[None] = Future()
+    context = contextvars.copy_context()  # holds the settings that say where Prefect's API is
+    threading.Thread(target=context.run, args=(start,), name="prefect-server-start", daemon=True).start()
+    started.result()

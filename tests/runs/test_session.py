@@ -1,0 +1,91 @@
+"""A run's session: what Prefect does with one that a task is given, and an interrupt while it opens."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+from prefect.utilities.collections import visit_collection
+
+from imagemill.cli.s3_server import S3Server
+from imagemill.runs.caller import Caller, called_by, current_caller
+from imagemill.runs.session import Session, open_session
+from imagemill.settings import RunSettings
+from tests.conftest import Place
+
+
+def settings(place: Place, catalog: str, **execution: object) -> RunSettings:
+    return RunSettings.model_validate(
+        {
+            "run_id": "r",
+            "catalog": catalog,
+            "api": "together",
+            "output": place.settings(),
+            "limits": {"concurrency": 5},
+            "execution": execution,
+        }
+    )
+
+
+@pytest.fixture
+def silent_server() -> Iterator[int]:
+    """A port that takes connections and never answers."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield server.getsockname()[1]
+
+
+def test_prefect_does_not_walk_through_a_session(place: Place, catalog: Callable[..., str]) -> None:
+    with open_session(settings(place, catalog(prompt=["a"]))) as session:
+        seen: list[object] = []
+        visit_collection({"session": session}, seen.append, return_data=False)
+        assert [each for each in seen if not isinstance(each, str | dict)] == [session]
+        assert isinstance(session, Session)
+        assert session.catalog is not None  # opened once, and handed on
+
+
+@pytest.mark.parametrize("silent", ["s3", "redis", "postgresql"])
+def test_an_interrupt_while_a_server_does_not_answer_ends_the_opening(
+    place: Place, catalog: Callable[..., str], silent_server: int, silent: str
+) -> None:
+    path = catalog(prompt=["a"])
+    caller = Caller()
+
+    def interrupt(*_: object) -> None:
+        assert not caller.interrupt("Interrupted.")  # nothing is running that could be stopped
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, interrupt)
+    timer = threading.Timer(
+        1.0, lambda: signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+    )
+    try:
+        timer.start()
+        began = time.monotonic()
+        if silent == "s3":
+            place.s3 = S3Server(f"http://127.0.0.1:{silent_server}")
+            given = settings(place, path)
+        else:
+            given = settings(place, path, store=f"{silent}://mill@127.0.0.1:{silent_server}/0")
+        with called_by(caller), pytest.raises(KeyboardInterrupt), open_session(given):
+            raise AssertionError("opened")
+        assert time.monotonic() - began < 4.0  # a server is waited for up to 5 s
+    finally:
+        timer.cancel()
+        signal.signal(signal.SIGINT, before)
+
+
+def test_a_caller_stops_only_what_can_be_stopped() -> None:
+    caller = Caller()
+    reasons: list[str] = []
+    assert not caller.interrupt("too early")
+    with called_by(caller):
+        assert current_caller() is caller
+        with caller.interrupting(reasons.append):
+            assert caller.interrupt("now")
+    assert current_caller() is not caller
+    assert not caller.interrupt("too late")
+    assert reasons == ["now"]
