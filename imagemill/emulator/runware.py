@@ -79,7 +79,7 @@ class Runware(Vendor):
         answers = await asyncio.gather(*(self._task(request, task) for task in tasks))
         merged: _Answer = {}
         for answer in answers:
-            if isinstance(answer, Response) and (len(tasks) == 1 or not answer.body):
+            if isinstance(answer, Response) and (len(tasks) == 1 or answer.media_type != "application/json"):
                 return answer
             told = json.loads(bytes(answer.body)) if isinstance(answer, Response) else answer
             for name, items in told.items():
