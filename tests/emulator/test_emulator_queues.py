@@ -192,20 +192,6 @@ def test_sizes_of_flux_2(bfl: Ask) -> None:
     assert bfl(model="flux-schnell").status_code == 404
 
 
-def test_too_many_tasks_at_black_forest_labs(bfl: Ask, emulator: Emulator) -> None:
-    emulator.configure(max_concurrent=1, latency_s=5)
-    bfl()
-    refused = bfl()
-    assert refused.status_code == 429
-    assert set(refused.json()) == {"error", "message"}
-    assert refused.headers["x-ratelimit-limit"] == "1"
-    assert refused.headers["x-ratelimit-remaining"] == "0"
-    emulator.configure(max_concurrent=None, per_minute=2)
-    bfl()
-    refused = bfl()
-    assert refused.json()["retry_after"] == int(refused.headers["retry-after"]) == 30
-
-
 def test_throttled(replicate: Ask, emulator: Emulator) -> None:
     emulator.configure(per_minute=2)
     assert replicate().status_code == 201
@@ -278,9 +264,17 @@ def test_limits_and_faults_of_the_submit(bfl: Ask, replicate: Ask, emulator: Emu
     for name in ("400", "402", "429", "500", "503"):
         for ask in (bfl, replicate):
             assert ask(f"A fox #fault:{name}").status_code == int(name)
-    emulator.configure(max_concurrent=1, latency_s=5)
+    emulator.configure(per_minute=2)
     assert bfl().status_code == 200
-    assert bfl().status_code == 429
+    throttled = bfl()
+    assert throttled.json()["retry_after"] == int(throttled.headers["retry-after"]) == 30
+    emulator.configure(per_minute=None, max_concurrent=1, latency_s=5)
+    assert bfl().status_code == 200
+    refused = bfl()
+    assert refused.status_code == 429
+    assert set(refused.json()) == {"error", "message"}
+    assert refused.headers["x-ratelimit-limit"] == "1"
+    assert refused.headers["x-ratelimit-remaining"] == "0"
     assert replicate().status_code == 429
 
 
