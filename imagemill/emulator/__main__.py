@@ -33,15 +33,33 @@ def _parser() -> argparse.ArgumentParser:
     usual = Settings()
     parser = _Parser(
         prog="python -m imagemill.emulator",
-        description="Run vendors' image APIs for FLUX.1 [schnell] on loopback.",
+        description="Run the image APIs of fal, Together, Replicate, Black Forest Labs, OpenAI, Runware and"
+        " Cloudflare on loopback.",
         epilog="Faults: " + ", ".join(sorted(NAMES)) + ". A prompt that contains #fault:NAME "
         "gets that fault each time, #fault:NAME*2 its first two times. Bill, statistics and "
-        "settings are at /__bill, /__stats and /__config.",
+        "settings are at /__bill, /__stats and /__config, which takes every setting.",
     )
     add = parser.add_argument
     add("--port", type=int, default=_DEFAULT_PORT, help="port, 0 for a free one (%(default)s)")
-    add("--max-concurrent", type=int, metavar="N", help="requests in flight at once (no limit)")
+    add(
+        "--max-concurrent",
+        type=int,
+        metavar="N",
+        help="requests in progress at once; beyond it fal's queue waits and the others refuse (no limit)",
+    )
     add("--per-minute", type=float, metavar="N", help="requests a minute, as a token bucket")
+    add(
+        "--dynamic-per-minute",
+        type=float,
+        metavar="N",
+        help="base of Together's dynamic rate, 60 at the vendor (no dynamic rate)",
+    )
+    add(
+        "--capacity-per-s",
+        type=float,
+        metavar="N",
+        help="requests a second that Together has capacity for within its dynamic rate (no limit)",
+    )
     add("--burst", type=int, default=1, metavar="N", help="capacity of the bucket (%(default)s)")
     add(
         "--latency",
@@ -102,6 +120,8 @@ def _settings(options: argparse.Namespace) -> Settings:
     return Settings(
         max_concurrent=options.max_concurrent,
         per_minute=options.per_minute,
+        dynamic_per_minute=options.dynamic_per_minute,
+        capacity_per_s=options.capacity_per_s,
         burst=options.burst,
         latency_s=options.latency,
         latency_sigma=options.latency_sigma,

@@ -11,10 +11,14 @@ __all__ = ["Bill", "nano_usd", "price"]
 
 _UNITS_A_USD = 10**10
 _TOGETHER_UNITS_A_PIXEL = 27
-_TOGETHER_STEPS = 4
+_USUAL_STEPS = 4
 _FAL_UNITS_A_MEGAPIXEL = 30_000_000
 _PIXELS_A_MEGAPIXEL = 2**20  # 1024 x 1024 is one, 1920 x 1080 two: fal.ai/models/fal-ai/flux-2-flex/llms.txt
 _UNITS_AN_IMAGE = {"replicate": 30_000_000, "openai": 30_000_000}
+_RUNWARE_UNITS_A_PIXEL = 13
+_CLOUDFLARE_UNITS_A_TILE = 528_000
+_CLOUDFLARE_UNITS_A_STEP = 1_056_000
+_TILE = 512
 _BFL_UNITS = {
     "flux-dev": (250_000_000, 0),
     "flux-pro-1.1": (400_000_000, 0),
@@ -37,7 +41,9 @@ def price(order: Order) -> int:
     Together: 0.0027 USD a megapixel at up to 4 steps, beyond in proportion to them. fal: 0.003 USD a
     megapixel of 2**20 pixels, rounded up to whole ones. Replicate, and servers that speak OpenAI's API:
     0.003 USD a picture. Black Forest Labs: by the model, for the first and each further megapixel. OpenAI: 5
-    USD a million text tokens of input, 30 USD a million image tokens of output (unconfirmed).
+    USD a million text tokens of input, 30 USD a million image tokens of output (as LiteLLM's price list has
+    it). Runware: 0.0013 USD a megapixel at 4 steps (unconfirmed). Cloudflare: by tiles of 512 by 512 pixels
+    and by steps.
     """
     if order.tokens:
         text = order.text_tokens * _UNITS_A_TEXT_TOKEN
@@ -53,9 +59,14 @@ def _picture(order: Order) -> int:
         return first + max(0, megapixels - 1) * further
     if order.provider in _UNITS_AN_IMAGE:
         return _UNITS_AN_IMAGE[order.provider]
+    if order.provider == "cloudflare":
+        tiles = -(-order.width // _TILE) * -(-order.height // _TILE)
+        return tiles * _CLOUDFLARE_UNITS_A_TILE + order.steps * _CLOUDFLARE_UNITS_A_STEP
+    if order.provider == "runware":
+        return pixels * _RUNWARE_UNITS_A_PIXEL * order.steps // _USUAL_STEPS
     if order.provider == "fal":
         return megapixels * _FAL_UNITS_A_MEGAPIXEL
-    return pixels * _TOGETHER_UNITS_A_PIXEL * max(order.steps, _TOGETHER_STEPS) // _TOGETHER_STEPS
+    return pixels * _TOGETHER_UNITS_A_PIXEL * max(order.steps, _USUAL_STEPS) // _USUAL_STEPS
 
 
 def nano_usd(order: Order) -> int:

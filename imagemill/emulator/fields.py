@@ -22,21 +22,21 @@ class FieldError(Exception):
         self.code = code
 
 
-def prompt_of(fields: dict[str, Any]) -> str:
+def prompt_of(fields: dict[str, Any], name: str = "prompt") -> str:
     """Return the prompt.
 
     Raises:
         FieldError: There is none, it is blank, or it names an unknown fault.
     """
-    prompt = fields.get("prompt")
+    prompt = fields.get(name)
     if not isinstance(prompt, str) or not prompt.strip():
         message = "A prompt that is not blank is required."
-        raise FieldError("prompt", message)
+        raise FieldError(name, message)
     try:
         FaultPlan.check(prompt)
     except UnknownFaultError as unknown:
         message = f"The emulator has no fault {unknown}."
-        raise FieldError("prompt", message) from unknown
+        raise FieldError(name, message) from unknown
     return prompt
 
 

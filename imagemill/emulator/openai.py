@@ -21,6 +21,7 @@ pixels), their price, and the status of a model that is gone.
 from __future__ import annotations
 
 import re
+import time
 from typing import TYPE_CHECKING, Any
 
 from starlette.responses import Response
@@ -112,7 +113,7 @@ class OpenAI(Vendor):
         else:
             data = [{"b64_json": base64_text(spoil(image, fault)).decode()} for image in images]
         told = _told(ticket) if _is_gpt(order.model) else {}
-        answer = json_answer({"created": int(studio.now()), **told, "data": data})
+        answer = json_answer({"created": int(time.time()), **told, "data": data})
         return Cut(studio.connections, answer) if fault == "reset_body" and not by_link else answer
 
     def order(self, request: Request, fields: dict[str, Any]) -> Order:

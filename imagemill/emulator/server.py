@@ -17,12 +17,15 @@ from starlette.routing import Route
 
 from imagemill.emulator.answers import BodyTooLargeError, json_answer, read_body
 from imagemill.emulator.bfl import BlackForestLabs
+from imagemill.emulator.cloudflare import PATH as CLOUDFLARE_PATH
+from imagemill.emulator.cloudflare import Cloudflare
 from imagemill.emulator.console import Console
 from imagemill.emulator.fal import APPLICATION, Fal
 from imagemill.emulator.fal import PATH as FAL_PATH
 from imagemill.emulator.fal_platform import FalPlatform
 from imagemill.emulator.openai import OpenAI, speaks_openai
 from imagemill.emulator.replicate import Replicate
+from imagemill.emulator.runware import Runware
 from imagemill.emulator.settings import Settings
 from imagemill.emulator.studio import Studio
 from imagemill.emulator.together import PATH as TOGETHER_PATH
@@ -273,6 +276,8 @@ def _application(studio: Studio) -> Starlette:
         route("GET", "/v1/predictions", replicate.predictions),
         route("GET", "/v1/predictions/{id}", replicate.show),
         route("POST", "/v1/predictions/{id}/cancel", replicate.cancel),
+        route("POST", "/v1", Runware(studio).post),
+        route("POST", CLOUDFLARE_PATH, Cloudflare(studio).run),
         route("POST", "/v1/{model}", bfl.submit),
         route("GET", "/v1/get_result", bfl.result),
         route("POST", FAL_PATH, fal.submit),

@@ -13,6 +13,9 @@ from imagemill.emulator.faults import NAMES
 __all__ = ["Settings", "SettingsError"]
 
 
+_WORDS = {"pictures": ("full", "fast"), "runware_repeats": ("refused", "answered", "made_again")}
+
+
 class SettingsError(ValueError):
     """A setting has a value that the emulator cannot use."""
 
@@ -43,6 +46,8 @@ class Settings:
         admin_keys: Keys that may read what was charged, at fal. Empty: those that are accepted.
         result_ttl_s: Seconds until a queued request's result is forgotten (fal, Replicate).
         billing_lag_s: Seconds until a charge shows among fal's billing events.
+        runware_repeats: What a taskUUID that Runware knows brings: "refused" as a conflict, "answered"
+            with the first response, or "made_again" and charged again.
         credit_images: Images that may be charged before the credit is exhausted. None: no end.
         link_ttl_s: Seconds until an image link expires. None: never.
         pictures: "full" draws each picture; "fast" draws one a size and only makes it unique.
@@ -66,6 +71,7 @@ class Settings:
     admin_keys: tuple[str, ...] = ()
     result_ttl_s: float = 3600.0
     billing_lag_s: float = 0.0
+    runware_repeats: Literal["refused", "answered", "made_again"] = "refused"
     credit_images: int | None = None
     link_ttl_s: float | None = None
     pictures: Literal["full", "fast"] = "full"
@@ -95,8 +101,9 @@ class Settings:
         _whole("seed", self.seed, least=0)
         if not isinstance(self.retry_after, bool):
             _refuse("retry_after", "true or false", self.retry_after)
-        if self.pictures not in ("full", "fast"):
-            _refuse("pictures", "'full' or 'fast'", self.pictures)
+        for name, words in _WORDS.items():
+            if getattr(self, name) not in words:
+                _refuse(name, " or ".join(map(repr, words)), getattr(self, name))
         for name in ("api_keys", "admin_keys"):
             keys = getattr(self, name)
             if not isinstance(keys, (tuple, list)) or not all(isinstance(k, str) and k.strip() for k in keys):

@@ -82,17 +82,22 @@ class Vendor(ABC):
 
     async def fields(self, request: Request, body: bytes | None = None) -> dict[str, Any] | Response:
         """Return what a request with a known key asks for, not yet checked; or the answer to another."""
+        received = await self.received(request, body)
+        if not isinstance(received, bytes):
+            return received
+        parsed = parse_object(received)
+        if parsed is None:
+            return self.invalid(FieldError("", "The request body must be a JSON object."))
+        return parsed
+
+    async def received(self, request: Request, body: bytes | None = None) -> bytes | Response:
+        """Return the body of a request with a known key, or the answer to another."""
         try:
             body = await read_body(request) if body is None else body
         except BodyTooLargeError:
             return self.error(HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
         self.studio.stats.keep(request.url.path, request.headers.raw, body)
-        if not self.known(request):
-            return self.error(self.stranger)
-        parsed = parse_object(body)
-        if parsed is None:
-            return self.invalid(FieldError("", "The request body must be a JSON object."))
-        return parsed
+        return body if self.known(request) else self.error(self.stranger)
 
     def admit(self, order: Order, fields: dict[str, Any], *, queues: bool = False) -> Ticket | Response:
         """Return the ticket of a checked order, or the answer of a limit or a fault.

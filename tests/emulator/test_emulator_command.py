@@ -90,6 +90,8 @@ def test_help_names_every_flag(capsys: pytest.CaptureFixture[str]) -> None:
         "port",
         "max-concurrent",
         "per-minute",
+        "dynamic-per-minute",
+        "capacity-per-s",
         "burst",
         "latency",
         "latency-sigma",

@@ -79,6 +79,82 @@ def test_invalid_fields(ask: Ask, emulator: Emulator, fields: dict[str, Any], pa
     assert emulator.bill()["images"] == 0
 
 
+@pytest.fixture
+def gpt(ask: Ask) -> Ask:
+    """Ask OpenAI itself, which takes no response_format."""
+
+    def post(prompt: object = "A lighthouse", **fields: Any) -> httpx.Response:
+        given = {"model": "gpt-image-2", "size": "1024x1024", **fields}
+        return ask(prompt, response_format=None, **given)
+
+    return post
+
+
+def test_a_gpt_image(gpt: Ask, decode: Decode, emulator: Emulator) -> None:
+    answer = gpt("A fox at night", size="512x256", quality="low", output_format="webp").json()
+    image = decode(answer["data"][0]["b64_json"])
+    assert (image.size, image.format) == ((512, 256), "WEBP")
+    assert (answer["quality"], answer["size"], answer["output_format"]) == ("low", "512x256", "webp")
+    usage = answer["usage"]
+    assert usage["output_tokens"] == 272 // 8
+    assert usage["total_tokens"] == usage["input_tokens"] + usage["output_tokens"]
+    assert usage["input_tokens"] == usage["input_tokens_details"]["text_tokens"] == 4
+    assert emulator.bill()["usd"] == pytest.approx((4 * 5 + 34 * 30) / 1e6)
+
+
+def test_a_gpt_image_costs_more_at_a_higher_quality(gpt: Ask, emulator: Emulator) -> None:
+    emulator.configure(pictures="fast")
+    tokens = [
+        gpt(quality=quality).json()["usage"]["output_tokens"] for quality in ("low", "medium", "high", "auto")
+    ]
+    assert tokens == [272, 1056, 4160, 1056]
+    background = gpt(background="transparent", output_format="png").json()["background"]
+    assert background == "transparent"
+
+
+@pytest.mark.parametrize(
+    ("fields", "param", "code"),
+    [
+        ({"seed": 7}, "seed", "unknown_parameter"),
+        ({"steps": 4}, "steps", "unknown_parameter"),
+        ({"style": "vivid"}, "style", "unknown_parameter"),
+        ({"size": "1000x1000"}, "size", "invalid_value"),
+        ({"size": "3072x512"}, "size", "invalid_value"),
+        ({"size": "3840x3840"}, "size", "invalid_value"),
+        ({"model": "gpt-image-1.5", "size": "512x512"}, "size", "invalid_value"),
+        ({"background": "transparent", "output_format": "jpeg"}, "background", "invalid_value"),
+        ({"quality": "hd"}, "quality", None),
+    ],
+)
+def test_what_openai_refuses(gpt: Ask, fields: dict[str, Any], param: str, code: str | None) -> None:
+    answer = gpt(**fields)
+    assert answer.status_code == 400
+    error = answer.json()["error"]
+    assert (error["param"], error["code"], error["type"]) == (param, code, "invalid_request_error")
+
+
+def test_openai_refuses_response_format_and_models_that_are_gone(ask: Ask) -> None:
+    refused = ask(model="gpt-image-2", size="1024x1024")
+    assert refused.status_code == 400
+    assert refused.json()["error"]["code"] == "unknown_parameter"
+    assert refused.json()["error"]["message"] == "Unknown parameter: 'response_format'."
+    for model in ("dall-e-3", "gpt-image-1"):
+        gone = ask(model=model, response_format=None, size=None)
+        assert (gone.status_code, gone.json()["error"]["code"]) == (404, "model_not_found")
+
+
+def test_a_prompt_that_openai_flags(gpt: Ask) -> None:
+    assert gpt("A fox #fault:flagged").json()["error"]["code"] == "moderation_blocked"
+
+
+@pytest.mark.parametrize("prefix", ["/v1/openai", "/v1beta/openai", "/api/v3"])
+def test_a_base_url_with_a_path_of_its_own(client: httpx.Client, prefix: str) -> None:
+    body = {"model": "flux", "prompt": "A fox", "size": "64x64"}
+    headers = {"Authorization": "Bearer k"}
+    answer = client.post(f"{prefix}/images/generations", json=body, headers=headers)
+    assert answer.status_code == 200
+
+
 def test_limits_are_in_the_headers(ask: Ask, emulator: Emulator) -> None:
     emulator.configure(per_minute=2)
     assert ask().headers["x-ratelimit-remaining-requests"] == "0"

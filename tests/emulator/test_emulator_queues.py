@@ -147,6 +147,51 @@ def test_invalid_inputs_of_black_forest_labs(bfl: Ask, fields: dict[str, Any], p
     assert answer.json()["detail"][0]["loc"] == place
 
 
+def test_inputs_and_outputs_of_replicate_are_removed(
+    replicate: Ask, ended: Ended, client: httpx.Client, emulator: Emulator
+) -> None:
+    submit = replicate()
+    assert ended(submit)["data_removed"] is False
+    emulator.configure(result_ttl_s=0)
+    gone = client.get(submit.json()["urls"]["get"], headers={"Authorization": "Bearer k"}).json()
+    assert (gone["data_removed"], gone["input"], gone["output"]) == (True, {}, None)
+    assert gone["status"] == "succeeded"
+
+
+def test_a_model_tells_its_schema(client: httpx.Client) -> None:
+    headers = {"Authorization": "Bearer k"}
+    model = client.get("/v1/models/black-forest-labs/flux-schnell", headers=headers).json()
+    fields = model["latest_version"]["openapi_schema"]["components"]["schemas"]["Input"]["properties"]
+    assert fields["num_inference_steps"]["maximum"] == 4
+    assert client.get("/v1/models/other/model", headers=headers).status_code == 404
+    assert client.get("/v1/models/other/model").status_code == 401
+
+
+@pytest.mark.parametrize(
+    ("model", "size", "cost"),
+    [
+        ("flux-2-klein-4b", (1024, 1024), 1.5),
+        ("flux-2-klein-9b", (512, 512), 1.5),
+        ("flux-2-pro", (2048, 1024), 6.0),
+        ("flux-2-max", (64, 64), 7.0),
+    ],
+)
+def test_a_submit_tells_what_it_costs(
+    bfl: Ask, ended: Ended, emulator: Emulator, model: str, size: tuple[int, int], cost: float
+) -> None:
+    emulator.configure(pictures="fast")
+    submit = bfl(model=model, width=size[0], height=size[1])
+    assert submit.json()["cost"] == cost
+    ended(submit)
+    assert emulator.bill()["usd"] == pytest.approx(cost / 100)
+
+
+def test_sizes_of_flux_2(bfl: Ask) -> None:
+    for size in ((100, 64), (48, 64), (4096, 1040)):
+        assert bfl(model="flux-2-pro", width=size[0], height=size[1]).status_code == 422
+    assert bfl(model="flux-schnell").status_code == 404
+
+
 def test_throttled(replicate: Ask, emulator: Emulator) -> None:
     emulator.configure(per_minute=2)
     assert replicate().status_code == 201
@@ -154,6 +199,7 @@ def test_throttled(replicate: Ask, emulator: Emulator) -> None:
     assert throttled.status_code == 429
     assert throttled.headers["retry-after"] == "30"
     assert throttled.json()["detail"] == "Request was throttled. Your rate limit resets in ~30s."
+    assert throttled.json()["retry_after"] == 30
     emulator.configure(retry_after=False)
     assert "retry-after" not in replicate().headers
 
@@ -218,9 +264,17 @@ def test_limits_and_faults_of_the_submit(bfl: Ask, replicate: Ask, emulator: Emu
     for name in ("400", "402", "429", "500", "503"):
         for ask in (bfl, replicate):
             assert ask(f"A fox #fault:{name}").status_code == int(name)
-    emulator.configure(max_concurrent=1, latency_s=5)
+    emulator.configure(per_minute=2)
     assert bfl().status_code == 200
-    assert bfl().status_code == 429
+    throttled = bfl()
+    assert throttled.json()["retry_after"] == int(throttled.headers["retry-after"]) == 30
+    emulator.configure(per_minute=None, max_concurrent=1, latency_s=5)
+    assert bfl().status_code == 200
+    refused = bfl()
+    assert refused.status_code == 429
+    assert set(refused.json()) == {"error", "message"}
+    assert refused.headers["x-ratelimit-limit"] == "1"
+    assert refused.headers["x-ratelimit-remaining"] == "0"
     assert replicate().status_code == 429
 
 

@@ -108,6 +108,39 @@ def test_openai(emulator: Emulator, work: Work, monkeypatch: pytest.MonkeyPatch,
     assert ours(emulator, work, api) == theirs
 
 
+def test_openais_own_models(emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_BASE_URL", f"{emulator.base_url}/v1")
+    with openai.OpenAI(api_key="k", max_retries=0) as client:
+        answer = client.images.generate(
+            model="gpt-image-2", prompt=PROMPT, size="512x512", quality="low", background="opaque"
+        )
+        assert answer.data
+        assert is_picture(base64.b64decode(answer.data[0].b64_json or ""))
+        assert answer.usage
+        assert answer.usage.output_tokens == 68
+        assert (answer.quality, answer.size, answer.background) == ("low", "512x512", "opaque")
+        with pytest.raises(openai.BadRequestError) as refused:
+            client.images.generate(model="gpt-image-2", prompt=PROMPT, response_format="b64_json")
+        assert refused.value.code == "unknown_parameter"
+        with pytest.raises(openai.NotFoundError):
+            client.images.generate(model="dall-e-3", prompt=PROMPT)
+
+
+def test_together_says_which_limit_it_was(emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TOGETHER_BASE_URL", emulator.base_url)
+    emulator.configure(dynamic_per_minute=120, capacity_per_s=1)
+    fields: dict[str, Any] = {"model": "black-forest-labs/FLUX.1-schnell", "prompt": PROMPT}
+    fields |= {"width": 512, "height": 512}
+    with together.Together(api_key="k", max_retries=0) as client:
+        client.images.generate(**fields)
+        with pytest.raises(together.InternalServerError) as burst:
+            client.images.generate(**fields)
+        with pytest.raises(together.RateLimitError) as above:
+            client.images.generate(**fields)
+    assert burst.value.status_code == 503
+    assert above.value.response.json()["error_type"] == "dynamic_request_limited"
+
+
 @pytest.mark.parametrize("wait_s", [0, 30])
 def test_replicate(emulator: Emulator, work: Work, monkeypatch: pytest.MonkeyPatch, wait_s: int) -> None:
     monkeypatch.setenv("REPLICATE_BASE_URL", emulator.base_url)
@@ -148,6 +181,53 @@ def certified(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Emulat
     settings = Settings(latency_s=0)
     with Emulator(settings, certfile=folder / "server.pem", keyfile=folder / "key.pem") as emulator:
         yield emulator, folder / "authority.pem"
+
+
+FAL_QUEUE_SCRIPT = """
+import json, fal_client
+client = fal_client.SyncClient(key="k")
+fields = {"prompt": "A fox", "image_size": "square"}
+first, second = (client.submit("fal-ai/flux/schnell", arguments=fields) for _ in range(2))
+seen = []
+for event in second.iter_events(interval=0.01):
+    name = type(event).__name__
+    if name not in seen:
+        seen.append(name)
+spare = client.submit("fal-ai/flux/schnell", arguments={"prompt": "A fox", "num_images": 9})
+list(spare.iter_events(interval=0.01))
+try:
+    spare.get()
+except fal_client.client.FalClientHTTPError as error:
+    seen.append(error.status_code)
+waiting = [client.submit("fal-ai/flux/schnell", arguments=fields) for _ in range(2)][1]
+position = waiting.status().position
+waiting.cancel()
+print(json.dumps([seen, position, type(waiting.status()).__name__, waiting.status().error_type]))
+"""
+
+
+def test_fals_queue_as_its_client_sees_it(certified: tuple[Emulator, Path]) -> None:
+    secure, authority = certified
+    secure.configure(max_concurrent=1, latency_s=0.3, latency_sigma=0)
+    secure.reset()
+    answer = subprocess.run(
+        [sys.executable, "-c", FAL_QUEUE_SCRIPT],
+        env={
+            **os.environ,
+            "FAL_QUEUE_RUN_HOST": f"127.0.0.1:{secure.port}",
+            "SSL_CERT_FILE": str(authority),
+        },
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    secure.configure(max_concurrent=None, latency_s=0)
+    assert answer.returncode == 0, answer.stderr
+    seen, position, state, error_type = json.loads(answer.stdout)
+    assert seen == ["Queued", "InProgress", "Completed", 422]
+    assert (position, state, error_type) == (0, "Completed", "client_cancelled")
+    assert secure.stats()["rate_limited"] == 0
 
 
 FAL_SCRIPT = """
