@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import boto3
 from prefect.blocks.core import Block
 from pydantic import SecretStr, ValidationError
@@ -10,6 +12,9 @@ from imagemill.blocks.apis import PROVIDERS, ImageApi
 from imagemill.blocks.store_servers import StoreServer
 from imagemill.errors import InputError
 from imagemill.settings import ApiSettings, ExecutionSettings, OutputSettings, input_error
+
+
+_OVERRIDES = {"base_url", "model", "request_timeout_s", "usd_per_image", "usd_per_megapixel"}
 
 
 def image_api(settings: ApiSettings, *, needs_key: bool = True) -> ImageApi:
@@ -30,14 +35,7 @@ def image_api(settings: ApiSettings, *, needs_key: bool = True) -> ImageApi:
         raise InputError(
             f"There is no provider {settings.provider!r}. Choose one of {', '.join(sorted(PROVIDERS))}."
         )
-    given = {
-        "base_url": settings.base_url or "",
-        "model": settings.model or "",
-        "request_timeout_s": settings.request_timeout_s,
-        "usd_per_image": settings.usd_per_image,
-        "usd_per_megapixel": settings.usd_per_megapixel,
-    }
-    given = {name: value for name, value in given.items() if value is not None}
+    given = _given(settings)
     try:
         return api.from_environment(**given) if needs_key else api(api_key="none", **given)
     except ValidationError as error:
@@ -45,14 +43,27 @@ def image_api(settings: ApiSettings, *, needs_key: bool = True) -> ImageApi:
 
 
 def _with_overrides(block: ImageApi, settings: ApiSettings) -> ImageApi:
-    """The block, with the address, the model and the price of the settings if they have them."""
-    names = ("base_url", "model", "usd_per_image", "usd_per_megapixel")
-    overrides = {name: getattr(settings, name) for name in names}
+    """The block, with the address, model, time limit and price of the settings if they have them."""
     held = {name: getattr(block, name) for name in type(block).model_fields}
     try:
-        return type(block)(**held | {name: value for name, value in overrides.items() if value is not None})
+        return type(block)(**held | _given(settings))
     except ValidationError as error:
         raise input_error(error) from error
+
+
+def _given(settings: ApiSettings) -> dict[str, Any]:
+    given = settings.model_dump(include=_OVERRIDES)
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def resolved(settings: ApiSettings) -> ApiSettings:
+    """The settings with the provider and the model by their names, whether a block or a default has them.
+
+    Raises:
+        InputError: there is no such block or vendor.
+    """
+    api = image_api(settings, needs_key=False)
+    return settings.model_copy(update={"provider": api.provider, "model": api.model})
 
 
 def job_store(settings: ExecutionSettings) -> tuple[str | None, SecretStr | None]:
