@@ -13,7 +13,6 @@ from imagemill.blocks.store_servers import StoreServer
 from imagemill.errors import InputError
 from imagemill.settings import ApiSettings, ExecutionSettings, OutputSettings, input_error
 
-
 _OVERRIDES = {"base_url", "model", "request_timeout_s", "usd_per_image", "usd_per_megapixel"}
 
 
