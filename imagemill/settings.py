@@ -122,11 +122,11 @@ class ApiSettings(_Settings):
         ge=0,
         description="Your price in USD per megapixel, if it differs from the list price or that is unknown.",
     )
-    request_timeout_s: float = Field(
-        default=60.0,
+    request_timeout_s: float | None = Field(
+        default=None,
         gt=0,
         le=3600,
-        description="Time limit for one attempt at an image, in seconds.",
+        description="Time limit for one attempt at an image, in seconds; by default 60, or the block's own.",
     )
     image_hosts: list[str] = Field(
         default_factory=list,
@@ -285,6 +285,14 @@ class ExecutionSettings(_Settings):
         examples=["tcp://scheduler.example.com:8786"],
     )
 
+    grace_s: float = Field(
+        default=10.0,
+        ge=0,
+        le=3600,
+        description="Seconds that requests in flight get to finish after Ctrl-C; a second Ctrl-C waits for"
+        " nothing. A run that is cancelled in Prefect gives them 20 at least.",
+    )
+
     # Not a field: Prefect stores a flow run's parameters, and the run's record holds its settings.
     _store_password: SecretStr | None = PrivateAttr(default=None)
 
@@ -394,6 +402,7 @@ class RunSettings(_Settings):
         return {
             "catalog": self.catalog.path,
             "provider": self.api.provider,
+            "model": self.api.model,
             "output": self.output.uri,
         }
 

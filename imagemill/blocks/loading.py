@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import boto3
 from prefect.blocks.core import Block
 from pydantic import SecretStr, ValidationError
@@ -10,6 +13,8 @@ from imagemill.blocks.apis import PROVIDERS, ImageApi
 from imagemill.blocks.store_servers import StoreServer
 from imagemill.errors import InputError
 from imagemill.settings import ApiSettings, ExecutionSettings, OutputSettings, input_error
+
+_OVERRIDES = {"base_url", "model", "account", "request_timeout_s", "usd_per_image", "usd_per_megapixel"}
 
 
 def image_api(settings: ApiSettings, *, needs_key: bool = True) -> ImageApi:
@@ -30,17 +35,7 @@ def image_api(settings: ApiSettings, *, needs_key: bool = True) -> ImageApi:
         raise InputError(
             f"There is no provider {settings.provider!r}. Choose one of {', '.join(sorted(PROVIDERS))}."
         )
-    given = {
-        "base_url": settings.base_url or "",
-        "model": settings.model or "",
-        "request_timeout_s": settings.request_timeout_s,
-        "usd_per_image": settings.usd_per_image,
-        "usd_per_megapixel": settings.usd_per_megapixel,
-        "image_hosts": settings.image_hosts,
-    }
-    if "account" in api.model_fields:
-        given["account"] = settings.account
-    given = {name: value for name, value in given.items() if value is not None}
+    given = _given(api, settings)
     try:
         return api.from_environment(**given) if needs_key else api(api_key="none", **given)
     except ValidationError as error:
@@ -48,16 +43,29 @@ def image_api(settings: ApiSettings, *, needs_key: bool = True) -> ImageApi:
 
 
 def _with_overrides(block: ImageApi, settings: ApiSettings) -> ImageApi:
-    """The block, with the address, the model and the price of the settings if they have them."""
-    names = ("base_url", "model", "usd_per_image", "usd_per_megapixel")
-    overrides: dict[str, object] = {name: getattr(settings, name) for name in names}
-    if settings.image_hosts:
-        overrides["image_hosts"] = [*block.image_hosts, *settings.image_hosts]
+    """The block, with the address, model, time limit, price and hosts of the settings if they have them."""
     held = {name: getattr(block, name) for name in type(block).model_fields}
     try:
-        return type(block)(**held | {name: value for name, value in overrides.items() if value is not None})
+        return type(block)(**held | _given(type(block), settings, block.image_hosts))
     except ValidationError as error:
         raise input_error(error) from error
+
+
+def _given(api: type[ImageApi], settings: ApiSettings, image_hosts: Sequence[str] = ()) -> dict[str, Any]:
+    """What the settings say of an API's fields; their image hosts come after those it has."""
+    given = settings.model_dump(include=_OVERRIDES & set(api.model_fields))
+    given["image_hosts"] = [*image_hosts, *settings.image_hosts]
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def resolved(settings: ApiSettings) -> ApiSettings:
+    """The settings with the provider and the model by their names, whether a block or a default has them.
+
+    Raises:
+        InputError: there is no such block or vendor.
+    """
+    api = image_api(settings, needs_key=False)
+    return settings.model_copy(update={"provider": api.provider, "model": api.model})
 
 
 def job_store(settings: ExecutionSettings) -> tuple[str | None, SecretStr | None]:

@@ -54,6 +54,7 @@ OPTIONS: tuple[tuple[str, str, str, str], ...] = (
     ("--workers", "N", "execution", "workers"),
     ("--task-runner", "threads|dask", "execution", "task_runner"),
     ("--scheduler", "ADDRESS", "execution", "scheduler"),
+    ("--grace", "S", "execution", "grace_s"),
     ("--column", "NAME=COLUMN", "catalog", "columns"),
     ("--limit", "ROWS", "catalog", "limit"),
     ("--width", "N", "picture", "width"),
@@ -102,6 +103,7 @@ RESUME_OPTIONS = (
     "--store",
     "--task-runner",
     "--scheduler",
+    "--grace",
 )
 """The options that a resume can override."""
 

@@ -49,7 +49,8 @@ def run_and_show(flow: Callable[[], RunSummary], *, as_json: bool, log_format: s
     if isinstance(outcome, RunStoppedError):
         complain(
             f"{summary.stopped} {summary.done:,} of {summary.unique:,} images are done and kept,"
-            f" {summary.pending:,} are pending. Resume with: imagemill resume {summary.run_id}"
+            f" {summary.pending:,} are pending{summary.unanswered_in_words}."
+            f" Resume with: imagemill resume {summary.run_id}"
         )
         return STOPPED
     if summary.failed:
@@ -129,7 +130,7 @@ def interrupts_stop_the_run(caller: Caller) -> Iterator[None]:
         if again or not caller.interrupt("Interrupted."):
             signal.signal(number, signal.SIG_DFL)
             raise KeyboardInterrupt
-        stderr.print("Stopping. Finished images are kept.", style="yellow")
+        stderr.print("Stopping: requests in flight may finish; Ctrl-C again to leave them.", style="yellow")
 
     interrupted = threading.Event()
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}

@@ -155,7 +155,7 @@ class Engine:
         if self.stopped is None:
             self.stopped = Stop(kind, reason)
             if grace_s is not None:
-                self.grace_s = GRACE_S
+                self.grace_s = grace_s
             self._recorder.event("stopping", kind=kind, reason=reason)
             self._stopping.set()
             self._breaker.stop()

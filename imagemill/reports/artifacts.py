@@ -173,6 +173,8 @@ def _headline(run: Progress | RunSummary) -> _Artifact:
     if isinstance(run, Progress):
         cells["in flight"] = f"{run.in_flight:,} of {run.concurrency:,}"
     lines = [f"### Run {run.run_id}", "", *_table(cells)]
+    if isinstance(run, RunSummary) and run.unanswered:
+        lines += ["", f"{run.unanswered_in_words.removeprefix('; ')}."]
     if isinstance(run, RunSummary) and run.stopped:
         reason = " ".join(spelled_out(run.stopped).replace("`", "'").split())
         lines += [

@@ -7,6 +7,7 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import Any
 
+from imagemill.blocks.loading import resolved
 from imagemill.catalog.access import catalog_of
 from imagemill.catalog.counts import PlanCounts
 from imagemill.catalog.plan import Planner, planned_jobs, write_plan
@@ -19,11 +20,13 @@ _ADDED_AT_ONCE = 10_000
 
 
 def refuse_other_run(settings: RunSettings, known: RunSettings) -> None:
-    """Check that a run id is not reused for a different catalog, API or output.
+    """Check that a run id is not reused for a different catalog, API, model or output.
 
     Raises:
         InputError: the existing run has different ones.
     """
+    if known.api.model is None:  # a record of an earlier version, which kept what it was given
+        known = known.model_copy(update={"api": resolved(known.api)})
     given = settings.identity()
     for name, value in known.identity().items():
         if given[name] != value:

@@ -95,7 +95,7 @@ def _settle(
     """Update one unfinished job from what was found; whether that changed it."""
     known_usd = job.cost_usd
     missed = catch_up(job, line)
-    price = session.api.price_usd(job.width, job.height)
+    price = session.api.price_usd(job.width, job.height, job.steps, job.params)
     if image is not None:
         if receipt is not None:
             receipt.settle(job)

@@ -48,6 +48,9 @@ from imagemill.stores import Board, JobStore, open_store
 
 T = TypeVar("T")
 
+CANCEL_GRACE_S = 20.0
+"""How long requests in flight may take to finish after a cancellation, at least, in seconds."""
+
 
 class Session:
     """A run's open resources. ``portal`` runs coroutines on the run's event loop, from any thread.
@@ -104,6 +107,11 @@ class Session:
         """Stop the run so that it can be resumed."""
         self.portal.call(self.engine.stop, kind, reason)
 
+    def _cancel(self) -> None:
+        """Stop the run as its flow run is cancelled: Prefect waits half a minute before it kills."""
+        self.engine.grace_s = max(self.engine.grace_s, CANCEL_GRACE_S)
+        self.stop(StopKind.INTERRUPTED, "The flow run was cancelled, or its process ended.")
+
     @contextmanager
     def interruptible(self) -> Iterator[None]:
         """Stop the run when its caller interrupts it or an exception leaves the block. It can be resumed.
@@ -119,7 +127,7 @@ class Session:
             try:
                 yield
             except BaseException:
-                self.stop(StopKind.INTERRUPTED, "The flow run was cancelled, or its process ended.")
+                self._cancel()
                 raise
 
 
@@ -144,6 +152,9 @@ def open_session(settings: RunSettings, joining: Joining | None = None) -> Itera
     begun = time.monotonic()
     with ExitStack() as stack:
         api = image_api(settings.api)
+        # Records, metrics and reports name what the block or the default stands for.
+        named = settings.api.model_copy(update={"provider": api.provider, "model": api.model})
+        settings = settings.model_copy(update={"api": named})
         bucket = open_bucket(settings.output)
         stack.callback(bucket.close)
         folder = RunFolder(settings.run_id)
@@ -217,7 +228,7 @@ async def _running(parts: _Parts, joining: Joining | None) -> AsyncIterator[Sess
     fixed = limits.concurrency if isinstance(limits.concurrency, int) else None
     per_minute = limits.max_images_per_minute
     async with AsyncExitStack() as stack:
-        http = await stack.enter_async_context(_client(settings.api.request_timeout_s, fixed or CEILING))
+        http = await stack.enter_async_context(_client(api.request_timeout_s, fixed or CEILING))
         await stack.enter_async_context(store)
         leased = joining.rate(api, per_minute) if joining and per_minute else None
         pacer = Pacer(fixed, per_minute, known=parts.known, leased=leased)
@@ -241,6 +252,7 @@ async def _running(parts: _Parts, joining: Joining | None) -> AsyncIterator[Sess
             setup=SetupFault(limits.setup_fault_share, worked=before.done > 0),
             unsaved=parts.folder.unsaved,
         )
+        engine.grace_s = settings.execution.grace_s
         watch = await stack.enter_async_context(anyio.create_task_group())
         watch.start_soon(recorder.keep_time)
         watch.start_soon(engine.abandon_when_interrupted)

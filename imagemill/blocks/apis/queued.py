@@ -116,6 +116,7 @@ class QueuedApi(ImageApi):
 
     _times: CompletionTimes = PrivateAttr()
     _answers: dict[str, PastRequest] = PrivateAttr(default_factory=dict)
+    _answers_since: datetime = PrivateAttr(default=datetime.max.replace(tzinfo=UTC))
     _reading: anyio.Lock = PrivateAttr(default_factory=anyio.Lock)
 
     def model_post_init(self, context: object, /) -> None:
@@ -210,8 +211,8 @@ class QueuedApi(ImageApi):
             ApiError: it does not, or there was no image.
         """
         async with self._reading:
-            if handle not in self._answers:
-                since = self._listed_since(job.started_at or 0.0)
+            since = self._listed_since(job.started_at or 0.0)
+            if since < self._answers_since:
                 try:
                     async for past in self.past_requests(http, since, most_pages=_MOST_PAGES_LATE):
                         self._answers[past.handle] = replace(past, asked=None)
@@ -221,6 +222,7 @@ class QueuedApi(ImageApi):
                         raise gone from error  # there is no list, or not for this key
                     error.keep_request = True
                     raise
+                self._answers_since = since
         found = self._answers.pop(handle, None)
         if found is None:
             raise gone

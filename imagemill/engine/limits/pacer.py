@@ -154,7 +154,8 @@ class Pacer:
                     with anyio.move_on_after(wait_s):
                         await self._changed.wait()
         finally:
-            self._changed = None
+            if self._queue[0] is turn:
+                self._changed = None  # only the first in the queue waits for it
             self._queue.remove(turn)
             if self._queue:
                 self._queue[0].set()

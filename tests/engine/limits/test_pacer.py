@@ -133,3 +133,26 @@ def test_a_stop_lets_nobody_through_who_waits() -> None:
         assert pacer.in_flight == 0
 
     run(scenario)
+
+
+def test_a_waiter_that_gives_up_does_not_take_the_first_ones_wake_up_with_it() -> None:
+    async def scenario() -> None:
+        pacer = Pacer(1)
+        slot = await pacer.acquire()
+        through: list[float] = []
+
+        async def wait() -> None:
+            await pacer.acquire()
+            through.append(anyio.current_time())
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(wait)
+            await anyio.sleep(1)
+            with anyio.move_on_after(1):
+                await pacer.acquire()  # second in the queue
+            pacer.release(slot)
+            await anyio.sleep(1)
+            group.cancel_scope.cancel()
+        assert through == [2]
+
+    run(scenario)
