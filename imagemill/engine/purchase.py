@@ -5,6 +5,7 @@ from __future__ import annotations
 from imagemill.engine.cost_limit import CostLimit
 from imagemill.engine.recorder import Recorder
 from imagemill.jobs import Job
+from imagemill.usd import plus
 
 
 class Purchase:
@@ -56,7 +57,7 @@ class Purchase:
         if self._charged:
             return
         self._charged = True
-        self._job.cost_usd += usd
+        self._job.cost_usd = plus(self._job.cost_usd, usd)
         self._recorder.charged(usd)
         self._settle(charged_usd=usd)
 

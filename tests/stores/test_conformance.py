@@ -447,7 +447,7 @@ async def test_a_store_of_another_version_is_refused_and_left_alone(
             await make().__aenter__()
         sentence = str(refusal.value)
         assert f"was made by imagemill {made_by}, in version 2; this is imagemill {ours}.9.0" in sentence
-        assert f"which reads version {ours}: go on with the one that made it" in sentence
+        assert f"which reads version {ours}. Continue with the version that made it" in sentence
     monkeypatch.undo()
     async with make() as store:
         assert await everything(store) == [done(0), job(1)]
