@@ -300,7 +300,7 @@ class Engine:
             try:
                 if image.flagged:
                     raise ApiError(ErrorClass.CONTENT_FILTERED, "the API flagged the image", code="flagged")
-                picture = check_picture(image.content, job.width, job.height)
+                picture = self._checked(job, image)
                 await self._keep(job, picture, image.content, latency_s)
             finally:
                 self._uploads.release()
@@ -387,8 +387,13 @@ class Engine:
     def _set_aside(self, job: Job, image: GeneratedImage) -> None:
         """Keep an image that is paid for, where the run is cancelled before its upload begins."""
         with contextlib.suppress(ApiError):
-            picture = check_picture(image.content, job.width, job.height)
+            picture = self._checked(job, image)
             self._save_here(image_name(job.key, picture.extension), image.content)
+
+    def _checked(self, job: Job, image: GeneratedImage) -> Picture:
+        """The image, seen to be what was asked for; a model that takes no size chooses one itself."""
+        exact = self._api.profile.sizes.exact
+        return check_picture(image.content, job.width, job.height, exact=exact)
 
     def _save_here(self, name: str, content: bytes) -> None:
         """Keep an image in the run's folder: a resume uploads it from here."""
