@@ -11,6 +11,8 @@ from enum import StrEnum
 from operator import attrgetter
 from typing import Any, overload
 
+from imagemill.usd import plus
+
 
 class JobStatus(StrEnum):
     """Where a job stands."""
@@ -101,20 +103,20 @@ class Job:
 
     def pay(self, usd: float, source: str) -> None:
         """The API charges for an image it made."""
-        self.cost_usd += usd
+        self.cost_usd = plus(self.cost_usd, usd)
         self.cost_source = CostSource.of_total([self.cost_source, source]) or ""
 
     def lose_answer(self, price_usd: float) -> None:
         """The answer to a request never came, and nothing is kept to ask about: it may be charged."""
         self.unanswered += 1
-        self.unanswered_usd += price_usd
+        self.unanswered_usd = plus(self.unanswered_usd, price_usd)
 
     def find_request(self, request_id: str, price_usd: float) -> None:
         """A request whose answer never came is found at the API: it is asked about, not sent again."""
         self.request_id = request_id
         if self.unanswered:
             self.unanswered -= 1
-            self.unanswered_usd = max(0.0, self.unanswered_usd - price_usd)
+            self.unanswered_usd = max(0.0, plus(self.unanswered_usd, -price_usd))
 
     def requeue(self) -> None:
         """The attempt was broken off by a stop; a resume takes the job up again."""

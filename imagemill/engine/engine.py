@@ -147,15 +147,10 @@ class Engine:
         self._shards: set[anyio.CancelScope] = set()
         self.stopped: Stop | None = None
 
-    def stop(self, kind: StopKind, reason: str, *, grace_s: float | None = None) -> None:
-        """Send nothing more; what is in flight may finish, after an interrupt within a grace.
-
-        ``grace_s`` is that grace in seconds, where it is not the engine's own.
-        """
+    def stop(self, kind: StopKind, reason: str) -> None:
+        """Send nothing more; what is in flight may finish, after an interrupt within a grace."""
         if self.stopped is None:
             self.stopped = Stop(kind, reason)
-            if grace_s is not None:
-                self.grace_s = grace_s
             self._recorder.event("stopping", kind=kind, reason=reason)
             self._stopping.set()
             self._breaker.stop()
@@ -331,7 +326,7 @@ class Engine:
             try:
                 if image.flagged:
                     raise ApiError(ErrorClass.CONTENT_FILTERED, "the API flagged the image", code="flagged")
-                picture = check_picture(image.content, job.width, job.height)
+                picture = self._checked(job, image)
                 self._setup.succeeded(job)
                 await self._keep(job, picture, image.content, latency_s)
             finally:
@@ -420,8 +415,13 @@ class Engine:
     def _set_aside(self, job: Job, image: GeneratedImage) -> None:
         """Keep an image that is paid for, where the run is cancelled before its upload begins."""
         with contextlib.suppress(ApiError):
-            picture = check_picture(image.content, job.width, job.height)
+            picture = self._checked(job, image)
             self._save_here(image_name(job.key, picture.extension), image.content)
+
+    def _checked(self, job: Job, image: GeneratedImage) -> Picture:
+        """The image, seen to be what was asked for; a model that takes no size chooses one itself."""
+        exact = self._api.profile.sizes.exact
+        return check_picture(image.content, job.width, job.height, exact=exact)
 
     def _save_here(self, name: str, content: bytes) -> None:
         """Keep an image in the run's folder: a resume uploads it from here."""

@@ -20,6 +20,9 @@ BLANK_BYTES_PER_PIXEL = 0.05
 BLANK_HEADER_BYTES = 1_000
 """An image of one colour compresses to less than this; one that shows something, mostly to more."""
 
+MOST_PIXELS = 4096 * 4096
+"""What a picture may have whose size the model chooses: it is bounded before anything is unpacked."""
+
 _PNG = b"\x89PNG\r\n\x1a\n"
 
 
@@ -32,22 +35,24 @@ class Picture:
     height: int
 
 
-def check_picture(content: bytes, width: int, height: int) -> Picture:
+def check_picture(content: bytes, width: int, height: int, *, exact: bool = True) -> Picture:
     """See that ``content`` is one whole image of ``width`` x ``height`` pixels that shows something.
+
+    Where not ``exact``, the model chooses the size itself: any up to ``MOST_PIXELS`` will do.
 
     Raises:
         ApiError: ``invalid_image``, or ``content_filtered`` where it is blank. Nothing else, whatever the
             bytes are: an API, or whoever stands in for it, may send anything.
     """
     try:
-        return _checked(content, width, height)
+        return _checked(content, width, height, exact=exact)
     except ApiError:
         raise
     except Exception as error:  # a decoder has many ways to stumble over hostile bytes
         raise _invalid(f"an image that does not decode ({type(error).__name__})", "damaged_image") from error
 
 
-def _checked(content: bytes, width: int, height: int) -> Picture:
+def _checked(content: bytes, width: int, height: int, *, exact: bool) -> Picture:
     if content.startswith(_PNG):
         picture = _walk_png(content)
     elif content.startswith(b"\xff\xd8\xff"):
@@ -56,6 +61,8 @@ def _checked(content: bytes, width: int, height: int) -> Picture:
         picture = _walk_webp(content)
     else:
         raise _invalid(f"not an image: it begins with {content[:12]!r}", "not_an_image")
+    if not exact and 0 < picture.width * picture.height <= MOST_PIXELS:
+        width, height = picture.width, picture.height
     if (picture.width, picture.height) != (width, height):
         raise _invalid(f"{picture.width} x {picture.height} pixels, not {width} x {height}", "wrong_size")
     if picture.extension == "webp":

@@ -10,30 +10,18 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import date
-from decimal import ROUND_HALF_EVEN, Decimal
+from decimal import Decimal
 from typing import Literal, TypeAlias
+
+from imagemill.usd import exact, in_words
 
 Unit: TypeAlias = Literal["image", "megapixel", "whole megapixel", "tile", "token"]
 """What is counted. A megapixel is a million pixels, except where it is rounded up to whole ones: there it is
 1,048,576 pixels, so that 1024 x 1024 is one. A tile is 512 x 512 pixels."""
 
-PICO_USD = Decimal("1e-12")
-"""The smallest part of a dollar that is kept: what binary fractions hold exactly enough up to 1,000 USD."""
-
 _PIXELS_OF_A_WHOLE = 1_048_576
 _PIXELS_OF_A_TILE = 512 * 512
 _MILLION = Decimal(1_000_000)
-
-
-def exact(usd: Decimal | float | str) -> Decimal:
-    """An amount in USD, rounded to ``PICO_USD``: 0.1 is a tenth, whatever its binary fraction is."""
-    amount = usd if isinstance(usd, Decimal) else Decimal(str(usd))
-    return amount.quantize(PICO_USD, ROUND_HALF_EVEN).normalize() + 0
-
-
-def in_words(usd: Decimal) -> str:
-    """An amount in USD with all its digits, as in "0.0027"."""
-    return f"{exact(usd):f}"
 
 
 @dataclass(frozen=True, slots=True)

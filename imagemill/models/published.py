@@ -14,8 +14,9 @@ from urllib.parse import quote, urlencode
 
 from imagemill.errors import InputError, printable
 from imagemill.models.parameter import Param
-from imagemill.models.prices import Price, exact
+from imagemill.models.prices import Price
 from imagemill.models.profile import OURS, Profile, SizeForm, Sizes, Steps
+from imagemill.usd import exact
 
 PUBLISHING: Mapping[str, str] = {"fal": "https://api.fal.ai", "replicate": "https://api.replicate.com"}
 """The vendors that publish a schema of each model, and where."""

@@ -29,6 +29,7 @@ from imagemill.reports.regressions import (
 )
 from imagemill.reports.templating import environment
 from imagemill.settings import RegressionSettings
+from imagemill.usd import total
 
 MOST_RUNS = 2_000
 """The dashboard shows at most this many runs: a year of daily runs of five catalogs."""
@@ -73,7 +74,7 @@ def publish_dashboard(
         skipped=history.skipped,
         catalogs=len({run.catalog for run in history.runs}),
         generated=sum(run.generated for run in history.runs),
-        cost_usd=round(sum(run.cost_usd for run in history.runs), 12),
+        cost_usd=total(run.cost_usd for run in history.runs),
         regressions=regressions,
     )
 
@@ -134,8 +135,8 @@ class _Headline:
         latencies = [run.p95_latency_s for run in working if run.p95_latency_s is not None]
         return cls(
             generated=sum(run.generated for run in runs),
-            cost_usd=sum(run.cost_usd for run in runs),
-            saved_usd=sum(run.saved_usd for run in runs),
+            cost_usd=total(run.cost_usd for run in runs),
+            saved_usd=total(run.saved_usd for run in runs),
             failed=sum(run.failed for run in runs),
             finished=sum(run.done + run.failed for run in runs),
             images_per_minute=median(run.images_per_minute for run in working) if working else None,

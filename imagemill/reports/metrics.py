@@ -22,6 +22,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from imagemill.parquet import read_batches
+from imagemill.usd import PICOS
 
 BUCKET_WIDTHS_S = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600)
 MOST_BUCKETS = 240
@@ -176,10 +177,8 @@ class Savings:
             planned = batch.filter(batch["job"].is_valid())
             numbers = planned["job"].to_numpy()
             np.add.at(rows, numbers, 1)
-            texts = pa.chunked_array([[""] * planned.num_rows])
-            if "params" in names:
-                texts = planned["params"].fill_null("")
-            params = texts.combine_chunks().dictionary_encode()
+            texts = planned["params"] if "params" in names else pa.nulls(planned.num_rows, pa.string())
+            params = texts.fill_null("").dictionary_encode()
             sides = [planned[name].to_numpy() for name in ("width", "height", "steps")]
             priced = np.stack([*sides, params.indices.to_numpy()], axis=1)
             known, which = np.unique(priced, axis=0, return_inverse=True)
@@ -227,7 +226,8 @@ def metrics_table(jobs: MeasuredJobs, pace: Pace, savings: Savings) -> pa.Table:
     of_image, image = of_job[done], finished[done]
     images, failed = total(of_image), total(of_job[jobs.failed[finished]])
     p50, p95 = _quantiles(of_image, jobs.latency_s[image], len(buckets))
-    cost = total(of_job, jobs.cost_usd[finished])
+    # In whole units, so that each sum equals its rows.
+    cost = np.bincount(of_job, np.rint(jobs.cost_usd[finished] * PICOS), len(buckets))
     columns = {
         "bucket_start": buckets * width * 1000,
         "bucket_s": np.full(len(buckets), width),
@@ -237,8 +237,8 @@ def metrics_table(jobs: MeasuredJobs, pace: Pace, savings: Savings) -> pa.Table:
         "error_rate": failed / np.maximum(images + failed, 1),
         "p50_latency_s": p50,
         "p95_latency_s": p95,
-        "cost_usd": cost,
-        "cost_usd_total": cost.cumsum().round(12),
+        "cost_usd": cost / PICOS,
+        "cost_usd_total": cost.cumsum() / PICOS,
         "requests": total(of_second, pace.requests),
         "rate_limited": total(of_second, pace.rate_limited),
         "retries": total(of_second, pace.retries),

@@ -24,6 +24,7 @@ from imagemill.stores.base import JobState, JobStore, JobTotals
 from imagemill.stores.encoding import from_json, to_json
 from imagemill.stores.lease_file import LeaseFile
 from imagemill.stores.version import StoreVersion
+from imagemill.usd import total
 
 CHECKPOINT_INTERVAL_S = 2.0
 """The maximum age of the checkpoint while jobs finish, in seconds."""
@@ -82,9 +83,9 @@ class MemoryStore(JobStore):
             reused=sum(job.reused for job in done),
             attempts=sum(job.attempts for job in jobs),
             retries=sum(job.retries for job in jobs),
-            cost_usd=sum(job.cost_usd for job in jobs),
+            cost_usd=total(job.cost_usd for job in jobs),
             unanswered=sum(job.unanswered for job in jobs),
-            unanswered_usd=sum(job.unanswered_usd for job in jobs),
+            unanswered_usd=total(job.unanswered_usd for job in jobs),
         )
 
     async def _open(self) -> None:

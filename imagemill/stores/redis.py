@@ -36,6 +36,7 @@ from imagemill.stores.base import CONNECT_S, JobState, JobStore, JobTotals, reas
 from imagemill.stores.board import Board, Note
 from imagemill.stores.encoding import from_json, to_json
 from imagemill.stores.version import StoreVersion
+from imagemill.usd import of_picos, picos
 
 _CHUNK = 256
 _PAGE = 10_240
@@ -170,21 +171,21 @@ class RedisStore(JobStore, Board):
         if not states:
             return JobTotals(pending=len(numbers))
         done = failed = reused = attempts = retries = unanswered = 0
-        cost_usd = unanswered_usd = 0.0
+        cost = unanswered_cost = 0
         for start in range(0, len(numbers), _PAGE):
             page = numbers[start : start + _PAGE].tolist()
             for state in await self.patiently(self._redis.hmget, self._key("states"), page):
                 if state is None:
                     continue
-                status, tries, _, _, _, was_reused, _, cost, lost, lost_usd, *_ = from_json(state)
+                status, tries, _, _, _, was_reused, _, usd, lost, lost_usd, *_ = from_json(state)
                 done += status == JobStatus.DONE
                 failed += status == JobStatus.FAILED
                 reused += status == JobStatus.DONE and was_reused
                 attempts += tries
                 retries += max(0, tries - 1)
-                cost_usd += cost
+                cost += picos(usd)
                 unanswered += lost
-                unanswered_usd += lost_usd
+                unanswered_cost += picos(lost_usd)
         return JobTotals(
             done=done,
             failed=failed,
@@ -192,9 +193,9 @@ class RedisStore(JobStore, Board):
             reused=reused,
             attempts=attempts,
             retries=retries,
-            cost_usd=cost_usd,
+            cost_usd=of_picos(cost),
             unanswered=unanswered,
-            unanswered_usd=unanswered_usd,
+            unanswered_usd=of_picos(unanswered_cost),
         )
 
     async def exchange(self, owner: str, content: dict[str, Any] | None) -> list[Note]:

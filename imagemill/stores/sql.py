@@ -33,6 +33,7 @@ from imagemill.stores.base import CONNECT_S, JobState, JobStore, JobTotals, reas
 from imagemill.stores.encoding import MARK, escape, is_odd, unescape
 from imagemill.stores.postgres_board import PostgresBoard
 from imagemill.stores.tables import JOBS, LEASES, RUNS, make_tables
+from imagemill.usd import PICOS, of_picos
 
 _UNFINISHED = JOBS.c.status.in_([JobStatus.PENDING, JobStatus.RUNNING])
 _COLUMNS = [JOBS.c[name] for name in JOB_FIELDS]
@@ -142,9 +143,9 @@ class SqlStore(JobStore):
                 sa.func.count(),
                 sa.func.sum(JOBS.c.attempts),
                 sa.func.sum(retries),
-                sa.func.sum(JOBS.c.cost_usd),
+                _picos_of(JOBS.c.cost_usd),
                 sa.func.sum(JOBS.c.unanswered),
-                sa.func.sum(JOBS.c.unanswered_usd),
+                _picos_of(JOBS.c.unanswered_usd),
             )
             .where(self._of_run)
             .group_by(JOBS.c.status, JOBS.c.reused)
@@ -160,9 +161,9 @@ class SqlStore(JobStore):
             reused=sum(n for status, reused, n, *_ in rows if reused and status == JobStatus.DONE),
             attempts=sum(int(row[3]) for row in rows),
             retries=sum(int(row[4]) for row in rows),
-            cost_usd=sum(float(row[5]) for row in rows),
+            cost_usd=of_picos(sum(int(row[5]) for row in rows)),
             unanswered=sum(int(row[6]) for row in rows),
-            unanswered_usd=sum(float(row[7]) for row in rows),
+            unanswered_usd=of_picos(sum(int(row[7]) for row in rows)),
         )
 
     async def _rows(self, query: sa.Executable) -> list[tuple[Any, ...]]:
@@ -364,6 +365,11 @@ def _insert(rows: int) -> str:
     # By name: a table that an earlier version made has its newer columns last.
     columns = ",".join(f'"{name}"' for name in _INSERTED)
     return f"INSERT INTO {JOBS.name} ({columns}) VALUES {','.join(values)}"  # noqa: S608 - our own names
+
+
+def _picos_of(column: sa.Column[float]) -> sa.ColumnElement[int]:
+    """The sum of amounts, exact as :mod:`imagemill.usd` has it."""
+    return sa.func.sum(sa.cast(sa.func.round(column * float(PICOS)), sa.BigInteger))
 
 
 def _number(state: JobState) -> int:

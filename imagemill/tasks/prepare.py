@@ -14,6 +14,7 @@ from imagemill.runs.planning import plan_run
 from imagemill.runs.recovery import find_images, upload_unsaved
 from imagemill.runs.session import Session
 from imagemill.stores import Shard, shards
+from imagemill.usd import exact
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +45,7 @@ def prepare(session: Session) -> Prepared:
     session.recorder.begin(
         unique=counts.unique, done=totals.done, failed=totals.failed, cost_usd=totals.cost_usd
     )
-    cost_usd = counts.cost_usd * len(unfinished) / counts.unique if counts.unique else 0.0
+    cost_usd = float(exact(counts.cost_usd * len(unfinished) / counts.unique)) if counts.unique else 0.0
     return Prepared(
         counts, shards(unfinished, session.settings.execution.shard_size), len(unfinished), cost_usd
     )

@@ -58,6 +58,14 @@ def test_the_wrong_size_is_invalid(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
+def test_a_model_that_chooses_the_size_may_choose_any_that_is_bounded(kind: str) -> None:
+    picture = check_picture(encoded(kind, (64, 96)), *SIZE, exact=False)
+    assert (picture.width, picture.height) == (64, 96)
+    with pytest.raises(ApiError, match="pixels, not"):
+        check_picture(encoded(kind, (8200, 2056), colour="red"), *SIZE, exact=False)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
 @pytest.mark.parametrize("colour", ["black", "white", (2, 0, 1)])
 def test_blank_images_are_filtered(kind: str, colour: Any) -> None:
     assert refusal(encoded(kind, colour=colour)) == ("content_filtered", "blank_image")

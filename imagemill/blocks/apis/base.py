@@ -45,7 +45,7 @@ from imagemill.errors import (
 )
 from imagemill.jobs import CostSource, Job
 from imagemill.models.listing import find_profile, listed_models
-from imagemill.models.prices import Price, exact
+from imagemill.models.prices import Price
 from imagemill.models.profile import Profile, Sizes, Steps
 from imagemill.rate_limit_headers import (
     Allowance,
@@ -53,6 +53,7 @@ from imagemill.rate_limit_headers import (
     retry_after_seconds,
     seconds_in_words,
 )
+from imagemill.usd import exact
 
 MOST_REDIRECTS = 3
 """How often an image link may lead on to another."""
