@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 import anyio
 import httpx
 from prefect.blocks.core import Block
-from pydantic import Field, PrivateAttr, SecretStr, field_validator
+from pydantic import ConfigDict, Field, PrivateAttr, SecretStr, field_validator
 
 from imagemill.blocks.apis.exchange import (
     UNKNOWN_ANSWER,
@@ -48,6 +48,10 @@ from imagemill.rate_limit_headers import (
     retry_after_seconds,
     seconds_in_words,
 )
+from imagemill.secrets import clean_key, keep_secret, masked
+
+_NOT_SENDABLE = (httpx.LocalProtocolError, httpx.UnsupportedProtocol, UnicodeEncodeError)
+"""What is wrong with a request itself, such as a header of characters that no header has: it never leaves."""
 
 
 class Accepted(Protocol):
@@ -112,6 +116,9 @@ class SizeLimits:
 class ImageApi(Block):
     """An account at a vendor of images. One instance serves a whole run, from one event loop."""
 
+    # A key that cannot be one is not repeated.
+    model_config = ConfigDict(hide_input_in_errors=True)
+
     _block_schema_capabilities: ClassVar[list[str]] = ["generate-image"]
 
     provider: ClassVar[str]
@@ -155,6 +162,13 @@ class ImageApi(Block):
     _profile: Profile | None = PrivateAttr(default=None)
     _published_price: Price | None = PrivateAttr(default=None)
 
+    @field_validator("api_key")
+    @classmethod
+    def _check_key(cls, value: SecretStr) -> SecretStr:
+        key = clean_key(value.get_secret_value())
+        keep_secret(key)
+        return SecretStr(key)
+
     @field_validator("base_url")
     @classmethod
     def _check_base_url(cls, value: str) -> str:
@@ -175,7 +189,10 @@ class ImageApi(Block):
         Raises:
             InputError: the variable is not set.
         """
-        key = os.environ.get(cls.key_variable, "").strip()
+        try:
+            key = clean_key(os.environ.get(cls.key_variable, ""))
+        except ValueError as error:
+            raise InputError(f"The environment variable {cls.key_variable}: {error}.") from error
         if not key:
             raise InputError(
                 f"There is no API key for {cls.provider}: set the environment variable"
@@ -432,8 +449,7 @@ class ImageApi(Block):
 
     def clean(self, text: str) -> str:
         """Text that an API sent, fit for a log: bounded, no control characters, never the key."""
-        text = text[:4000].replace(self.api_key.get_secret_value(), "***")
-        return printable(text)[:1000]
+        return masked(printable(text[:4000]))[:1000]
 
     @asynccontextmanager
     async def attempt(self, *, keep_request: bool = False) -> AsyncIterator[None]:
@@ -454,6 +470,13 @@ class ImageApi(Block):
                 self.clean(f"a link that cannot be followed ({error})"),
                 code="bad_link",
                 charged=True,
+            ) from error
+        except _NOT_SENDABLE as error:
+            raise ApiError(
+                ErrorClass.BAD_REQUEST,
+                self.clean(f"the request could not be sent ({error})"),
+                code="not_sent",
+                keep_request=keep_request,
             ) from error
         except (httpx.TransportError, httpx.DecodingError) as error:
             raise ApiError(
