@@ -33,14 +33,11 @@ def clean_key(text: str) -> str:
     """A key as it can be sent: white space around it is dropped, as secret stores add line breaks.
 
     Raises:
-        ValueError: it holds a line break, another white space, a quote or a sign that no key has. The key
-            itself is not repeated.
+        ValueError: it holds a line break, a quote or a sign that no header has. The key is not repeated.
     """
     key = text.strip()
     if any(sign in "\r\n\v\f\x85\u2028\u2029" for sign in key):
         raise ValueError("the key holds a line break: it was probably pasted in two lines")
-    if any(sign.isspace() for sign in key):
-        raise ValueError("the key holds a space: give the bare key, without a word such as Bearer")
     if any(sign in _QUOTES for sign in key):
         raise ValueError("the key holds a quotation mark: give the bare key, without quotes")
     if not key.isascii() or not key.isprintable():

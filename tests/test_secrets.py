@@ -6,6 +6,7 @@ import base64
 import html
 import json
 import logging
+import socket
 import textwrap
 import timeit
 from pathlib import Path
@@ -150,7 +151,6 @@ GOOD = "sk-proj-Ab_9.~/+=:x"
 REFUSED = {
     "two lines": ("sk-live-\nabcdef", "line break"),
     "two lines of Windows": ("sk-live-\r\nabcdef", "line break"),
-    "a word before": (f"Bearer {GOOD}", "space"),
     "typographic quotes": (f"\u201c{GOOD}\u201d", "quotation mark"),
     "typographic apostrophes": (f"\u2018{GOOD}\u2019", "quotation mark"),
     "quotes": (f'"{GOOD}"', "quotation mark"),
@@ -187,7 +187,9 @@ def test_a_key_that_cannot_be_one_is_refused_where_it_is_set(
 
 
 def test_a_request_that_cannot_be_sent_is_neither_lost_nor_unanswered() -> None:
-    api = Together(api_key=SecretStr("fine"), base_url="http://127.0.0.1:9")
+    listener = socket.create_server(("127.0.0.1", 0))
+    address = f"http://127.0.0.1:{listener.getsockname()[1]}"
+    api = Together(api_key=SecretStr("fine"), base_url=address)
     api.api_key = SecretStr(KEY + "\nnext")  # past every check
     job = Job(0, "a", "k", "p", None, 64, 64, 1, 4, api.model, "png")
 
@@ -200,7 +202,8 @@ def test_a_request_that_cannot_be_sent_is_neither_lost_nor_unanswered() -> None:
                 await api.generate(http, job, accepted)
             return caught.value
 
-    error = anyio.run(ask)
+    with listener:
+        error = anyio.run(ask)
     # Only a timeout counts as unanswered, and is sent again.
     assert (error.error_class, error.code, error.charged) == (ErrorClass.BAD_REQUEST, "not_sent", False)
     assert KEY[:14] not in str(error)
