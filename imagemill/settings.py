@@ -24,9 +24,11 @@ from pydantic import (
 )
 
 from imagemill.errors import InputError
+from imagemill.s3_uri import split_s3_uri
 from imagemill.store_address import split_password
 
 SEED_POLICY = re.compile(r"prompt|random|fixed:(0|[1-9][0-9]{0,9})")
+_LARGEST_SEED = 2**32 - 1
 RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,119}")
 
 CATALOG_COLUMNS = ("prompt", "id", "negative_prompt", "width", "height", "seed", "steps")
@@ -146,8 +148,7 @@ class OutputSettings(_Settings):
     @field_validator("uri")
     @classmethod
     def _s3(cls, uri: str) -> str:
-        if not re.match(r"s3://[^/]+", uri):
-            raise ValueError(f"{uri!r} is not of the form s3://BUCKET/PREFIX")
+        split_s3_uri(uri)
         return uri.rstrip("/")
 
 
@@ -190,6 +191,8 @@ class PictureSettings(_Settings):
     def _known_policy(cls, policy: str) -> str:
         if not SEED_POLICY.fullmatch(policy):
             raise ValueError(f"{policy!r} is not prompt, random or fixed:N")
+        if int(policy.partition(":")[2] or 0) > _LARGEST_SEED:
+            raise ValueError(f"{policy!r} is too large: a seed is at most {_LARGEST_SEED:,}")
         return policy
 
 
