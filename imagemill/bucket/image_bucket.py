@@ -2,7 +2,7 @@
 
 boto3 does everything but one thing: the images themselves, the only hot path, go through obstore, which
 costs a fifth of boto3's CPU per object (``benchmarks/`` has the figures). Both are set up in one place,
-:mod:`imagemill.bucket.connection`.
+:mod:`imagemill.s3.connection`.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import hashlib
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from pathlib import Path
@@ -19,15 +20,16 @@ from urllib.parse import quote
 
 import boto3
 import obstore
+import pyarrow as pa
 from boto3.exceptions import Boto3Error
 from boto3.s3.transfer import TransferConfig
 from botocore.exceptions import BotoCoreError, ClientError
 from obstore.exceptions import BaseError as ObstoreError
 from urllib3.exceptions import HTTPError
 
-from imagemill.bucket.connection import S3Connection
 from imagemill.errors import InputError, StoreUnavailableError
-from imagemill.s3_uri import split_s3_uri
+from imagemill.s3.connection import S3Connection
+from imagemill.s3.uri import split_s3_uri
 
 if TYPE_CHECKING:
     from botocore.client import BaseClient
@@ -233,6 +235,21 @@ class ImageBucket:
                 return answer["Body"].read(), answer["ETag"], now
         except FileNotFoundError:
             return None
+
+    @contextmanager
+    def open(self, name: str) -> Iterator[pa.NativeFile | None]:
+        """An object to read here and there; None where there is no such object."""
+        try:
+            reader = obstore.open_reader(self._images, self.prefix + name)
+        except FileNotFoundError:
+            yield None
+        except (ObstoreError, OSError) as error:
+            raise StoreUnavailableError(
+                f"The bucket {self.name!r} did not answer ({first_line(error)})."
+            ) from error
+        else:
+            with pa.PythonFile(reader, mode="r") as file:
+                yield file
 
     def download(self, name: str, path: Path) -> str | None:
         """Write an object's content into a file, piece by piece; its ETag, None where it is not there."""

@@ -20,7 +20,7 @@ import orjson
 
 from imagemill.bucket.image_bucket import ConflictError, ImageBucket
 from imagemill.errors import InputError, StoreUnavailableError
-from imagemill.stores.lease import Holder
+from imagemill.holder import Holder
 
 LEASE = "refresh.lease"
 EXPIRY_S = 120.0
@@ -100,7 +100,7 @@ class OutputLease:
                     " renewed), or choose another output."
                 )
             found = self._waited_for(found)
-        self._etag = found and found.etag
+        self._etag = None if found is None else found.etag
         with suppress(ConflictError, StoreUnavailableError):  # an answer may be lost, and the write done
             self._write()
         if not self._bucket.conditional:

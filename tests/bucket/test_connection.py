@@ -15,10 +15,10 @@ import pytest
 import trustme
 from botocore.credentials import RefreshableCredentials
 
-from imagemill.bucket import connection
 from imagemill.bucket.image_bucket import ImageBucket
 from imagemill.bucket.probe import probe
 from imagemill.errors import InputError
+from imagemill.s3 import connection
 from imagemill.settings import OutputSettings
 from tests.bucket.s3_front import Answer, Asked, S3Front
 

@@ -12,7 +12,7 @@ import pytest
 from imagemill.bucket.image_bucket import ImageBucket
 from imagemill.bucket.output_lease import EXPIRY_S, LEASE, RENEW_S, OutputLease, output_lease
 from imagemill.errors import InputError, StoreUnavailableError
-from imagemill.stores.lease import Holder
+from imagemill.holder import Holder
 from tests.bucket.s3_front import Answer, Asked, S3Front
 
 

@@ -22,6 +22,7 @@ from imagemill.secrets import keep_secret
 
 if TYPE_CHECKING:
     from botocore.client import BaseClient
+    from obstore.store import ClientConfig
 
 _AWS = (".amazonaws.com", ".amazonaws.com.cn")
 _CREDENTIALS_LAST = timedelta(minutes=5)
@@ -116,7 +117,7 @@ class S3Connection:
             style == "auto" and self.endpoint_url is None and "." not in self.bucket
         )
         host = f"{self.bucket}.{address.netloc}" if virtual else address.netloc
-        client: dict[str, Any] = {
+        client: ClientConfig = {
             "allow_http": address.scheme == "http",
             "connect_timeout": timedelta(seconds=5),
             "timeout": timedelta(seconds=30),
