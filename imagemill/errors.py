@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
+from imagemill.secrets import masked
+
 
 class ErrorClass(StrEnum):
     """The classes of error of a generation request."""
@@ -91,10 +93,11 @@ class ApiError(Exception):
         charged: bool = False,
         doubtful: bool = False,
     ) -> None:
+        message = masked(message)
         super().__init__(message)
         self.error_class = error_class
         self.message = message
-        self.code = code or error_class.value
+        self.code = masked(code or error_class.value)
         self.retry_after_s = retry_after_s
         self.keep_request = keep_request
         self.charged = charged
@@ -105,14 +108,14 @@ class InputError(Exception):
     """Unusable input or settings; the message says what is wrong, where, and what to do."""
 
     def __init__(self, sentence: str) -> None:
-        super().__init__(printable(sentence))
+        super().__init__(masked(printable(sentence)))
 
 
 class StoreUnavailableError(Exception):
     """The bucket or the job store was unavailable for too long; the run can be resumed later."""
 
     def __init__(self, sentence: str) -> None:
-        super().__init__(printable(sentence))
+        super().__init__(masked(printable(sentence)))
 
 
 def printable(text: str) -> str:

@@ -131,6 +131,11 @@ def outcome(run: Run, prepared: Prepared, summary: RunSummary) -> RunSummary:
     """
     if stopped := run.session.engine.stopped:
         raise RunStoppedError(summary, stopped.kind)
+    if summary.lost_images:
+        get_run_logger().warning(
+            "%s images that were paid for were lost, and made anew: the log says which.",
+            f"{summary.lost_images:,}",
+        )
     if prepared.counts.negative_prompts:
         get_run_logger().warning(
             "%s rows have a negative prompt, which this model ignores.",

@@ -15,6 +15,7 @@ from urllib.parse import parse_qsl, unquote
 from pydantic import SecretStr
 
 from imagemill.errors import InputError
+from imagemill.secrets import keep_secret
 
 PASSWORD_VARIABLE = "IMAGEMILL_STORE_PASSWORD"  # noqa: S105 - a variable's name
 
@@ -37,6 +38,8 @@ def split_password(store: str) -> tuple[str, SecretStr | None]:
     if "://" in stripped and (found := _IN_QUERY.search(stripped)):
         password = unquote(found["password"])
         stripped = _IN_QUERY.sub(r"\g<mark>", stripped).rstrip("?&")
+    if password:
+        keep_secret(password)
     return stripped, SecretStr(password) if password else None
 
 
@@ -76,6 +79,9 @@ def address_of(
             f"The job store's address is not of the form {scheme}://USER@HOST:PORT/DATABASE. Special"
             " characters in it must be percent-encoded."
         )
+    secret = password.get_secret_value() if password else os.environ.get(PASSWORD_VARIABLE) or None
+    if secret:
+        keep_secret(secret)
     query = dict(parse_qsl(found["query"] or "", keep_blank_values=True))
     for name in query:
         if name not in options:
@@ -89,5 +95,5 @@ def address_of(
         user=unquote(found["user"]) if found["user"] else None,
         database=unquote(found["database"]) if found["database"] else None,
         query=query,
-        password=password.get_secret_value() if password else os.environ.get(PASSWORD_VARIABLE) or None,
+        password=secret,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -21,6 +22,7 @@ from imagemill.bucket.image_bucket import copy_name
 from imagemill.catalog.files import open_catalog
 from imagemill.emulator import Emulator
 from imagemill.errors import ApiError, InputError
+from imagemill.flows.generate_catalog import generate_catalog
 from imagemill.jobs import Job
 from imagemill.settings import CatalogSettings
 from tests.cli.test_command import arguments
@@ -95,6 +97,65 @@ def test_no_secret_in_any_log_record_or_report(
     for where, content in told.items():
         for secret in secrets:
             assert secret.encode() not in content, where
+
+
+class Echo(BaseHTTPRequestHandler):
+    """Tells in its errors what it was sent, in one more spelling each time."""
+
+    asked = 0
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["content-length"]))
+        key = str(self.headers["authorization"])
+        spellings = [
+            key,
+            quote(key, safe=""),
+            json.dumps({"detail": key}),
+            f"{key[:20]}\n  {key[20:]}",
+            repr(key),
+        ]
+        Echo.asked += 1
+        body = spellings[Echo.asked % len(spellings)].encode()
+        self.send_response(400)
+        self.send_header("content-length", str(len(body)))
+        self.send_header("x-request-id", key)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_an_api_that_repeats_the_key_does_not_spread_it(
+    place: Place,
+    catalog: Callable[..., str],
+    own_home: Path,
+    prefect_server: str,  # noqa: ARG001
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    key = "sk-live-0a1b/2c3d+4e5f6a7b8c9d"
+    monkeypatch.setenv("TOGETHER_API_KEY", f"{key}\n")
+    with ThreadingHTTPServer(("127.0.0.1", 0), Echo) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        summary = generate_catalog(
+            catalog=catalog(prompt=[f"p{n}" for n in range(6)]),
+            api={"provider": "together", "base_url": f"http://127.0.0.1:{server.server_port}"},
+            output=place.settings(),
+            picture={"width": 256, "height": 256},
+        )
+        server.shutdown()
+    assert (summary.failed, summary.unanswered) == (6, 0)
+    told = {name: place.read(name) for name in place.objects()}
+    told |= {str(file): file.read_bytes() for file in own_home.rglob("*") if file.is_file()}
+    failed = place.table(f"runs/{summary.run_id}/failed.parquet")
+    assert all("***" in row["error_message"] for row in failed)
+    told |= {row["id"]: row["error_message"].encode() for row in failed}
+    with get_client(sync_client=True) as client:
+        told["logs"] = "\n".join(log.message for log in client.read_logs(LogFilter(), limit=200)).encode()
+        told["artifacts"] = repr([a.data for a in client.read_artifacts(limit=50)]).encode()
+    for where, content in told.items():
+        for spelling in (key, quote(key, safe=""), key[:18]):
+            assert spelling.encode() not in content, where
 
 
 class Hostile(BaseHTTPRequestHandler):

@@ -1,7 +1,8 @@
 """The bucket that images and records go to.
 
 boto3 does everything but one thing: the images themselves, the only hot path, go through obstore, which
-costs a fifth of boto3's CPU an object (``benchmarks/`` has the figures). Both use boto3's credentials.
+costs a fifth of boto3's CPU per object (``benchmarks/`` has the figures). Both are set up in one place,
+:mod:`imagemill.s3.connection`.
 """
 
 from __future__ import annotations
@@ -10,22 +11,25 @@ import hashlib
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import timedelta
+from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-from urllib.parse import quote, urlsplit
+from typing import TYPE_CHECKING, BinaryIO
+from urllib.parse import quote
 
 import boto3
 import obstore
+import pyarrow as pa
+from boto3.exceptions import Boto3Error
 from boto3.s3.transfer import TransferConfig
-from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
-from obstore.auth.boto3 import Boto3CredentialProvider
+from botocore.exceptions import BotoCoreError, ClientError
 from obstore.exceptions import BaseError as ObstoreError
-from obstore.store import S3Store
+from urllib3.exceptions import HTTPError
 
 from imagemill.errors import InputError, StoreUnavailableError
+from imagemill.s3.connection import S3Connection
+from imagemill.s3.uri import split_s3_uri
 
 if TYPE_CHECKING:
     from botocore.client import BaseClient
@@ -58,6 +62,9 @@ class StoredImage:
 class ImageBucket:
     """A bucket and a prefix in it. Methods block, but for :meth:`put_image`.
 
+    ``conditional`` says whether the bucket knows conditional writes, which
+    :func:`imagemill.bucket.probe.probe` finds out.
+
     Args:
         uri: ``s3://BUCKET`` or ``s3://BUCKET/PREFIX``.
         endpoint_url: the S3 server, where it is not AWS; else the one that boto3's configuration names.
@@ -70,99 +77,42 @@ class ImageBucket:
     def __init__(
         self, uri: str, *, endpoint_url: str | None = None, session: boto3.Session | None = None
     ) -> None:
-        parts = urlsplit(uri)
-        if parts.scheme != "s3" or not parts.netloc:
-            raise InputError(f"The output {uri!r} is not of the form s3://BUCKET/PREFIX.")
-        if endpoint_url and urlsplit(endpoint_url).scheme not in {"http", "https"}:
-            raise InputError(f"The S3 endpoint {endpoint_url!r} is not an http or https address.")
-        self.name = parts.netloc
-        self.prefix = f"{parts.path.strip('/')}/" if parts.path.strip("/") else ""
-        self.uri = f"s3://{self.name}/{self.prefix}".rstrip("/")
-        self._session = session or boto3.Session()
-        self.endpoint_url = endpoint_url or self._configured_endpoint()
         try:
-            credentials = self._session.get_credentials()
-        except BotoCoreError as error:
-            raise InputError(f"S3 credentials cannot be read: {error}") from error
-        if credentials is None:
-            raise InputError(
-                "There are no S3 credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a"
-                " profile in AWS_PROFILE, or give the name of an S3Bucket block."
-            )
-        self._client = self._connect(attempts=6)
-        self._images = self._image_store()
+            self.name, prefix = split_s3_uri(uri)
+        except ValueError as error:
+            raise InputError(f"The output {error}.") from error
+        self.prefix = f"{prefix}/" if prefix else ""
+        self.uri = f"s3://{self.name}/{self.prefix}".rstrip("/")
+        self.connection = S3Connection(self.name, endpoint_url=endpoint_url, session=session)
+        self.conditional = True
+        self._connect()
 
-    def _configured_endpoint(self) -> str | None:
-        """An S3 server that boto3's own configuration names (AWS_ENDPOINT_URL), for obstore to use too."""
-        client = self._session.client("s3", region_name=self._region)
-        endpoint: str = client.meta.endpoint_url
-        client.close()
-        host = urlsplit(endpoint).hostname or ""
-        return None if host.endswith((".amazonaws.com", ".amazonaws.com.cn")) else endpoint
+    def _connect(self) -> None:
+        self._client = self.connection.client()
+        self._quick = self.connection.client(attempts=2, read_timeout_s=10)
+        self._images = self.connection.store()
 
     @property
-    def _region(self) -> str:
-        return self._session.region_name or "us-east-1"
+    def endpoint_url(self) -> str | None:
+        """The S3 server, where it is not AWS."""
+        return self.connection.endpoint_url
 
-    def _image_store(self) -> S3Store:
-        options: dict[str, Any] = {"endpoint": self.endpoint_url} if self.endpoint_url else {}
-        return S3Store(
-            self.name,
-            region=self._region,
-            virtual_hosted_style_request=self.endpoint_url is None,
-            credential_provider=Boto3CredentialProvider(self._session, ttl=timedelta(minutes=5)),
-            client_options={
-                "allow_http": (self.endpoint_url or "").startswith("http://"),
-                "connect_timeout": timedelta(seconds=5),
-                "timeout": timedelta(seconds=30),
-            },
-            retry_config={"max_retries": 8, "retry_timeout": timedelta(seconds=60)},
-            **options,
-        )
-
-    def _connect(self, attempts: int) -> BaseClient:
-        return self._session.client(
-            "s3",
-            endpoint_url=self.endpoint_url,
-            region_name=self._region,
-            config=Config(
-                retries={"max_attempts": attempts, "mode": "standard"},
-                connect_timeout=5,
-                read_timeout=30,
-                max_pool_connections=32,
-                signature_version="s3v4",  # links that last a week
-                s3={"addressing_style": "path"} if self.endpoint_url else {},
-            ),
-        )
+    @property
+    def region(self) -> str:
+        """The region of the bucket, as far as it has been asked."""
+        return self.connection.region
 
     def check(self) -> None:
-        """See that the bucket is there and lets us in.
+        """See that the bucket is there and lets us in, and go on in the region where it is.
 
         Raises:
             InputError: it is not, or does not; says which.
         """
-        where = f" at {self.endpoint_url}" if self.endpoint_url else ""
-        client = self._connect(attempts=2)  # a person waits for the answer
-        try:
-            client.head_bucket(Bucket=self.name)
-        except ClientError as error:
-            status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
-            if status == 404:
-                reason = "does not exist: create it, or correct the name"
-            elif status in {400, 401, 403}:
-                reason = "refused these credentials: check the access key, its rights and the region"
-            else:
-                reason = f"answered with HTTP {status}: try again later"
-            raise InputError(f"The bucket {self.name!r}{where} {reason}.") from error
-        except NoCredentialsError as error:
-            raise InputError("There are no S3 credentials.") from error
-        except BotoCoreError as error:
-            raise InputError(
-                f"The bucket {self.name!r}{where} cannot be reached ({type(error).__name__}): check the"
-                " endpoint and the network."
-            ) from error
-        finally:
-            client.close()
+        region = self.region
+        self.connection.locate(self._quick, self.prefix)  # a person waits for the answer
+        if self.region != region:
+            self.close()
+            self._connect()
 
     def uri_of(self, name: str) -> str:
         """The s3:// address of an object below the prefix."""
@@ -194,9 +144,9 @@ class ImageBucket:
                 attributes=attributes,
                 use_multipart=False,
             )
-        except (ObstoreError, OSError) as error:
+        except (ObstoreError, BotoCoreError, OSError) as error:
             raise StoreUnavailableError(
-                f"The bucket {self.name!r} did not take an image ({_first_line(error)})."
+                f"The bucket {self.name!r} did not take an image ({first_line(error)})."
             ) from error
 
     def images(self, keys: Iterable[str]) -> dict[str, StoredImage]:
@@ -269,12 +219,37 @@ class ImageBucket:
 
     def read_version(self, name: str) -> tuple[bytes, str] | None:
         """An object's content and its ETag; None where there is no such object."""
+        found = self.read_dated(name)
+        return found and found[:2]
+
+    def read_dated(self, name: str) -> tuple[bytes, str, float | None] | None:
+        """An object's content, its ETag, and what time the server has, in Unix seconds; None: no object."""
         try:
             with _outages_named(self.name):
-                answer = self._client.get_object(Bucket=self.name, Key=self.prefix + name)
-                return answer["Body"].read(), answer["ETag"]
+                answer = self._quick.get_object(Bucket=self.name, Key=self.prefix + name)
+                date = answer["ResponseMetadata"]["HTTPHeaders"].get("date", "")
+                try:
+                    now: float | None = parsedate_to_datetime(date).timestamp()
+                except ValueError:
+                    now = None
+                return answer["Body"].read(), answer["ETag"], now
         except FileNotFoundError:
             return None
+
+    @contextmanager
+    def open(self, name: str) -> Iterator[pa.NativeFile | None]:
+        """An object to read here and there; None where there is no such object."""
+        try:
+            reader = obstore.open_reader(self._images, self.prefix + name)
+        except FileNotFoundError:
+            yield None
+        except (ObstoreError, OSError) as error:
+            raise StoreUnavailableError(
+                f"The bucket {self.name!r} did not answer ({first_line(error)})."
+            ) from error
+        else:
+            with pa.PythonFile(reader, mode="r") as file:
+                yield file
 
     def download(self, name: str, path: Path) -> str | None:
         """Write an object's content into a file, piece by piece; its ETag, None where it is not there."""
@@ -291,40 +266,92 @@ class ImageBucket:
     def replace(self, path: Path, name: str, media_type: str, etag: str | None) -> str:
         """Write a file as one object if it is still the one of ``etag`` (None: not there yet); the new ETag.
 
+        Where the bucket knows no conditional writes, the condition is looked at just before the write.
+
         Raises:
             ConflictError: somebody else wrote it in the meantime.
         """
+        with path.open("rb") as content:
+            return self._replace(self._client, name, content, media_type, etag)
+
+    def write_version(self, name: str, content: bytes, media_type: str, etag: str | None) -> str:
+        """The same for a few bytes that are in memory; answers, or gives up, within half a minute."""
+        return self._replace(self._quick, name, content, media_type, etag)
+
+    def _replace(
+        self, client: BaseClient, name: str, content: bytes | BinaryIO, media_type: str, etag: str | None
+    ) -> str:
         condition = {"IfNoneMatch": "*"} if etag is None else {"IfMatch": etag}
-        with _outages_named(self.name), path.open("rb") as content:
-            answer = self._client.put_object(
-                Bucket=self.name,
-                Key=self.prefix + name,
-                Body=content,
-                ContentType=media_type,
-                **condition,
-            )
-            etag_now: str = answer["ETag"]
+        if not self.conditional:
+            if self._etag(name) != etag:
+                raise ConflictError
+            condition = {}
+        try:
+            with _outages_named(self.name):
+                answer = client.put_object(
+                    Bucket=self.name,
+                    Key=self.prefix + name,
+                    Body=content,
+                    ContentType=media_type,
+                    **condition,
+                )
+        except FileNotFoundError as error:  # there is no object of this ETag, nor any other
+            raise ConflictError from error
+        etag_now: str = answer["ETag"]
         return etag_now
 
-    def delete(self, names: Sequence[str]) -> None:
-        """Delete objects, a thousand a request."""
-        for start in range(0, len(names), 1000):
-            objects = [{"Key": self.prefix + name} for name in names[start : start + 1000]]
+    def _etag(self, name: str) -> str | None:
+        try:
             with _outages_named(self.name):
-                self._client.delete_objects(Bucket=self.name, Delete={"Objects": objects, "Quiet": True})
+                etag: str = self._quick.head_object(Bucket=self.name, Key=self.prefix + name)["ETag"]
+        except FileNotFoundError:
+            return None
+        return etag
+
+    def delete(self, names: Sequence[str]) -> None:
+        """Delete objects, a thousand with each request. Those that are gone already are no fault.
+
+        Raises:
+            StoreUnavailableError: some could not be deleted; says how many and why. All others are.
+        """
+        refused: list[tuple[str, str]] = []
+        for start in range(0, len(names), _PAGE):
+            objects = [{"Key": self.prefix + name} for name in names[start : start + _PAGE]]
+            with _outages_named(self.name):
+                answer = self._client.delete_objects(
+                    Bucket=self.name, Delete={"Objects": objects, "Quiet": True}
+                )
+            refused += [
+                (str(error.get("Key")), str(error.get("Code")))
+                for error in answer.get("Errors", [])
+                if error.get("Code") != "NoSuchKey"
+            ]
+        if refused:
+            raise StoreUnavailableError(
+                f"The bucket {self.name!r} did not delete {len(refused):,} of {len(names):,} objects"
+                f" ({refused[0][1]} for {refused[0][0]!r})."
+            )
 
     def copy(self, source: str, target: str) -> None:
-        """Copy an object within the bucket, on the server."""
-        with _outages_named(self.name):
-            self._client.copy_object(
-                Bucket=self.name,
-                Key=self.prefix + target,
-                CopySource={"Bucket": self.name, "Key": self.prefix + source},
-            )
+        """Copy an object within the bucket, on the server.
+
+        Raises:
+            StoreUnavailableError: the bucket did not; or what is to be copied is gone.
+        """
+        try:
+            with _outages_named(self.name):
+                self._client.copy_object(
+                    Bucket=self.name,
+                    Key=self.prefix + target,
+                    CopySource={"Bucket": self.name, "Key": self.prefix + source},
+                )
+        except FileNotFoundError as error:
+            raise StoreUnavailableError(f"{self.uri_of(source)} is gone: somebody deleted it.") from error
 
     def close(self) -> None:
         """Let go of the connections."""
         self._client.close()
+        self._quick.close()
 
 
 class _outages_named:  # noqa: N801 - reads as the context it is
@@ -344,7 +371,11 @@ class _outages_named:  # noqa: N801 - reads as the context it is
             if code in {"PreconditionFailed", "ConditionalRequestConflict", "412"}:
                 raise ConflictError from error
             raise StoreUnavailableError(f"The bucket {self._bucket!r} answered {code}.") from error
-        if isinstance(error, BotoCoreError):
+        if isinstance(error, Boto3Error):  # an upload of a file; the answer to it is what it came from
+            raise StoreUnavailableError(
+                f"The bucket {self._bucket!r} did not take a file ({first_line(error)})."
+            ) from error
+        if isinstance(error, BotoCoreError | HTTPError):
             raise StoreUnavailableError(
                 f"The bucket {self._bucket!r} did not answer ({type(error).__name__})."
             ) from error
@@ -380,5 +411,6 @@ def copy_name(row_id: str, extension: str) -> str:
     return f"catalog/{safe}.{extension}"
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """What an error says, bounded, on one line."""
     return re.sub(r"\s+", " ", str(error))[:200]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from array import array
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
@@ -18,7 +19,7 @@ from imagemill.bucket.manifest_diff import RETIRED, Changes, Comparison
 from imagemill.bucket.superseded import Superseded
 from imagemill.catalog.digest_index import DigestIndex, text_digests
 from imagemill.catalog.plan import PLAN_SCHEMA
-from imagemill.errors import StoreUnavailableError
+from imagemill.errors import InputError, StoreUnavailableError
 from imagemill.jobs import Job, JobStatus
 from imagemill.media_types import PARQUET
 from imagemill.parquet import RowWriter, read_batches
@@ -29,6 +30,11 @@ _OWN_COLUMNS = (
     "id", "prompt", "negative_prompt", "width", "height", "seed", "steps",
     "key", "status", "uri", "copy_uri", "error_code",
 )  # fmt: skip
+
+_CATALOG = b"imagemill.catalog"
+_DATE = re.compile(
+    r"(?<![0-9])(19|20)[0-9]{2}([-_/.]?)[01][0-9](\2[0-3][0-9]([T_-]?[0-9:]{4,8}Z?)?)?(?![0-9])"
+)
 
 _OBJECTS = ("uri", "copy_uri")
 _NO_CAST = (pa.ArrowInvalid, pa.ArrowNotImplementedError)
@@ -71,7 +77,9 @@ class Outcomes:
         )
 
 
-def write_manifest(bucket: ImageBucket, plan: Path, outcomes: Outcomes, file: Path, *, copies: bool) -> None:
+def write_manifest(
+    bucket: ImageBucket, plan: Path, outcomes: Outcomes, file: Path, *, catalog: str, copies: bool
+) -> None:
     """Write the catalog as it stands: one row per catalog row, with the outcome of its job.
 
     Args:
@@ -79,6 +87,7 @@ def write_manifest(bucket: ImageBucket, plan: Path, outcomes: Outcomes, file: Pa
         plan: the run's plan.parquet.
         outcomes: those of all jobs.
         file: the manifest to write.
+        catalog: the path of the catalog, which the manifest keeps in its schema's metadata.
         copies: whether each row has its own copy of its image.
     """
     schema = pq.read_schema(plan)
@@ -92,16 +101,43 @@ def write_manifest(bucket: ImageBucket, plan: Path, outcomes: Outcomes, file: Pa
             table = _manifest_table(bucket, planned, outcomes, copies=copies)
             for field in carried:
                 table = table.append_column(pa.field(names[field.name], field.type), planned[field.name])
-            writer = writer or pq.ParquetWriter(file, table.schema, compression="zstd")
+            writer = writer or pq.ParquetWriter(file, _known_by(catalog, table.schema), compression="zstd")
             writer.write_table(table)
         if writer is None:
             empty = schema.empty_table()
             table = _manifest_table(bucket, empty, outcomes, copies=copies)
-            writer = pq.ParquetWriter(file, table.schema)
+            writer = pq.ParquetWriter(file, _known_by(catalog, table.schema))
             writer.write_table(table)
     finally:
         if writer is not None:
             writer.close()
+
+
+def _known_by(catalog: str, schema: pa.Schema) -> pa.Schema:
+    return schema.with_metadata({**(schema.metadata or {}), _CATALOG: catalog.encode("utf-8", "replace")})
+
+
+def refuse_other_catalog(bucket: ImageBucket, catalog: str) -> None:
+    """Check that the bucket's manifest, if there is one, is this catalog's or does not name its own.
+
+    Dates in a path do not tell catalogs apart: many are exported anew each day.
+
+    Raises:
+        InputError: it is another catalog's.
+    """
+    with bucket.open(MANIFEST) as file:
+        if file is None:
+            return
+        try:
+            metadata = pq.read_schema(file).metadata or {}
+        except (pa.ArrowInvalid, OSError) as error:
+            raise InputError(f"{bucket.uri_of(MANIFEST)} cannot be read ({error}): move it away.") from error
+    known = metadata.get(_CATALOG, b"").decode("utf-8", "replace")
+    if known and _DATE.sub("", known) != _DATE.sub("", catalog):
+        raise InputError(
+            f"The manifest in {bucket.uri} is that of the catalog {known!r}, not of {catalog!r}: choose"
+            " another output, or replace that manifest with --replace-manifest (output.replace_manifest)."
+        )
 
 
 def _manifest_table(bucket: ImageBucket, planned: pa.Table, outcomes: Outcomes, *, copies: bool) -> pa.Table:

@@ -1,73 +1,245 @@
-"""A lease on an output prefix: two refreshes of one place cannot interleave.
+"""A lease on an output prefix: one run at a time writes there, so that no picture is paid twice.
 
 The lease is an object, ``refresh.lease``, taken and renewed by conditional writes, which S3 makes atomic.
-One whose holder died is taken over once it has expired.
+One whose holder died is taken over at once where that can be seen, else when it has expired. Times are the
+S3 server's, so that machines whose clocks differ agree on when that is.
 """
 
 from __future__ import annotations
 
+import logging
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
-from pathlib import Path
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
 
 import orjson
 
 from imagemill.bucket.image_bucket import ConflictError, ImageBucket
 from imagemill.errors import InputError, StoreUnavailableError
+from imagemill.holder import Holder
 
 LEASE = "refresh.lease"
 EXPIRY_S = 120.0
 """How long a lease outlives its last renewal, in seconds."""
 
+RENEW_S = EXPIRY_S / 4
+
+SETTLE_S = 2.0
+"""How long a lease stands before it counts, in seconds, where the bucket knows no conditional writes."""
+
+_CLOCKS_AGREE_S = 5.0
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """The lease that lies in the bucket. ``expires_at`` is in Unix seconds of the server."""
+
+    etag: str
+    run_id: str
+    nonce: str | None
+    process: Holder | None
+    expires_at: float
+    now: float
+
+    @property
+    def is_free(self) -> bool:
+        return self.expires_at <= self.now or (self.process is not None and self.process.is_gone())
+
+
+class OutputLease:
+    """The lease of one run in one process.
+
+    Args:
+        bucket: the output.
+        run_id: the run.
+        lost: called once, with the reason, when the lease is lost: nothing more may be written.
+        clock: seconds that only go forward.
+        wall: Unix seconds.
+        sleep: waits for some seconds.
+    """
+
+    def __init__(
+        self,
+        bucket: ImageBucket,
+        run_id: str,
+        lost: Callable[[str], object],
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        wall: Callable[[], float] = time.time,
+        sleep: Callable[[float], object] = time.sleep,
+    ) -> None:
+        self._bucket = bucket
+        self._run_id = run_id
+        self._lost = lost
+        self._clock, self._wall, self._sleep = clock, wall, sleep
+        self._nonce = uuid.uuid4().hex
+        self._process = Holder.here()
+        self._server_ahead_s = 0.0
+        self._etag: str | None = None
+        self._renewed_at = 0.0
+        self._why_lost: str | None = None
+
+    def take(self) -> None:
+        """Take the lease; where this run held it on another machine, wait until that has expired.
+
+        Raises:
+            InputError: another run holds it, or this one does elsewhere.
+        """
+        found = self._read()
+        if found is not None and not found.is_free:
+            if found.run_id != self._run_id:
+                raise InputError(
+                    f"Run {found.run_id} is writing to {self._bucket.uri}: wait for its end (its lease"
+                    f" expires at {datetime.fromtimestamp(found.expires_at, UTC):%H:%M:%S} UTC unless it is"
+                    " renewed), or choose another output."
+                )
+            found = self._waited_for(found)
+        self._etag = None if found is None else found.etag
+        with suppress(ConflictError, StoreUnavailableError):  # an answer may be lost, and the write done
+            self._write()
+        if not self._bucket.conditional:
+            # The last of two that write at once has it: both see that once both have written.
+            self._sleep(SETTLE_S)
+        if not self._is_ours():
+            raise InputError(f"Another run has just begun to write to {self._bucket.uri}: wait for its end.")
+        if abs(self._server_ahead_s) > _CLOCKS_AGREE_S:
+            self._write()  # with an expiry by the server's clock, which is known only now
+
+    def _waited_for(self, found: _Found) -> _Found | None:
+        """The lease once it is free, which this run held in a process that cannot be seen from here."""
+        logger.warning(
+            "Run %s was at work on another machine: waiting until its lease of %s expires.",
+            self._run_id,
+            self._bucket.uri,
+        )
+        first = found.nonce, found.expires_at
+        while not found.is_free:
+            self._sleep(min(RENEW_S / 3, max(1.0, found.expires_at - found.now)))
+            again = self._read()
+            if again is None:
+                return None
+            if (again.nonce, again.expires_at) != first:
+                raise InputError(
+                    f"Run {self._run_id} is being worked on by another process ({again.process}): wait for"
+                    " its end, or end it there."
+                )
+            found = again
+        return found
+
+    def renew(self) -> None:
+        """Renew the lease once; find out whether it is still ours."""
+        if self._why_lost is not None:
+            return
+        with suppress(StoreUnavailableError):
+            try:
+                if not self._bucket.conditional and not self._is_ours():
+                    self._lose("Another run took it over.")
+                    return
+                self._write()
+            except (ConflictError, StoreUnavailableError):
+                # The answer may be lost, and the write done: then the ETag is another one now.
+                self._look_again()
+        if self._clock() - self._renewed_at > EXPIRY_S - RENEW_S:
+            self._lose("It could not be renewed in time.")
+
+    def _look_again(self) -> None:
+        found = self._read()
+        if found is None:
+            self._etag = None  # somebody deleted it; the next renewal writes it anew
+        elif found.nonce == self._nonce:
+            self._etag = found.etag
+            self._renewed_at = self._clock() - (found.now + EXPIRY_S - found.expires_at)
+        else:
+            self._lose(f"Run {found.run_id} took it over.")
+
+    def _lose(self, why: str) -> None:
+        if self._why_lost is None:
+            self._why_lost = f"The run lost its lease of {self._bucket.uri}. {why}"
+            self._lost(self._why_lost)
+
+    def check(self) -> None:
+        """See that the lease is ours, before something is written that another run may have written.
+
+        Raises:
+            StoreUnavailableError: it is lost.
+        """
+        if self._why_lost is None and self._clock() - self._renewed_at > EXPIRY_S:
+            self._lose("It could not be renewed in time.")
+        if self._why_lost is not None:
+            raise StoreUnavailableError(self._why_lost)
+
+    def give_back(self) -> None:
+        """Delete the lease, if it is ours."""
+        with suppress(StoreUnavailableError):
+            if self._is_ours():
+                self._bucket.delete([LEASE])
+
+    def _is_ours(self) -> bool:
+        found = self._read()
+        if found is None or found.nonce != self._nonce:
+            return False
+        self._etag = found.etag
+        return True
+
+    def _read(self) -> _Found | None:
+        found = self._bucket.read_dated(LEASE)
+        if found is None:
+            return None
+        content, etag, server_now = found
+        now = self._wall() if server_now is None else server_now
+        self._server_ahead_s = now - self._wall()
+        try:
+            lease = orjson.loads(content)
+            return _Found(
+                etag,
+                str(lease["holder"]),
+                lease.get("nonce"),
+                Holder.of_text(lease.get("process") or ""),
+                datetime.fromisoformat(lease["expires_at"]).timestamp(),
+                now,
+            )
+        except (orjson.JSONDecodeError, KeyError, TypeError, ValueError, AttributeError):
+            return _Found(etag, "unknown", None, None, 0.0, now)  # damaged: it keeps nobody out
+
+    def _write(self) -> None:
+        begun = self._clock()
+        expires = datetime.fromtimestamp(self._wall() + self._server_ahead_s + EXPIRY_S, UTC)
+        lease = {
+            "holder": self._run_id,
+            "expires_at": expires.isoformat(),
+            "nonce": self._nonce,
+            "process": self._process.to_text(),
+        }
+        self._etag = self._bucket.write_version(LEASE, orjson.dumps(lease), "application/json", self._etag)
+        self._renewed_at = begun
+
 
 @contextmanager
-def output_lease(bucket: ImageBucket, holder: str, folder: Path) -> Iterator[None]:
-    """Hold the lease of the bucket's prefix while the block runs. ``holder`` is the run's id.
+def output_lease(bucket: ImageBucket, run_id: str, lost: Callable[[str], object]) -> Iterator[OutputLease]:
+    """Hold the lease of the bucket's prefix while the block runs.
 
     Raises:
         InputError: another run holds it.
     """
-    file = folder / LEASE
-    etag = _take(bucket, holder, file)
+    lease = OutputLease(bucket, run_id, lost)
+    lease.take()
     ended = threading.Event()
 
-    def renew() -> None:
-        held = etag
-        while not ended.wait(EXPIRY_S / 4):
-            try:
-                held = _write(bucket, holder, file, held)
-            except (ConflictError, StoreUnavailableError):
-                continue  # the next attempt may succeed; if the lease is lost, its taker found it expired
+    def keep() -> None:
+        while not ended.wait(RENEW_S):
+            lease.renew()
 
-    renewal = threading.Thread(target=renew, name="imagemill-lease", daemon=True)
+    renewal = threading.Thread(target=keep, name="imagemill-lease", daemon=True)
     renewal.start()
     try:
-        yield
+        yield lease
     finally:
         ended.set()
         renewal.join()
-        bucket.delete([LEASE])
-
-
-def _take(bucket: ImageBucket, holder: str, file: Path) -> str:
-    found = bucket.read_version(LEASE)
-    if found is not None:
-        lease = orjson.loads(found[0])
-        expires = datetime.fromisoformat(lease["expires_at"])
-        if lease["holder"] != holder and expires > datetime.now(UTC):
-            raise InputError(
-                f"Run {lease['holder']} is refreshing {bucket.uri}: wait for its end (its lease expires at"
-                f" {expires:%H:%M:%S} UTC unless it is renewed)."
-            )
-    try:
-        return _write(bucket, holder, file, found and found[1])
-    except ConflictError:
-        raise InputError(f"Another run has just begun to refresh {bucket.uri}: wait for its end.") from None
-
-
-def _write(bucket: ImageBucket, holder: str, file: Path, etag: str | None) -> str:
-    expires = datetime.now(UTC) + timedelta(seconds=EXPIRY_S)
-    file.write_bytes(orjson.dumps({"holder": holder, "expires_at": expires.isoformat()}))
-    return bucket.replace(file, LEASE, "application/json", etag)
+        lease.give_back()

@@ -9,8 +9,8 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from hashlib import blake2b
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import boto3
 import pyarrow as pa
@@ -18,6 +18,8 @@ import pyarrow.fs
 import pyarrow.parquet as pq
 
 from imagemill.errors import InputError
+from imagemill.s3.connection import S3Connection
+from imagemill.s3.filesystem import s3_filesystem
 from imagemill.settings import CATALOG_COLUMNS, PARAM_PREFIX, CatalogSettings
 
 BATCH_ROWS = 10_000
@@ -28,6 +30,8 @@ class CatalogFiles:
     """A catalog's files in order, their filesystem, their number of rows, and the columns to read.
 
     ``columns`` maps imagemill's names to the catalog's; ``carried`` are the other columns, for the manifest.
+    ``digest`` stands for the content: it is made of the files' footers, which hold counts, offsets and
+    extremes of every column.
     """
 
     files: Sequence[str]
@@ -36,6 +40,7 @@ class CatalogFiles:
     columns: dict[str, str]
     carried: pa.Schema
     limit: int | None
+    digest: str
 
     def batches(self) -> Iterator[pa.Table]:
         """Tables of at most 10,000 rows: imagemill's columns under its own names, then the carried ones."""
@@ -79,18 +84,20 @@ def open_catalog(
     Raises:
         InputError: no such file, not Parquet, or no such column. The message suggests the closest column.
     """
-    if urlsplit(settings.path).scheme == "s3":
-        filesystem = _s3(session or boto3.Session(), endpoint_url)
-        files = _s3_files(filesystem, settings.path)
+    if settings.path.startswith("s3://"):
+        bucket, _, path = settings.path.removeprefix("s3://").partition("/")
+        filesystem = s3_filesystem(S3Connection(bucket, endpoint_url=endpoint_url, session=session))
+        files = _s3_files(filesystem, settings.path, path)
     else:
         filesystem = pyarrow.fs.LocalFileSystem()
         files = _local_files(settings.path)
-    schema, rows = None, 0
+    schema, rows, digest = None, 0, blake2b(digest_size=16)
     for file in files:
         with ExitStack() as stack:
             try:
                 source = stack.enter_context(filesystem.open_input_file(file))
                 parquet = pq.ParquetFile(source)
+                digest.update(_footer(source))
             except PermissionError as error:
                 raise InputError(f"No permission to read the catalog file {file!r}.") from error
             except (pa.ArrowException, OSError) as error:
@@ -111,7 +118,15 @@ def open_catalog(
         columns,
         carried,
         settings.limit,
+        digest.hexdigest(),
     )
+
+
+def _footer(source: pa.NativeFile) -> bytes:
+    size = source.size()
+    length = int.from_bytes(source.read_at(4, size - 8), "little")
+    footer: bytes = source.read_at(length, size - 8 - length)
+    return footer
 
 
 def _column_map(settings: CatalogSettings, schema: pa.Schema) -> dict[str, str]:
@@ -176,28 +191,8 @@ def _local_files(path: str) -> list[str]:
     raise InputError(f"The catalog {path!r} does not exist.")
 
 
-def _s3(session: boto3.Session, endpoint_url: str | None) -> pa.fs.FileSystem:
-    credentials = session.get_credentials()
-    if credentials is None:
-        raise InputError("There are no S3 credentials for reading the catalog.")
-    frozen = credentials.get_frozen_credentials()
-    options: dict[str, str] = {}
-    if endpoint_url:
-        parts = urlsplit(endpoint_url)
-        options = {"endpoint_override": parts.netloc, "scheme": parts.scheme}
-    return pyarrow.fs.S3FileSystem(
-        access_key=frozen.access_key,
-        secret_key=frozen.secret_key,
-        session_token=frozen.token,
-        region=session.region_name or "us-east-1",
-        connect_timeout=5,
-        request_timeout=30,
-        **options,
-    )
-
-
-def _s3_files(filesystem: pa.fs.FileSystem, uri: str) -> list[str]:
-    path = uri.removeprefix("s3://").rstrip("/")
+def _s3_files(filesystem: pa.fs.FileSystem, uri: str, path: str) -> list[str]:
+    path = path.rstrip("/")
     try:
         if glob.has_magic(path):
             folder = re.split(r"[*?\[]", path, maxsplit=1)[0].rpartition("/")[0]

@@ -26,6 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = parser.parse_args(given)
     from imagemill.cli.terminal import complain
     from imagemill.errors import InputError, StoreUnavailableError
+    from imagemill.secrets import without_secrets
 
     run: Callable[[argparse.Namespace], int] = chosen.run
     try:
@@ -39,6 +40,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         complain("Interrupted before anything was sent to the API.")
         return STOPPED
+    except Exception as error:
+        if (shown := without_secrets(error)) is not error:
+            raise shown from None
+        raise
 
 
 def _prepare_prefect() -> None:

@@ -113,7 +113,7 @@ def resumed_arguments(run_id: str) -> dict[str, Any]:
         "api": settings.api,
         "picture": settings.picture,
         "limits": settings.limits,
-        "execution": settings.execution.model_copy(update={"run_id": run_id}),
+        "execution": settings.execution.model_copy(update={"run_id": run_id, "keep_plan": True}),
     }
 
 

@@ -20,6 +20,7 @@ import httpx
 from imagemill.blocks.apis import CostSource, GeneratedImage, ImageApi
 from imagemill.blocks.apis.base import NO_SUCH_MODEL
 from imagemill.bucket.image_bucket import ImageBucket, image_name
+from imagemill.durable import write_whole
 from imagemill.engine.breaker import OUTAGE, PROBE_S, Breaker, OutageError
 from imagemill.engine.cost_limit import BudgetSpentError, CostLimit
 from imagemill.engine.image_check import Picture, check_picture
@@ -424,10 +425,11 @@ class Engine:
         return check_picture(image.content, job.width, job.height, exact=exact)
 
     def _save_here(self, name: str, content: bytes) -> None:
-        """Keep an image in the run's folder: a resume uploads it from here."""
-        with contextlib.suppress(OSError):
-            self._unsaved.mkdir(parents=True, exist_ok=True)
-            (self._unsaved / Path(name).name).write_bytes(content)
+        """Keep an image in the run's folder, whole or not at all: a resume uploads it from here."""
+        try:
+            write_whole(self._unsaved / Path(name).name, content)
+        except OSError as error:
+            self._recorder.lost_image(name, error.strerror or type(error).__name__)
 
     async def _keep(self, job: Job, picture: Picture, content: bytes, latency_s: float) -> None:
         digest = hashlib.sha256(job.prompt.encode("utf-8", "surrogatepass")).hexdigest()

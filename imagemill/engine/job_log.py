@@ -19,6 +19,7 @@ from typing import Any, BinaryIO
 import orjson
 
 from imagemill.jobs import Job
+from imagemill.secrets import holds_secret, masked_values
 
 jobs_logger = logging.getLogger("imagemill.jobs")
 
@@ -82,6 +83,8 @@ class JobLog:
 
     def _write(self, line: dict[str, Any]) -> None:
         text = orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE)
+        if holds_secret(text):
+            text = orjson.dumps(masked_values(line), option=orjson.OPT_APPEND_NEWLINE)
         if self._torn:
             text = b"\n" + text
         try:
@@ -120,7 +123,7 @@ class JsonLines(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         line: Mapping[str, object] = getattr(record, "job", None) or {"message": record.getMessage()}
-        return json.dumps({"level": record.levelname, **line}, default=str)
+        return json.dumps(masked_values({"level": record.levelname, **line}), default=str)
 
 
 class _Words:

@@ -81,6 +81,7 @@ class Recorder:
         self.done = 0
         self.failed = 0
         self.cost_usd = 0.0
+        self.lost_images = 0
 
     def begin(self, *, unique: int, done: int, failed: int, cost_usd: float) -> None:
         """What the run holds before this process does anything."""
@@ -192,6 +193,11 @@ class Recorder:
         """A job that failed in this run is to be tried again by a resume: its failure was not its own."""
         self.failed -= 1
         self.reopened(job)
+
+    def lost_image(self, name: str, reason: str) -> None:
+        """An image that was paid for could be kept neither in the bucket nor in the run's folder."""
+        self.lost_images += 1
+        self.event("image_lost", image=name, reason=reason)
 
     def event(self, event: str, **details: object) -> None:
         """An event of the run itself."""

@@ -17,6 +17,7 @@ from opentelemetry.trace import ProxyTracerProvider, Span, Status, StatusCode
 
 from imagemill.errors import ApiError
 from imagemill.jobs import Job
+from imagemill.secrets import masked
 
 _NOTHING: AbstractContextManager[None] = nullcontext()
 
@@ -71,8 +72,14 @@ class Telemetry:
     @contextmanager
     def _span(self, name: str, **more: int | str) -> Iterator[Span]:
         attributes = {**self._run, **{f"imagemill.{key}": value for key, value in more.items()}}
-        with self._tracer.start_as_current_span(name, attributes=attributes) as span:
-            yield span
+        with self._tracer.start_as_current_span(
+            name, attributes=attributes, record_exception=False, set_status_on_exception=False
+        ) as span:
+            try:
+                yield span
+            except Exception as error:
+                span.set_status(Status(StatusCode.ERROR, masked(f"{type(error).__name__}: {error}")))
+                raise
 
     @contextmanager
     def _attempt(self, job: Job) -> Iterator[Span]:
@@ -80,7 +87,7 @@ class Telemetry:
             "imagemill.attempt",
             attributes={
                 **self._run,
-                "imagemill.job.id": job.id,
+                "imagemill.job.id": masked(job.id),
                 "imagemill.job.key": job.key,
                 "imagemill.attempt": job.attempts + 1,
             },
@@ -96,4 +103,4 @@ class Telemetry:
                 raise
             finally:
                 if job.request_id:
-                    span.set_attribute("imagemill.request_id", job.request_id)
+                    span.set_attribute("imagemill.request_id", masked(job.request_id))

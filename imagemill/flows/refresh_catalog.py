@@ -4,7 +4,6 @@
 
 from prefect import flow
 
-from imagemill.bucket.output_lease import output_lease
 from imagemill.pipeline import finish, generate, open_run, outcome, run_settings
 from imagemill.runs.summary import RunSummary
 from imagemill.runs.user_errors import one_sentence
@@ -47,14 +46,11 @@ def refresh_catalog(
         The run's summary, with the numbers of added, changed, unchanged and retired rows.
 
     Raises:
-        InputError: unusable input or settings, or another refresh of this output is running.
+        InputError: unusable input or settings, or another run writes to this output.
         RunStoppedError: the run stopped early and can be resumed.
     """
     settings = run_settings(catalog, output, api, picture, limits, execution)
-    with (
-        open_run(settings) as run,
-        output_lease(run.session.bucket, settings.run_id, run.session.folder.path),
-    ):
+    with open_run(settings) as run:
         prepared = prepare(run.session)
         ask_approval(prepared.images, prepared.cost_usd, limits.approve_above_usd, prepared.counts)
         generate(run, prepared)

@@ -43,6 +43,8 @@ def retry_failed(
     settings = recorded_settings(run_id, output).model_copy(
         update={name: value for name, value in changed.items() if value is not None}
     )
+    plan = {"run_id": run_id, "keep_plan": True}
+    settings = settings.model_copy(update={"execution": settings.execution.model_copy(update=plan)})
     with open_run(settings) as run:
         reopen_failed(run.session, permanent=permanent)
         prepared = prepare(run.session)

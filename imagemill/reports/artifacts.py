@@ -25,6 +25,7 @@ from imagemill.formatting import money, percent, rate, seconds
 from imagemill.reports.failure_log import failures_logged
 from imagemill.runs.session import Session
 from imagemill.runs.summary import RunSummary
+from imagemill.secrets import masked, masked_values
 
 REFRESH_S = 2.0
 """How often progress and headline are updated, in seconds; Prefect asks for at most one per second."""
@@ -92,7 +93,8 @@ class RunArtifacts:
 
     def _write(self, client: SyncPrefectClient, artifacts: Sequence[_Artifact]) -> None:
         try:
-            for name, kind, data, description in artifacts:
+            for name, kind, unmasked, words in artifacts:
+                data, description = masked_values(unmasked), masked(words)
                 if name in self._ids:
                     update = ArtifactUpdate(data=data, description=description)
                     client.update_artifact(self._ids[name], update)

@@ -99,6 +99,7 @@ def summarize(session: Session, counts: PlanCounts, jobs: MeasuredJobs, pace: Pa
         cost_source=CostSource.of_total(jobs.cost_sources),
         unanswered=totals.unanswered,
         unanswered_usd=round(totals.unanswered_usd, 12),
+        lost_images=session.recorder.lost_images,
         saved_usd=round(counts.duplicates_usd + totals.reused * price, 12),
         requests=totals.attempts,
         rate_limited=pace.errors["rate_limited"],
@@ -108,8 +109,15 @@ def summarize(session: Session, counts: PlanCounts, jobs: MeasuredJobs, pace: Pa
         manifest=None,
         metrics=None,
         report=None,
-        stopped=session.engine.stopped.reason if session.engine.stopped else None,
+        stopped=_why_stopped(session),
     )
+
+
+def _why_stopped(session: Session) -> str | None:
+    stop, lost = session.engine.stopped, session.recorder.lost_images
+    if stop is None or not lost:
+        return None if stop is None else stop.reason
+    return f"{stop.reason} Neither bucket nor disk could keep {lost:,} images that were paid for."
 
 
 def read_pace(session: Session) -> Pace:

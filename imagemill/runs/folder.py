@@ -53,11 +53,12 @@ class RunFolder:
                 " folder that can be written."
             ) from error
 
-    def write_record(self, settings: RunSettings, counts: PlanCounts) -> None:
-        """Store the run's settings, and the counts of its plan."""
+    def write_record(self, settings: RunSettings, counts: PlanCounts, catalog_digest: str) -> None:
+        """Store the run's settings, the counts of its plan, and which catalog was planned."""
         document = {
             "settings": settings.model_dump(mode="json"),
             "plan": asdict(counts),
+            "catalog_digest": catalog_digest,
             "planned_at": datetime.now(UTC).isoformat(timespec="seconds"),
         }
         temporary = self.record.with_suffix(".tmp")
@@ -82,6 +83,11 @@ class RunFolder:
                 f"The record {self.record} of run {self.run_id!r} is damaged. Move its folder aside and"
                 " start the run again: images in the bucket are found there."
             ) from error
+
+    def read_catalog_digest(self) -> str | None:
+        """Which catalog was planned; None in the record of an earlier version."""
+        digest: str | None = orjson.loads(self.record.read_bytes()).get("catalog_digest")
+        return digest
 
     def write_summary(self, summary: RunSummary) -> None:
         """Store the summary."""

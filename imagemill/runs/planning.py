@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import Any
 
 from imagemill.blocks.loading import resolved
+from imagemill.bucket.manifest import refuse_other_catalog
 from imagemill.catalog.access import catalog_of
 from imagemill.catalog.counts import PlanCounts
 from imagemill.catalog.plan import Planner, planned_jobs, write_plan
-from imagemill.errors import InputError
+from imagemill.errors import InputError, StoreUnavailableError
 from imagemill.jobs import INPUT_FIELDS, NewJobs
+from imagemill.parquet import read_batches
 from imagemill.runs.session import Session
 from imagemill.settings import RunSettings
 
 _ADDED_AT_ONCE = 10_000
 
 
+_LEFT_TO_THE_MODEL = frozenset({"model", "steps"})
+"""Settings that may be left out: then they are the API's own, and were so before."""
+
+
 def refuse_other_run(settings: RunSettings, known: RunSettings) -> None:
-    """Check that a run id is not reused for a different catalog, API, model or output.
+    """Check that a run id is not reused for something else: another catalog, API, model, size or output.
 
     Raises:
         InputError: the existing run has different ones.
@@ -29,20 +36,66 @@ def refuse_other_run(settings: RunSettings, known: RunSettings) -> None:
         known = known.model_copy(update={"api": resolved(known.api)})
     given = settings.identity()
     for name, value in known.identity().items():
-        if given[name] != value:
+        left_out = name in _LEFT_TO_THE_MODEL and (given[name] is None or value is None)
+        if given[name] != value and not left_out:
             raise InputError(
                 f"Run {settings.run_id!r} exists with the {name} {value!r}, not {given[name]!r}. Resume it"
-                f" with the same {name}, or choose another run id."
+                f" as it is with: imagemill resume {settings.run_id}, or choose another run id."
             )
+
+
+def _refuse_changed_catalog(settings: RunSettings, counts: PlanCounts, digest: str | None) -> None:
+    """Check that the catalog is the one that was planned, as far as it can be read from here.
+
+    Raises:
+        InputError: it has changed.
+    """
+    if settings.execution.keep_plan:
+        return
+    try:
+        catalog = catalog_of(settings.catalog, settings.output)
+    except (InputError, StoreUnavailableError):
+        return  # moved away, or on another machine: the plan has all that is needed
+    if catalog.digest == digest or (digest is None and catalog.rows == counts.rows):
+        return
+    raise InputError(
+        f"The catalog {settings.catalog.path!r} has changed since run {settings.run_id!r} was planned"
+        f" ({counts.rows:,} rows then, {catalog.rows:,} now). Choose another run id, for which the images"
+        f" that exist cost nothing, or finish the run as it was planned: imagemill resume {settings.run_id}"
+        " (execution.keep_plan)."
+    )
+
+
+def _refuse_empty_plan(session: Session, counts: PlanCounts) -> None:
+    """Check that some row of the catalog can be made.
+
+    Raises:
+        InputError: every row was rejected.
+    """
+    if counts.unique or not counts.rows:
+        return
+    reasons: Counter[str] = Counter()
+    for batch in read_batches(session.folder.rejected, ["reason"]):
+        reasons.update(batch["reason"].to_pylist())
+    reason, rows = reasons.most_common(1)[0]
+    raise InputError(
+        f"Every row of the catalog was rejected, {rows:,} of {counts.rows:,} for this reason: {reason}."
+        f" {session.folder.rejected} lists them all."
+    )
 
 
 def plan_run(session: Session) -> PlanCounts:
     """Plan the run, with its jobs in the store and its files in the bucket, or load its existing plan."""
     settings, folder, store = session.settings, session.folder, session.store
+    api = settings.api.model_copy(update={"model": session.api.model})
+    settings = settings.model_copy(update={"api": api})  # what is recorded does not change with defaults
+    if not settings.output.replace_manifest:
+        refuse_other_catalog(session.bucket, settings.catalog.path)
     record = folder.read_record()
     if record is not None:
         known, counts = record
         refuse_other_run(settings, known)
+        _refuse_changed_catalog(settings, counts, folder.read_catalog_digest())
         if not session.wait(store.is_planned):
             # The run began on another machine, or its store was lost: restore the jobs from the plan.
             _restore_jobs(session, known)
@@ -52,8 +105,9 @@ def plan_run(session: Session) -> PlanCounts:
     planner = Planner(session.api, settings.picture)
     with _adding(session) as add:
         counts = write_plan(planner, catalog, folder.plan, folder.rejected, add)
+    _refuse_empty_plan(session, counts)
     session.wait(store.mark_planned)
-    folder.write_record(settings, counts)
+    folder.write_record(settings, counts, catalog.digest)
     folder.publish_plan(session.bucket)
     return counts
 

@@ -6,10 +6,12 @@ The bucket is believed first, then the request that the API still knows, then th
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 from imagemill.bucket.image_bucket import MEDIA_TYPES, StoredImage, image_name
+from imagemill.engine.image_check import check_picture
 from imagemill.engine.receipt import Receipt
+from imagemill.errors import ApiError
 from imagemill.jobs import CostSource, Job, JobStatus
 from imagemill.runs.log_replay import LastLine, catch_up, last_lines, was_unanswered
 from imagemill.runs.session import Session
@@ -19,11 +21,35 @@ _LOOKED_UP_AT_ONCE = 10_000
 
 
 def upload_unsaved(session: Session) -> None:
-    """Upload images that were paid for while the bucket was unavailable."""
-    for image in session.folder.unsaved.glob("*.*"):
-        extension = image.suffix[1:]
-        session.bucket.upload(image, image_name(image.stem, extension), MEDIA_TYPES[extension])
-        image.unlink()
+    """Upload images that were paid for while the bucket was unavailable, if they are whole.
+
+    One that is not, such as a disk that was full left it, is dropped and counted as lost: its job is made
+    anew.
+    """
+    files = {file.stem: file for file in session.folder.unsaved.glob("[!.]*.*")}
+    if not files:
+        return
+    for job in _jobs_of(session, files.keys()):
+        file = files.pop(job.key)
+        try:
+            picture = check_picture(file.read_bytes(), job.width, job.height)
+        except ApiError as error:
+            session.recorder.lost_image(file.name, error.message)
+        else:
+            extension = picture.extension
+            session.bucket.upload(file, image_name(job.key, extension), MEDIA_TYPES[extension])
+        file.unlink()
+    for file in files.values():
+        session.recorder.event("unsaved_ignored", image=file.name)  # of no job of this run
+
+
+def _jobs_of(session: Session, keys: Collection[str]) -> list[Job]:
+    """The jobs that have these keys."""
+
+    async def find() -> list[Job]:
+        return [job async for jobs in session.store.all_jobs() for job in jobs if job.key in keys]
+
+    return session.wait(find)
 
 
 def find_images(session: Session, numbers: Sequence[int], *, begun: bool) -> Sequence[int]:

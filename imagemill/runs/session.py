@@ -28,6 +28,8 @@ from imagemill.blocks.apis.learning import learn_published
 from imagemill.blocks.loading import image_api, job_store
 from imagemill.bucket.access import open_bucket
 from imagemill.bucket.image_bucket import ImageBucket
+from imagemill.bucket.output_lease import OutputLease, output_lease
+from imagemill.bucket.probe import probe
 from imagemill.catalog.access import catalog_of
 from imagemill.catalog.files import CatalogFiles
 from imagemill.engine.breaker import Breaker
@@ -55,14 +57,14 @@ CANCEL_GRACE_S = 20.0
 class Session:
     """A run's open resources. ``portal`` runs coroutines on the run's event loop, from any thread.
 
-    ``catalog`` is None if the run was already planned.
+    ``catalog`` is None if the run was already planned; ``lease`` is that of the process that leads the run.
 
     Not a dataclass: Prefect would walk through its fields whenever a task is given one.
     """
 
     __slots__ = (
-        "_begun", "api", "bucket", "catalog", "cost", "engine", "folder", "pacer", "portal", "recorder",
-        "settings", "store",
+        "_begun", "api", "bucket", "catalog", "cost", "engine", "folder", "lease", "pacer", "portal",
+        "recorder", "settings", "store",
     )  # fmt: skip
 
     def __init__(
@@ -92,6 +94,7 @@ class Session:
         self.pacer = pacer
         self.engine = engine
         self.portal = portal
+        self.lease: OutputLease | None = None
         self._begun = begun
 
     @property
@@ -111,6 +114,10 @@ class Session:
         """Stop the run as its flow run is cancelled: Prefect waits half a minute before it kills."""
         self.engine.grace_s = max(self.engine.grace_s, CANCEL_GRACE_S)
         self.stop(StopKind.INTERRUPTED, "The flow run was cancelled, or its process ended.")
+
+    def give_way(self, reason: str) -> None:
+        """Stop the run because another one may be writing to its output: nothing is published."""
+        self.stop(StopKind.INTERRUPTED, reason)
 
     @contextmanager
     def interruptible(self) -> Iterator[None]:
@@ -157,6 +164,7 @@ def open_session(settings: RunSettings, joining: Joining | None = None) -> Itera
         settings = settings.model_copy(update={"api": named})
         bucket = open_bucket(settings.output)
         stack.callback(bucket.close)
+        probe(bucket)
         folder = RunFolder(settings.run_id)
         catalog = None if joining else _unplanned_catalog(settings, folder, bucket)
         store = _open_store(settings, folder, catalog, join=joining is not None)
@@ -165,7 +173,10 @@ def open_session(settings: RunSettings, joining: Joining | None = None) -> Itera
         show = current_caller().show
         portal = stack.enter_context(start_blocking_portal(name="imagemill-engine"))
         parts = _Parts(settings, folder, api, bucket, catalog, store, known, show, portal, begun)
-        yield stack.enter_context(on_loop(portal, _running(parts, joining)))
+        session = stack.enter_context(on_loop(portal, _running(parts, joining)))
+        if joining is None:
+            session.lease = stack.enter_context(output_lease(bucket, settings.run_id, session.give_way))
+        yield session
 
 
 @contextmanager

@@ -46,6 +46,11 @@ class RunSummary(BaseModel):
     unanswered_usd: float = Field(
         default=0.0, description="What it may have charged for them; not included in cost_usd."
     )
+    lost_images: int = Field(
+        default=0,
+        description="Paid images that neither bucket nor disk could keep, since the run was last started."
+        " A resume makes them anew.",
+    )
     saved_usd: float = Field(description="What duplicates and images already in the bucket would have cost.")
     requests: int = Field(description="Attempts, including retries.")
     rate_limited: int = Field(description="Attempts that were rate limited (429).")

@@ -11,6 +11,7 @@ from prefect.states import Failed
 
 from imagemill.errors import InputError, StoreUnavailableError
 from imagemill.runs.summary import RunStoppedError
+from imagemill.secrets import without_secrets
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -31,6 +32,10 @@ def one_sentence(flow: Callable[P, R]) -> Callable[P, R]:
             return flow(*args, **kwargs)
         except _USER_ERRORS as error:
             return cast("R", Failed(message=str(error), data=error))
+        except Exception as error:
+            if (shown := without_secrets(error)) is not error:
+                raise shown from None  # Prefect keeps an exception's text with the run
+            raise
 
     return run
 

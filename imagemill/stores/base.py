@@ -23,8 +23,8 @@ import anyio
 import anyio.abc
 
 from imagemill.errors import InputError, StoreUnavailableError
+from imagemill.holder import Holder
 from imagemill.jobs import STATE_FIELDS, Job
-from imagemill.stores.lease import Holder
 
 T = TypeVar("T")
 

@@ -27,5 +27,8 @@ def publish(session: Session, *, retire: bool = False, prune: bool = False) -> C
     if copies:
         copy_images(session, outcomes)
     manifest = session.folder.path / MANIFEST
-    write_manifest(session.bucket, session.folder.plan, outcomes, manifest, copies=copies)
+    catalog = session.settings.catalog.path
+    write_manifest(session.bucket, session.folder.plan, outcomes, manifest, catalog=catalog, copies=copies)
+    if session.lease is not None:
+        session.lease.check()
     return replace_manifest(session.bucket, manifest, retire=retire, prune=prune)

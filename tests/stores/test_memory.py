@@ -14,8 +14,8 @@ import orjson
 import pytest
 
 from imagemill.errors import InputError, StoreUnavailableError
+from imagemill.holder import Holder
 from imagemill.stores import MemoryStore
-from imagemill.stores.lease import Holder
 from tests.stores.sample import done, job
 
 pytestmark = pytest.mark.anyio

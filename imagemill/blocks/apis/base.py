@@ -22,7 +22,7 @@ import anyio
 import httpx
 import orjson
 from prefect.blocks.core import Block
-from pydantic import Field, PrivateAttr, SecretStr, field_validator
+from pydantic import ConfigDict, Field, PrivateAttr, SecretStr, field_validator
 
 from imagemill.blocks.apis.error_classes import class_of_error, error_code
 from imagemill.blocks.apis.exchange import (
@@ -53,6 +53,7 @@ from imagemill.rate_limit_headers import (
     retry_after_seconds,
     seconds_in_words,
 )
+from imagemill.secrets import clean_key, keep_secret, masked
 from imagemill.usd import exact
 
 MOST_REDIRECTS = 3
@@ -64,6 +65,9 @@ _MOST_TOLD = 5_000
 NO_SUCH_MODEL = "no_such_model"
 
 _VERSION = re.compile(r"/v[0-9]+[a-z0-9]*(/|$)")
+
+_NOT_SENDABLE = (httpx.LocalProtocolError, httpx.UnsupportedProtocol, UnicodeEncodeError)
+"""What is wrong with a request itself, such as a header of characters that no header has: it never leaves."""
 
 
 class Accepted(Protocol):
@@ -132,6 +136,9 @@ class SizeLimits:
 class ImageApi(Block):
     """An account at a vendor of images. One instance serves a whole run, from one event loop."""
 
+    # A key that cannot be one is not repeated.
+    model_config = ConfigDict(hide_input_in_errors=True)
+
     _block_schema_capabilities: ClassVar[list[str]] = ["generate-image"]
 
     provider: ClassVar[str]
@@ -180,6 +187,13 @@ class ImageApi(Block):
     _published_price: Price | None = PrivateAttr(default=None)
     _told_usd: dict[str, float] = PrivateAttr(default_factory=dict)
 
+    @field_validator("api_key")
+    @classmethod
+    def _check_key(cls, value: SecretStr) -> SecretStr:
+        key = clean_key(value.get_secret_value())
+        keep_secret(key)
+        return SecretStr(key)
+
     @field_validator("base_url")
     @classmethod
     def _check_base_url(cls, value: str) -> str:
@@ -200,7 +214,10 @@ class ImageApi(Block):
         Raises:
             InputError: the variable is not set.
         """
-        key = os.environ.get(cls.key_variable, "").strip()
+        try:
+            key = clean_key(os.environ.get(cls.key_variable, ""))
+        except ValueError as error:
+            raise InputError(f"The environment variable {cls.key_variable}: {error}.") from error
         if not key:
             raise InputError(
                 f"There is no API key for {cls.provider}: set the environment variable"
@@ -546,8 +563,7 @@ class ImageApi(Block):
 
     def clean(self, text: str) -> str:
         """Text that an API sent, fit for a log: bounded, no control characters, never the key."""
-        text = text[:4000].replace(self.api_key.get_secret_value(), "***")
-        return printable(text)[:1000]
+        return masked(printable(text[:4000]))[:1000]
 
     @asynccontextmanager
     async def attempt(self, *, keep_request: bool = False) -> AsyncIterator[None]:
@@ -568,6 +584,13 @@ class ImageApi(Block):
                 self.clean(f"a link that cannot be followed ({error})"),
                 code="bad_link",
                 charged=True,
+            ) from error
+        except _NOT_SENDABLE as error:
+            raise ApiError(
+                ErrorClass.BAD_REQUEST,
+                self.clean(f"the request could not be sent ({error})"),
+                code="not_sent",
+                keep_request=keep_request,
             ) from error
         except (httpx.TransportError, httpx.DecodingError) as error:
             raise ApiError(

@@ -1,0 +1,260 @@
+"""One run at a time writes to an output: the lease taken, renewed, lost and given back, in virtual time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+
+import orjson
+import pytest
+
+from imagemill.bucket.image_bucket import ImageBucket
+from imagemill.bucket.output_lease import EXPIRY_S, LEASE, RENEW_S, OutputLease, output_lease
+from imagemill.errors import InputError, StoreUnavailableError
+from imagemill.holder import Holder
+from tests.bucket.s3_front import Answer, Asked, S3Front
+
+
+class Clock:
+    """Time that passes only where somebody waits. The S3 server's goes on by itself; it is close enough."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.meanwhile: Callable[[], object] = lambda: None
+
+    def __call__(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+        self.meanwhile()
+
+
+class Run:
+    """A run in a process of its own, as far as the lease can tell."""
+
+    def __init__(self, bucket: ImageBucket, run_id: str, clock: Clock) -> None:
+        self.lost: list[str] = []
+        self.lease = OutputLease(bucket, run_id, self.lost.append, clock=clock, sleep=clock.sleep)
+
+    def renew(self, clock: Clock, times: int = 1) -> None:
+        for _ in range(times):
+            clock.sleep(RENEW_S)
+            self.lease.renew()
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+def lie(bucket: ImageBucket, **changes: object) -> None:
+    """Put a lease into the bucket as another process would have written it."""
+    found = bucket.read_version(LEASE)
+    lease = {
+        "holder": "other", "nonce": "of-another-process", "process": "",
+        "expires_at": (datetime.now(UTC) + timedelta(seconds=EXPIRY_S)).isoformat(),
+    } | changes  # fmt: skip
+    bucket.write_version(LEASE, orjson.dumps(lease), "application/json", found and found[1])
+
+
+def lease_in(bucket: ImageBucket) -> dict[str, str]:
+    found = bucket.read(LEASE)
+    assert found is not None
+    lease: dict[str, str] = orjson.loads(found)
+    return lease
+
+
+def test_a_second_run_is_refused_in_one_sentence(bucket: ImageBucket, clock: Clock) -> None:
+    first, second = Run(bucket, "first", clock), Run(bucket, "second", clock)
+    first.lease.take()
+    with pytest.raises(InputError, match=rf"Run first is writing to {bucket.uri}: wait for its end"):
+        second.lease.take()
+    second.lease.give_back()  # which is not its own
+    assert lease_in(bucket)["holder"] == "first"
+    first.lease.give_back()
+    assert bucket.read(LEASE) is None
+    second.lease.take()
+    assert lease_in(bucket)["holder"] == "second"
+
+
+def test_two_that_take_it_at_once_do_not_both_get_it(
+    bucket: ImageBucket, clock: Clock, front: S3Front
+) -> None:
+    runs = [Run(bucket, name, clock) for name in ("first", "second")]
+
+    def overtake(asked: Asked) -> None:
+        if asked.is_object_write:
+            front.before = lambda _: None
+            runs[1].lease.take()
+
+    front.before = overtake
+    with pytest.raises(InputError, match="has just begun"):
+        runs[0].lease.take()
+    runs[1].lease.renew()
+    runs[1].lease.check()
+
+
+def test_renewals_keep_it_as_long_as_the_run_takes(bucket: ImageBucket, clock: Clock) -> None:
+    run = Run(bucket, "run", clock)
+    run.lease.take()
+    run.renew(clock, 40)  # twenty minutes
+    run.lease.check()
+    assert run.lost == []
+    expires = datetime.fromisoformat(lease_in(bucket)["expires_at"]).timestamp()
+    assert expires == pytest.approx(time.time() + EXPIRY_S, abs=10)
+
+
+@pytest.mark.parametrize("lost", ["the first take", "a renewal"])
+def test_a_lost_answer_does_not_lose_the_lease(
+    bucket: ImageBucket, clock: Clock, front: S3Front, lost: str
+) -> None:
+    run = Run(bucket, "run", clock)
+
+    def hide(asked: Asked) -> Exception | None:
+        return ConnectionError() if asked.is_object_write else None
+
+    def forget() -> None:
+        front.after = lambda _: None
+
+    if lost == "the first take":
+        front.after = hide
+    else:
+        run.lease.take()
+        front.after = hide
+    # Both attempts of the client are lost, the second is refused by the ETag that the first has left.
+    run.lease.take() if lost == "the first take" else run.renew(clock)
+    forget()
+    for _ in range(10):
+        run.renew(clock)
+        run.lease.check()
+    assert run.lost == []
+    run.lease.give_back()
+    assert bucket.read(LEASE) is None
+
+
+def test_a_lease_that_another_run_took_is_lost_and_left_alone(bucket: ImageBucket, clock: Clock) -> None:
+    run = Run(bucket, "run", clock)
+    run.lease.take()
+    lie(bucket, holder="thief")
+    run.renew(clock, 3)
+    assert len(run.lost) == 1
+    assert "Run thief took it over" in run.lost[0]
+    with pytest.raises(StoreUnavailableError, match="lost its lease"):
+        run.lease.check()
+    run.lease.give_back()
+    assert lease_in(bucket)["holder"] == "thief"
+
+
+def test_a_lease_that_cannot_be_renewed_is_lost_before_it_expires(
+    bucket: ImageBucket, clock: Clock, front: S3Front
+) -> None:
+    run = Run(bucket, "run", clock)
+    run.lease.take()
+    front.before = lambda _: Answer(403, "AccessDenied")
+    run.renew(clock, 2)
+    assert run.lost == []
+    run.renew(clock, 2)
+    assert clock.now <= EXPIRY_S
+    assert run.lost == [f"The run lost its lease of {bucket.uri}. It could not be renewed in time."]
+
+
+def test_a_stalled_process_notices_that_its_lease_is_over(bucket: ImageBucket, clock: Clock) -> None:
+    run = Run(bucket, "run", clock)
+    run.lease.take()
+    clock.now += EXPIRY_S + 1  # a laptop that slept: no renewal came to its turn
+    with pytest.raises(StoreUnavailableError, match="could not be renewed in time"):
+        run.lease.check()
+    assert len(run.lost) == 1
+
+
+def test_a_lease_that_somebody_deleted_is_written_anew(bucket: ImageBucket, clock: Clock) -> None:
+    run = Run(bucket, "run", clock)
+    run.lease.take()
+    bucket.delete([LEASE])
+    run.renew(clock, 2)
+    run.lease.check()
+    assert lease_in(bucket)["holder"] == "run"
+
+
+def test_a_dead_process_on_this_machine_keeps_nobody_out(bucket: ImageBucket, clock: Clock) -> None:
+    here = Holder.here()
+    dead = Holder.of_text(orjson.dumps({**orjson.loads(here.to_text()), "started": "1"}).decode())
+    assert dead is not None
+    lie(bucket, holder="killed", process=dead.to_text())
+    Run(bucket, "next", clock).lease.take()
+    assert lease_in(bucket)["holder"] == "next"
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"holder": 1}', b'{"expires_at": "soon"}'])
+def test_a_damaged_lease_keeps_nobody_out(bucket: ImageBucket, clock: Clock, content: bytes) -> None:
+    bucket.write_version(LEASE, content, "application/json", None)
+    Run(bucket, "run", clock).lease.take()
+    assert lease_in(bucket)["holder"] == "run"
+
+
+def test_a_lease_of_the_version_before_counts(bucket: ImageBucket, clock: Clock) -> None:
+    for hours, free in ((1, False), (-1, True)):
+        expires = (datetime.now(UTC) + timedelta(hours=hours)).isoformat()
+        lie(bucket, holder="of 0.1", expires_at=expires, nonce=None, process=None)
+        run = Run(bucket, "run", clock)
+        if free:
+            run.lease.take()
+        else:
+            with pytest.raises(InputError, match=r"Run of 0\.1 is writing"):
+                run.lease.take()
+
+
+def test_the_same_run_on_another_machine_is_waited_for_or_refused(bucket: ImageBucket, clock: Clock) -> None:
+    """Killed there a moment ago, it is taken over when its lease has expired; alive, it renews."""
+    soon = (datetime.now(UTC) + timedelta(seconds=2)).isoformat()
+    lie(bucket, holder="run", expires_at=soon)
+    clock.meanwhile = lambda: time.sleep(0.2)
+    run = Run(bucket, "run", clock)
+    run.lease.take()
+    run.lease.check()
+
+    lie(bucket, holder="run")
+    clock.meanwhile = lambda: lie(bucket, holder="run")
+    with pytest.raises(InputError, match="Run run is being worked on by another process"):
+        Run(bucket, "run", clock).lease.take()
+
+
+def test_a_clock_that_is_wrong_takes_nothing_over(bucket: ImageBucket, clock: Clock) -> None:
+    slow = OutputLease(bucket, "slow", lambda _: None, clock=clock, wall=lambda: time.time() - 3600)
+    slow.take()
+    slow.renew()
+    with pytest.raises(InputError, match="Run slow is writing"):
+        Run(bucket, "right", clock).lease.take()
+    slow.give_back()
+    Run(bucket, "right", clock).lease.take()
+    ahead = OutputLease(bucket, "ahead", lambda _: None, clock=clock, wall=lambda: time.time() + 3600)
+    with pytest.raises(InputError, match="Run right is writing"):
+        ahead.take()
+
+
+def test_without_conditional_writes_the_last_of_two_has_it(bucket: ImageBucket, clock: Clock) -> None:
+    bucket.conditional = False
+    first, second = Run(bucket, "first", clock), Run(bucket, "second", clock)
+
+    def overtake() -> None:
+        clock.meanwhile = lambda: None
+        lie(bucket, holder="second", nonce=second.lease._nonce)
+
+    clock.meanwhile = overtake
+    with pytest.raises(InputError, match="has just begun"):
+        first.lease.take()
+    second.lease._etag = (bucket.read_version(LEASE) or (b"", ""))[1]
+    second.renew(clock, 3)
+    second.lease.check()
+    lie(bucket, holder="third")
+    second.renew(clock)
+    assert len(second.lost) == 1
+
+
+def test_it_is_held_while_the_block_runs(bucket: ImageBucket) -> None:
+    with output_lease(bucket, "run", lambda _: None) as lease:
+        lease.check()
+        assert lease_in(bucket)["holder"] == "run"
+    assert bucket.read(LEASE) is None
