@@ -43,8 +43,6 @@ from imagemill.models.listing import find_profile, listed_models
 from imagemill.models.prices import Price, exact
 from imagemill.models.profile import Profile, Sizes, Steps
 from imagemill.rate_limit_headers import (
-    Allowance,
-    allowance,
     retry_after_seconds,
     seconds_in_words,
 )
@@ -150,7 +148,6 @@ class ImageApi(Block):
         description="Further hosts that image links may point to, beside the vendor's own.",
     )
 
-    _allowance: Allowance | None = PrivateAttr(default=None)
     _new_links: set[str] = PrivateAttr(default_factory=set)
     _profile: Profile | None = PrivateAttr(default=None)
     _published_price: Price | None = PrivateAttr(default=None)
@@ -398,15 +395,9 @@ class ImageApi(Block):
         status, headers, body = await fetch(
             http, "POST", self.endpoint(job), headers=self.headers, json=self.body(job)
         )
-        self._allowance = allowance(headers)
         if status not in self.success:
             raise self.error_of(status, headers, body)
         return parsed(body)
-
-    def take_allowance(self) -> Allowance | None:
-        """What the latest answer to a generation request said of the rate limit, once."""
-        told, self._allowance = self._allowance, None
-        return told
 
     async def content(self, http: httpx.AsyncClient, source: ImageSource) -> bytes:
         """The bytes of an image, from the answer itself or from behind its link."""
