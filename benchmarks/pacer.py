@@ -67,7 +67,6 @@ KINDS: dict[str, Maker] = {
     "the same, 10 % refused at any pace": lambda rng, seed: _cap(rng, seed, busy=0.1),
     "300 to 3,000 a minute, bucket 2 to 10": _rate(),
     "the same, Retry-After": _rate(retry_after=True),
-    "the same, x-ratelimit headers": _rate(tells=True),
     "the same, 5 ms on the way ": _rate(transit_s=0.005),
     "300 to 3,000 a minute, bucket 1": _rate(1),
     "the same, Retry-After ": _rate(1, retry_after=True),
@@ -76,8 +75,6 @@ KINDS: dict[str, Maker] = {
     "at once, doubled": _cap_step(2.0),
     "a minute, halved": _rate_step(0.5),
     "a minute, doubled": _rate_step(2.0),
-    "a minute, halved, x-ratelimit headers": _rate_step(0.5, tells=True),
-    "a minute, doubled, x-ratelimit headers": _rate_step(2.0, tells=True),
     "a minute, halved, bucket 1": _rate_step(0.5, 1),
     "a minute, doubled, bucket 1": _rate_step(2.0, 1),
 }

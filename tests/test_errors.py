@@ -16,7 +16,7 @@ from imagemill.errors import (
     Outcome,
     class_of_status,
 )
-from imagemill.rate_limit_headers import allowance, retry_after_seconds
+from imagemill.rate_limit_headers import retry_after_seconds
 
 
 def test_every_class_has_a_rule() -> None:
@@ -71,36 +71,6 @@ def test_a_status_has_one_class(status: int, retry_after: bool, error_class: str
 )
 def test_retry_after_in_both_forms(headers: dict[str, str], seconds: float | None) -> None:
     assert retry_after_seconds(headers, now=1_000_000) == seconds
-
-
-@pytest.mark.parametrize(
-    ("limit", "remaining", "reset", "told"),
-    [
-        ("10", "9", "0.25", (10, 9, 0.25, 0.01)),
-        ("3000", "2999", "20ms", (3000, 2999, 0.02, 0.001)),
-        ("60", "0", "6m0s", (60, 0, 360.0, 1.0)),
-        ("60", "0", "30", (60, 0, 30.0, 1.0)),
-        ("60", "60", "1", None),  # nothing is used
-        ("60", "-1", "1", None),
-        ("60", "", "1", None),
-        ("60", "5", "", None),
-        ("60", "5", "soon", None),
-        ("60", "5", "0", None),
-        ("60", "5", "9" * 400, None),
-        ("9" * 400, "5", "1", None),
-        ("60", "5", "1700000000", None),  # a moment, not a wait
-    ],
-)
-def test_what_headers_tell_of_a_rate_limit(
-    limit: str, remaining: str, reset: str, told: tuple[int, int, float, float] | None
-) -> None:
-    for suffix in ("", "-requests"):
-        headers = {
-            f"x-ratelimit-limit{suffix}": limit,
-            f"x-ratelimit-remaining{suffix}": remaining,
-            f"x-ratelimit-reset{suffix}": reset,
-        }
-        assert allowance(headers) == (told and pytest.approx(told))
 
 
 def test_an_error_never_says_the_key_and_never_moves_the_cursor() -> None:

@@ -385,8 +385,6 @@ class Engine:
             raise
         finally:
             self._pacer.release(slot)
-            if told := self._api.take_allowance():
-                self._pacer.heard(told)
         return image, latency_s
 
     async def _accepted(self, work: _Work, request_id: str, charged_usd: float | None = None) -> None:

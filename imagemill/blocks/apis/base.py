@@ -48,8 +48,6 @@ from imagemill.models.listing import find_profile, listed_models
 from imagemill.models.prices import Price
 from imagemill.models.profile import Profile, Sizes, Steps
 from imagemill.rate_limit_headers import (
-    Allowance,
-    allowance,
     retry_after_seconds,
     seconds_in_words,
 )
@@ -181,7 +179,6 @@ class ImageApi(Block):
         description="Further hosts that image links may point to, beside the vendor's own.",
     )
 
-    _allowance: Allowance | None = PrivateAttr(default=None)
     _new_links: set[str] = PrivateAttr(default_factory=set)
     _profile: Profile | None = PrivateAttr(default=None)
     _published_price: Price | None = PrivateAttr(default=None)
@@ -504,7 +501,6 @@ class ImageApi(Block):
         status, headers, body = await fetch(
             http, "POST", self.endpoint(job), headers=self.headers, json=self.payload(job)
         )
-        self._allowance = allowance(headers)
         if status not in self.success:
             raise self.error_of(status, headers, body)
         answer = parsed(body)
@@ -518,11 +514,6 @@ class ImageApi(Block):
             self._told_usd[job.key] = told_usd
         if len(self._told_usd) > _MOST_TOLD:
             del self._told_usd[next(iter(self._told_usd))]
-
-    def take_allowance(self) -> Allowance | None:
-        """What the latest answer to a generation request said of the rate limit, once."""
-        told, self._allowance = self._allowance, None
-        return told
 
     async def content(self, http: httpx.AsyncClient, source: ImageSource) -> bytes:
         """The bytes of an image, from the answer itself or from behind its link."""

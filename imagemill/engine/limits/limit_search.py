@@ -6,17 +6,12 @@ from collections import deque
 from dataclasses import dataclass
 
 from imagemill.engine.limits.busy import BusyShare
-from imagemill.engine.limits.header_rate import ToldRate
 from imagemill.engine.limits.rate import START_PER_S, RateSearch
 from imagemill.engine.limits.window import START, WindowSearch
-from imagemill.rate_limit_headers import Allowance
 
 _LEVELS_KEPT = 400
 """How many in flight were let in is remembered for so many requests."""
 
-_HIGH = 0.9
-"""More in flight than nine in ten requests had: a limit on the number refuses such, one on the rate any."""
-_NEARLY = 0.85
 _SOON_REQUESTS = 25
 _IN_VAIN = 2
 
@@ -53,12 +48,11 @@ class LimitSearch:
     judged by ranks: what the client has in flight and what the account counts differ by what is on its way.
     """
 
-    def __init__(self, known: Limit | None = None) -> None:
+    def __init__(self, known: Limit | None = None, first_per_s: float = START_PER_S) -> None:
         rate = known.per_minute / 60.0 if known and known.per_minute else None
         self.window = WindowSearch(known.concurrency if known else START, known=known is not None)
-        self.rate = RateSearch(rate or START_PER_S, known=rate is not None)
+        self.rate = RateSearch(rate or first_per_s, known=rate is not None)
         self.busy = BusyShare()
-        self._told = ToldRate()
         self._levels: deque[int] = deque(maxlen=_LEVELS_KEPT)
         self._open: deque[Sent] = deque(maxlen=4096)
         self._round = 0
@@ -137,21 +131,12 @@ class LimitSearch:
         """Requests a second, as of now."""
         return self.busy.pace * self.rate.per_s
 
-    def heard(self, allowance: Allowance, now: float) -> None:
-        """An answer told of the rate limit: search from there, once enough of them agree."""
-        per_s = self._told.heard(allowance, now)
-        if per_s is not None:
-            self.rate.told(per_s)
-
     def _is_about_number(self, sent: Sent) -> bool:
         """Whether a 429 came because of the number in flight: there were unusually many."""
         if self.rate.probing and sent.paced and (self.rate.holds_back or sent.in_flight < self.window.limit):
             return False
-        full = sent.in_flight >= self.window.limit
-        if not full and not self.rate.holds_back:
-            full = sent.in_flight >= _NEARLY * self.window.limit
-        if not full and self._levels:
-            if sent.in_flight <= sorted(self._levels)[int(_HIGH * (len(self._levels) - 1))]:
+        if sent.in_flight < self.window.limit and self._levels:
+            if sent.in_flight <= max(self._levels):
                 self._fewer_in_vain = self._crowded = 0
                 return False
             # Among ten refusals for the rate one looks like this: the second in a row hardly does.

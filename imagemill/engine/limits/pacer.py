@@ -16,7 +16,6 @@ import anyio
 from imagemill.engine.limits.leased_rate import EvenRate, LeasedRate
 from imagemill.engine.limits.limit_search import Limit, LimitSearch, Sent
 from imagemill.engine.limits.window import CEILING
-from imagemill.rate_limit_headers import Allowance
 
 __all__ = ["CEILING", "Limit", "Pacer", "Slot", "StoppedError"]
 
@@ -126,11 +125,6 @@ class Pacer:
             self._search.admitted(slot.sent, now)
         self.in_flight -= 1
         self.look_again()
-
-    def heard(self, allowance: Allowance) -> None:
-        """The API said how much of its rate limit is left; listened to where the limit is searched for."""
-        if self._search:
-            self._search.heard(allowance, self._clock())
 
     async def _queued(self) -> bool:
         """Wait until it is this request's turn and it may be sent; whether the pace held it back."""

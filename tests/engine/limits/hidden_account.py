@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -13,7 +13,6 @@ import anyio
 from imagemill.emulator.limits import TokenBucket
 from imagemill.engine.limits.pacer import Pacer
 from imagemill.errors import RETRY_RULES, ErrorClass
-from imagemill.rate_limit_headers import Allowance
 from tests.virtual_time import run
 
 MEAN_LATENCY_S = 0.5 * math.exp(0.35**2 / 2)
@@ -39,14 +38,60 @@ class Step:
         return min(by_cap, self.per_minute / 60 if self.per_minute else math.inf)
 
 
+class DynamicRate:
+    """A limit that follows what succeeded in the past hour, per second: docs.together.ai/docs/rate-limits.
+
+    Requests above it are refused, and so are those within it for which there is no capacity.
+    """
+
+    def __init__(self, base_per_minute: float = 60.0, capacity_per_s: float = math.inf) -> None:
+        self._base_per_s = base_per_minute / 60
+        self._succeeded: deque[float] = deque()
+        self._rate = TokenBucket(base_per_minute, self._burst(self._base_per_s), 0.0)
+        self._capacity = None
+        if capacity_per_s < math.inf:
+            self._capacity = TokenBucket(60 * capacity_per_s, self._burst(capacity_per_s), 0.0)
+        self._capacity_per_s = capacity_per_s
+        self._counted_until = self.allowed = 0.0
+        self.refused = Counter[int]()
+
+    @staticmethod
+    def _burst(per_s: float) -> int:
+        return max(1, int(per_s + 1e-9))
+
+    def per_s(self, now: float) -> float:
+        """The rate in force."""
+        while self._succeeded and self._succeeded[0] <= now - 3600:
+            self._succeeded.popleft()
+        return max(self._base_per_s, 2 * len(self._succeeded) / 3600)
+
+    def take(self, now: float) -> bool:
+        """Whether a request is taken."""
+        per_s = self.per_s(now)
+        self.allowed += min(per_s, self._capacity_per_s) * (now - self._counted_until)
+        self._counted_until = now
+        self._rate.reshape(60 * per_s, self._burst(per_s), now)
+        if self._rate.take(now):
+            self.refused[429] += 1
+        elif self._capacity and self._capacity.take(now):
+            self.refused[503] += 1
+        else:
+            return True
+        return False
+
+    def succeeded(self, now: float) -> None:
+        """A request was answered with an image."""
+        self._succeeded.append(now)
+
+
 @dataclass
 class Account:
     """Hidden limits, one after another. Times in seconds.
 
-    ``retry_after`` tells the wait in whole seconds, rounded up. ``load``: latency grows by this share at the
-    cap. ``tells``: each answer says how much is left of the bucket. ``errors``: share of requests answered
-    with a 500. ``busy``: share refused with a 429 whatever the pace. ``transit_s``: mean time from the client
-    to the account, and again back, which the client counts as in flight and the account does not.
+    ``retry_after``: a 429 has the wait in whole seconds, rounded up. ``load``: latency grows by this share at
+    the cap. ``errors``: share of requests answered with a 500. ``busy``: share refused with a 429 whatever the
+    pace. ``transit_s``: mean time from the client to the account, and again back, which the client counts as
+    in flight and the account does not. ``dynamic``: a rate that follows what was used.
     """
 
     steps: Sequence[Step]
@@ -56,8 +101,8 @@ class Account:
     errors: float = 0.0
     busy: float = 0.0
     refusal_s: tuple[float, float] = (0.01, 0.06)
-    tells: bool = False
     transit_s: float = 0.0
+    dynamic: DynamicRate | None = None
     in_flight: int = 0
     served_at: list[float] = field(default_factory=list)
     sent_at: list[float] = field(default_factory=list)
@@ -71,12 +116,6 @@ class Account:
     def limit(self, now: float) -> Step:
         """The limit in force."""
         return [step for step in self.steps if step.at <= now][-1]
-
-    def allowance(self, now: float) -> Allowance | None:
-        """What the headers of an answer would say."""
-        if self.bucket is None or not (reset_s := round(self.bucket.reset(now), 3)):
-            return None
-        return Allowance(self.bucket.burst, self.bucket.remaining(now), reset_s, 0.001)
 
     async def request(self) -> tuple[ErrorClass | None, float | None]:
         """One request: the class of its error, or None, and what Retry-After says."""
@@ -103,6 +142,7 @@ class Account:
                 self.bucket.reshape(step.per_minute, step.burst, now)
         full = step.cap is not None and self.in_flight >= step.cap
         full = full or bool(self.busy and self.rng.random() < self.busy)
+        full = full or bool(self.dynamic and not self.dynamic.take(now))
         wait_s = self.bucket.take(now) if self.bucket and not full else 0.0
         if full or wait_s:
             self.refused_at.append(now)
@@ -115,6 +155,8 @@ class Account:
         if self.rng.random() < self.errors:
             return ErrorClass.SERVER_ERROR, None
         self.served_at.append(anyio.current_time())
+        if self.dynamic:
+            self.dynamic.succeeded(self.served_at[-1])
         return None, None
 
 
@@ -149,12 +191,10 @@ async def _work(account: Account, pacer: Pacer, images: int) -> tuple[int, int]:
         nonlocal failed, failed_by_429
         failures: Counter[ErrorClass] = Counter()
         while True:
-            error, told = await account.request()
+            error, retry_after_s = await account.request()
             slot.served, slot.refused = error is None, error is ErrorClass.RATE_LIMITED
-            slot.retry_after_s = told
+            slot.retry_after_s = retry_after_s
             pacer.release(slot)
-            if account.tells and (allowance := account.allowance(anyio.current_time())):
-                pacer.heard(allowance)
             if error is None:
                 return
             failures[error] += 1
@@ -163,7 +203,7 @@ async def _work(account: Account, pacer: Pacer, images: int) -> tuple[int, int]:
                 failed += 1
                 failed_by_429 += error is ErrorClass.RATE_LIMITED
                 return
-            await anyio.sleep(rule.wait_s(failures[error], told, rng))
+            await anyio.sleep(rule.wait_s(failures[error], retry_after_s, rng))
             slot = await pacer.acquire()
 
     async def feed() -> None:
@@ -187,6 +227,8 @@ def simulate(account: Account, images: int = 10_000, pacer: Pacer | None = None)
         step.per_s / (1 + account.load) * max(0.0, min(end, until) - step.at)
         for step, until in zip(account.steps, edges[1:], strict=True)
     ) * (1 - account.errors)
+    if account.dynamic:
+        allowed = account.dynamic.allowed
     second = account.steps[1].at if len(account.steps) > 1 else None
     return Outcome(
         images=images,

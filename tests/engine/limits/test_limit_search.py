@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 
 from imagemill.engine.limits.pacer import Limit, Pacer
-from imagemill.rate_limit_headers import Allowance
 from tests.engine.limits.hidden_account import Account, Step, simulate
 
 STEADY = {
@@ -47,28 +46,6 @@ def test_a_limit_that_changes_in_mid_run_is_followed(name: str) -> None:
     assert found.failed_by_429 == 0
 
 
-def test_a_limit_that_the_api_tells_is_followed_at_once() -> None:
-    steps = [Step(0, None, 3000, 5), Step(40, None, 1500, 5)]
-    found = simulate(Account(steps, seed=13, tells=True), images=6000)
-    assert found.delivered >= 0.97
-    assert found.refused_share <= 0.01
-    assert found.followed_s is not None
-    assert found.followed_s <= 2
-
-
-def test_headers_that_mean_something_else_are_not_believed() -> None:
-    account = Account([Step(0, None, 1200, 5)], seed=15, tells=True)
-    minute = iter(range(1, 10**6))
-
-    def what_is_left_of_this_minute(now: float) -> Allowance:
-        return Allowance(10**6, 10**6 - next(minute) % 1200 - 1, 60.0 - now % 60.0, 1.0)
-
-    account.allowance = what_is_left_of_this_minute  # type: ignore[method-assign]
-    found = simulate(account, images=4000)
-    assert found.delivered >= 0.97
-    assert found.refused_share <= 0.01
-
-
 def test_a_number_is_found_though_some_requests_are_still_on_their_way() -> None:
     found = simulate(Account([Step(0, 30)], seed=14, transit_s=0.005))
     assert found.delivered >= 0.95  # 2 % of it is the way itself
@@ -99,7 +76,7 @@ def test_a_known_number_is_used_from_the_first_request() -> None:
 @pytest.mark.parametrize("cap", [20, 50])
 def test_an_api_that_is_busy_at_any_pace_is_still_used_up(cap: int) -> None:
     found = simulate(Account([Step(0, cap)], seed=16, busy=0.1))
-    assert found.delivered >= 0.75
+    assert found.delivered >= 0.85
     assert found.refused_share <= 0.14  # 0.1 of them come at any pace
     assert found.failed_by_429 <= 8  # 10,000 x 0.1 ** 4 by right
 
@@ -108,4 +85,4 @@ def test_an_account_that_refuses_everything_for_a_while_costs_no_job() -> None:
     account = Account([Step(0, 30), Step(20, None, 1e-6, 1), Step(35, 30)])
     found = simulate(account, 3000)
     assert found.failed_by_429 == 0
-    assert found.refused < 60
+    assert found.refused < 70
