@@ -32,7 +32,9 @@ def upload_unsaved(session: Session) -> None:
     for job in _jobs_of(session, files.keys()):
         file = files.pop(job.key)
         try:
-            picture = check_picture(file.read_bytes(), job.width, job.height)
+            picture = check_picture(
+                file.read_bytes(), job.width, job.height, exact=session.api.profile.sizes.exact
+            )
         except ApiError as error:
             session.recorder.lost_image(file.name, error.message)
         else:
