@@ -200,7 +200,7 @@ class PictureSettings(_Settings):
     def _named_params(cls, params: dict[str, Any]) -> dict[str, Any]:
         for name in params:
             if not PARAM.fullmatch(name):
-                raise ValueError(f"{name[:60]!r} is no name of a field")
+                raise ValueError(f"{name[:60]!r} is not the name of a field")
         return params
 
     @field_validator("seed_policy")

@@ -13,12 +13,12 @@ from imagemill.errors import InputError
 from imagemill.formatting import money
 from imagemill.settings import LimitSettings
 
-SAY_YOUR_PRICE = "say yours by --usd-per-image or --usd-per-megapixel (in the form, under api)"
-"""What to do where a price is not known."""
+SAY_YOUR_PRICE = "Set your own with --usd-per-image or --usd-per-megapixel (in the form, under api)"
+"""What to do if a price is unknown."""
 
 
 class Picture(NamedTuple):
-    """What decides the price of a picture; ``params`` only where the price rule reads them."""
+    """What determines the price of a picture; ``params`` only if the price depends on them."""
 
     width: int
     height: int
@@ -28,9 +28,9 @@ class Picture(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Lever:
-    """A way to spend less: what to change, and in USD what the catalog then costs and saves.
+    """A way to spend less: the change, and the catalog's cost and savings with it, in USD.
 
-    ``cost_usd`` and ``saves_usd`` are None where the price is unknown.
+    ``cost_usd`` and ``saves_usd`` are None if the price is unknown.
     """
 
     name: str
@@ -44,10 +44,10 @@ class Lever:
 
 
 def refuse_guesses(counts: PlanCounts, limits: LimitSettings) -> None:
-    """A limit of money needs a price.
+    """Reject a cost limit if the price of some images is unknown.
 
     Raises:
-        InputError: there is a limit, and the price of some images is not known.
+        InputError: there is a limit, and the price of some images is unknown.
     """
     if not counts.unpriced:
         return
@@ -55,8 +55,7 @@ def refuse_guesses(counts: PlanCounts, limits: LimitSettings) -> None:
     for name, usd in given.items():
         if usd is not None:
             raise InputError(
-                f"{name} cannot be kept: the price of {counts.unpriced:,} images is not known here;"
-                f" {SAY_YOUR_PRICE}."
+                f"{name} needs a price, but that of {counts.unpriced:,} images is unknown. {SAY_YOUR_PRICE}."
             )
 
 
@@ -83,7 +82,7 @@ def levers(api: ImageApi, made: Mapping[Picture, int], repeated: Mapping[Picture
     found = [
         Lever(
             "deduplication",
-            f"done: {rows:,} rows share the picture of another",
+            f"already done: {rows:,} rows share a picture with another row",
             float(cost) if known else None,
             float(saved) if known else None,
         )
@@ -111,10 +110,14 @@ def _smaller(api: ImageApi, made: Mapping[Picture, int]) -> tuple[str, str, dict
         smaller = picture._replace(width=width, height=height)
         instead[smaller] = instead.get(smaller, 0) + count
     if not changed:
-        return "smaller pictures", "the model makes no smaller ones", None
+        return "smaller pictures", "the model does not make smaller ones", None
     (width, height), (less_wide, less_high) = max(changed.items())
     change = f"{less_wide} x {less_high} instead of {width} x {height}"
-    return "smaller pictures", change + (" and so on" if len(changed) > 1 else ""), instead
+    return (
+        "smaller pictures",
+        change + (", and similarly for other sizes" if len(changed) > 1 else ""),
+        instead,
+    )
 
 
 def _half(api: ImageApi, picture: Picture) -> tuple[int, int]:
@@ -137,18 +140,18 @@ def _fewer_steps(api: ImageApi, made: Mapping[Picture, int]) -> tuple[str, str, 
     name, own = "fewer steps", api.usd_per_image is not None or api.usd_per_megapixel is not None
     steps, price = api.profile.steps, api.profile.price
     if not steps.sent:
-        return name, "the model decides its steps itself", None
+        return name, "the model chooses its steps", None
     most = max(picture.steps for picture in made)
     fewer = max(steps.lowest, most // 2)
     if fewer == most:
-        return name, "the model takes no fewer", None
+        return name, "the model needs at least these", None
     if own or price is None or not price.depends_on_steps:
-        return name, f"{fewer} instead of {most}: the price does not depend on them", dict(made)
+        return name, f"{fewer} instead of {most}, which does not change the price", dict(made)
     instead: dict[Picture, int] = {}
     for picture, count in made.items():
         less = picture._replace(steps=max(steps.lowest, picture.steps // 2))
         instead[less] = instead.get(less, 0) + count
     change = f"{fewer} instead of {most}"
     if price.default_steps and most <= price.default_steps:
-        change += f": fewer than {price.default_steps} cost no less"
+        change += f"; the price does not fall below {price.default_steps} steps"
     return name, change, instead

@@ -39,14 +39,14 @@ class Estimate(BaseModel):
     unique: int
     duplicates: int
     cost_usd: float | None = Field(
-        description="One image per job, no retries that pay again; null where the price is unknown."
+        description="The cost of one image per job, without paid retries; null if the price is unknown."
     )
     saved_usd: float | None = Field(description="What the duplicates would have cost.")
-    price: str = Field(description="The price rule, and where it is from.")
-    unpriced: int = Field(description="Images whose price is not known before they are made.")
-    levers: list[Lever] = Field(description="What would make this catalog cheaper, and by how much.")
+    price: str = Field(description="The price rule, and its source.")
+    unpriced: int = Field(description="Images whose price is unknown until they are made.")
+    levers: list[Lever] = Field(description="Ways to make this catalog cheaper, and by how much.")
     seconds: float
-    assuming: str = Field(description="What the time rests on.")
+    assuming: str = Field(description="The assumptions behind the time.")
     reasons: dict[str, int] = Field(description="Rejected rows by reason.")
 
 
@@ -92,10 +92,10 @@ def _estimate(given: _Given) -> Estimate:
     counts = planner.counts
     concurrency = USUAL_CONCURRENCY if limits.concurrency == "auto" else limits.concurrency
     per_second = concurrency / vendor.typical_latency_s
-    assuming = f"{concurrency} at once, {vendor.typical_latency_s:g} s per image"
+    assuming = f"{concurrency} concurrent requests, {vendor.typical_latency_s:g} s per image"
     if limits.max_images_per_minute and limits.max_images_per_minute < 60 * per_second:
         per_second = limits.max_images_per_minute / 60
-        assuming = f"{limits.max_images_per_minute:g} images a minute"
+        assuming = f"{limits.max_images_per_minute:g} images per minute"
     return Estimate(
         rows=counts.rows,
         rejected=counts.rejected,

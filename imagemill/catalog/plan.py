@@ -83,8 +83,8 @@ class Planner:
         formats = self.api.image_formats
         if self.picture.format not in formats:
             raise InputError(
-                f"The provider {self.api.provider} makes no {self.picture.format} images:"
-                f" choose {' or '.join(sorted(formats))}."
+                f"The provider {self.api.provider} does not make {self.picture.format} images."
+                f" Choose {' or '.join(sorted(formats))}."
             )
         self._judge = Judge(self.api, self.picture)
         price = self.api.profile.price
@@ -122,7 +122,7 @@ class Planner:
         if None in numbers:
             kept = [index for index, number in enumerate(numbers) if number is not None]
             for index in set(range(len(numbers))).difference(kept):
-                judged.reasons[rows.places[index]] = "id seen before with other content"
+                judged.reasons[rows.places[index]] = "an earlier row has the same id and other content"
             rows, keys, numbers = rows.only(kept), [keys[i] for i in kept], [numbers[i] for i in kept]
         self._rows += table.num_rows
         self._rejected += len(judged.reasons)

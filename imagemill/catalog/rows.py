@@ -171,7 +171,9 @@ def _names(values: list[Any], first_row: int, reasons: dict[int, str]) -> list[s
             reasons.setdefault(place, "blank id")
             name = str(first_row + place)
         elif len(name) > MAX_ID_LENGTH:
-            reasons.setdefault(place, f"id of {len(name):,} characters; at most {MAX_ID_LENGTH:,}")
+            reasons.setdefault(
+                place, f"the id has {len(name):,} characters; at most {MAX_ID_LENGTH:,} are allowed"
+            )
             name = str(first_row + place)
         names.append(name)
     return names
@@ -184,7 +186,9 @@ def _prompts(values: list[str | None], reasons: dict[int, str]) -> list[str]:
             if not prompt:
                 reasons.setdefault(place, "blank prompt")
             elif len(prompt) > MAX_PROMPT_LENGTH:
-                reason = f"prompt of {len(prompt):,} characters; at most {MAX_PROMPT_LENGTH:,}"
+                reason = (
+                    f"the prompt has {len(prompt):,} characters; at most {MAX_PROMPT_LENGTH:,} are allowed"
+                )
                 reasons.setdefault(place, reason)
     return prompts
 

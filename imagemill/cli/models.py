@@ -1,4 +1,4 @@
-"""The command ``imagemill models``: the models that are known, what each takes and costs, and its source."""
+"""The command ``imagemill models``: the known models, what they take and cost, and the sources."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from imagemill.usd import in_words
 
 
 def show_models(arguments: argparse.Namespace) -> int:
-    """Print the models that are listed, or all that is known of one; the exit code.
+    """Print the listed models, or everything about one; the exit code.
 
     Raises:
-        InputError: no such model is known, and no vendor was named that could be asked.
+        InputError: the model is unknown, and no vendor was given that publishes schemas.
     """
     vendor, name = arguments.provider, arguments.name
     if vendor is not None and vendor not in VENDORS:
-        raise InputError(f"There is no provider {vendor!r}: choose one of {', '.join(VENDORS)}.")
+        raise InputError(f"There is no provider {vendor!r}. Choose one of {', '.join(VENDORS)}.")
     profiles = [
         profile
         for each in ([vendor] if vendor else VENDORS)
@@ -65,12 +65,12 @@ def _bare(text: str) -> str:
 
 
 def _asked(vendor: str | None, name: str, base_url: str | None) -> ImageApi:
-    """An API that has learned what its vendor publishes of a model that is not listed."""
+    """An API for a model that is not listed, with what its vendor publishes about it."""
     if vendor is None or vendor not in PUBLISHING:
         where = f" at {vendor}" if vendor else ""
         raise InputError(
-            f"No model {name!r} is listed{where}. fal and Replicate can be asked about theirs: name one by"
-            " --provider."
+            f"No model {name!r} is listed{where}. For models of fal and Replicate, add --provider: they"
+            " publish what their models take."
         )
     kind = PROVIDERS[vendor]
     key = os.environ.get(kind.key_variable, "").strip()
@@ -78,7 +78,7 @@ def _asked(vendor: str | None, name: str, base_url: str | None) -> ImageApi:
     learn_published(api, keyed=bool(key))
     if api.profile.origin != "published":
         raise InputError(
-            f"No model {name!r} is listed, and {vendor} was not asked: set {kind.key_variable} to your"
+            f"No model {name!r} is listed. To ask {vendor} about it, set {kind.key_variable} to your"
             " account's key."
         )
     return api
@@ -90,7 +90,7 @@ def _show_many(profiles: Iterable[Profile]) -> None:
     table.add_column("model", overflow="fold")
     table.add_column("USD at 1024²", justify="right", no_wrap=True)
     table.add_column("steps", justify="right", no_wrap=True)
-    table.add_column("seen", no_wrap=True)
+    table.add_column("confirmed", no_wrap=True)
     for profile in profiles:
         usd = profile.price_of(1024, 1024, profile.steps.default)
         table.add_row(
@@ -101,9 +101,9 @@ def _show_many(profiles: Iterable[Profile]) -> None:
             "yes" if profile.confirmed else "no",
         )
     stdout.print(table)
-    say("Prices are list prices of one picture at the model's usual steps.")
-    say("seen: the vendor's own document was seen; otherwise the entry is from its callers.")
-    say("All about one: imagemill models NAME. Any model of fal or Replicate: --provider fal NAME.")
+    say("Prices are list prices for one image at the model's usual steps.")
+    say("confirmed: taken from the vendor's own documents; otherwise from programs that call it.")
+    say("Details: imagemill models NAME. Any other model of fal or Replicate: add --provider fal.")
 
 
 def _short(usd: Decimal) -> str:
@@ -138,7 +138,7 @@ def _facts(profile: Profile, price: Price | None) -> list[tuple[str, str]]:
         ("seed", "sent" if "seed" in names else "not sent"),
         ("negative prompt", "sent" if profile.uses_negative_prompt else "not sent, not part of the key"),
         ("formats", ", ".join(sorted(profile.formats))),
-        ("price", str(charged) if charged else "unknown: say yours by --usd-per-image"),
+        ("price", str(charged) if charged else "unknown: set your own with --usd-per-image"),
     ]
     if charged:
         facts.append(("price from", f"{charged.source}, {charged.noted}, {_seen(charged.confirmed)}"))
@@ -146,7 +146,7 @@ def _facts(profile: Profile, price: Price | None) -> list[tuple[str, str]]:
         default = "" if param.default is None else f", default {str(param.default).lower()}"
         facts.append((f"--param {name}", f"{param}{default}"))
     if profile.open:
-        facts.append(("--param …", "any other field is passed on unchecked"))
+        facts.append(("--param …", "any other field is passed through unchecked"))
     facts.append(("source", profile.source))
     facts.append(("noted", f"{profile.noted}, {_seen(profile.confirmed)}"))
     if profile.note:

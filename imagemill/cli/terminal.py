@@ -180,7 +180,7 @@ def show_estimate(estimate: Estimate) -> None:
     stdout.print(table)
     say(f"Price: {estimate.price}.")
     if estimate.unpriced:
-        say(f"The price of {estimate.unpriced:,} images is not known here: {SAY_YOUR_PRICE}.")
+        say(f"The price of {estimate.unpriced:,} images is unknown. {SAY_YOUR_PRICE}.")
     for lever in estimate.levers:
         say(str(lever))
     say(f"The time assumes {estimate.assuming}. Images already in the bucket cost nothing.")

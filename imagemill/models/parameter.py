@@ -38,7 +38,7 @@ class Param:
         if self.choices and found not in self.choices:
             text = [choice for choice in self.choices if str(choice) == str(found)]
             if not text:
-                raise ValueError(f"is none of {', '.join(str(choice) for choice in self.choices[:20])}")
+                raise ValueError(f"is not one of {', '.join(str(choice) for choice in self.choices[:20])}")
             return text[0]
         if isinstance(found, (int, float)) and not isinstance(found, bool):
             if self.lowest is not None and found < self.lowest:
@@ -72,7 +72,7 @@ def _boolean(given: object) -> bool:
 
 def _string(given: object) -> str:
     if isinstance(given, (bool, dict, list)):
-        raise ValueError("is no text")  # noqa: TRY004 - a user's value, not a programming error
+        raise ValueError("is not text")  # noqa: TRY004 - a user's value, not a programming error
     return str(given)
 
 
@@ -82,7 +82,7 @@ def _number(given: object) -> int | float:
     except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not math.isfinite(number):
-        raise ValueError("is no number")
+        raise ValueError("is not a number")
     if isinstance(given, int) or (isinstance(given, str) and given.strip().lstrip("+-").isdecimal()):
         return int(given)
     return _plain(number)
@@ -91,21 +91,21 @@ def _number(given: object) -> int | float:
 def _integer(given: object) -> int:
     found = _number(given)
     if not isinstance(found, int):
-        raise ValueError("is no whole number")  # noqa: TRY004
+        raise ValueError("is not a whole number")  # noqa: TRY004
     return found
 
 
 def _array(given: object) -> Any:  # noqa: ANN401
     found = _json(given)
     if not isinstance(found, list):
-        raise ValueError("is no JSON array")  # noqa: TRY004
+        raise ValueError("is not a JSON array")  # noqa: TRY004
     return found
 
 
 def _object(given: object) -> Any:  # noqa: ANN401
     found = _json(given)
     if not isinstance(found, dict):
-        raise ValueError("is no JSON object")  # noqa: TRY004
+        raise ValueError("is not a JSON object")  # noqa: TRY004
     return found
 
 
@@ -139,7 +139,7 @@ def _json(given: object) -> Any:  # noqa: ANN401
         text = given if isinstance(given, str) else json.dumps(given, allow_nan=False)
         return json.loads(text, parse_constant=_no_constant)
     except (TypeError, ValueError, RecursionError):
-        raise ValueError("is no JSON") from None
+        raise ValueError("is not JSON") from None
 
 
 def _no_constant(name: str) -> None:

@@ -166,7 +166,7 @@ class Profile:
         missing = [name for name in self.required if name not in found]
         if missing:
             raise ValueError(
-                f"{self.name} needs the field {missing[0]}: give it by --param {missing[0]}=VALUE"
+                f"{self.name} needs the field {missing[0]}: set it with --param {missing[0]}=VALUE"
             )
         return json.dumps(found, sort_keys=True, separators=(",", ":")) if found else ""
 
@@ -174,11 +174,11 @@ class Profile:
         if name in self.names.values() or name in OURS:
             return f"param {name} is set by imagemill itself"
         if name in {"width", "height", "image_size", "size"} and self.sizes.exact:
-            return f"param {name} is set by imagemill itself: give width and height"
+            return f"param {name} is set by imagemill itself: use width and height"
         if self.open or name in self.always:
             return None
         listed = ", ".join(sorted(self.params)) or "none"
-        return f"param {name} is no field of {self.name}; its further fields: {listed}"
+        return f"param {name} is not a field of {self.name}; its further fields: {listed}"
 
     def fields(
         self,

@@ -59,7 +59,7 @@ def published_profile(vendor: str, model: str, document: Any, noted: date) -> Pr
     if "prompt" not in fields:
         listed = ", ".join(list(fields)[:12]) or "none"
         raise InputError(
-            f"The model {model} at {vendor} takes no prompt (its fields: {listed}): choose a model that makes"
+            f"The model {model} at {vendor} takes no prompt (its fields: {listed}). Choose a model that makes"
             " images from text."
         )
     required = [str(name) for name in schema.get("required") or ()]
@@ -67,7 +67,7 @@ def published_profile(vendor: str, model: str, document: Any, noted: date) -> Pr
         if name != "prompt" and _IMAGE.search(name) and "default" not in fields.get(name, {}):
             raise InputError(
                 f"The model {model} at {vendor} needs an image ({name}), which a catalog of prompts does not"
-                " have: choose a model that makes images from text."
+                " have. Choose a model that makes images from text."
             )
     size_form, sizes, taken = _sizes_of(fields, components)
     steps_name = next((name for name in _STEPS if name in fields), None)
@@ -123,13 +123,15 @@ def _openapi_of(vendor: str, model: str, document: Any) -> Mapping[str, Any]:  #
     if vendor == "fal":
         found = [each for each in _list_at(document, "models") if each.get("endpoint_id") == model]
         if not found:
-            raise InputError(f"There is no model {model!r} at fal: see https://fal.ai/models.")
+            raise InputError(f"There is no model {model!r} at fal. See https://fal.ai/models.")
         openapi = found[0].get("openapi")
     else:
         version = document.get("latest_version") if isinstance(document, dict) else None
         openapi = version.get("openapi_schema") if isinstance(version, dict) else None
     if not isinstance(openapi, dict):
-        raise InputError(f"{vendor.capitalize()} publishes no schema of the model {model!r}: choose another.")
+        raise InputError(
+            f"{vendor.capitalize()} does not publish a schema for the model {model!r}. Choose another."
+        )
     return openapi
 
 
@@ -151,7 +153,7 @@ def _input_of(
             schema = named[0] if len(named) == 1 and isinstance(named[0], dict) else {}
     if not isinstance(schema.get("properties"), dict):
         raise InputError(
-            f"The schema that {vendor} publishes of {model!r} names no fields: choose another model."
+            f"The schema that {vendor} publishes for {model!r} has no fields. Choose another model."
         )
     return schema, components
 

@@ -255,14 +255,13 @@ class SqliteStore(SqlStore):
             ) from error
 
     async def _add_rows(self, driver: Any, rows: list[tuple[Any, ...]]) -> None:  # noqa: ANN401
-        shared = (self._run_id, *FRESH_STATE)
         whole = len(rows) - len(rows) % _ROWS_A_STATEMENT
         try:
             for start, end in ((0, whole), (whole, len(rows))):
                 size = min(_ROWS_A_STATEMENT, end - start)
                 if size:
                     groups = (rows[first : first + size] for first in range(start, end, size))
-                    values = ([*shared, *chain.from_iterable(group)] for group in groups)
+                    values = ([self._run_id, *chain.from_iterable(group)] for group in groups)
                     await driver.executemany(_insert(size), values)
             await driver.commit()
         except sqlite3.Error as error:
@@ -355,16 +354,27 @@ def _ssl_of(query: dict[str, str]) -> str:
 
 @lru_cache(maxsize=2)
 def _insert(rows: int) -> str:
-    """The statement that inserts this many jobs; its first parameters are the values they share."""
-    fresh = [f"?{place}" for place in range(2, 2 + len(FRESH_STATE))]
-    first, width = 2 + len(fresh), len(INPUT_FIELDS)
-    values = []
-    for start in range(first, first + rows * width, width):
-        given = [f"?{place}" for place in range(start, start + width)]
-        values.append(f"({','.join(['?1', *given, *fresh])})")
+    """The statement that inserts this many jobs; its first parameter is the run id, which they share."""
+    given = f"({','.join('?' * len(INPUT_FIELDS))})"
+    read = [f"column{place}" for place in range(1, 1 + len(INPUT_FIELDS))]
+    fresh = [_literal(value) for value in FRESH_STATE]
     # By name: a table that an earlier version made has its newer columns last.
     columns = ",".join(f'"{name}"' for name in _INSERTED)
-    return f"INSERT INTO {JOBS.name} ({columns}) VALUES {','.join(values)}"  # noqa: S608 - our own names
+    return (
+        f"INSERT INTO {JOBS.name} ({columns}) SELECT {','.join(['?', *read, *fresh])}"  # noqa: S608 - our own names
+        f" FROM (VALUES {','.join([given] * rows)})"
+    )
+
+
+def _literal(value: str | float | None) -> str:
+    """A default of a job's state, as SQL."""
+    if value is None:
+        return "NULL"
+    return (
+        f"'{value}'"
+        if isinstance(value, str)
+        else str(float(value) if isinstance(value, float) else int(value))
+    )
 
 
 def _picos_of(column: sa.Column[float]) -> sa.ColumnElement[int]:

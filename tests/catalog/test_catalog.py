@@ -81,10 +81,10 @@ def test_bad_rows_are_rejected_with_a_reason_and_the_rest_goes_on(catalog: Calla
         2: "blank prompt",
         3: "width 100 is not a multiple of 16",
         4: "width 5000 is not between 64 and 1792",
-        6: "id seen before with other content",
+        6: "an earlier row has the same id and other content",
         7: "blank id",
-        8: "id of 3,000 characters; at most 2,000",
-        9: "prompt of 20,001 characters; at most 20,000",
+        8: "the id has 3,000 characters; at most 2,000 are allowed",
+        9: "the prompt has 20,001 characters; at most 20,000 are allowed",
     }
     counts = planner.counts
     assert (counts.rows, counts.rejected, counts.unique, counts.duplicates) == (10, 8, 1, 1)
@@ -155,7 +155,7 @@ def test_params_come_from_the_settings_and_a_row_has_its_own(catalog: Callable[.
     ]
     assert {row["row"]: row["reason"] for row in rejected} == {
         3: "param guidance_scale '99.0' is above 20",
-        4: "param acceleration 'warp' is none of none, regular, high",
+        4: "param acceleration 'warp' is not one of none, regular, high",
     }
     assert planner.counts.duplicates == 1
     assert jobs[0].key != jobs[1].key
@@ -175,7 +175,9 @@ def test_a_plan_gives_back_the_jobs_with_their_params(catalog: Callable[..., str
 
 
 def test_a_param_that_the_model_does_not_have_is_unusable_input(catalog: Callable[..., str]) -> None:
-    with pytest.raises(InputError, match=r"^Param guidance is no field of fal-ai/flux/schnell; its further"):
+    with pytest.raises(
+        InputError, match=r"^Param guidance is not a field of fal-ai/flux/schnell; its further"
+    ):
         plan(catalog(prompt=["a"]), Fal, picture={"params": {"guidance": 3}})
     with pytest.raises(ValidationError, match=r"not one of prompt, .* and param_NAME"):
         CatalogSettings(path="x", columns={"guidance": "cfg"})
@@ -201,7 +203,7 @@ def test_the_levers_follow_the_models_price_rule(catalog: Callable[..., str]) ->
     assert found["fewer steps"]["change"] == "4 instead of 8"
     assert found["fewer steps"]["saves_usd"] == pytest.approx(price)
     found = {lever["name"]: lever for lever in plan(path)[2].counts.levers}
-    assert found["fewer steps"]["change"] == "2 instead of 4: fewer than 4 cost no less"
+    assert found["fewer steps"]["change"] == "2 instead of 4; the price does not fall below 4 steps"
     assert found["fewer steps"]["saves_usd"] == 0
     found = {lever["name"]: lever for lever in plan(path, Fal)[2].counts.levers}
     assert found["smaller pictures"]["saves_usd"] == 0
@@ -214,7 +216,7 @@ def test_an_unknown_price_is_said_and_a_limit_refused(catalog: Callable[..., str
     assert (found.cost_usd, found.saved_usd, found.price, found.unpriced) == (None, None, "unknown", 1)
     counts = plan(catalog(prompt=["a"]), OpenAICompatible)[2].counts
     refuse_guesses(counts, LimitSettings())
-    with pytest.raises(InputError, match=r"^--max-cost cannot be kept: .* say yours by --usd-per-image"):
+    with pytest.raises(InputError, match=r"^--max-cost needs a price, .* Set your own with --usd-per-image"):
         refuse_guesses(counts, LimitSettings(max_cost_usd=1))
     own = api.model_copy(update={"usd_per_image": 0.002})
     found = estimate(CatalogSettings(path=catalog(prompt=["a"])), own, PictureSettings(), LimitSettings())

@@ -83,14 +83,18 @@ def test_params_are_typed_sorted_and_one_value_is_one_text(flex: Profile) -> Non
     ("name", "value", "reason"),
     [
         ("guidance_scale", 99, "param guidance_scale '99' is above 10"),
-        ("guidance_scale", "high", "param guidance_scale 'high' is no number"),
-        ("guidance_scale", "nan", "param guidance_scale 'nan' is no number"),
-        ("safety_tolerance", "9", "param safety_tolerance '9' is none of 1, 2, 3, 4, 5"),
+        ("guidance_scale", "high", "param guidance_scale 'high' is not a number"),
+        ("guidance_scale", "nan", "param guidance_scale 'nan' is not a number"),
+        ("safety_tolerance", "9", "param safety_tolerance '9' is not one of 1, 2, 3, 4, 5"),
         ("enable_prompt_expansion", "maybe", "'maybe' is neither true nor false"),
-        ("loras", "[]", "param loras is no field of fal-ai/flux-2-flex; its further fields: enable_prompt"),
+        (
+            "loras",
+            "[]",
+            "param loras is not a field of fal-ai/flux-2-flex; its further fields: enable_prompt",
+        ),
         ("seed", 1, "param seed is set by imagemill itself"),
         ("num_images", 4, "param num_images is set by imagemill itself"),
-        ("image_size", "square", "give width and height"),
+        ("image_size", "square", "use width and height"),
     ],
 )
 def test_params_that_the_model_does_not_take(flex: Profile, name: str, value: Any, reason: str) -> None:

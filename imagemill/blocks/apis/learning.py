@@ -72,16 +72,18 @@ def _schema(api: ImageApi, http: httpx.Client, headers: Mapping[str, str]) -> An
     if status in _NOT_OFFERED and platform != PUBLISHING[api.provider]:
         return None  # a server in the vendor's place that publishes no schemas
     if status == 404:
-        raise InputError(f"There is no model {api.model!r} at {api.provider}: imagemill models lists some.")
+        raise InputError(
+            f"There is no model {api.model!r} at {api.provider}. List models with: imagemill models"
+        )
     if status in {401, 403}:
         raise InputError(
-            f"{api.provider} refused the key when it was asked about {api.model!r} (HTTP {status}): check"
+            f"{api.provider} refused the key when asked about {api.model!r} (HTTP {status}). Check"
             f" {api.key_variable}."
         )
     reason = f"HTTP {status}" if status else "no answer"
     raise InputError(
-        f"{api.model!r} is not among the models that imagemill knows, and {platform} did not say what it"
-        f" takes ({reason}): try again, or choose a model that imagemill models lists."
+        f"imagemill does not know the model {api.model!r}, and {platform} did not describe it ({reason})."
+        " Try again, or choose one that is listed by: imagemill models"
     )
 
 

@@ -108,7 +108,7 @@ def test_a_negative_prompt_enters_the_key_where_the_api_uses_it(
 
 
 def test_a_format_that_the_api_does_not_offer_is_refused(own_api: type[ImageApi]) -> None:
-    with pytest.raises(InputError, match=r"^The provider own makes no webp images: choose png\.$"):
+    with pytest.raises(InputError, match=r"^The provider own does not make webp images. Choose png\.$"):
         Planner(own_api(api_key="k"), PictureSettings(format="webp"))
 
 

@@ -66,7 +66,7 @@ def test_a_format_that_is_not_offered_is_refused_in_one_sentence(provider: str) 
         Planner(api, PictureSettings(format="webp"))
         return
     with pytest.raises(
-        InputError, match=f"^The provider {provider} makes no webp images: choose jpeg or png.$"
+        InputError, match=f"^The provider {provider} does not make webp images. Choose jpeg or png.$"
     ):
         Planner(api, PictureSettings(format="webp"))
 
