@@ -153,9 +153,11 @@ def _start_prefect() -> None:
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             with get_client(sync_client=True):
-                started.set_result(None)
+                pass
         except BaseException as error:  # noqa: BLE001 - raised in the thread that waits
             started.set_exception(error)
+        else:
+            started.set_result(None)
 
     started: Future[None] = Future()
     context = contextvars.copy_context()  # holds the settings that say where Prefect's API is

@@ -12,6 +12,7 @@ import pytest
 from prefect.utilities.collections import visit_collection
 
 from imagemill.cli.s3_server import S3Server
+from imagemill.errors import InputError
 from imagemill.runs.caller import Caller, called_by, current_caller
 from imagemill.runs.session import Session, open_session
 from imagemill.settings import RunSettings
@@ -89,3 +90,8 @@ def test_a_caller_stops_only_what_can_be_stopped() -> None:
     assert current_caller() is not caller
     assert not caller.interrupt("too late")
     assert reasons == ["now"]
+
+
+def test_an_error_of_the_block_comes_out_as_it_was(place: Place, catalog: Callable[..., str]) -> None:
+    with pytest.raises(InputError, match="mine"), open_session(settings(place, catalog(prompt=["a"]))):
+        raise InputError("mine")
