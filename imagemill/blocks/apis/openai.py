@@ -37,6 +37,9 @@ _EXHAUSTED = {"insufficient_quota", "billing_hard_limit_reached", "insufficient_
 _MODERATED = {"content_policy_violation", "moderation_blocked", "content_filter"}
 
 
+_OF_THE_JOB = ("{seed}", "{steps}")
+
+
 class OpenAICompatible(ImageApi):
     """FLUX.1 [schnell] on a server that speaks OpenAI's image API, your own or a host's.
 
@@ -72,6 +75,19 @@ class OpenAICompatible(ImageApi):
         " replaced by the job's.",
         examples=[{"seed": "{seed}", "num_inference_steps": "{steps}"}],
     )
+
+    @property
+    def picture_model(self) -> str:
+        """Further fields decide the picture, and so does the server that reads them.
+
+        Not so the fields that only carry the job's seed or steps, which are in the key anyway.
+        """
+        own = {name: value for name, value in self.extra_fields.items() if value not in _OF_THE_JOB}
+        if not own:
+            return super().picture_model
+        server = self.base_url.removesuffix("/v1")
+        fields = orjson.dumps({"server": server, "fields": own}, option=orjson.OPT_SORT_KEYS)
+        return f"{super().picture_model} {fields.decode()}"
 
     def endpoint(self, job: Job) -> str:
         del job
