@@ -17,6 +17,10 @@ SAY_YOUR_PRICE = "say yours by --usd-per-image or --usd-per-megapixel (in the fo
 """What to do where a price is not known."""
 
 
+DEDUPLICATION = "deduplication"
+"""The lever that is pulled already."""
+
+
 class Picture(NamedTuple):
     """What decides the price of a picture; ``params`` only where the price rule reads them."""
 
@@ -39,8 +43,12 @@ class Lever:
     saves_usd: float | None
 
     def __str__(self) -> str:
-        saves = "" if self.saves_usd is None else f": saves {money(self.saves_usd)}"
-        return f"{self.name.capitalize()} ({self.change}){saves}."
+        name = self.name.capitalize()
+        verb = "saves" if self.name == DEDUPLICATION else "would save"
+        if self.saves_usd is None:
+            return f"{name}: {self.change}."
+        saves = "nothing" if not self.saves_usd else money(self.saves_usd)
+        return f"{name} {verb} {saves}: {self.change}."
 
 
 def refuse_guesses(counts: PlanCounts, limits: LimitSettings) -> None:
@@ -82,8 +90,8 @@ def levers(api: ImageApi, made: Mapping[Picture, int], repeated: Mapping[Picture
     known = not unpriced and not unknown
     found = [
         Lever(
-            "deduplication",
-            f"done: {rows:,} rows share the picture of another",
+            DEDUPLICATION,
+            f"{rows:,} duplicate rows are made once",
             float(cost) if known else None,
             float(saved) if known else None,
         )
