@@ -17,6 +17,10 @@ SAY_YOUR_PRICE = "Set your own with --usd-per-image or --usd-per-megapixel (in t
 """What to do if a price is unknown."""
 
 
+DEDUPLICATION = "deduplication"
+"""The lever that is pulled already."""
+
+
 class Picture(NamedTuple):
     """What determines the price of a picture; ``params`` only if the price depends on them."""
 
@@ -39,8 +43,12 @@ class Lever:
     saves_usd: float | None
 
     def __str__(self) -> str:
-        saves = "" if self.saves_usd is None else f": saves {money(self.saves_usd)}"
-        return f"{self.name.capitalize()} ({self.change}){saves}."
+        name = self.name.capitalize()
+        verb = "saves" if self.name == DEDUPLICATION else "would save"
+        if self.saves_usd is None:
+            return f"{name}: {self.change}."
+        saves = "nothing" if not self.saves_usd else money(self.saves_usd)
+        return f"{name} {verb} {saves}: {self.change}."
 
 
 def refuse_guesses(counts: PlanCounts, limits: LimitSettings) -> None:
@@ -81,7 +89,7 @@ def levers(api: ImageApi, made: Mapping[Picture, int], repeated: Mapping[Picture
     known = not unpriced and not unknown
     found = [
         Lever(
-            "deduplication",
+            DEDUPLICATION,
             f"already done: {rows:,} rows share a picture with another row",
             float(cost) if known else None,
             float(saved) if known else None,

@@ -178,7 +178,7 @@ def show_estimate(estimate: Estimate) -> None:
     table.add_row("saved by duplicates", money(estimate.saved_usd or 0) if known else "unknown")
     table.add_row("time", f"about {duration(estimate.seconds)}")
     stdout.print(table)
-    say(f"Price: {estimate.price}.")
+    say(f"Price: {estimate.price}")
     if estimate.unpriced:
         say(f"The price of {estimate.unpriced:,} images is unknown. {SAY_YOUR_PRICE}.")
     for lever in estimate.levers:

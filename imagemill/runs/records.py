@@ -55,7 +55,6 @@ FAILED_SCHEMA = pa.schema(
         ("steps", pa.int32()),
         ("model", pa.string()),
         ("format", pa.string()),
-        ("params", pa.string()),
         ("attempts", pa.int32()),
         ("error_class", pa.string()),
         ("error_code", pa.string()),
@@ -63,6 +62,7 @@ FAILED_SCHEMA = pa.schema(
         ("retryable", pa.bool_()),
         ("cost_usd", pa.float64()),
         ("finished_at", pa.timestamp("ms", "UTC")),
+        ("params", pa.string()),
     ]
 )
 

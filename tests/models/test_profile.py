@@ -15,7 +15,7 @@ from tests.blocks.apis.variants import make_job
 
 
 def body_of(provider: str, model: str = "", *, params: str = "", **job: Any) -> dict[str, Any]:
-    api: ImageApi = PROVIDERS[provider](api_key="k", model=model)
+    api: ImageApi = PROVIDERS[provider](api_key="k", model=model, base_url="http://gpu.internal")
     found = api.body(make_job(api, "A fox", params=params, **job))
     return found["input"] if provider == "replicate" else found
 
@@ -58,7 +58,7 @@ def test_a_model_is_asked_for_what_it_takes() -> None:
 
 def test_what_is_given_wins_and_placeholders_stand_for_the_jobs_own() -> None:
     assert body_of("replicate", params='{"go_fast":true}')["go_fast"] is True
-    api = PROVIDERS["openai"](api_key="k")
+    api = PROVIDERS["openai"](api_key="k", base_url="http://gpu.internal")
     params = api.profile.checked({"seed": "{seed}", "num_inference_steps": "{steps}", "cfg": "2.0"})
     body = body_of("openai", params=params)
     assert (body["seed"], body["num_inference_steps"], body["cfg"]) == (7, 4, 2)

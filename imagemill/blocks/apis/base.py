@@ -289,7 +289,7 @@ class ImageApi(Block):
 
     @property
     def price_in_words(self) -> str:
-        """The price rule in a few words, and where it is from."""
+        """The price rule in a few words, and when and where it was noted, on a second line."""
         if self.usd_per_image is not None:
             return f"{exact(self.usd_per_image):f} USD per image, as you set it"
         if self.usd_per_megapixel is not None:
@@ -297,7 +297,8 @@ class ImageApi(Block):
         known = self._published_price or self.profile.price
         if known is None:
             return "unknown"
-        return f"{known}; {known.source}, {known.noted}{'' if known.confirmed else ', not confirmed'}"
+        doubt = "" if known.confirmed else ", not confirmed"
+        return f"{known}\n({known.source}; {known.noted}{doubt})"
 
     def price_usd(self, width: int, height: int, steps: int | None = None, params: str = "") -> float:
         """As :meth:`price`, as a float, and 0 where the price is unknown."""

@@ -95,8 +95,8 @@ def test_replicate_takes_the_sizes_that_its_ratios_bring_and_no_other(emulator: 
         ("bfl", 1440, 256, 4, None),
         ("bfl", 1456, 256, 4, "width 1456 is not between 256 and 1440"),
         ("bfl", 1424, 256, 4, "width 1424 is not a multiple of 32"),
-        ("openai", 640, 481, 50, None),
-        ("openai", 32, 481, 50, "width 32 is not between 64 and 4096"),
+        ("openai", 1024, 1536, 50, None),
+        ("openai", 1024, 512, 50, "1024 x 512 has fewer than 655,360 pixels"),
     ],
 )
 def test_limits(provider: str, width: int, height: int, steps: int, refused: str | None) -> None:
