@@ -29,6 +29,7 @@ from urllib3.exceptions import HTTPError
 
 from imagemill.errors import InputError, StoreUnavailableError
 from imagemill.s3.connection import S3Connection
+from imagemill.s3.filesystem import S3File
 from imagemill.s3.uri import split_s3_uri
 
 if TYPE_CHECKING:
@@ -239,17 +240,18 @@ class ImageBucket:
     @contextmanager
     def open(self, name: str) -> Iterator[pa.NativeFile | None]:
         """An object to read here and there; None where there is no such object."""
+        key = self.prefix + name
         try:
-            reader = obstore.open_reader(self._images, self.prefix + name)
+            size = obstore.head(self._images, key)["size"]
         except FileNotFoundError:
             yield None
+            return
         except (ObstoreError, OSError) as error:
             raise StoreUnavailableError(
                 f"The bucket {self.name!r} did not answer ({first_line(error)})."
             ) from error
-        else:
-            with pa.PythonFile(reader, mode="r") as file:
-                yield file
+        with pa.PythonFile(S3File(self._images, key, size), mode="r") as file:
+            yield file
 
     def download(self, name: str, path: Path) -> str | None:
         """Write an object's content into a file, piece by piece; its ETag, None where it is not there."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from typing import TYPE_CHECKING, Any
 
 import obstore
@@ -29,6 +30,41 @@ def s3_filesystem(connection: S3Connection) -> pa.fs.FileSystem:
     finally:
         client.close()
     return pyarrow.fs.PyFileSystem(_Files(connection.store(retries=3)))
+
+
+class S3File(io.RawIOBase):
+    """An object of ``size`` bytes that is read where it is asked for: one request for each read."""
+
+    def __init__(self, store: S3Store, path: str, size: int) -> None:
+        super().__init__()
+        self._store, self._path, self._size = store, path, size
+        self._position = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
+        self._position = max(0, start + offset)
+        return self._position
+
+    def readinto(self, buffer: Any) -> int:  # noqa: ANN401 - any buffer that can be written
+        length = min(len(buffer), self._size - self._position)
+        if length <= 0:
+            return 0
+        try:
+            content = obstore.get_range(self._store, self._path, start=self._position, length=length)
+        except (ObstoreError, BotoCoreError) as error:
+            raise OSError(str(error)) from error
+        buffer[:length] = memoryview(content)
+        self._position += length
+        return length
 
 
 class _Files(pyarrow.fs.FileSystemHandler):  # type: ignore[misc] # pyarrow has no types
@@ -59,11 +95,12 @@ class _Files(pyarrow.fs.FileSystemHandler):  # type: ignore[misc] # pyarrow has 
 
     def open_input_file(self, path: str) -> pa.PythonFile:
         try:
-            return pa.PythonFile(obstore.open_reader(self._store, path), mode="r")
+            size = obstore.head(self._store, path)["size"]
         except FileNotFoundError:
             raise
         except (ObstoreError, BotoCoreError) as error:
             raise OSError(str(error)) from error
+        return pa.PythonFile(S3File(self._store, path, size), mode="r")
 
     def open_input_stream(self, path: str) -> pa.PythonFile:
         return self.open_input_file(path)

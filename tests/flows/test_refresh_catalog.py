@@ -122,7 +122,7 @@ def test_two_refreshes_of_one_place_do_not_interleave(
         client.close()
 
     lease(datetime.now(UTC) + timedelta(minutes=1))
-    with pytest.raises(InputError, match="Run another is refreshing"):
+    with pytest.raises(InputError, match="Run another is writing to"):
         refresh(place, emulated, path)
     assert emulated.stats()["generation_requests"] == 0
 
