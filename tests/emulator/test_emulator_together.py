@@ -140,23 +140,23 @@ def test_credit_is_exact_under_concurrency(together: Ask, emulator: Emulator) ->
 
 def test_the_bill(together: Ask, emulator: Emulator, client: httpx.Client) -> None:
     for seed in (1, 1, 2):
-        together("Zwölf Füchse", seed=seed, steps=3)
+        together("Zwölf Füchse", seed=seed, steps=6)
     bill = emulator.bill()
     assert bill == client.get("/__bill").json()
     assert bill["images"] == 3
-    assert bill["usd"] == pytest.approx(3 * 0.0027 * 128 * 64 / 1e6 * 3 / 4, rel=1e-12)
+    assert bill["usd"] == pytest.approx(3 * 0.0027 * 128 * 64 / 1e6 * 6 / 4, rel=1e-12)
     asked = {
         "height": 64,
         "model": MODEL,
         "prompt": "Zwölf Füchse",
         "provider": "together",
         "seed": 1,
-        "steps": 3,
+        "steps": 6,
         "width": 128,
     }
     text = json.dumps(asked, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     line = bill["by_key"][hashlib.sha256(text.encode()).hexdigest()]
-    assert line == {**asked, "count": 2, "usd": pytest.approx(2 * 0.0027 * 128 * 64 / 1e6 * 3 / 4)}
+    assert line == {**asked, "count": 2, "usd": pytest.approx(2 * 0.0027 * 128 * 64 / 1e6 * 6 / 4)}
 
 
 def test_pictures_are_deterministic(together: Ask) -> None:
