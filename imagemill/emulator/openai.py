@@ -5,8 +5,9 @@ Two kinds of server answer here. For a GPT image model, OpenAI itself; confirmed
 
 - `response_format`, `style` and every field that is not OpenAI's are refused: 400, unknown_parameter. The
   picture is always base64.
-- Sizes: gpt-image-2 and later any WIDTHxHEIGHT by 16, between 1:3 and 3:1, at most 3840x2160; older ones
-  1024x1024, 1536x1024, 1024x1536. `quality`, `background` (transparent only as png or webp), `output_format`.
+- Sizes: gpt-image-2 and later any WIDTHxHEIGHT by 16, between 1:3 and 3:1, from 655,360 pixels to 3840x2160;
+  older ones 1024x1024, 1536x1024, 1024x1536. `quality`, `background` (transparent only as png or webp),
+  `output_format`.
 - The answer repeats them and counts `usage` in tokens, by which it is billed.
 - gpt-image-1, dall-e-2 and dall-e-3 are gone.
 
@@ -14,8 +15,9 @@ For any other model, a server of one's own: it takes any model, `response_format
 the standard. Together has the same path: :func:`speaks_openai` tells the two apart by their fields. Other
 hosts put it below a path of their own, such as DeepInfra's /v1/openai.
 
-Unconfirmed: the tokens of a picture (those of the first GPT image model by quality, in proportion to the
-pixels), their price, and the status of a model that is gone.
+Tokens of a picture are those of OpenAI's image generation guide for gpt-image-2, and their price is that of
+LiteLLM's list. Unconfirmed: tokens at sizes that the guide does not name (here in proportion to the pixels)
+and of other models, and the status of a model that is gone.
 """
 
 from __future__ import annotations
@@ -44,7 +46,7 @@ __all__ = ["OpenAI", "speaks_openai"]
 _SIZE = re.compile(r"(\d{1,5})x(\d{1,5})")
 _SIDES = range(64, 4097)
 _FREE_SIDES = range(16, 3841, 16)
-_LARGEST_PIXELS = 3840 * 2160
+_PIXELS = range(655_360, 3840 * 2160 + 1)
 _WIDEST = 3
 _GPT = re.compile(r"gpt-image-|chatgpt-image-|dall-e-")
 _GONE = frozenset({"gpt-image-1", "dall-e-2", "dall-e-3"})
@@ -54,7 +56,8 @@ _GPT_FIELDS = frozenset(
     {"model", "prompt", "n", "size", "quality", "background", "output_format", "output_compression"}
     | {"moderation", "stream", "partial_images", "user", "safety_identifier", "complexity"}
 )
-_TOKENS = {"low": 272, "medium": 1056, "high": 4160, "xhigh": 4160, "max": 4160}
+_TOKENS = {"low": 196, "medium": 1756, "high": 7024, "xhigh": 7024, "max": 7024}
+_OBLONG_TOKENS = {"low": 158, "medium": 1372, "high": 5488, "xhigh": 5488, "max": 5488}
 _BACKGROUNDS = ("auto", "opaque", "transparent")
 _MESSAGES = {
     400: ("The request is invalid.", "invalid_request_error", None),
@@ -189,7 +192,7 @@ def _gpt_size(model: str, fields: dict[str, Any]) -> tuple[int, int]:
     if _FIXED.match(model):
         fits = text in _FIXED_SIZES
     else:
-        fits = width in _FREE_SIDES and height in _FREE_SIDES and width * height <= _LARGEST_PIXELS
+        fits = width in _FREE_SIDES and height in _FREE_SIDES and width * height in _PIXELS
         fits = fits and max(width, height) <= _WIDEST * min(width, height)
     if not fits:
         message = f"Invalid value: '{text[:40]}'."
@@ -208,6 +211,8 @@ def _gpt_quality(fields: dict[str, Any]) -> str:
 
 def _tokens(width: int, height: int, quality: str) -> int:
     """Return the output tokens of one picture."""
+    if f"{width}x{height}" in _FIXED_SIZES[1:]:
+        return _OBLONG_TOKENS[quality]
     return -(-_TOKENS[quality] * width * height // 1024**2)
 
 

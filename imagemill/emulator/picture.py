@@ -26,7 +26,7 @@ def draw(shot: Shot) -> bytes:
     if shot.black:
         return _encoded(Image.new("RGB", size), shot)
     image = scenery(shot.width, shot.height, Random(shot.digest))
-    footer = f"seed {shot.seed} · {shot.width}×{shot.height} · {shot.steps} steps"  # noqa: RUF001
+    footer = f"seed {shot.seed} · {shot.width} x {shot.height} · {shot.steps} steps"
     write_caption(image, shot.prompt, footer)
     return _encoded(image, shot)
 

@@ -253,7 +253,7 @@ def test_keys_and_credit(fal: Ask, client: httpx.Client, follow: Follow, emulato
 def test_prices_round_up_to_whole_megapixels(fal: Ask, follow: Follow, emulator: Emulator) -> None:
     emulator.configure(pictures="fast")
     follow(fal(image_size="square"))
-    follow(fal(image_size="square_hd"))
+    follow(fal(image_size={"width": 1040, "height": 1024}))
     assert emulator.bill()["usd"] == pytest.approx(0.003 + 0.006)
     models = {line["model"] for line in emulator.bill()["by_key"].values()}
     assert models == {"fal-ai/flux/schnell"}

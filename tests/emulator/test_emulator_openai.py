@@ -91,15 +91,15 @@ def gpt(ask: Ask) -> Ask:
 
 
 def test_a_gpt_image(gpt: Ask, decode: Decode, emulator: Emulator) -> None:
-    answer = gpt("A fox at night", size="512x256", quality="low", output_format="webp").json()
+    answer = gpt("A fox at night", size="1280x512", quality="low", output_format="webp").json()
     image = decode(answer["data"][0]["b64_json"])
-    assert (image.size, image.format) == ((512, 256), "WEBP")
-    assert (answer["quality"], answer["size"], answer["output_format"]) == ("low", "512x256", "webp")
+    assert (image.size, image.format) == ((1280, 512), "WEBP")
+    assert (answer["quality"], answer["size"], answer["output_format"]) == ("low", "1280x512", "webp")
     usage = answer["usage"]
-    assert usage["output_tokens"] == 272 // 8
+    assert usage["output_tokens"] == 123
     assert usage["total_tokens"] == usage["input_tokens"] + usage["output_tokens"]
     assert usage["input_tokens"] == usage["input_tokens_details"]["text_tokens"] == 4
-    assert emulator.bill()["usd"] == pytest.approx((4 * 5 + 34 * 30) / 1e6)
+    assert emulator.bill()["usd"] == pytest.approx((4 * 5 + 123 * 30) / 1e6)
 
 
 def test_a_gpt_image_costs_more_at_a_higher_quality(gpt: Ask, emulator: Emulator) -> None:
@@ -107,7 +107,8 @@ def test_a_gpt_image_costs_more_at_a_higher_quality(gpt: Ask, emulator: Emulator
     tokens = [
         gpt(quality=quality).json()["usage"]["output_tokens"] for quality in ("low", "medium", "high", "auto")
     ]
-    assert tokens == [272, 1056, 4160, 1056]
+    assert tokens == [196, 1756, 7024, 1756]
+    assert gpt(quality="low", size="1536x1024").json()["usage"]["output_tokens"] == 158
     background = gpt(background="transparent", output_format="png").json()["background"]
     assert background == "transparent"
 
@@ -120,6 +121,7 @@ def test_a_gpt_image_costs_more_at_a_higher_quality(gpt: Ask, emulator: Emulator
         ({"style": "vivid"}, "style", "unknown_parameter"),
         ({"size": "1000x1000"}, "size", "invalid_value"),
         ({"size": "3072x512"}, "size", "invalid_value"),
+        ({"size": "512x512"}, "size", "invalid_value"),
         ({"size": "3840x3840"}, "size", "invalid_value"),
         ({"model": "gpt-image-1.5", "size": "512x512"}, "size", "invalid_value"),
         ({"background": "transparent", "output_format": "jpeg"}, "background", "invalid_value"),

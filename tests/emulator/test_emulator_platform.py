@@ -110,7 +110,11 @@ def test_queries_that_cannot_be_read(client: httpx.Client, query: dict[str, str]
 
 
 def test_billing_events_are_the_bill(fal: Ask, follow: Follow, get: Get, emulator: Emulator) -> None:
-    small, large, failed = fal(image_size="square"), fal(image_size="square_hd"), fal("#fault:fail")
+    small, large, failed = (
+        fal(image_size="square"),
+        fal(image_size={"width": 2048, "height": 1024}),
+        fal("#fault:fail"),
+    )
     for submit in (small, large, failed):
         follow(submit)
     wanted = ",".join(submit.json()["request_id"] for submit in (small, large, failed))

@@ -170,9 +170,9 @@ def test_a_model_tells_its_schema(client: httpx.Client) -> None:
 @pytest.mark.parametrize(
     ("model", "size", "cost"),
     [
-        ("flux-2-klein-4b", (1024, 1024), 1.5),
+        ("flux-2-klein-4b", (1024, 1024), 1.4),
         ("flux-2-klein-9b", (512, 512), 1.5),
-        ("flux-2-pro", (2048, 1024), 6.0),
+        ("flux-2-pro", (2048, 1040), 6.0),
         ("flux-2-max", (64, 64), 7.0),
     ],
 )

@@ -25,7 +25,7 @@ DOCUMENTS = {path.stem: json.loads(path.read_text()) for path in sorted(FOLDER.g
 FAL = "fal-ai/flux/schnell"
 PREDICTIONS = "/v1/models/black-forest-labs/flux-schnell/predictions"
 SMALL = {"prompt": "A fox", "width": 256, "height": 256}
-GPT = {"model": "gpt-image-2", "prompt": "A fox", "size": "256x256"}
+GPT = {"model": "gpt-image-2", "prompt": "A fox", "size": "1024x1024"}
 TOGETHER = {"model": "black-forest-labs/FLUX.1-schnell", **SMALL, "n": 2}
 
 

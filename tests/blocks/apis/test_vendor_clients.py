@@ -112,13 +112,13 @@ def test_openais_own_models(emulator: Emulator, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("OPENAI_BASE_URL", f"{emulator.base_url}/v1")
     with openai.OpenAI(api_key="k", max_retries=0) as client:
         answer = client.images.generate(
-            model="gpt-image-2", prompt=PROMPT, size="512x512", quality="low", background="opaque"
+            model="gpt-image-2", prompt=PROMPT, size="1024x1024", quality="low", background="opaque"
         )
         assert answer.data
-        assert is_picture(base64.b64decode(answer.data[0].b64_json or ""))
+        assert is_picture(base64.b64decode(answer.data[0].b64_json or ""), (1024, 1024))
         assert answer.usage
-        assert answer.usage.output_tokens == 68
-        assert (answer.quality, answer.size, answer.background) == ("low", "512x512", "opaque")
+        assert answer.usage.output_tokens == 196
+        assert (answer.quality, answer.size, answer.background) == ("low", "1024x1024", "opaque")
         with pytest.raises(openai.BadRequestError) as refused:
             client.images.generate(model="gpt-image-2", prompt=PROMPT, response_format="b64_json")
         assert refused.value.code == "unknown_parameter"
