@@ -70,6 +70,9 @@ def test_a_model_has_its_own_price_and_the_block_goes_before_the_list() -> None:
 
 
 def test_an_unknown_price_is_not_guessed() -> None:
-    for api in (Together(api_key="k", model="somebody/new"), OpenAICompatible(api_key="k", base_url="http://a.b")):
+    for api in (
+        Together(api_key="k", model="somebody/new"),
+        OpenAICompatible(api_key="k", base_url="http://a.b"),
+    ):
         assert api.price(1024, 1024) is None
         assert api.price_in_words == "unknown"
