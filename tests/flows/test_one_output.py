@@ -1,4 +1,4 @@
-"""An output has one writer, one catalog and its manifest; a run id stands for one plan; paid images are kept."""
+"""An output has one writer, one catalog, one manifest; a run id stands for one plan; paid images are kept."""
 
 from __future__ import annotations
 
