@@ -106,6 +106,12 @@ BAD_INPUT: dict[str, tuple[dict[str, Any], str]] = {
     "bad number": ({"more": ["--concurrency", "many"]}, "--concurrency 'many' is neither auto nor"),
     "bad width": ({"more": ["--width", "0"]}, "--width '0'"),
     "bad run id": ({"more": ["--run-id", "../x"]}, "--run-id '../x'"),
+    "seed too large": ({"more": ["--seed-policy", "fixed:9999999999"]}, "a seed is at most 4,294,967,295"),
+    "empty part in the prefix": ({"output": "s3://tests/a//b"}, "holds an empty part"),
+    "number sign in the prefix": ({"output": "s3://tests/shop#A"}, "holds a number sign"),
+    "question mark in the prefix": ({"output": "s3://tests/shop?A"}, "holds a question mark"),
+    "key with a line break": ({"environment": {"TOGETHER_API_KEY": "sk-a\nbcdef"}}, "holds a line break"),
+    "quoted key": ({"environment": {"TOGETHER_API_KEY": "\u201csk-abcdef\u201d"}}, "holds a quotation mark"),
     "unknown option": ({"more": ["--speed", "9"]}, "unrecognized arguments: --speed 9"),
 }  # fmt: skip
 
