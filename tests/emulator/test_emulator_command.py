@@ -46,7 +46,7 @@ def test_the_command_runs_until_a_signal(command: list[str], number: int) -> Non
             begun = time.monotonic()
             process.send_signal(number)
             out, errors = process.communicate(timeout=10)
-        assert time.monotonic() - begun < 1.5
+        assert time.monotonic() - begun < 5
         assert (process.returncode, out, errors) == (0, "", "")
 
 
