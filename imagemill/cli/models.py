@@ -56,8 +56,7 @@ def show_models(arguments: argparse.Namespace) -> int:
 
 
 def _is_meant(profile: Profile, name: str) -> bool:
-    wanted = _bare(name)
-    return wanted in _bare(profile.name) or wanted in _bare(profile.title)
+    return name.lower() in profile.name.lower() or _bare(name) in _bare(profile.title)
 
 
 def _bare(text: str) -> str:
