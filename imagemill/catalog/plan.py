@@ -89,7 +89,7 @@ class Planner:
         self._judge = Judge(self.api, self.picture)
         price = self.api.profile.price
         self._priced_by_params = price is not None and bool(price.tokens)
-        self._model = f"{self.api.provider}/{self.api.model}"
+        self._model = self.api.picture_model
 
     @property
     def counts(self) -> PlanCounts:

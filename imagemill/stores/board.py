@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any
@@ -37,9 +38,13 @@ class Board(ABC):
     async def set_committed(self, usd: float) -> None:
         """Set what the run has spent or may have spent so far, in USD."""
 
-    @abstractmethod
-    async def commit_usd(self, usd: float, limit_usd: float) -> bool:
+    async def commit_usd(self, usd: float, limit_usd: float, *, token: str | None = None) -> bool:
         """Reserve USD for one process, atomically, if they fit within the run's limit.
 
-        A negative amount returns a reservation, and always fits.
+        A negative amount returns a reservation, and always fits. The token makes it idempotent: where the
+        answer was lost and the reservation is tried again, it is made once.
         """
+        return await self._commit_usd(usd, limit_usd, token or uuid.uuid4().hex)
+
+    @abstractmethod
+    async def _commit_usd(self, usd: float, limit_usd: float, token: str) -> bool: ...

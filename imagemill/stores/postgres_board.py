@@ -11,7 +11,7 @@ from sqlalchemy.dialects import postgresql
 
 from imagemill.stores.board import Board, Note
 from imagemill.stores.encoding import from_json, to_json
-from imagemill.stores.tables import BUDGETS, NOTES
+from imagemill.stores.tables import BUDGETS, NOTES, RESERVATIONS
 
 
 class PostgresBoard(Board):
@@ -41,18 +41,29 @@ class PostgresBoard(Board):
     async def set_committed(self, usd: float) -> None:
         insert = postgresql.insert(BUDGETS).values(run_id=self._run_id, committed_usd=usd)
         await self._in_transaction(
-            [insert.on_conflict_do_update(index_elements=["run_id"], set_={"committed_usd": usd})]
+            [
+                sa.delete(RESERVATIONS).where(RESERVATIONS.c.run_id == self._run_id),
+                insert.on_conflict_do_update(index_elements=["run_id"], set_={"committed_usd": usd}),
+            ]
         )
 
-    async def commit_usd(self, usd: float, limit_usd: float) -> bool:
-        update = (
+    async def _commit_usd(self, usd: float, limit_usd: float, token: str) -> bool:
+        made = sa.select(RESERVATIONS.c.token).where(
+            RESERVATIONS.c.run_id == self._run_id, RESERVATIONS.c.token == token
+        )
+        reserved = (
             sa.update(BUDGETS)
             .where(
                 BUDGETS.c.run_id == self._run_id,
                 sa.or_(sa.literal(usd <= 0), BUDGETS.c.committed_usd + usd <= limit_usd + 1e-9),
+                ~made.exists(),
             )
             .values(committed_usd=BUDGETS.c.committed_usd + usd)
             .returning(BUDGETS.c.run_id)
+            .cte("reserved")
         )
-        (rows,) = await self._in_transaction([update])
+        note = sa.insert(RESERVATIONS).from_select(
+            ["run_id", "token"], sa.select(reserved.c.run_id, sa.literal(token))
+        )
+        _, rows = await self._in_transaction([note, made])
         return bool(rows)

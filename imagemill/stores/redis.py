@@ -81,10 +81,12 @@ return {tostring(now), redis.call('HGETALL', KEYS[1])}
 """
 )
 _COMMIT = """
+if redis.call('SISMEMBER', KEYS[2], ARGV[3]) == 1 then return 1 end
 local usd = tonumber(ARGV[1])
 local committed = tonumber(redis.call('GET', KEYS[1]) or '0')
 if usd > 0 and committed + usd > tonumber(ARGV[2]) + 1e-9 then return 0 end
 redis.call('INCRBYFLOAT', KEYS[1], ARGV[1])
+redis.call('SADD', KEYS[2], ARGV[3])
 return 1
 """
 _FREE = "if redis.call('HGET', KEYS[1], 'holder') == ARGV[1] then redis.call('DEL', KEYS[1]) end"
@@ -218,12 +220,13 @@ class RedisStore(JobStore, Board):
         await self.patiently(self._redis.unlink, self._key("notes"))
 
     async def set_committed(self, usd: float) -> None:
+        await self.patiently(self._redis.unlink, self._key("reservations"))
         await self.patiently(self._redis.set, self._key("committed"), repr(usd))
 
-    async def commit_usd(self, usd: float, limit_usd: float) -> bool:
+    async def _commit_usd(self, usd: float, limit_usd: float, token: str) -> bool:
         async def run() -> bool:
-            keys = [self._key("committed")]
-            return bool(await self._commit_script(keys=keys, args=[f"{usd:.12f}", repr(limit_usd)]))
+            keys = [self._key("committed"), self._key("reservations")]
+            return bool(await self._commit_script(keys=keys, args=[f"{usd:.12f}", repr(limit_usd), token]))
 
         return await self.patiently(run)
 

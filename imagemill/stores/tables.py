@@ -82,6 +82,13 @@ BUDGETS = sa.Table(
     sa.Column("committed_usd", sa.Double, nullable=False),
 )
 
+RESERVATIONS = sa.Table(
+    "imagemill_reservations",
+    METADATA,
+    sa.Column("run_id", sa.Text, primary_key=True),
+    sa.Column("token", sa.Text, primary_key=True),
+)
+
 
 def make_tables(connection: sa.Connection, store: str) -> None:
     """Make the tables where they are missing, and bring those of an earlier version up to date.

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from imagemill.blocks.apis import OpenAICompatible, Together
 from imagemill.catalog.keys import job_key, normalized, prompt_seed
 
 BASE: dict[str, Any] = {
@@ -52,3 +53,14 @@ def test_keys_and_seeds_stay_what_they_were() -> None:
 
 def test_white_space_and_unicode_forms_are_one_prompt() -> None:
     assert normalized("  cafe\u0301\n") == normalized("café") == "caf\u00e9"
+
+
+def test_what_a_server_is_sent_beyond_the_standard_is_in_the_key_and_nothing_else() -> None:
+    def of(base_url: str = "http://one:8000", **fields: Any) -> str:
+        return OpenAICompatible(api_key="k", model="m", base_url=base_url, extra_fields=fields).picture_model
+
+    assert of() == of("http://two:8000") == "openai/m"  # as it has always been
+    assert of(seed="{seed}", num_inference_steps="{steps}") == "openai/m"
+    assert of(guidance=3) == of("http://one:8000/v1", guidance=3, seed="{seed}")
+    assert len({of(), of(guidance=3), of(guidance=4), of("http://two:8000", guidance=3)}) == 4
+    assert Together(api_key="k", model="m").picture_model == "together/m"

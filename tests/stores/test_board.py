@@ -53,3 +53,17 @@ async def test_a_budget_is_never_given_out_twice(make: Make) -> None:
         assert await member.commit_usd(-0.1, 1.0)
         assert await lead.commit_usd(0.1, 1.0)
         assert not await lead.commit_usd(0.01, 1.0)
+
+
+async def test_a_reservation_whose_answer_was_lost_is_made_once(make: Make) -> None:
+    async with make() as lead:
+        assert isinstance(lead, Board)
+        await lead.set_committed(0.0)
+        for _ in range(3):  # as a store that is tried again
+            assert await lead.commit_usd(0.6, 1.0, token="one")
+        assert not await lead.commit_usd(0.6, 1.0, token="two")
+        assert await lead.commit_usd(0.4, 1.0, token="three")
+        for _ in range(2):
+            assert await lead.commit_usd(-0.4, 1.0, token="four")
+        assert await lead.commit_usd(0.4, 1.0)
+        assert not await lead.commit_usd(0.01, 1.0)

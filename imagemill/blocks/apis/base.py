@@ -401,6 +401,11 @@ class ImageApi(Block):
             raise unexpected_answer(answer) from None
 
     @property
+    def picture_model(self) -> str:
+        """What makes the picture, as a picture's key has it: vendor, model, and what is set of both."""
+        return f"{self.provider}/{self.model}"
+
+    @property
     def lists_requests(self) -> bool:
         """Whether the API lists past requests, so that :meth:`find_lost` may find some."""
         return False

@@ -29,6 +29,7 @@ from typing import Any, ClassVar, NamedTuple
 from urllib.parse import quote, urlsplit
 
 import httpx
+import orjson
 from pydantic import Field, HttpUrl, PrivateAttr
 
 from imagemill.blocks.apis.base import ImageApi, ImageSource, amount_of
@@ -52,6 +53,9 @@ TOKEN_PRICES: Mapping[str, TokenPrices] = {
     "chatgpt-image": TokenPrices(5.0, 8.0, 32.0),
 }
 """Prices by the beginning of a model's name, the first that fits."""
+
+
+_OF_THE_JOB = ("{seed}", "{steps}")
 
 
 class OpenAICompatible(ImageApi):
@@ -98,6 +102,19 @@ class OpenAICompatible(ImageApi):
         if not self.model and self.base_url in {"", self.default_base_url}:
             self.model = "gpt-image-2"
         super().model_post_init(context)
+
+    @property
+    def picture_model(self) -> str:
+        """Further fields decide the picture, and so does the server that reads them.
+
+        Not so the fields that only carry the job's seed or steps, which are in the key anyway.
+        """
+        own = {name: value for name, value in self.extra_fields.items() if value not in _OF_THE_JOB}
+        if not own:
+            return super().picture_model
+        server = self.base_url.removesuffix("/v1")
+        fields = orjson.dumps({"server": server, "fields": own}, option=orjson.OPT_SORT_KEYS)
+        return f"{super().picture_model} {fields.decode()}"
 
     def endpoint(self, job: Job) -> str:
         del job

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import time
 from typing import Any
 
 import anyio
 import httpx
 import pytest
+from PIL import Image
 
-from imagemill.blocks.apis import ImageApi
+from imagemill.blocks.apis import PROVIDERS, ImageApi
 from imagemill.emulator import Emulator
 from imagemill.errors import ApiError
 from imagemill.jobs import Job
@@ -115,3 +117,56 @@ def test_a_key_that_may_not_list_is_an_error_of_the_api(variant: str) -> None:
     api = VARIANTS[variant]("http://127.0.0.1:1")
     with pytest.raises(ApiError, match="HTTP 403"):
         found(api, [make_job(api)], httpx.MockTransport(lambda _: httpx.Response(403, json={"detail": "no"})))
+
+
+def test_the_key_does_not_follow_a_list_into_the_clear() -> None:
+    asked: list[str] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        asked.append(str(request.url))
+        url = "http://api.replicate.com/v1/predictions?cursor=2"
+        return httpx.Response(200, json={"results": [], "next": url})
+
+    api = PROVIDERS["replicate"](api_key="k")
+    assert found(api, [make_job(api)], httpx.MockTransport(answer)) == {}
+    assert len(asked) == 1
+    assert asked[0].startswith("https://")
+
+
+@pytest.mark.parametrize("variant", LISTING)
+def test_one_prompt_in_several_sizes_is_found_each_to_its_own(variant: str, emulator: Emulator) -> None:
+    api = VARIANTS[variant](emulator.base_url)
+    sizes = [(512, 512), (1024, 1024), (672, 384), (384, 672)]
+    jobs = [
+        make_job(api, number=number, width=width, height=height)
+        for number, (width, height) in enumerate(sizes)
+    ]
+    submitted(api, jobs, emulator)
+    ids = found(api, jobs)
+    assert ids.keys() == {0, 1, 2, 3}
+    headers = {name: value for name, value in api.headers.items() if name != "prefer"}
+    for job in jobs:
+        url = api.look_url(ids[job.number])
+        answer = httpx.get(url, headers=headers, trust_env=False).json()
+        link = answer["images"][0]["url"] if "images" in answer else answer["output"][0]
+        with Image.open(io.BytesIO(httpx.get(link, trust_env=False).content)) as image:
+            assert image.size == (job.width, job.height)
+
+
+@pytest.mark.parametrize("variant", LISTING)
+def test_of_requests_alike_the_newest_that_was_not_answered_is_taken(
+    variant: str, emulator: Emulator
+) -> None:
+    api = VARIANTS[variant](emulator.base_url)
+    job = make_job(api)
+    first = second = ""
+    for _ in range(2):
+        submitted(api, [job], emulator)
+        first, second = second, found(api, [job])[0]
+    assert first != second
+
+    async def inside() -> dict[int, str]:
+        async with httpx.AsyncClient(trust_env=False) as http:
+            return {of.number: request_id async for of, request_id in api.find_lost(http, [job], {second})}
+
+    assert asyncio.run(inside()) == {0: first}
