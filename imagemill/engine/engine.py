@@ -7,9 +7,8 @@ import hashlib
 import random
 import time
 import traceback
-from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
@@ -30,6 +29,7 @@ from imagemill.engine.purchase import Purchase
 from imagemill.engine.receipt import Receipt
 from imagemill.engine.recorder import Recorder
 from imagemill.engine.setup_fault import SetupFault, is_suspect
+from imagemill.engine.work import Work, is_doubtful
 from imagemill.errors import (
     RETRY_RULES,
     ApiError,
@@ -45,16 +45,6 @@ GRACE_S = 10.0
 
 PATIENCE_S = 10.0
 """How long a free question to an API may take, in seconds."""
-
-_NEVER_SENT = (
-    httpx.ConnectError,
-    httpx.ConnectTimeout,
-    httpx.PoolTimeout,
-    httpx.ProxyError,
-    httpx.LocalProtocolError,
-    httpx.UnsupportedProtocol,
-)
-"""No connection, or no request that may be sent: nothing can have been charged."""
 
 _UPLOADS = 32
 """Images held in memory while they go to the bucket, beside the requests in flight."""
@@ -76,26 +66,6 @@ class Stop:
 
     kind: StopKind
     reason: str
-
-
-@dataclass(slots=True)
-class _Work:
-    """A job that is being worked on: its purchase, its failures by class, the request ids it has had."""
-
-    job: Job
-    purchase: Purchase
-    failures: Counter[ErrorClass] = field(default_factory=Counter)
-    request_ids: set[str] = field(default_factory=set)
-    is_lost: bool = False
-
-    def __post_init__(self) -> None:
-        self.is_lost = self.job.unanswered > 0 and self.job.request_id is None
-        if self.job.request_id is not None:
-            self.request_ids.add(self.job.request_id)
-
-    def keeps_request(self, error: ApiError) -> bool:
-        """Whether the API still has the job's request after this error."""
-        return error.keep_request and self.job.request_id is not None
 
 
 class Engine:
@@ -232,7 +202,7 @@ class Engine:
             for scope in self._shards:
                 scope.cancel()
 
-    def _work_on(self, job: Job) -> _Work:
+    def _work_on(self, job: Job) -> Work:
         purchase = Purchase(
             job,
             self._price(job),
@@ -241,9 +211,9 @@ class Engine:
             expected=job.number in self._expected,
             charged=self._api.is_paid(job.request_id),
         )
-        return _Work(job, purchase)
+        return Work(job, purchase)
 
-    async def _admit(self, work: _Work) -> Slot | None:
+    async def _admit(self, work: Work) -> Slot | None:
         """Wait until the job's request may be sent and paid for; None once the run is stopping."""
         try:
             await work.purchase.promise()
@@ -270,7 +240,7 @@ class Engine:
         if not self._expected and not self._at_work:
             self.stop(StopKind.OUT_OF_BUDGET, self._cost.sentence)
 
-    async def _work(self, work: _Work, slot: Slot | None) -> None:
+    async def _work(self, work: Work, slot: Slot | None) -> None:
         """One job until it is done, failed, or left pending by a stop."""
         job = work.job
         self._at_work += 1
@@ -304,7 +274,7 @@ class Engine:
             if self._spent:
                 self._spend_no_more()
 
-    async def _look_for(self, work: _Work) -> Slot | None:
+    async def _look_for(self, work: Work) -> Slot | None:
         """Look for the job's lost request where the API lists requests; then ask about it, or send anew."""
         work.is_lost = False
         request_id = await self._lost.find(work.job, work.request_ids, self._stopping)
@@ -314,7 +284,7 @@ class Engine:
             self._store.save(work.job)
         return await self._admit(work)
 
-    async def _attempt(self, work: _Work, slot: Slot) -> None:
+    async def _attempt(self, work: Work, slot: Slot) -> None:
         """One request, and its image checked and uploaded.
 
         Raises:
@@ -351,7 +321,7 @@ class Engine:
         self._store.save(job)
         self._recorder.finished(job)
 
-    async def _generate(self, work: _Work, slot: Slot) -> tuple[GeneratedImage, float]:
+    async def _generate(self, work: Work, slot: Slot) -> tuple[GeneratedImage, float]:
         """One request: its image, and the latency in seconds.
 
         Gives the slot back, but not before there is a place among the uploads, which the caller gives
@@ -387,7 +357,7 @@ class Engine:
             self._pacer.release(slot)
         return image, latency_s
 
-    async def _accepted(self, work: _Work, request_id: str, charged_usd: float | None = None) -> None:
+    async def _accepted(self, work: Work, request_id: str, charged_usd: float | None = None) -> None:
         """The API has the request: its id is on disk before anything is asked about it."""
         work.job.request_id = request_id
         work.request_ids.add(request_id)
@@ -402,13 +372,13 @@ class Engine:
             # It is paid for: where its id cannot be kept, its image still goes into the bucket.
             self.stop(StopKind.UNAVAILABLE, str(error))
 
-    def _bill(self, work: _Work, error: ApiError) -> None:
+    def _bill(self, work: Work, error: ApiError) -> None:
         """What a request that brought no image costs; nothing is known yet of one that the API keeps."""
         if work.keeps_request(error):
             return
         if error.charged:
             work.purchase.charge(*self._api.charge(work.job))
-        elif _is_doubtful(error):
+        elif is_doubtful(error):
             work.purchase.doubt()
 
     def _set_aside(self, job: Job, image: GeneratedImage) -> None:
@@ -444,12 +414,12 @@ class Engine:
         if self._breaker.record(error_class):
             self._recorder.event("api_down" if self._breaker.is_open else "api_up")
 
-    def _verdict(self, work: _Work, error: ApiError) -> float | None:
+    def _verdict(self, work: Work, error: ApiError) -> float | None:
         """What becomes of a job after an error: seconds to wait before a retry, None where it ends."""
         job = work.job
         rule = RETRY_RULES[error.error_class]
         if not work.keeps_request(error):
-            work.is_lost = self._lost.can_look and job.request_id is None and _is_doubtful(error)
+            work.is_lost = self._lost.can_look and job.request_id is None and is_doubtful(error)
             job.request_id = None
             work.purchase.end()
         if rule.outcome is Outcome.STOP:
@@ -501,7 +471,7 @@ class Engine:
                     self._store.save(suspect)
         return self.stopped is not None and self.stopped.kind is StopKind.SETUP and is_suspect(error)
 
-    def _leave(self, work: _Work) -> None:
+    def _leave(self, work: Work) -> None:
         """Leave a job pending for a resume, its request id with it."""
         work.purchase.leave()
         if work.job.status not in TERMINAL:
@@ -511,12 +481,6 @@ class Engine:
 
     def _price(self, job: Job) -> float:
         return self._api.price_usd(job.width, job.height, job.steps, job.params)
-
-
-def _is_doubtful(error: ApiError) -> bool:
-    """Whether a request that nobody can ask about any more may have been charged."""
-    timed_out = error.error_class is ErrorClass.TIMEOUT and not isinstance(error.__cause__, _NEVER_SENT)
-    return not error.charged and (error.doubtful or timed_out)
 
 
 def _place_of(error: BaseException) -> str:

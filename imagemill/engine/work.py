@@ -1,0 +1,48 @@
+"""A job that is being worked on: what it has cost, how it has failed, and which requests it has sent."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+import httpx
+
+from imagemill.engine.purchase import Purchase
+from imagemill.errors import ApiError, ErrorClass
+from imagemill.jobs import Job
+
+_NEVER_SENT = (
+    httpx.ConnectError,
+    httpx.ConnectTimeout,
+    httpx.PoolTimeout,
+    httpx.ProxyError,
+    httpx.LocalProtocolError,
+    httpx.UnsupportedProtocol,
+)
+"""No connection, or no request that may be sent: nothing can have been charged."""
+
+
+@dataclass(slots=True)
+class Work:
+    """One job at work. ``is_lost`` says that its request got no answer and the API may list it."""
+
+    job: Job
+    purchase: Purchase
+    failures: Counter[ErrorClass] = field(default_factory=Counter)
+    request_ids: set[str] = field(default_factory=set)
+    is_lost: bool = False
+
+    def __post_init__(self) -> None:
+        self.is_lost = self.job.unanswered > 0 and self.job.request_id is None
+        if self.job.request_id is not None:
+            self.request_ids.add(self.job.request_id)
+
+    def keeps_request(self, error: ApiError) -> bool:
+        """Whether the API still has the job's request after this error."""
+        return error.keep_request and self.job.request_id is not None
+
+
+def is_doubtful(error: ApiError) -> bool:
+    """Whether a request that nobody can ask about any more may have been charged."""
+    timed_out = error.error_class is ErrorClass.TIMEOUT and not isinstance(error.__cause__, _NEVER_SENT)
+    return not error.charged and (error.doubtful or timed_out)
