@@ -18,11 +18,12 @@ import anyio
 import httpx
 
 from imagemill.blocks.apis import GeneratedImage, ImageApi
+from imagemill.blocks.apis.queued import QUEUE_TIMEOUT, UNPAID, QueuedApi
 from imagemill.bucket.image_bucket import ImageBucket, image_name
 from imagemill.engine.breaker import OUTAGE, PROBE_S, Breaker, OutageError
 from imagemill.engine.cost_limit import BudgetSpentError, CostLimit
 from imagemill.engine.image_check import Picture, check_picture
-from imagemill.engine.limits.pacer import Pacer, Slot, StoppedError
+from imagemill.engine.limits.pacer import Pacer, Slot, SlotWatch, StoppedError
 from imagemill.engine.lost_requests import LostRequests
 from imagemill.engine.purchase import Purchase
 from imagemill.engine.receipt import Receipt
@@ -35,6 +36,7 @@ from imagemill.errors import (
     StoreUnavailableError,
 )
 from imagemill.jobs import TERMINAL, Job
+from imagemill.request_watch import RequestState
 from imagemill.stores import JobStore
 
 GRACE_S = 10.0
@@ -73,13 +75,17 @@ class Stop:
 
 @dataclass(slots=True)
 class _Work:
-    """A job that is being worked on: its purchase, its failures by class, the request ids it has had."""
+    """A job that is being worked on: its purchase, its failures by class, the request ids it has had.
+
+    ``watch`` follows its request while that is on the way.
+    """
 
     job: Job
     purchase: Purchase
     failures: Counter[ErrorClass] = field(default_factory=Counter)
     request_ids: set[str] = field(default_factory=set)
     is_lost: bool = False
+    watch: SlotWatch | None = None
 
     def __post_init__(self) -> None:
         self.is_lost = self.job.unanswered > 0 and self.job.request_id is None
@@ -133,6 +139,7 @@ class Engine:
         self._expected: set[int] = set()
         self._spent = False
         self._at_work = 0
+        self._on_the_way: dict[int, _Work] = {}
         self._uploads = anyio.Semaphore(_UPLOADS)
         self._stopping = anyio.Event()
         self._shards: set[anyio.CancelScope] = set()
@@ -202,12 +209,25 @@ class Engine:
         await self._stopping.wait()
 
     async def abandon_when_interrupted(self) -> None:
-        """Let requests in flight come home for a while after an interrupt, then let go; runs until then."""
+        """Let requests in flight come home for a while after an interrupt, then let go; runs until then.
+
+        What still waits in the vendor's queue is cancelled at once, so that it is not paid for.
+        """
         await self._stopping.wait()
         if self.stopped and self.stopped.kind is StopKind.INTERRUPTED:
-            await anyio.sleep(self.grace_s)
+            async with anyio.create_task_group() as group:
+                for work in self._on_the_way.values():
+                    group.start_soon(self._withdraw, work)
+                await anyio.sleep(self.grace_s)
             for scope in self._shards:
                 scope.cancel()
+
+    async def _withdraw(self, work: _Work) -> None:
+        watch, request_id = work.watch, work.job.request_id
+        if not isinstance(self._api, QueuedApi) or watch is None or request_id is None:
+            return
+        if watch.state is RequestState.QUEUED:
+            watch.withdrawn = await self._api.cancel(self._http, request_id)
 
     def _work_on(self, job: Job) -> _Work:
         purchase = Purchase(
@@ -296,7 +316,7 @@ class Engine:
         """
         job = work.job
         try:
-            image, latency_s = await self._generate(work, slot)
+            image, latency_s, queued_s = await self._generate(work, slot)
             try:
                 if image.flagged:
                     raise ApiError(ErrorClass.CONTENT_FILTERED, "the API flagged the image", code="flagged")
@@ -320,11 +340,12 @@ class Engine:
             image_bytes=len(image.content),
             latency_s=latency_s,
         )
+        job.queued_s = queued_s
         self._store.save(job)
         self._recorder.finished(job)
 
-    async def _generate(self, work: _Work, slot: Slot) -> tuple[GeneratedImage, float]:
-        """One request: its image, and the latency in seconds.
+    async def _generate(self, work: _Work, slot: Slot) -> tuple[GeneratedImage, float, float]:
+        """One request: its image, its latency, and its time in the vendor's queue, in seconds.
 
         Gives the slot back, but not before there is a place among the uploads, which the caller gives
         back: a slow bucket slows the requests down instead of filling the memory with images.
@@ -335,16 +356,18 @@ class Engine:
         self._store.save(job)
         self._recorder.sent(job)
         sent = self._clock()
+        watch = work.watch = SlotWatch(partial(self._accepted, work), self._pacer, slot)
+        self._on_the_way[job.number] = work
         try:
-            image = await self._api.generate(self._http, job, partial(self._accepted, work))
-            latency_s = self._clock() - sent
+            image = await self._api.generate(self._http, job, watch)
+            took_s = self._clock() - sent
             slot.served = True
-            self._lost.took(latency_s)
+            self._lost.took(took_s)
             purchase.charge(image.cost_usd)
             self._note_health(None)
             await self._uploads.acquire()
         except ApiError as error:
-            self._note_health(error.error_class)
+            self._note_health(None if error.code == QUEUE_TIMEOUT else error.error_class)
             slot.refused = error.error_class is ErrorClass.RATE_LIMITED
             slot.retry_after_s = error.retry_after_s
             self._bill(work, error)
@@ -357,7 +380,8 @@ class Engine:
             raise
         finally:
             self._pacer.release(slot)
-        return image, latency_s
+            del self._on_the_way[job.number]
+        return image, max(0.0, took_s - watch.queued_s), watch.queued_s
 
     async def _accepted(self, work: _Work, request_id: str, charged_usd: float | None = None) -> None:
         """The API has the request: its id is on disk before anything is asked about it."""
@@ -448,7 +472,9 @@ class Engine:
         return None
 
     def _leave(self, work: _Work) -> None:
-        """Leave a job pending for a resume, its request id with it."""
+        """Leave a job pending for a resume, its request id with it, unless its request was withdrawn."""
+        if work.watch is not None and work.watch.withdrawn:
+            work.job.request_id = None
         work.purchase.leave()
         if work.job.status not in TERMINAL:
             work.job.requeue()
@@ -461,7 +487,8 @@ class Engine:
 
 def _is_doubtful(error: ApiError) -> bool:
     """Whether a request that nobody can ask about any more may have been charged."""
-    timed_out = error.error_class is ErrorClass.TIMEOUT and not isinstance(error.__cause__, _NEVER_SENT)
+    free = error.code in UNPAID or isinstance(error.__cause__, _NEVER_SENT)
+    timed_out = error.error_class is ErrorClass.TIMEOUT and not free
     return not error.charged and (error.doubtful or timed_out)
 
 

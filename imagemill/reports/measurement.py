@@ -94,6 +94,8 @@ def summarize(session: Session, counts: PlanCounts, jobs: MeasuredJobs, pace: Pa
         error_rate=round(totals.failed / finished, 6) if finished else 0.0,
         p50_latency_s=jobs.latency_quantile(0.5),
         p95_latency_s=jobs.latency_quantile(0.95),
+        p50_queued_s=jobs.queued_quantile(0.5),
+        p95_queued_s=jobs.queued_quantile(0.95),
         cost_usd=round(totals.cost_usd, 12),
         unanswered=totals.unanswered,
         unanswered_usd=round(totals.unanswered_usd, 12),
@@ -136,6 +138,8 @@ _RUN_TYPES = {
     "ended_at": pa.timestamp("ms", "UTC"),
     "p50_latency_s": pa.float64(),
     "p95_latency_s": pa.float64(),
+    "p50_queued_s": pa.float64(),
+    "p95_queued_s": pa.float64(),
 }
 
 

@@ -122,6 +122,8 @@ class ImageApi(Block):
     uses_negative_prompt: ClassVar[bool] = False
     success: ClassVar[frozenset[int]] = frozenset({200})
     typical_latency_s: ClassVar[float] = 0.8
+    first_per_s: ClassVar[float] = 20.0
+    rate_moves: ClassVar[bool] = False
     largest_seed: ClassVar[int] = 2**32 - 1
     vendor_image_hosts: ClassVar[tuple[str, ...]] = ()
 
@@ -278,6 +280,11 @@ class ImageApi(Block):
             params=job.params,
         )
 
+    @property
+    def queues(self) -> bool:
+        """Whether the API refuses nothing, but queues what is too much and reports each request's state."""
+        return False
+
     @abstractmethod
     def endpoint(self, job: Job) -> str:
         """The address that a generation request is posted to."""
@@ -427,11 +434,14 @@ class ImageApi(Block):
         return printable(text)[:1000]
 
     @asynccontextmanager
-    async def attempt(self, *, keep_request: bool = False) -> AsyncIterator[None]:
-        """One attempt: at most ``request_timeout_s`` long, network trouble turned into a timeout error."""
+    async def attempt(self, *, keep_request: bool = False) -> AsyncIterator[anyio.CancelScope]:
+        """One attempt: at most ``request_timeout_s`` long, network trouble turned into a timeout error.
+
+        The deadline of the scope that it gives may be moved.
+        """
         try:
-            with anyio.fail_after(self.request_timeout_s):
-                yield
+            with anyio.fail_after(self.request_timeout_s) as scope:
+                yield scope
         except (TimeoutError, httpx.TimeoutException) as error:
             raise ApiError(
                 ErrorClass.TIMEOUT,
