@@ -48,13 +48,13 @@ class Job:
     """One image to make: self-contained, so that a retry recomputes nothing.
 
     ``number`` is the job's place in its run, from 0; a shard is a range of numbers. Times are Unix
-    seconds, ``latency_s`` runs from the request sent to the image's bytes held, waiting for a slot
-    excluded. ``params`` are further fields for the model, as JSON with sorted names, "" for none.
-    ``cost_usd`` counts every image the API made for this job, ``cost_source`` how that is known ("" while
-    nothing is charged); ``unanswered`` its requests whose answer never came or could not be read, and
-    ``unanswered_usd`` what the API may have charged for them. A job that failed while the API kept its
-    request still has its ``request_id``. ``image`` is
-    the object's name below the output prefix. ``reused`` says the image was there before this run asked.
+    seconds, ``latency_s`` runs from the request sent to the image's bytes held, waiting for a slot excluded,
+    here or in the vendor's queue; ``queued_s`` is the time in that queue. ``params`` are further fields for
+    the model, as JSON with sorted names, "" for none. ``cost_usd`` counts every image the API made for this
+    job, ``cost_source`` how that is known ("" while nothing is charged); ``unanswered`` its requests whose
+    answer never came or could not be read, and ``unanswered_usd`` what the API may have charged for them. A
+    job that failed while the API kept its request still has its ``request_id``. ``image`` is the object's
+    name below the output prefix. ``reused`` says the image was there before this run asked.
     """
 
     number: int
@@ -87,6 +87,7 @@ class Job:
     # New fields go last: stores made by earlier versions hold the fields before them in this order.
     params: str = ""
     cost_source: str = ""
+    queued_s: float | None = None
 
     @property
     def retries(self) -> int:

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from imagemill.blocks.apis import ImageApi
 from imagemill.catalog.keys import prompt_seed
-from imagemill.engine.limits.pacer import CEILING, Limit, Pacer
+from imagemill.engine.limits.pacer import CEILING, Limit, Pacer, SlotWatch
 from imagemill.errors import RETRY_RULES, ApiError, ErrorClass, InputError, Outcome
 from imagemill.jobs import Job
 from imagemill.settings import Budget
@@ -118,7 +118,7 @@ async def calibrate(api: ImageApi, http: httpx.AsyncClient, budget: Budget) -> C
     share = budget.images // (2 * len(LEVELS))
     levels: list[Level] = []
     best = 0
-    for level in LEVELS:
+    for level in () if api.queues else LEVELS:  # a queue takes them all, and the next level waits for it
         if share < level:
             continue  # too few images for this concurrency
         until = min(purse.until, anyio.current_time() + budget.seconds / (2 * len(LEVELS)))
@@ -127,7 +127,7 @@ async def calibrate(api: ImageApi, http: httpx.AsyncClient, budget: Budget) -> C
         if found.refused_share > 0:
             break
         best = level
-    pacer = Pacer(None)
+    pacer = Pacer(None, first_per_s=api.first_per_s, queues=api.queues)
     if purse.left:
         levels.append(
             await _measure(api, http, budget, pacer, purse, images=purse.left, until=purse.until, auto=True)
@@ -210,9 +210,10 @@ async def _image(api: ImageApi, http: httpx.AsyncClient, job: Job, pacer: Pacer,
     tally.requests += 1
     sent = anyio.current_time()
     try:
-        await api.generate(http, job, accepted)
+        watch = SlotWatch(accepted, pacer, slot)
+        await api.generate(http, job, watch)
         slot.served = True
-        tally.latencies.append(anyio.current_time() - sent)
+        tally.latencies.append(anyio.current_time() - sent - watch.queued_s)
     except ApiError as error:
         slot.refused = error.error_class is ErrorClass.RATE_LIMITED
         slot.retry_after_s = error.retry_after_s

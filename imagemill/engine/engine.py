@@ -18,12 +18,13 @@ import httpx
 
 from imagemill.blocks.apis import CostSource, GeneratedImage, ImageApi
 from imagemill.blocks.apis.base import NO_SUCH_MODEL
+from imagemill.blocks.apis.queued import QUEUE_TIMEOUT, QueuedApi
 from imagemill.bucket.image_bucket import ImageBucket, image_name
 from imagemill.durable import write_whole
 from imagemill.engine.breaker import OUTAGE, PROBE_S, Breaker, OutageError
 from imagemill.engine.cost_limit import BudgetSpentError, CostLimit
 from imagemill.engine.image_check import Picture, check_picture
-from imagemill.engine.limits.pacer import Pacer, Slot, StoppedError
+from imagemill.engine.limits.pacer import Pacer, Slot, SlotWatch, StoppedError
 from imagemill.engine.lost_requests import LostRequests
 from imagemill.engine.purchase import Purchase
 from imagemill.engine.receipt import Receipt
@@ -38,6 +39,7 @@ from imagemill.errors import (
     StoreUnavailableError,
 )
 from imagemill.jobs import TERMINAL, Job, JobStatus
+from imagemill.request_watch import RequestState
 from imagemill.stores import JobStore
 
 GRACE_S = 10.0
@@ -113,6 +115,7 @@ class Engine:
         self._spent = False
         self._at_work = 0
         api.begin(recorder.run_id)
+        self._on_the_way: dict[int, Work] = {}
         self._uploads = anyio.Semaphore(_UPLOADS)
         self._stopping = anyio.Event()
         self._shards: set[anyio.CancelScope] = set()
@@ -195,12 +198,25 @@ class Engine:
         await self._stopping.wait()
 
     async def abandon_when_interrupted(self) -> None:
-        """Let requests in flight come home for a while after an interrupt, then let go; runs until then."""
+        """Let requests in flight come home for a while after an interrupt, then let go; runs until then.
+
+        What still waits in the vendor's queue is cancelled at once, so that it is not paid for.
+        """
         await self._stopping.wait()
         if self.stopped and self.stopped.kind is StopKind.INTERRUPTED:
-            await anyio.sleep(self.grace_s)
+            async with anyio.create_task_group() as group:
+                for work in self._on_the_way.values():
+                    group.start_soon(self._withdraw, work)
+                await anyio.sleep(self.grace_s)
             for scope in self._shards:
                 scope.cancel()
+
+    async def _withdraw(self, work: Work) -> None:
+        watch, request_id = work.watch, work.job.request_id
+        if not isinstance(self._api, QueuedApi) or watch is None or request_id is None:
+            return
+        if watch.state is RequestState.QUEUED:
+            watch.withdrawn = await self._api.cancel(self._http, request_id)
 
     def _work_on(self, job: Job) -> Work:
         purchase = Purchase(
@@ -293,7 +309,7 @@ class Engine:
         """
         job = work.job
         try:
-            image, latency_s = await self._generate(work, slot)
+            image, latency_s, queued_s = await self._generate(work, slot)
             try:
                 if image.flagged:
                     raise ApiError(ErrorClass.CONTENT_FILTERED, "the API flagged the image", code="flagged")
@@ -318,11 +334,12 @@ class Engine:
             image_bytes=len(image.content),
             latency_s=latency_s,
         )
+        job.queued_s = queued_s
         self._store.save(job)
         self._recorder.finished(job)
 
-    async def _generate(self, work: Work, slot: Slot) -> tuple[GeneratedImage, float]:
-        """One request: its image, and the latency in seconds.
+    async def _generate(self, work: Work, slot: Slot) -> tuple[GeneratedImage, float, float]:
+        """One request: its image, its latency, and its time in the vendor's queue, in seconds.
 
         Gives the slot back, but not before there is a place among the uploads, which the caller gives
         back: a slow bucket slows the requests down instead of filling the memory with images.
@@ -333,16 +350,18 @@ class Engine:
         self._store.save(job)
         self._recorder.sent(job)
         sent = self._clock()
+        watch = work.watch = SlotWatch(partial(self._accepted, work), self._pacer, slot)
+        self._on_the_way[job.number] = work
         try:
-            image = await self._api.generate(self._http, job, partial(self._accepted, work))
-            latency_s = self._clock() - sent
+            image = await self._api.generate(self._http, job, watch)
+            took_s = self._clock() - sent
             slot.served = True
-            self._lost.took(latency_s)
+            self._lost.took(took_s)
             purchase.charge(image.cost_usd, image.cost_source)
             self._note_health(None)
             await self._uploads.acquire()
         except ApiError as error:
-            self._note_health(error.error_class)
+            self._note_health(None if error.code == QUEUE_TIMEOUT else error.error_class)
             slot.refused = error.error_class is ErrorClass.RATE_LIMITED
             slot.retry_after_s = error.retry_after_s
             self._bill(work, error)
@@ -355,7 +374,8 @@ class Engine:
             raise
         finally:
             self._pacer.release(slot)
-        return image, latency_s
+            del self._on_the_way[job.number]
+        return image, max(0.0, took_s - watch.queued_s), watch.queued_s
 
     async def _accepted(self, work: Work, request_id: str, charged_usd: float | None = None) -> None:
         """The API has the request: its id is on disk before anything is asked about it."""
@@ -472,7 +492,9 @@ class Engine:
         return self.stopped is not None and self.stopped.kind is StopKind.SETUP and is_suspect(error)
 
     def _leave(self, work: Work) -> None:
-        """Leave a job pending for a resume, its request id with it."""
+        """Leave a job pending for a resume, its request id with it, unless its request was withdrawn."""
+        if work.watch is not None and work.watch.withdrawn:
+            work.job.request_id = None
         work.purchase.leave()
         if work.job.status not in TERMINAL:
             work.job.requeue()

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 
 import httpx
 
+from imagemill.blocks.apis.queued import UNPAID
+from imagemill.engine.limits.pacer import SlotWatch
 from imagemill.engine.purchase import Purchase
 from imagemill.errors import ApiError, ErrorClass
 from imagemill.jobs import Job
@@ -24,13 +26,17 @@ _NEVER_SENT = (
 
 @dataclass(slots=True)
 class Work:
-    """One job at work. ``is_lost`` says that its request got no answer and the API may list it."""
+    """One job at work. ``is_lost`` says that its request got no answer and the API may list it.
+
+    ``watch`` follows its request while that is on the way.
+    """
 
     job: Job
     purchase: Purchase
     failures: Counter[ErrorClass] = field(default_factory=Counter)
     request_ids: set[str] = field(default_factory=set)
     is_lost: bool = False
+    watch: SlotWatch | None = None
 
     def __post_init__(self) -> None:
         self.is_lost = self.job.unanswered > 0 and self.job.request_id is None
@@ -44,5 +50,6 @@ class Work:
 
 def is_doubtful(error: ApiError) -> bool:
     """Whether a request that nobody can ask about any more may have been charged."""
-    timed_out = error.error_class is ErrorClass.TIMEOUT and not isinstance(error.__cause__, _NEVER_SENT)
+    free = error.code in UNPAID or isinstance(error.__cause__, _NEVER_SENT)
+    timed_out = error.error_class is ErrorClass.TIMEOUT and not free
     return not error.charged and (error.doubtful or timed_out)

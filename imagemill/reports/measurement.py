@@ -95,6 +95,8 @@ def summarize(session: Session, counts: PlanCounts, jobs: MeasuredJobs, pace: Pa
         error_rate=round(totals.failed / finished, 6) if finished else 0.0,
         p50_latency_s=jobs.latency_quantile(0.5),
         p95_latency_s=jobs.latency_quantile(0.95),
+        p50_queued_s=jobs.queued_quantile(0.5),
+        p95_queued_s=jobs.queued_quantile(0.95),
         cost_usd=round(totals.cost_usd, 12),
         cost_source=CostSource.of_total(jobs.cost_sources),
         unanswered=totals.unanswered,
@@ -146,6 +148,8 @@ _RUN_TYPES = {
     "ended_at": pa.timestamp("ms", "UTC"),
     "p50_latency_s": pa.float64(),
     "p95_latency_s": pa.float64(),
+    "p50_queued_s": pa.float64(),
+    "p95_queued_s": pa.float64(),
 }
 
 

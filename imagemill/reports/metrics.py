@@ -62,13 +62,14 @@ _PACE = ("requests", "rate_limited", "retries", "concurrency")
 class MeasuredJobs:
     """The jobs of a run, by number. Times are in Unix milliseconds or -1, costs in USD, latencies in seconds.
 
-    The latency is NaN if there is no image.
+    The latency, and the time in the vendor's queue, is NaN if there is no image.
     """
 
     done: Flags
     failed: Flags
     reused: Flags
     latency_s: Floats
+    queued_s: Floats
     cost_usd: Floats
     started_ms: Whole
     finished_ms: Whole
@@ -78,13 +79,23 @@ class MeasuredJobs:
     def read(cls, file: Path) -> MeasuredJobs:
         """Read them from jobs.parquet."""
         jobs, start = cls.none(pq.read_metadata(file).num_rows), 0
-        columns = ["status", "reused", "latency_s", "cost_usd", "cost_source", "started_at", "finished_at"]
+        columns = [
+            "status",
+            "reused",
+            "latency_s",
+            "queued_s",
+            "cost_usd",
+            "cost_source",
+            "started_at",
+            "finished_at",
+        ]
         for batch in read_batches(file, columns):
             rows = slice(start, start := start + batch.num_rows)
             jobs.done[rows] = pc.equal(batch["status"], "done")
             jobs.failed[rows] = pc.equal(batch["status"], "failed")
             jobs.reused[rows] = batch["reused"]
             jobs.latency_s[rows] = batch["latency_s"].fill_null(np.nan)
+            jobs.queued_s[rows] = batch["queued_s"].fill_null(np.nan)
             jobs.cost_usd[rows] = batch["cost_usd"]
             jobs.cost_sources.update(pc.unique(batch["cost_source"]).drop_null().to_pylist())
             jobs.started_ms[rows] = batch["started_at"].cast(pa.int64()).fill_null(_NEVER)
@@ -99,6 +110,7 @@ class MeasuredJobs:
             failed=np.zeros(number, bool),
             reused=np.zeros(number, bool),
             latency_s=np.full(number, np.nan),
+            queued_s=np.full(number, np.nan),
             cost_usd=np.zeros(number),
             started_ms=np.full(number, _NEVER),
             finished_ms=np.full(number, _NEVER),
@@ -106,8 +118,15 @@ class MeasuredJobs:
 
     def latency_quantile(self, share: float) -> float | None:
         """A quantile over all generated images; None if there are none."""
-        latencies = self.latency_s[self.done & ~np.isnan(self.latency_s)]
-        return round(float(np.quantile(latencies, share)), 4) if latencies.size else None
+        return self._quantile(self.latency_s, share)
+
+    def queued_quantile(self, share: float) -> float | None:
+        """A quantile of the time in the vendor's queue, over all generated images; None if there are none."""
+        return self._quantile(self.queued_s, share)
+
+    def _quantile(self, seconds: Floats, share: float) -> float | None:
+        known = seconds[self.done & ~np.isnan(seconds)]
+        return round(float(np.quantile(known, share)), 4) if known.size else None
 
     @property
     def first_start_ms(self) -> int | None:

@@ -27,6 +27,7 @@ JOBS_SCHEMA = pa.schema(
         ("status", pa.string()),
         ("attempts", pa.int32()),
         ("latency_s", pa.float64()),
+        ("queued_s", pa.float64()),
         ("error_code", pa.string()),
         ("error_class", pa.string()),
         ("cost_usd", pa.float64()),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 from datetime import UTC, datetime, timedelta
+from typing import Literal
 from urllib.parse import urlsplit
 
 from prefect.variables import Variable
@@ -16,6 +17,9 @@ from imagemill.engine.limits.pacer import Limit
 KEPT_FOR = timedelta(days=30)
 """Accounts move between tiers, so an older limit is ignored."""
 
+_MOVES_WITHIN = timedelta(hours=1)
+"""A rate that follows the past hour's use fades as that hour passes."""
+
 
 class KnownLimit(BaseModel):
     """The JSON in the Variable: the limit, when it was measured, and at which host."""
@@ -25,6 +29,11 @@ class KnownLimit(BaseModel):
     concurrency: int = Field(ge=1, le=1000, description="Concurrent requests.")
     per_minute: float | None = Field(
         default=None, gt=0, description="Images per minute; null if no limit was seen."
+    )
+    kind: Literal["refuse", "queue", "rate"] = Field(
+        default="refuse",
+        description="What the API does with more: refuse it, queue it, or refuse what exceeds a rate that"
+        " follows the past hour's use.",
     )
     measured_at: datetime
     host: str = Field(description="The host and port of the API's base URL.")
@@ -52,7 +61,10 @@ def read_limit(api: ImageApi, *, now: datetime | None = None) -> Limit | None:
     age = (now or datetime.now(UTC)) - found.measured_at
     if age > KEPT_FOR or found.host != host_of(api):
         return None
-    return Limit(found.concurrency, found.per_minute)
+    if found.kind != "rate" or found.per_minute is None:
+        return Limit(found.concurrency, found.per_minute)
+    left = found.per_minute * (1 - age / _MOVES_WITHIN)
+    return Limit(found.concurrency, left) if left > 60 * api.first_per_s else None
 
 
 def write_limit(api: ImageApi, limit: Limit) -> KnownLimit:
@@ -60,6 +72,7 @@ def write_limit(api: ImageApi, limit: Limit) -> KnownLimit:
     found = KnownLimit(
         concurrency=limit.concurrency,
         per_minute=limit.per_minute,
+        kind="queue" if api.queues else "rate" if api.rate_moves and limit.per_minute else "refuse",
         measured_at=datetime.now(UTC),
         host=host_of(api),
     )

@@ -242,7 +242,14 @@ async def _running(parts: _Parts, joining: Joining | None) -> AsyncIterator[Sess
         http = await stack.enter_async_context(_client(api.request_timeout_s, fixed or CEILING))
         await stack.enter_async_context(store)
         leased = joining.rate(api, per_minute) if joining and per_minute else None
-        pacer = Pacer(fixed, per_minute, known=parts.known, leased=leased)
+        pacer = Pacer(
+            fixed,
+            per_minute,
+            known=parts.known,
+            leased=leased,
+            first_per_s=parts.api.first_per_s,
+            queues=parts.api.queues,
+        )
         recorder = _recorder(parts, pacer, joining)
         stack.callback(recorder.close)
         before = await store.totals()

@@ -33,6 +33,10 @@ class RunSummary(BaseModel):
         description="Median time from request to image, excluding the wait for a slot."
     )
     p95_latency_s: float | None = Field(description="95th percentile of the same.")
+    p50_queued_s: float | None = Field(
+        default=None, description="Median time in the vendor's queue, which is no part of the latency."
+    )
+    p95_queued_s: float | None = Field(default=None, description="95th percentile of the same.")
     cost_usd: float = Field(description="What the run has paid so far, including before a resume.")
     cost_source: str | None = Field(
         default=None,

@@ -55,6 +55,7 @@ JOBS = sa.Table(
     # Columns that came later need a default: they are added to tables that an earlier version made.
     sa.Column("params", sa.Text, nullable=False, server_default=""),
     sa.Column("cost_source", sa.Text, nullable=False, server_default=""),
+    sa.Column("queued_s", sa.Double, server_default=sa.null()),
     sqlite_with_rowid=False,  # the rows lie in the order of their key: half the work of an insert
 )
 

@@ -14,7 +14,7 @@ from importlib.metadata import version
 from imagemill.errors import InputError
 
 STORE_VERSION = 2
-"""2: jobs have ``params`` and ``cost_source``."""
+"""2: jobs have ``params``, ``cost_source`` and ``queued_s``."""
 
 UPGRADED = frozenset({1})
 """Earlier versions that differ only by fields that have a default."""

@@ -149,6 +149,8 @@ class ImageApi(Block):
     uses_negative_prompt: ClassVar[bool] = False
     success: ClassVar[frozenset[int]] = frozenset({200})
     typical_latency_s: ClassVar[float] = 0.8
+    first_per_s: ClassVar[float] = 20.0
+    rate_moves: ClassVar[bool] = False
     largest_seed: ClassVar[int] = 2**32 - 1
     version: ClassVar[str] = "/v1"
     notice: ClassVar[str] = ""  # what a person should know before a run, in one sentence
@@ -339,6 +341,11 @@ class ImageApi(Block):
             image_format=job.format,
             params=job.params,
         )
+
+    @property
+    def queues(self) -> bool:
+        """Whether the API refuses nothing, but queues what is too much and reports each request's state."""
+        return False
 
     @abstractmethod
     def endpoint(self, job: Job) -> str:
@@ -563,11 +570,14 @@ class ImageApi(Block):
         return masked(printable(text[:4000]))[:1000]
 
     @asynccontextmanager
-    async def attempt(self, *, keep_request: bool = False) -> AsyncIterator[None]:
-        """One attempt: at most ``request_timeout_s`` long, network trouble turned into a timeout error."""
+    async def attempt(self, *, keep_request: bool = False) -> AsyncIterator[anyio.CancelScope]:
+        """One attempt: at most ``request_timeout_s`` long, network trouble turned into a timeout error.
+
+        The deadline of the scope that it gives may be moved.
+        """
         try:
-            with anyio.fail_after(self.request_timeout_s):
-                yield
+            with anyio.fail_after(self.request_timeout_s) as scope:
+                yield scope
         except (TimeoutError, httpx.TimeoutException) as error:
             raise ApiError(
                 ErrorClass.TIMEOUT,

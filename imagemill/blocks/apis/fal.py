@@ -39,11 +39,17 @@ from imagemill.blocks.apis.exchange import (
     text_at,
     unexpected_answer,
 )
-from imagemill.blocks.apis.queued import MOST_PAGES, PastRequest, QueuedApi
-from imagemill.errors import ApiError
+from imagemill.blocks.apis.queued import CANCELLED, MOST_PAGES, OnState, PastRequest, QueuedApi
+from imagemill.errors import ApiError, ErrorClass
 from imagemill.jobs import Job
+from imagemill.request_watch import RequestState
 
 _PLATFORM = "https://api.fal.ai"
+_STATES = {
+    "IN_QUEUE": RequestState.QUEUED,
+    "IN_PROGRESS": RequestState.IN_PROGRESS,
+    "COMPLETED": RequestState.COMPLETED,
+}
 
 
 class Fal(QueuedApi):
@@ -78,7 +84,7 @@ class Fal(QueuedApi):
 
     list_kept: ClassVar[timedelta] = timedelta(days=30)
 
-    _tells: bool = PrivateAttr(default=True)
+    _streams: bool = PrivateAttr(default=True)
 
     def model_post_init(self, context: object, /) -> None:
         """The synchronous form has its own host."""
@@ -142,6 +148,11 @@ class Fal(QueuedApi):
             query["cursor"] = cursor
 
     @property
+    def queues(self) -> bool:
+        """The queue takes every request; only the synchronous form refuses."""
+        return self.queued
+
+    @property
     def lists_requests(self) -> bool:
         return self.queued
 
@@ -149,33 +160,45 @@ class Fal(QueuedApi):
         """The synchronous form's links are paid; a request of the queue is not yet."""
         return not self.queued and ImageApi.is_paid(self, request_id)
 
-    async def told(self, http: httpx.AsyncClient, handle: str) -> bool:
-        """Follow the request's states as fal sends them, a server-sent event each, until it is completed."""
-        if not self._tells:
+    def state_of(self, answer: dict[str, Any]) -> RequestState | None:
+        return _STATES.get(text_at(answer, "status") or "")
+
+    async def follow_states(self, http: httpx.AsyncClient, handle: str, on_state: OnState) -> bool:
+        """Follow the request's states, which fal sends as server-sent events, until it is completed."""
+        if not self._streams:
             return False
+
+        def completed(event: bytes) -> bool:
+            try:
+                return self.report(parsed(event), on_state) is RequestState.COMPLETED
+            except ApiError:
+                return False
+
         try:
-            status, completed = await follow(
-                http, f"{self.look_url(handle)}/status/stream", headers=self.headers, until=_says_completed
+            status, over = await follow(
+                http, f"{self.look_url(handle)}/status/stream", headers=self.headers, until=completed
             )
             if status == 404:  # no streams here, or a queue that has not heard of its own request yet
                 await self.ask(http, f"{self.look_url(handle)}/status")
         except httpx.TransportError:
-            return False  # the request itself goes on, and is asked about instead
+            return False  # the request itself goes on, and is polled instead
         except ApiError:
             return False
-        self._tells = status not in {404, 405, 501}  # a server in fal's place without streams
-        return completed
+        self._streams = status not in {404, 405, 501}  # a server in fal's place without streams
+        return over
 
-    async def look(self, http: httpx.AsyncClient, handle: str, *, over: bool = False) -> ImageSource | None:
+    async def look(
+        self, http: httpx.AsyncClient, handle: str, on_state: OnState, *, over: bool = False
+    ) -> ImageSource | None:
         """Ask for the status; once it is completed, for the result, where an error is the request's own."""
         url = self.look_url(handle)
         if not over:
             answer = await self.ask(http, f"{url}/status")
-            state = answer.get("status")
-            if state in {"IN_QUEUE", "IN_PROGRESS"}:
-                return None
-            if state != "COMPLETED":
+            state = self.report(answer, on_state)
+            if state is None:
                 raise unexpected_answer(answer)
+            if state is not RequestState.COMPLETED:
+                return None
         code, headers, body = await fetch(http, "GET", url, headers=self.headers)
         if code == 200:
             return self.source_in(parsed(body))
@@ -184,16 +207,21 @@ class Fal(QueuedApi):
         # The generation itself ended in an error: a retry must be a new request.
         raise self.error_of(code, headers, body)
 
+    async def withdraw(self, http: httpx.AsyncClient, handle: str) -> bool:
+        """Cancel the request; fal accepts that of one in progress as well, which may yet be billed."""
+        url = self.look_url(handle)
+        code, _, _ = await fetch(http, "PUT", f"{url}/cancel", headers=self.headers)
+        if code != 202:
+            return False
+        answer = await self.ask(http, f"{url}/status")
+        state = self.state_of(answer)
+        return state is RequestState.QUEUED or (state is RequestState.COMPLETED and "error" in answer)
+
     def error_of(self, status: int, headers: Mapping[str, str], body: bytes) -> ApiError:
         """The error that an answer stands for, its code from fal's own header."""
         error = super().error_of(status, headers, body)
+        if status == 499:
+            return ApiError(ErrorClass.TIMEOUT, "the request was cancelled", code=CANCELLED)
         if error_type := headers.get("x-fal-error-type"):
             error.code = self.clean(error_type)[:60]
         return error
-
-
-def _says_completed(event: bytes) -> bool:
-    try:
-        return parsed(event).get("status") == "COMPLETED"
-    except ApiError:
-        return False

@@ -1,7 +1,10 @@
-"""What queued APIs share: submit, be told or ask at well-chosen moments, fetch the image.
+"""What queued APIs share: submit, follow or poll at well-chosen moments, fetch the image.
 
 What was submitted once is never paid twice: the request's handle is stored before the first look, and any
 trouble while asking leaves the request as it is, to be asked about again.
+
+Where the vendor reports whether a request waits or is being made, the wait in its queue has a patience of
+its own (``queue_timeout_s``), and ``request_timeout_s`` runs from the moment the image is being made.
 """
 
 from __future__ import annotations
@@ -9,19 +12,21 @@ from __future__ import annotations
 import time
 from abc import abstractmethod
 from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import anyio
 import httpx
-from pydantic import PrivateAttr
+from pydantic import Field, PrivateAttr
 
 from imagemill.blocks.apis.base import Accepted, GeneratedImage, ImageApi, ImageSource
 from imagemill.blocks.apis.exchange import UNKNOWN_ANSWER, fetch, parsed, unexpected_answer
 from imagemill.blocks.apis.polling import CompletionTimes
 from imagemill.errors import ApiError, ErrorClass
 from imagemill.jobs import Job
+from imagemill.request_watch import RequestState, RequestWatch
 
 MAX_HANDLE_LENGTH = 2_000
 
@@ -34,11 +39,25 @@ _MOST_PAGES_LATE = 500
 REQUEST_GONE = "request_gone"
 """The code of the error for a request that the API does not know."""
 
+QUEUE_TIMEOUT = "queue_timeout"
+"""The code of the error for a request that waited too long in the vendor's queue: no sign of an outage."""
+
+CANCELLED = "request_cancelled"
+"""The code of the error for a request that was cancelled, by us or at the vendor."""
+
+UNPAID = frozenset({QUEUE_TIMEOUT, CANCELLED})
+"""Codes of errors after which the vendor charges nothing."""
+
 _CLOCKS_DIFFER = timedelta(minutes=5)
 
 _BUSY_S = 1.0
 """The first wait after a look that was refused for coming too often, in seconds; it doubles."""
 
+_QUEUE_LOOK_S = (0.25, 5.0)
+"""The shortest and longest wait between two looks at a request in the queue, in seconds."""
+
+_CANCEL_S = 5.0
+_LONGEST_S = 86_400.0
 
 _UNHEARD_OF_S = 10.0
 """A queue may not know a request yet that it has just taken: so many seconds after, a 404 is not believed."""
@@ -55,6 +74,12 @@ class PastRequest:
     asked: object
     failed: bool = False
     answer: object = None
+
+
+class OnState(Protocol):
+    """Called with each state that a vendor reports, and how long the image took to make, in seconds."""
+
+    def __call__(self, state: RequestState, made_in_s: float | None = None) -> None: ...
 
 
 class _Wanted:
@@ -114,6 +139,12 @@ class QueuedApi(ImageApi):
 
     list_kept: ClassVar[timedelta] = timedelta(days=1)
 
+    queue_timeout_s: float = Field(
+        default=3600.0,
+        gt=0,
+        description="How long a request may wait in the vendor's queue until its image is begun, in seconds.",
+    )
+
     _times: CompletionTimes = PrivateAttr()
     _answers: dict[str, PastRequest] = PrivateAttr(default_factory=dict)
     _answers_since: datetime = PrivateAttr(default=datetime.max.replace(tzinfo=UTC))
@@ -143,7 +174,8 @@ class QueuedApi(ImageApi):
 
     async def generate(self, http: httpx.AsyncClient, job: Job, accepted: Accepted) -> GeneratedImage:
         """Submit, unless the job has a request id already; then wait for it and fetch the image."""
-        source = submitted_at = None
+        watch = RequestWatch.of(accepted)
+        source = submitted_at = first = None
         if job.request_id is None:
             async with self.attempt():
                 answer = await self.post(http, job)
@@ -153,23 +185,50 @@ class QueuedApi(ImageApi):
                 raise unexpected_answer(answer)
             source = self.read_at_once(answer)
             self.look_url(handle)  # refuses what must not be asked before it is stored
-            await accepted(handle)
+            await watch(handle)
+            first = None if source else self.state_of(answer)
         else:
             handle = job.request_id
-        async with self.attempt(keep_request=True):
+        async with self._patiently(http, handle, watch) as on_state:
+            if first:
+                on_state(first)
             if source is None:
                 known_by = _known_by(job, submitted_at)
                 try:
-                    source = await self._completed(http, handle, submitted_at, known_by)
+                    source = await self._completed(http, handle, submitted_at, known_by, watch, on_state)
                 except ApiError as error:
                     if error.code != REQUEST_GONE:
                         raise
                     source = await self._late(http, handle, job, error)
+            on_state(RequestState.COMPLETED)
             content = await self._image(http, handle, source)
         charged = self.charge(job)
         return GeneratedImage(
             content, charged.usd, flagged=source.flagged, request_id=handle, cost_source=charged.source
         )
+
+    @asynccontextmanager
+    async def _patiently(
+        self, http: httpx.AsyncClient, handle: str, watch: RequestWatch
+    ) -> AsyncIterator[OnState]:
+        """An attempt whose time limit starts anew with each state, and is the queue's own in the queue."""
+        try:
+            async with self.attempt(keep_request=True) as patience:
+
+                def on_state(state: RequestState, made_in_s: float | None = None) -> None:
+                    if state is not watch.state:
+                        queued = state is RequestState.QUEUED
+                        patience_s = self.queue_timeout_s if queued else self.request_timeout_s
+                        patience.deadline = anyio.current_time() + patience_s
+                        watch.enter(state, made_in_s or self.typical_latency_s)
+
+                yield on_state
+        except ApiError as error:
+            if error.code == "timeout" and watch.state is RequestState.QUEUED:
+                error.code = QUEUE_TIMEOUT
+                error.message = f"still in the vendor's queue after {self.queue_timeout_s:g} s"
+                error.keep_request = not await self.cancel(http, handle)
+            raise
 
     def is_paid(self, request_id: str | None) -> bool:
         """Never: a queued request is charged when its image is made, some time after it has its id."""
@@ -254,24 +313,61 @@ class QueuedApi(ImageApi):
         """What the API repeats of a request for this job where it lists requests."""
         return self.body(job)
 
-    async def told(self, http: httpx.AsyncClient, handle: str) -> bool:
-        """Wait until the API tells by itself that a request is over; False where it does not tell.
+    def state_of(self, answer: dict[str, Any]) -> RequestState | None:
+        """Whether an answer says that its request waits or is being made; None where the API doesn't say."""
+        del answer
+        return None
 
-        An API without a way to tell is looked at, at moments that the latencies seen suggest.
+    async def follow_states(self, http: httpx.AsyncClient, handle: str, on_state: OnState) -> bool:
+        """Follow a stream of the request's states until it is completed; False where there is no such stream.
+
+        An API without one is polled, at moments that the latencies seen suggest.
         """
-        del http, handle
+        del http, handle, on_state
         return False
 
-    async def look(self, http: httpx.AsyncClient, handle: str, *, over: bool = False) -> ImageSource | None:
+    async def look(
+        self, http: httpx.AsyncClient, handle: str, on_state: OnState, *, over: bool = False
+    ) -> ImageSource | None:
         """Ask about a request once: where its image is, None while it is being made.
 
-        ``over`` says that the API told already that it is being made no longer.
+        ``over``: a stream of states has already said that the request is completed.
 
         Raises:
             ApiError: it ended without an image; or could not be asked about, then with ``keep_request``.
         """
         del over
-        return self.source_in(await self.ask(http, self.look_url(handle)))
+        answer = await self.ask(http, self.look_url(handle))
+        self.report(answer, on_state)
+        return self.source_in(answer)
+
+    def report(self, answer: dict[str, Any], on_state: OnState) -> RequestState | None:
+        """Pass on the state in an answer, if any, and how long the vendor says that the image took."""
+        state = self.state_of(answer)
+        if state:
+            metrics = answer.get("metrics")
+            times = metrics.values() if isinstance(metrics, dict) else ()
+            made_in_s = next((t for t in times if isinstance(t, int | float) and 0 < t < _LONGEST_S), None)
+            on_state(state, made_in_s)
+        return state
+
+    async def cancel(self, http: httpx.AsyncClient, handle: str) -> bool:
+        """Withdraw a request that still waits in the queue; whether it certainly costs nothing now."""
+        with anyio.move_on_after(_CANCEL_S, shield=True):
+            try:
+                return await self.withdraw(http, handle)
+            except (ApiError, httpx.HTTPError):
+                pass  # it stays what it is, and is asked about later
+        return False
+
+    async def withdraw(self, http: httpx.AsyncClient, handle: str) -> bool:
+        """Ask the vendor to cancel a request, and make sure that it did; False where it cannot.
+
+        Raises:
+            ApiError, httpx.HTTPError: there was no answer.
+        """
+        del http, handle
+        return False
 
     async def ask(self, http: httpx.AsyncClient, url: str) -> dict[str, Any]:
         """One question about a request, and its answer.
@@ -298,45 +394,63 @@ class QueuedApi(ImageApi):
         return ApiError(ErrorClass.TIMEOUT, message, code=REQUEST_GONE)
 
     async def _completed(
-        self, http: httpx.AsyncClient, handle: str, submitted_at: float | None, known_by: float
+        self,
+        http: httpx.AsyncClient,
+        handle: str,
+        submitted_at: float | None,
+        known_by: float,
+        watch: RequestWatch,
+        on_state: OnState,
     ) -> ImageSource:
-        """Wait until the image is made. Being told to ask less often costs a wait, not the job's budget.
+        """Wait until the image is made. An answer to poll less often costs a wait, not the job's budget.
 
         A request from earlier, whose time of submission is not known, is looked at at once, and says nothing
         about how long images take.
         """
         begun = anyio.current_time() if submitted_at is None else submitted_at
-        look_s = seen_at = pause_s = 0.0
-        over = submitted_at is not None and await self.told(http, handle)
-        blind = submitted_at is not None and not over
-        if blind:
-            look_s = self._times.next_look(anyio.current_time() - begun)
+        look_at_once = submitted_at is None
+        over = blind = False
+        seen_s = pause_s = 0.0
         while True:
-            await anyio.sleep(max(look_s + begun - anyio.current_time(), pause_s))
-            looked_at = anyio.current_time() - begun
-            look_s = self._times.next_look(looked_at)
+            if not (over or look_at_once):
+                over = await self.follow_states(http, handle, on_state)
+                if not over:
+                    blind = submitted_at is not None
+                    elapsed_s = anyio.current_time() - begun - watch.queued_s
+                    pause_s = max(pause_s, self._next_look(watch, seen_s, elapsed_s) - elapsed_s)
+            look_at_once = False
+            await anyio.sleep(max(pause_s, 0.0))
+            looked_s = anyio.current_time() - begun - watch.queued_s
+            waited = watch.state is RequestState.QUEUED
             try:
-                source = await self._looked(http, handle, over=over)
+                source = await self._looked(http, handle, on_state, over=over)
             except ApiError as error:
                 unheard_of = error.code == REQUEST_GONE and anyio.current_time() < known_by
                 too_often = error.error_class is ErrorClass.RATE_LIMITED and error.keep_request
                 if not unheard_of and not too_often:
                     raise
                 pause_s = error.retry_after_s or max(_BUSY_S, 2 * pause_s)
-                over = False
+                look_at_once, over = True, False
                 continue
             pause_s = 0.0
             if source:
-                if blind:
-                    self._times.completed(seen_at, looked_at)
+                if blind and not waited:
+                    self._times.completed(seen_s, looked_s)
                 return source
-            seen_at = looked_at
+            seen_s = 0.0 if waited else looked_s
+
+    def _next_look(self, watch: RequestWatch, seen_s: float, elapsed_s: float) -> float:
+        """When to poll next, in seconds since the image may have been begun."""
+        if watch.state is not RequestState.QUEUED:
+            return self._times.next_look(seen_s)
+        least_s, most_s = _QUEUE_LOOK_S
+        return elapsed_s + min(max(0.1 * elapsed_s, least_s), most_s)
 
     async def _looked(
-        self, http: httpx.AsyncClient, handle: str, *, over: bool = False
+        self, http: httpx.AsyncClient, handle: str, on_state: OnState, *, over: bool = False
     ) -> ImageSource | None:
         try:
-            return await self.look(http, handle, over=over)
+            return await self.look(http, handle, on_state, over=over)
         except ApiError as error:
             # A proxy's page instead of an answer says nothing about the request.
             error.keep_request = error.keep_request or error.code == UNKNOWN_ANSWER
@@ -349,4 +463,8 @@ class QueuedApi(ImageApi):
             if error.code != "image_link_expired":
                 raise
         # Some give a fresh link when they are asked again, free of charge; others give the old one.
-        return await self.content(http, await self._looked(http, handle) or source)
+        return await self.content(http, await self._looked(http, handle, _ignored) or source)
+
+
+def _ignored(state: RequestState, made_in_s: float | None = None) -> None:
+    """The image is made: its state says nothing new."""

@@ -29,12 +29,18 @@ import httpx
 from pydantic import Field, HttpUrl
 
 from imagemill.blocks.apis.base import ImageSource
-from imagemill.blocks.apis.exchange import objects_at, text_at, unexpected_answer
+from imagemill.blocks.apis.exchange import fetch, objects_at, parsed, text_at, unexpected_answer
 from imagemill.blocks.apis.queued import MOST_PAGES, PastRequest, QueuedApi
 from imagemill.errors import ApiError, ErrorClass
 from imagemill.jobs import Job
+from imagemill.request_watch import RequestState
 
 _QUALITY = 90
+_STATES = {
+    "starting": RequestState.QUEUED,
+    "processing": RequestState.IN_PROGRESS,
+    "succeeded": RequestState.COMPLETED,
+}
 _FLAGGED_WORDS = ("nsfw", "flagged as sensitive", "content policy", "safety")
 
 
@@ -117,6 +123,13 @@ class Replicate(QueuedApi):
             url = text_at(page, "next") or ""
             if not self.is_own_address(url):
                 return
+
+    def state_of(self, answer: dict[str, Any]) -> RequestState | None:
+        return _STATES.get(text_at(answer, "status") or "")
+
+    async def withdraw(self, http: httpx.AsyncClient, handle: str) -> bool:
+        code, _, body = await fetch(http, "POST", f"{self.look_url(handle)}/cancel", headers=self.headers)
+        return code == 200 and text_at(parsed(body), "status") in {"canceled", "aborted"}
 
     @property
     def lists_requests(self) -> bool:

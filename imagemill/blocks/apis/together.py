@@ -52,6 +52,10 @@ class Together(ImageApi):
     default_model: ClassVar[str] = "black-forest-labs/FLUX.1-schnell"
     vendor_image_hosts: ClassVar[tuple[str, ...]] = ("together.xyz", "together.ai")
 
+    # A new account's rate is one request per second, and it follows the past hour's use.
+    first_per_s: ClassVar[float] = 2.0
+    rate_moves: ClassVar[bool] = True
+
     def endpoint(self, job: Job) -> str:
         del job
         return self.address("/images/generations")

@@ -103,16 +103,16 @@ class LimitSearch:
                 self.rate.refused(sent.number, sent.at, now)
             return 0.0
         self._round += 1
-        if self.busy.slowed(sent.number, now):
-            self.window.resume()
-            self.rate.restored(max(self.rate.per_s, START_PER_S), bound=False)
-            return 0.0
         self._streak += 1
         self._about_number = False
         if self._streak == 1:
             self._pace_before = None if self.rate.holds_back else (self.rate.per_s, self.rate.bound)
         if self._streak >= _STORM:
             return self._storm(sent, now)
+        if self.busy.slowed(sent.number, now):
+            self.window.resume()
+            self.rate.restored(max(self.rate.per_s, START_PER_S), bound=False)
+            return 0.0
         if self._is_about_number(sent):
             return self._fewer(sent, now)
         if not self.rate.bound:
@@ -133,7 +133,7 @@ class LimitSearch:
 
     def _is_about_number(self, sent: Sent) -> bool:
         """Whether a 429 came because of the number in flight: there were unusually many."""
-        if self.rate.probing and sent.paced and (self.rate.holds_back or sent.in_flight < self.window.limit):
+        if sent.in_flight == 1:
             return False
         if sent.in_flight < self.window.limit and self._levels:
             if sent.in_flight <= max(self._levels):
@@ -155,7 +155,7 @@ class LimitSearch:
         self._levels.clear()
         self._open.clear()
         self.window.fallen(sent.in_flight, now)
-        if self._pace_before is None:
+        if self._pace_before is None or sent.in_flight == 1:
             self.rate.fallen(now)
         else:
             self.rate.restored(*self._pace_before)

@@ -8,17 +8,22 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 import anyio
 
 from imagemill.engine.limits.leased_rate import EvenRate, LeasedRate
 from imagemill.engine.limits.limit_search import Limit, LimitSearch, Sent
+from imagemill.engine.limits.queue_depth import QueueDepth
+from imagemill.engine.limits.rate import START_PER_S
 from imagemill.engine.limits.window import CEILING
+from imagemill.request_watch import RequestState, RequestWatch
 
-__all__ = ["CEILING", "Limit", "Pacer", "Slot", "StoppedError"]
+__all__ = ["CEILING", "Limit", "Pacer", "Slot", "SlotWatch", "StoppedError"]
 
+_QUEUE_PER_S = 500.0
+"""A queue takes whatever comes: what paces is its depth."""
 _LONGEST_HOLD_S = 300.0
 _ROUNDED_UP_S = 1.0
 """Retry-After is in whole seconds, rounded up: one second may mean a hundredth. The job that was told waits
@@ -37,6 +42,7 @@ class Slot:
     served: bool = False
     refused: bool = False
     retry_after_s: float | None = None
+    state: RequestState | None = None
 
 
 class Pacer:
@@ -47,6 +53,8 @@ class Pacer:
         per_minute: never more images a minute than this.
         known: what the account took last; the search starts there, and not at 10 requests at once.
         leased: a rate that is held together with other processes, instead of ``per_minute``.
+        first_per_s: the first pace, in requests per second, where no limit is known.
+        queues: the API queues what is too much and reports each request's state: keep it just full.
         clock: monotonic seconds.
     """
 
@@ -57,9 +65,14 @@ class Pacer:
         *,
         known: Limit | None = None,
         leased: LeasedRate | None = None,
+        first_per_s: float = START_PER_S,
+        queues: bool = False,
         clock: Callable[[], float] = anyio.current_time,
     ) -> None:
-        self._search = LimitSearch(known) if concurrency is None else None
+        self._depth = QueueDepth() if queues and concurrency is None else None
+        if self._depth:
+            known, first_per_s = Limit(CEILING), _QUEUE_PER_S
+        self._search = LimitSearch(known, first_per_s) if concurrency is None else None
         self._fixed = concurrency or 0
         self._rate = leased or (EvenRate(per_minute) if per_minute else None)
         self._clock = clock
@@ -73,11 +86,15 @@ class Pacer:
 
     @property
     def concurrency(self) -> int:
-        """Requests at once, as of now."""
+        """Requests at once, as of now; at an API that queues, those that it makes at once."""
+        if self._depth:
+            return self._depth.slots
         return self._search.concurrency if self._search else self._fixed
 
     def learned(self) -> Limit | None:
         """What the search found; None where there was none, or no limit was met."""
+        if self._depth and self._depth.slots > 1:
+            return Limit(self._depth.slots)
         return self._search.learned() if self._search and self.rate_limited else None
 
     def stop(self) -> None:
@@ -109,7 +126,16 @@ class Pacer:
             return Slot(None)
         sent = self._search.sent(self.in_flight, now, paced=paced)
         self._next_paced_at = now + 1.0 / self._search.per_s
-        return Slot(sent)
+        slot = Slot(sent)
+        self.move(slot, RequestState.SENT)
+        return slot
+
+    def move(self, slot: Slot, state: RequestState | None) -> None:
+        """The slot's request is in another state, or over (None); the API's queue may have room for more."""
+        if self._depth:
+            self._depth.move(slot.state, state)
+            slot.state = state
+            self.look_again()
 
     def release(self, slot: Slot) -> None:
         """The request is over; the slot says what came back."""
@@ -124,6 +150,7 @@ class Pacer:
         elif self._search and slot.sent:
             self._search.admitted(slot.sent, now)
         self.in_flight -= 1
+        self.move(slot, None)
         self.look_again()
 
     async def _queued(self) -> bool:
@@ -156,7 +183,8 @@ class Pacer:
 
     def _wait_s(self) -> float:
         """Seconds until the next request may leave: 0 now, infinite until one comes back."""
-        if self.in_flight >= self.concurrency:
+        most = self._search.concurrency if self._search else self._fixed
+        if self.in_flight >= most or (self._depth and self._depth.is_full):
             return math.inf
         ready_at = max(self._paused_until, self._next_paced_at)
         if self._rate:
@@ -165,3 +193,16 @@ class Pacer:
             return 0.0
         wait_s = ready_at - self._clock()
         return wait_s if wait_s > 1e-9 else 0.0
+
+
+class SlotWatch(RequestWatch):
+    """Passes on to the pacer where the slot's request stands at the vendor."""
+
+    def __init__(self, accepted: Callable[..., Awaitable[None]], pacer: Pacer, slot: Slot) -> None:
+        super().__init__(accepted)
+        self._pacer, self._slot = pacer, slot
+
+    def enter(self, state: RequestState, made_in_s: float) -> None:
+        """The vendor reports another state."""
+        super().enter(state, made_in_s)
+        self._pacer.move(self._slot, state)

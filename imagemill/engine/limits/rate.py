@@ -8,7 +8,7 @@ START_PER_S = 20.0
 """The first pace, in requests per second: the first ten leave within the time of one image, not at once, for
 a token bucket with room for one would refuse nine of them."""
 
-_RAMP_DOUBLING_S, _RAMP_REQUESTS = 0.6, 5
+_RAMP_DOUBLING_S, _RAMP_REQUESTS = 0.6, 4
 """Seconds, and requests at the first pace, in which the pace doubles until something is refused."""
 _CREEP = 2.5e-5
 """Growth with each request just after a refusal."""
@@ -16,9 +16,9 @@ _CUBE = 65.0
 """After so many requests without a refusal the growth has doubled; it goes on with their third power."""
 _FIRST_QUIET = 200.0
 """After the first refusal, which only says where the limit is about, the pace grows as if after so many."""
-_MOST_GROWTH = 0.05
 _FALL = 0.8
-"""What the first refusal, or refusal upon refusal, leaves of the pace."""
+"""What the first refusal leaves of the pace."""
+_STORM_FALL = 0.5
 _LEAST_CUT, _MOST_CUT = 0.01, 0.15
 
 
@@ -57,13 +57,8 @@ class RateSearch:
             self.per_s *= 2.0 ** (1.0 / (self._ramp_s * self.per_s))
         else:
             self._quiet += 1.0 + min(waited_s, 2.0)
-            self.per_s *= 1.0 + min(_MOST_GROWTH, _CREEP * (1.0 + (self._quiet / _CUBE) ** 3))
+            self.per_s *= 1.0 + _CREEP * (1.0 + (self._quiet / _CUBE) ** 3)
         return self._sent
-
-    @property
-    def probing(self) -> bool:
-        """Whether the pace is above what is known to hold."""
-        return self._quiet > 2 * _CUBE
 
     @property
     def holds_back(self) -> bool:
@@ -96,11 +91,11 @@ class RateSearch:
     def restored(self, per_s: float, bound: bool) -> None:  # noqa: FBT001 - both as they were
         """What was thought of the rate lately was wrong."""
         self.per_s, self.bound = per_s, bound
-        self._ramp_s = _RAMP_DOUBLING_S
+        self._ramp_s = max(_RAMP_DOUBLING_S, _RAMP_REQUESTS / per_s)
 
     def fallen(self, now: float) -> None:
         """Refusal upon refusal, whatever the reason: slow down."""
-        self.per_s *= _FALL
+        self.per_s *= _STORM_FALL
         self._cut_at = now
         self._quiet = 0.0
 

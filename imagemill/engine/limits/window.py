@@ -7,14 +7,8 @@ CEILING = 400
 PROBE_EVERY_S = 5.0
 """Seconds from one look above a limit that holds to the next."""
 
-_PROBE_REQUESTS = 120
-_MOST_QUIET_S = 20.0
-"""A probe costs a refusal: at few requests a second it waits for so many, but not longer than this."""
-
 _FIRST_PROBE_S = 0.5
 """Seconds to the first probe after a refusal, each that is refused doubles them: was it about the number?"""
-_LEAST_PROOF = 3
-"""Requests served at a limit before the next step above it is taken."""
 _FALL = 0.7
 
 
@@ -32,7 +26,6 @@ class WindowSearch:
         self._ramping = not known
         self.probing = False
         self._step = 1
-        self._proof = 0
         self._changed_at: float | None = None
         self._probe_after_s = PROBE_EVERY_S if known else _FIRST_PROBE_S
 
@@ -47,12 +40,10 @@ class WindowSearch:
         if self._ramping:
             self._grow(1, now)
             return
-        self._proof += 1
         if self.probing:
-            if self._proof >= _LEAST_PROOF:
-                self._step = min(2 * self._step, max(1, self.limit // 4))
-                self._grow(self._step, now)
-        elif self._may_probe(now - self._changed_at):
+            self._step = min(2 * self._step, max(1, self.limit // 4))
+            self._grow(self._step, now)
+        elif now - self._changed_at >= self._probe_after_s:
             self.probing, self._step = True, 1
             self._grow(1, now)
 
@@ -79,15 +70,9 @@ class WindowSearch:
         self._ramping, self.probing, self._step = False, True, 1
         self._changed_at = now
 
-    def _may_probe(self, held_s: float) -> bool:
-        if self._probe_after_s < PROBE_EVERY_S:
-            return held_s >= self._probe_after_s
-        return held_s >= PROBE_EVERY_S and (self._proof >= _PROBE_REQUESTS or held_s >= _MOST_QUIET_S)
-
     def _grow(self, by: int, now: float) -> None:
         self._set(self.limit + by)
         self._changed_at = now
 
     def _set(self, limit: int) -> None:
         self.limit = min(max(1, limit), self._ceiling)
-        self._proof = 0

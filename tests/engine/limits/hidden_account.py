@@ -88,9 +88,9 @@ class DynamicRate:
 class Account:
     """Hidden limits, one after another. Times in seconds.
 
-    ``retry_after``: a 429 has the wait in whole seconds, rounded up. ``load``: latency grows by this share at
-    the cap. ``errors``: share of requests answered with a 500. ``busy``: share refused with a 429 at any
-    pace. ``transit_s``: mean time from the client to the account, and again back, which the client counts as
+    ``retry_after``: a 429 has the wait in whole seconds, rounded up. ``load``: latency grows by this share
+    at the cap. ``errors``: share of requests answered with a 500. ``busy``: share refused whatever the pace.
+    ``transit_s``: mean time from the client to the account, and again back, which the client counts as
     in flight and the account does not. ``dynamic``: a rate that follows what was used.
     """
 

@@ -1,0 +1,28 @@
+"""A vendor's queue kept just full, in virtual time."""
+
+from __future__ import annotations
+
+import statistics
+
+import pytest
+
+from tests.engine.limits.vendor_queue import VendorQueue, used_share
+
+
+@pytest.mark.parametrize("latency_s", [0.5, 3.0])
+@pytest.mark.parametrize(("slots", "images"), [(1, 200), (2, 400), (10, 1000), (40, 1000)])
+def test_no_slot_idles_and_the_queue_stays_short(slots: int, images: int, latency_s: float) -> None:
+    queue = VendorQueue(slots, latency_s)
+    assert used_share(queue, images) >= 0.97
+    assert queue.longest_queue <= 3 * slots
+    assert queue.made == images
+    assert statistics.mean(queue.queued_s) < 2.5 * latency_s
+
+
+def test_slots_that_the_account_gains_or_loses_are_followed() -> None:
+    queue = VendorQueue(4, 0.5, slots_from={20.0: 20, 40.0: 5})
+    used_share(queue, 1000)
+    assert queue.most_in_progress == 20
+    assert queue.made == 1000
+    assert queue.longest_queue <= 3 * 20
+    assert queue.longest_queue_since(45.0) <= 3 * 5
