@@ -612,13 +612,17 @@ class ImageApi(Block):
 
         Redirects are followed as far as each leads to such a host.
         """
+        if not self.is_trusted_link(link):
+            raise self._untrusted(link)
+        words = ""
         for _ in range(1 + MOST_REDIRECTS):
-            if not self.is_trusted_link(link):
-                raise self._untrusted(link)
             status, headers, content = await fetch(http, "GET", link)
             if status not in {301, 302, 303, 307, 308} or "location" not in headers:
                 break
             link = joined(link, headers["location"])
+            if not self.is_trusted_link(link):
+                words = f": {self._untrusted(link).message}"
+                break
         if status == 200:
             return content
         if status in {401, 403, 404, 410}:
@@ -630,7 +634,7 @@ class ImageApi(Block):
             )
         raise ApiError(
             ErrorClass.TIMEOUT,
-            f"the image link answered HTTP {status}",
+            f"the image link answered HTTP {status}{words}",
             code="image_link",
             retry_after_s=retry_after_seconds(headers),
             keep_request=True,

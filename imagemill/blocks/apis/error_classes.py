@@ -163,7 +163,6 @@ ERROR_RULES: Mapping[str, tuple[ErrorRule, ...]] = {
         ErrorRule(
             error_class=ErrorClass.CONTENT_FILTERED,
             source="not confirmed",
-            statuses=_REFUSED_ROW,
             words=("nsfw", "content policy", "moderation", "safety"),
         ),
         ErrorRule(

@@ -129,8 +129,9 @@ class Runware(ImageApi):
         Raises:
             ApiError: it did.
         """
-        if objects_at(answer, "errors"):
-            raise self.error_of(400, {}, orjson.dumps(answer))
+        if errors := objects_at(answer, "errors"):
+            # The status is not kept with a task: an error that names a parameter is about the request.
+            raise self.error_of(400 if errors[0].get("parameter") else 500, {}, orjson.dumps(answer))
 
     def read(self, answer: dict[str, Any]) -> ImageSource | None:
         self._check(answer)

@@ -100,4 +100,5 @@ def test_replicate_takes_the_sizes_that_its_ratios_bring_and_no_other(emulator: 
     ],
 )
 def test_limits(provider: str, width: int, height: int, steps: int, refused: str | None) -> None:
-    assert PROVIDERS[provider](api_key="k").refusal(width, height, steps) == refused
+    api = PROVIDERS[provider](api_key="k", base_url="http://api.internal")
+    assert api.refusal(width, height, steps) == refused

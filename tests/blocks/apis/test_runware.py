@@ -206,3 +206,18 @@ def test_a_task_that_failed_is_not_asked_about_for_ever(work: Work) -> None:
     assert ended.job.status is JobStatus.FAILED
     assert (ended.job.error_class, ended.job.error_code) == (ErrorClass.SERVER_ERROR, "providerError")
     assert len(tasks_sent(server)) == 2
+
+
+@pytest.mark.parametrize(
+    ("parameter", "error_class", "sent"),
+    [(None, ErrorClass.SERVER_ERROR, 2), ("width", ErrorClass.BAD_REQUEST, 1)],
+)
+def test_an_error_of_a_task_is_the_requests_where_it_names_a_parameter(
+    parameter: str | None, error_class: ErrorClass, sent: int, work: Work
+) -> None:
+    failed = {"errors": [{"code": "somethingNew", "message": "It broke", "parameter": parameter}]}
+    with serving(lambda _: Answer(failed)) as server:
+        api = api_at(server)
+        ended = work(api, make_job(api))
+    assert (ended.job.error_class, ended.job.error_code) == (error_class, "somethingNew")
+    assert len(tasks_sent(server)) == sent

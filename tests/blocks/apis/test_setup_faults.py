@@ -151,6 +151,6 @@ def test_a_redirect_of_an_image_link_is_followed_to_trusted_hosts_only(work_all:
         api = PROVIDERS["openai"](api_key="a long key", base_url=server.base_url, request_timeout_s=3000)
         good, bad = work_all(api, jobs_of(api, 2))
     assert good.job.status is JobStatus.DONE
-    assert (bad.job.status, bad.job.error_code) == (JobStatus.FAILED, "image_host_refused")
+    assert (bad.job.status, bad.job.error_code) == (JobStatus.FAILED, "image_link")
     assert bad.job.error_message is not None
     assert "evil.example" in bad.job.error_message
