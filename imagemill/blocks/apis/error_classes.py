@@ -109,6 +109,12 @@ ERROR_RULES: Mapping[str, tuple[ErrorRule, ...]] = {
             words=("insufficient credit", "insufficient balance", "budget has been exceeded"),
         ),
         ErrorRule(
+            error_class=ErrorClass.OUT_OF_BUDGET,
+            source="LiteLLM's proxy 1.108: a deployment whose budget is spent is 429, internal_server_error",
+            statuses=frozenset({400, 429}),
+            words=("crossed budget",),
+        ),
+        ErrorRule(
             error_class=ErrorClass.UNAUTHORIZED,
             source="LiteLLM's proxy: a key that it does not know is no_db_connection with 400 where it has"
             " no database, and one of the others where it has one",
@@ -134,6 +140,12 @@ ERROR_RULES: Mapping[str, tuple[ErrorRule, ...]] = {
             error_class=ErrorClass.CONTENT_FILTERED,
             source="platform.openai.com/docs/guides/error-codes; content_filter: Azure",
             codes=frozenset({"content_policy_violation", "moderation_blocked", "content_filter"}),
+        ),
+        ErrorRule(
+            error_class=ErrorClass.CONTENT_FILTERED,
+            source="LiteLLM's proxy 1.108 keeps OpenAI's words for a flagged prompt, and drops its code",
+            statuses=_REFUSED_ROW,
+            words=("rejected by the safety system", "rejected by our safety system"),
         ),
         ErrorRule(
             error_class=ErrorClass.RATE_LIMITED,

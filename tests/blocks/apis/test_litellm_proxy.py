@@ -182,7 +182,6 @@ def test_a_key_that_it_does_not_know_stops_the_run(proxy: str, work: Work) -> No
     assert outcome.stopped.kind is StopKind.UNAUTHORIZED
 
 
-@pytest.mark.xfail(reason="a deployment's budget is a 429 that says: crossed budget")
 def test_a_budget_of_its_own_stops_the_run(proxy: str, work: Work) -> None:
     api = api_of(proxy, "flux-on-a-budget", image_hosts=["127.0.0.1"])
     first = work(api, make_job(api)).job
@@ -202,7 +201,6 @@ def test_a_budget_of_its_own_stops_the_run(proxy: str, work: Work) -> None:
             "flagged",
             ErrorClass.CONTENT_FILTERED,
             1,
-            marks=pytest.mark.xfail(reason="LiteLLM keeps the words of a flagged prompt, and drops its code"),
         ),
     ],
 )
