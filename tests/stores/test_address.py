@@ -83,7 +83,7 @@ def test_neither_settings_nor_the_record_hold_a_password(
     )
     folder = RunFolder("r")
     folder.create()
-    folder.write_record(settings, PlanCounts(1, 0, 1, 0, 0.0, 0.0))
+    folder.write_record(settings, PlanCounts(1, 0, 1, 0, 0.0, 0.0), "digest")
     assert SECRET not in folder.record.read_text() + repr(settings) + settings.model_dump_json()
     record = folder.read_record()
     assert record
