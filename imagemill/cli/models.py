@@ -18,7 +18,7 @@ from imagemill.cli.exit_codes import DONE
 from imagemill.cli.terminal import say, stdout
 from imagemill.errors import InputError
 from imagemill.models.listing import VENDORS, listed_models
-from imagemill.models.prices import Price
+from imagemill.models.price_rules import Price
 from imagemill.models.profile import Profile
 from imagemill.models.published import PUBLISHING
 from imagemill.usd import in_words

@@ -5,10 +5,8 @@ from __future__ import annotations
 import contextvars
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future
-from contextlib import contextmanager
-from types import FrameType
 from typing import Any
 
 from prefect.client.orchestration import get_client
@@ -18,6 +16,7 @@ from imagemill.blocks.loading import image_api
 from imagemill.bucket.access import open_bucket
 from imagemill.catalog.access import catalog_of
 from imagemill.cli.exit_codes import DONE, FAILURES, STOPPED
+from imagemill.cli.interrupts import interrupts_stop_the_run
 from imagemill.cli.terminal import (
     complain,
     job_lines_shown,
@@ -25,7 +24,6 @@ from imagemill.cli.terminal import (
     say,
     show_dashboard,
     show_summary,
-    stderr,
     warn,
 )
 from imagemill.cluster.dask import check_cluster
@@ -115,30 +113,6 @@ def resumed_arguments(run_id: str) -> dict[str, Any]:
         "limits": settings.limits,
         "execution": settings.execution.model_copy(update={"run_id": run_id, "keep_plan": True}),
     }
-
-
-@contextmanager
-def interrupts_stop_the_run(caller: Caller) -> Iterator[None]:
-    """Let Ctrl-C and SIGTERM stop the run cleanly, or end it if nothing has been sent to the API yet.
-
-    A second signal ends the process immediately.
-    """
-
-    def stop(number: int, _frame: FrameType | None) -> None:
-        again = interrupted.is_set()
-        interrupted.set()
-        if again or not caller.interrupt("Interrupted."):
-            signal.signal(number, signal.SIG_DFL)
-            raise KeyboardInterrupt
-        stderr.print("Stopping: requests in flight may finish; Ctrl-C again to leave them.", style="yellow")
-
-    interrupted = threading.Event()
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _start_prefect() -> None:

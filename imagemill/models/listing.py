@@ -12,7 +12,7 @@ from importlib.resources import files
 from typing import Any
 
 from imagemill.models.parameter import Param
-from imagemill.models.prices import Price
+from imagemill.models.price_rules import Price
 from imagemill.models.profile import Profile, Sizes, Steps
 
 VENDORS = ("together", "fal", "replicate", "bfl", "openai", "runware", "cloudflare")

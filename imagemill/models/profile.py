@@ -11,7 +11,7 @@ from decimal import Decimal
 from typing import Any, Literal, TypeAlias
 
 from imagemill.models.parameter import PLACEHOLDERS, Param
-from imagemill.models.prices import Price
+from imagemill.models.price_rules import Price
 
 Origin: TypeAlias = Literal["listed", "published", "assumed"]
 """Where a profile is from: imagemill's own list, the vendor's published schema, or nowhere: it is guessed."""

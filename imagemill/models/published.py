@@ -14,7 +14,7 @@ from urllib.parse import quote, urlencode
 
 from imagemill.errors import InputError, printable
 from imagemill.models.parameter import Param
-from imagemill.models.prices import Price
+from imagemill.models.price_rules import Price
 from imagemill.models.profile import OURS, Profile, SizeForm, Sizes, Steps
 from imagemill.usd import exact
 

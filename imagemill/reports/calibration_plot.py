@@ -7,7 +7,7 @@ from pathlib import Path
 
 from imagemill.engine.calibration import Calibration
 from imagemill.errors import InputError
-from imagemill.reports.charts import scale
+from imagemill.reports.chart_geometry import scale
 
 _WIDTH, _HEIGHT, _LEFT, _TOP = 640, 320, 70, 20
 

@@ -15,8 +15,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from imagemill.bucket.image_bucket import ImageBucket
 from imagemill.media_types import HTML
-from imagemill.reports import charts
-from imagemill.reports.charts import Chart, MomentAxis
+from imagemill.reports import chart_geometry as charts
+from imagemill.reports.chart_geometry import Chart, MomentAxis
 from imagemill.reports.history import History, RunRow
 from imagemill.reports.regressions import (
     METRICS,

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from imagemill.formatting import cut, money, percent, rate, seconds, utc
-from imagemill.reports import charts
-from imagemill.reports.charts import Chart, TimeAxis
+from imagemill.reports import chart_geometry as charts
+from imagemill.reports.chart_geometry import Chart, TimeAxis
 from imagemill.reports.templating import environment
 from imagemill.runs.summary import RunSummary
 

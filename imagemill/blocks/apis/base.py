@@ -45,7 +45,7 @@ from imagemill.errors import (
 )
 from imagemill.jobs import CostSource, Job
 from imagemill.models.listing import find_profile, listed_models
-from imagemill.models.prices import Price
+from imagemill.models.price_rules import Price
 from imagemill.models.profile import Profile, Sizes, Steps
 from imagemill.rate_limit_headers import (
     retry_after_seconds,

@@ -6,8 +6,8 @@ from collections import deque
 from dataclasses import dataclass
 
 from imagemill.engine.limits.busy import BusyShare
-from imagemill.engine.limits.rate import START_PER_S, RateSearch
-from imagemill.engine.limits.window import START, WindowSearch
+from imagemill.engine.limits.concurrency_search import START, WindowSearch
+from imagemill.engine.limits.rate_search import START_PER_S, RateSearch
 
 _LEVELS_KEPT = 400
 """How many in flight were let in is remembered for so many requests."""

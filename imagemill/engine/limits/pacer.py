@@ -13,11 +13,11 @@ from dataclasses import dataclass
 
 import anyio
 
+from imagemill.engine.limits.concurrency_search import CEILING
 from imagemill.engine.limits.leased_rate import EvenRate, LeasedRate
 from imagemill.engine.limits.limit_search import Limit, LimitSearch, Sent
 from imagemill.engine.limits.queue_depth import QueueDepth
-from imagemill.engine.limits.rate import START_PER_S
-from imagemill.engine.limits.window import CEILING
+from imagemill.engine.limits.rate_search import START_PER_S
 from imagemill.request_watch import RequestState, RequestWatch
 
 __all__ = ["CEILING", "Limit", "Pacer", "Slot", "SlotWatch", "StoppedError"]

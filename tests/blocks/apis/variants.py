@@ -12,7 +12,8 @@ from imagemill.jobs import Job
 
 VARIANTS: dict[str, Callable[[str], ImageApi]] = {
     "together": lambda base: PROVIDERS["together"](api_key="k", base_url=base),
-    "openai": lambda base: PROVIDERS["openai"](api_key="k", base_url=base),
+    # What a server of one's own charges is not listed anywhere.
+    "openai": lambda base: PROVIDERS["openai"](api_key="k", base_url=base, usd_per_image=0.003),
     "fal": lambda base: PROVIDERS["fal"](api_key="k", base_url=base),
     "fal at once": lambda base: Fal(api_key="k", base_url=f"{base}/sync", queued=False),
     "replicate": lambda base: PROVIDERS["replicate"](api_key="k", base_url=base),
