@@ -89,12 +89,13 @@ def plan_run(session: Session) -> PlanCounts:
     settings, folder, store = session.settings, session.folder, session.store
     api = settings.api.model_copy(update={"model": session.api.model})
     settings = settings.model_copy(update={"api": api})  # what is recorded does not change with defaults
-    if not settings.output.replace_manifest:
-        refuse_other_catalog(session.bucket, settings.catalog.path)
     record = folder.read_record()
     if record is not None:
+        refuse_other_run(settings, record[0])
+    if not settings.output.replace_manifest:
+        refuse_other_catalog(session.bucket, settings.catalog.path)
+    if record is not None:
         known, counts = record
-        refuse_other_run(settings, known)
         _refuse_changed_catalog(settings, counts, folder.read_catalog_digest())
         if not session.wait(store.is_planned):
             # The run began on another machine, or its store was lost: restore the jobs from the plan.
