@@ -48,8 +48,8 @@ dashboard.html, dashboard.json        all runs, written by imagemill dashboard
 
 _KEY = """\
 The key is a digest of everything that determines the picture: API and model, prompt, size, steps, seed,
-format, and the negative prompt where the model uses one. Rows with equal keys share one job, one image and
-one payment."""
+format, further fields (`--param`), and the negative prompt where the model uses one. Rows with equal keys
+share one job, one image and one payment."""
 
 _MANIFEST = """\
 One row per catalog row: `id`, `prompt`, `negative_prompt`, `width`, `height`, `seed`, `steps`, `key`,

@@ -13,8 +13,9 @@
 - The standard knows no seed and no steps: they are part of a picture's key, but not sent. Fields that your
   server or model takes beyond the standard (``seed``, ``num_inference_steps``, ``quality``) go by ``--param``
   or ``extra_fields``. A negative prompt is neither sent nor part of the key.
-- Errors: ``{"error": {message, type, param, code}}``. ``x-ratelimit-*`` headers set the pace; their reset is
-  when the whole allowance is back, not when to send again.
+- Errors: ``{"error": {message, type, param, code}}``. Rate-limit headers are not read, only Retry-After (or
+  the same in the error's words): a reset in ``x-ratelimit-*`` is when the whole allowance is back, not when
+  to send again.
 - The charge: LiteLLM's proxy says it in ``x-litellm-response-cost``; OpenAI counts tokens, priced here.
 - Old requests cannot be asked about: an answer that was lost may have been paid.
 

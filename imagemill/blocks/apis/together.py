@@ -5,10 +5,10 @@
   There is a ``negative_prompt``, but FLUX.1 [schnell] is distilled and ignores it: it is not sent, and not
   part of a picture's key.
 - Errors: ``{"error": {message, type, param, code}}``. The rate is dynamic: 429 above it, with Retry-After
-  where the wait is known, and 503 below it where capacity lacks, which means slower and never down. All
-  answers may have ``x-ratelimit-*`` headers; a reset is when the whole allowance is back, not when the next
-  request may be sent, so the pace is read from them and not the wait of a 429. 402: no credit. A
-  moderation error is told from other bad requests by its words.
+  where the wait is known, and 503 below it where capacity lacks, which means slower and never down.
+  Rate-limit headers are not read, only Retry-After (or the same in the error's words): a reset in
+  ``x-ratelimit-*`` is when the whole allowance is back, not when the next request may be sent. 402: no
+  credit. A moderation error is recognized by its words.
 - Old requests cannot be asked about: an answer that was lost may have been paid.
 - Images come in the answer; links, which are not asked for, would point to Together's own hosts.
 
