@@ -13,7 +13,7 @@ import logging
 import re
 import threading
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 MASK = "***"
 
@@ -195,3 +195,16 @@ def _spellings(sign: str) -> str:
         *({r"\+"} if sign == " " else set()),
     }
     return f"(?:{'|'.join(sorted(ways, key=len, reverse=True))})"
+
+
+def refuse_password(address: str) -> None:
+    """See that an address carries no user name or password: addresses are stored and shown.
+
+    Raises:
+        ValueError: it does; the password is masked from then on.
+    """
+    parts = urlsplit(address)
+    if parts.password:
+        keep_secret(parts.password)
+    if parts.username or parts.password:
+        raise ValueError("an address may hold no user name or password: the key goes with each request")

@@ -25,6 +25,7 @@ from pydantic import (
 
 from imagemill.errors import InputError
 from imagemill.s3.uri import split_s3_uri
+from imagemill.secrets import refuse_password
 from imagemill.store_address import split_password
 
 SEED_POLICY = re.compile(r"prompt|random|fixed:(0|[1-9][0-9]{0,9})")
@@ -135,6 +136,13 @@ class ApiSettings(_Settings):
         description="Further hosts that image links may point to, beside the vendor's own.",
         examples=[["cdn.example.com"]],
     )
+
+    @field_validator("base_url")
+    @classmethod
+    def _without_password(cls, base_url: str | None) -> str | None:
+        if base_url is not None:
+            refuse_password(base_url)
+        return base_url
 
 
 class OutputSettings(_Settings):

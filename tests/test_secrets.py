@@ -29,6 +29,7 @@ from imagemill.engine.telemetry import Telemetry
 from imagemill.errors import ApiError, ErrorClass, InputError, StoreUnavailableError
 from imagemill.jobs import Job
 from imagemill.secrets import clean_key, holds_secret, keep_secret, masked, masked_values, without_secrets
+from imagemill.settings import ApiSettings
 
 KEY = "sk-live/5f1c+9e=ab'cd:EFGH0123456789xyz"
 HALVES = KEY[:18], KEY[18:]
@@ -207,3 +208,12 @@ def test_a_request_that_cannot_be_sent_is_neither_lost_nor_unanswered() -> None:
     # Only a timeout counts as unanswered, and is sent again.
     assert (error.error_class, error.code, error.charged) == (ErrorClass.BAD_REQUEST, "not_sent", False)
     assert KEY[:14] not in str(error)
+
+
+@pytest.mark.parametrize("settings", [{"base_url": "https://user:hunter2-secret@gateway.example/v1"}])
+def test_an_address_with_a_password_is_refused_and_the_password_masked(settings: dict[str, str]) -> None:
+    with pytest.raises(ValidationError, match="no user name or password"):
+        ApiSettings(**settings)
+    with pytest.raises(ValidationError, match="no user name or password"):
+        PROVIDERS["openai"](api_key="k", **settings)
+    assert "hunter2-secret" not in masked("connecting to https://user:hunter2-secret@gateway.example")

@@ -118,11 +118,14 @@ class Engine:
         self._on_the_way: dict[int, Work] = {}
         self._uploads = anyio.Semaphore(_UPLOADS)
         self._stopping = anyio.Event()
+        self._interrupted = anyio.Event()
         self._shards: set[anyio.CancelScope] = set()
         self.stopped: Stop | None = None
 
     def stop(self, kind: StopKind, reason: str) -> None:
         """Send nothing more; what is in flight may finish, after an interrupt within a grace."""
+        if kind is StopKind.INTERRUPTED:
+            self._interrupted.set()  # also where the run is stopping already, and waits for what is in flight
         if self.stopped is None:
             self.stopped = Stop(kind, reason)
             self._recorder.event("stopping", kind=kind, reason=reason)
@@ -202,14 +205,13 @@ class Engine:
 
         What still waits in the vendor's queue is cancelled at once, so that it is not paid for.
         """
-        await self._stopping.wait()
-        if self.stopped and self.stopped.kind is StopKind.INTERRUPTED:
-            async with anyio.create_task_group() as group:
-                for work in self._on_the_way.values():
-                    group.start_soon(self._withdraw, work)
-                await anyio.sleep(self.grace_s)
-            for scope in self._shards:
-                scope.cancel()
+        await self._interrupted.wait()
+        async with anyio.create_task_group() as group:
+            for work in self._on_the_way.values():
+                group.start_soon(self._withdraw, work)
+            await anyio.sleep(self.grace_s)
+        for scope in self._shards:
+            scope.cancel()
 
     async def _withdraw(self, work: Work) -> None:
         watch, request_id = work.watch, work.job.request_id
@@ -235,6 +237,10 @@ class Engine:
             await work.purchase.promise()
         except BudgetSpentError:
             self._spend_no_more()
+            return None
+        except StoreUnavailableError as error:  # several processes share the limit through the store
+            self.stop(StopKind.UNAVAILABLE, str(error))
+            work.purchase.leave()
             return None
         try:
             await self._breaker.admit(self._stopping)

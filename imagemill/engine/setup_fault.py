@@ -27,6 +27,9 @@ WINDOW = 50
 _VARYING = re.compile(r"'[^']*'|\"[^\"]*\"|`[^`]*`|[0-9]+")
 _OF_THE_IMAGE_LINK = frozenset({"image_link_expired", "answer_too_large"})
 
+_OF_THE_ROW = frozenset({"prompt_too_long", "size"})
+"""What an API's own module refuses of a row before anything is sent."""
+
 _WRONG_ADDRESS = "Check that --base-url leads to an API that speaks as this provider does."
 _ADVICE = {
     "redirected": "Set --base-url to the address that it redirects to.",
@@ -139,13 +142,16 @@ class SetupFault:
     @staticmethod
     def _sentence(how: str, error: ApiError) -> str:
         advice = _ADVICE.get(error.code, _USUAL_ADVICE)
-        return f"{how}, which no row can help: {error.message.rstrip('.')}. {advice}".rstrip()
+        words = f"{how}, which no row can help: {error.message.rstrip('.')}. {advice}".rstrip()
+        return f"{words} If it is the rows all the same, set --setup-fault-share 1."
 
 
 def is_suspect(error: ApiError) -> bool:
     """Whether an error may be a fault of the setup."""
     if error.error_class is ErrorClass.INVALID_IMAGE:
         return error.code not in _OF_THE_IMAGE_LINK
+    if error.code in _OF_THE_ROW:
+        return False
     return error.error_class is ErrorClass.BAD_REQUEST or error.code == UNKNOWN_ANSWER
 
 

@@ -51,7 +51,7 @@ from imagemill.rate_limit_headers import (
     retry_after_seconds,
     seconds_in_words,
 )
-from imagemill.secrets import clean_key, keep_secret, masked
+from imagemill.secrets import clean_key, keep_secret, masked, refuse_password
 from imagemill.usd import exact
 
 MOST_REDIRECTS = 3
@@ -198,6 +198,7 @@ class ImageApi(Block):
     def _check_base_url(cls, value: str) -> str:
         if value and (urlsplit(value).scheme not in {"http", "https"} or not urlsplit(value).hostname):
             raise ValueError(f"{value!r} is not an http or https address")
+        refuse_password(value)
         return value.rstrip("/")
 
     def model_post_init(self, context: object, /) -> None:

@@ -115,9 +115,9 @@ def text_at(answer: object, *path: str | int) -> str | None:
     return answer if isinstance(answer, str) else None
 
 
-def objects_at(answer: dict[str, Any], name: str) -> list[dict[str, Any]]:
+def objects_at(answer: object, name: str) -> list[dict[str, Any]]:
     """The objects of a list in an answer; whatever else is in it, or there instead, is left out."""
-    found = answer.get(name)
+    found = answer.get(name) if isinstance(answer, dict) else None
     return [item for item in found if isinstance(item, dict)] if isinstance(found, list) else []
 
 
