@@ -12,6 +12,8 @@ allowed, with few 429s.
 
 from __future__ import annotations
 
+import itertools
+import math
 import random
 import statistics
 import sys
@@ -19,8 +21,10 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 
+from imagemill.blocks.apis import Together
 from imagemill.engine.limits.pacer import Pacer
-from tests.engine.limits.hidden_account import Account, Outcome, Step, simulate
+from tests.engine.limits.hidden_account import Account, DynamicRate, Outcome, Step, simulate
+from tests.engine.limits.vendor_queue import VendorQueue, used_share
 from tests.virtual_time import run
 
 Maker = Callable[[random.Random, int], Account]
@@ -80,9 +84,23 @@ KINDS: dict[str, Maker] = {
 }
 
 
+def _dynamic(per_minute: float, capacity_per_s: float = math.inf) -> Maker:
+    return lambda _, seed: Account([Step(0)], seed, dynamic=DynamicRate(per_minute, capacity_per_s))
+
+
+KINDS |= {
+    "from 60 a minute, twice the past hour's use": _dynamic(60),
+    "600 a minute, capacity for 5 a second": _dynamic(600, 5),
+    "600 a minute, capacity for 8 a second": _dynamic(600, 8),
+}
+
+
 def _one(task: tuple[str, int]) -> Outcome:
     kind, seed = task
-    return simulate(KINDS[kind](random.Random(f"{kind} {seed}"), seed))
+    account = KINDS[kind](random.Random(f"{kind} {seed}"), seed)
+    if account.dynamic:
+        return simulate(account, pacer=Pacer(None, first_per_s=Together.first_per_s))
+    return simulate(account)
 
 
 def _cost() -> str:
@@ -122,6 +140,16 @@ def main(seeds: int) -> None:
             f" | {max(refused):.2%} | {statistics.median(refused):.2%}"
             f" | {max(settled):.1f} | {statistics.median(settled):.1f} | {follow}"
             f" | {sum(found.failed_by_429 for found in group)} |"
+        )
+    print("\n| queue: slots | latency s | images | runs | used: least | median | longest queue |")
+    print("|---|---|---|---|---|---|---|")
+    for slots, latency_s in itertools.product((2, 10, 40), (0.5, 3.0)):
+        images = 400 if slots == 2 else 1000
+        queues = [VendorQueue(slots, latency_s, seed) for seed in range(seeds)]
+        used = [used_share(queue, images) for queue in queues]
+        print(
+            f"| {slots} | {latency_s} | {images} | {seeds} | {min(used):.1%} | {statistics.median(used):.1%}"
+            f" | {max(queue.longest_queue for queue in queues)} |"
         )
     print(f"\nAn acquire and its release, in virtual time: {_cost()}.")
 

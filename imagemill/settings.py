@@ -129,7 +129,15 @@ class ApiSettings(_Settings):
         default=None,
         gt=0,
         le=3600,
-        description="Time limit for one attempt at an image, in seconds; by default 60, or the block's own.",
+        description="Time limit for one attempt at an image, in seconds, without time in the vendor's queue;"
+        " by default 60, or the block's own.",
+    )
+    queue_timeout_s: float | None = Field(
+        default=None,
+        gt=0,
+        le=172_800,
+        description="Time limit for a request's wait in the vendor's queue, in seconds; by default 3600, or"
+        " the block's own.",
     )
     image_hosts: list[str] = Field(
         default_factory=list,

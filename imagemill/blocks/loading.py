@@ -14,7 +14,15 @@ from imagemill.blocks.store_servers import StoreServer
 from imagemill.errors import InputError
 from imagemill.settings import ApiSettings, ExecutionSettings, OutputSettings, input_error
 
-_OVERRIDES = {"base_url", "model", "account", "request_timeout_s", "usd_per_image", "usd_per_megapixel"}
+_OVERRIDES = {
+    "base_url",
+    "model",
+    "account",
+    "request_timeout_s",
+    "queue_timeout_s",
+    "usd_per_image",
+    "usd_per_megapixel",
+}
 
 
 def image_api(settings: ApiSettings, *, needs_key: bool = True) -> ImageApi:

@@ -43,6 +43,7 @@ OPTIONS: tuple[tuple[str, str, str, str], ...] = (
     ("--usd-per-megapixel", "USD", "api", "usd_per_megapixel"),
     ("--api-block", "NAME", "api", "block"),
     ("--request-timeout", "S", "api", "request_timeout_s"),
+    ("--queue-timeout", "S", "api", "queue_timeout_s"),
     ("--image-host", "HOST", "api", "image_hosts"),
     ("--output", "s3://BUCKET/PREFIX", "output", "uri"),
     ("--s3-endpoint-url", "URL", "output", "s3_endpoint_url"),

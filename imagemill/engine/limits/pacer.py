@@ -133,7 +133,7 @@ class Pacer:
     def move(self, slot: Slot, state: RequestState | None) -> None:
         """The slot's request is in another state, or over (None); the API's queue may have room for more."""
         if self._depth:
-            self._depth.move(slot.state, state)
+            self._depth.move(slot.state, state, self._clock())
             slot.state = state
             self.look_again()
 

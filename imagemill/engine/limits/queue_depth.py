@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections import Counter, deque
+import math
+from collections import Counter
 
 from imagemill.request_watch import RequestState
 
 _LEAST_WAITING = 2
 """With one or two slots, too, the next request is there while the one after it is on the way."""
-_REMEMBERED = 100
+_AVERAGED_S = 10.0
 _FETCHED_AT_ONCE = 64
 """Finished images that are being downloaded: a slow line or bucket must not fill the memory."""
 
@@ -23,7 +24,7 @@ class QueueDepth:
 
     def __init__(self) -> None:
         self._in = Counter[RequestState]()
-        self._in_progress: deque[int] = deque(maxlen=_REMEMBERED)
+        self._moved_at = self._seconds = self._slot_seconds = 0.0
 
     @property
     def is_full(self) -> bool:
@@ -34,14 +35,18 @@ class QueueDepth:
 
     @property
     def slots(self) -> int:
-        """Requests that the API made at once of late; 1 before any."""
-        return max(self._in_progress, default=1)
+        """Requests that the API makes at once, on the average of the last seconds with a queue; 1 before."""
+        return max(1, round(self._slot_seconds / self._seconds)) if self._seconds else 1
 
-    def move(self, before: RequestState | None, after: RequestState | None) -> None:
+    def move(self, before: RequestState | None, after: RequestState | None, now: float) -> None:
         """A request went from one state to another; None is before it is sent and after it is over."""
+        if self._in[RequestState.QUEUED]:
+            spent_s = now - self._moved_at
+            kept = math.exp(-spent_s / _AVERAGED_S)
+            self._seconds = kept * self._seconds + spent_s
+            self._slot_seconds = kept * self._slot_seconds + spent_s * self._in[RequestState.IN_PROGRESS]
+        self._moved_at = now
         if before is not None:
             self._in[before] -= 1
         if after is not None:
             self._in[after] += 1
-        if after is RequestState.IN_PROGRESS:
-            self._in_progress.append(self._in[after])
