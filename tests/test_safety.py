@@ -202,7 +202,7 @@ def hostile() -> Iterator[ThreadingHTTPServer]:
 def ask(api: Together | Fal) -> ApiError:
     job = Job(0, "a", "k", "p", None, 64, 64, 1, 4, api.model, "png")
 
-    async def accepted(_: str) -> None:
+    async def accepted(_: str, _charged_usd: float | None = None) -> None:
         pass
 
     async def generate() -> ApiError:

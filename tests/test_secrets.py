@@ -164,6 +164,7 @@ REFUSED = {
 @pytest.mark.parametrize("provider", PROVIDERS)
 def test_white_space_around_a_key_is_dropped(provider: str, monkeypatch: pytest.MonkeyPatch) -> None:
     api = PROVIDERS[provider]
+    monkeypatch.setenv("CLOUDFLARE_ACCOUNT_ID", "an-account")
     for text in (GOOD, f"{GOOD}\n", f"\t {GOOD}\r\n", f"{GOOD}\u00a0"):
         assert clean_key(text) == GOOD
         assert api(api_key=SecretStr(text)).api_key.get_secret_value() == GOOD

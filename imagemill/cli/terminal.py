@@ -20,7 +20,6 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from imagemill.catalog.cost import SAY_YOUR_PRICE
 from imagemill.engine.job_log import JsonLines, jobs_logger
 from imagemill.engine.recorder import Progress as RunProgress
 from imagemill.formatting import duration, money, seconds
@@ -166,6 +165,8 @@ def show_summary(summary: RunSummary, *, places: bool = True) -> None:
 
 def show_estimate(estimate: Estimate) -> None:
     """Print what a run would do."""
+    from imagemill.catalog.cost import SAY_YOUR_PRICE
+
     table = Table(title="Estimate", title_justify="left", show_header=False, pad_edge=False)
     table.add_column(style="dim")
     table.add_column(justify="right")

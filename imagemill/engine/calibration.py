@@ -117,7 +117,7 @@ async def calibrate(api: ImageApi, http: httpx.AsyncClient, budget: Budget) -> C
     purse = _Purse(budget.images, began + budget.seconds)
     share = budget.images // (2 * len(LEVELS))
     levels: list[Level] = []
-    best = 0
+    best, served_per_s = 0, api.first_per_s
     for level in () if api.queues else LEVELS:  # a queue takes them all, and the next level waits for it
         if share < level:
             continue  # too few images for this concurrency
@@ -126,8 +126,8 @@ async def calibrate(api: ImageApi, http: httpx.AsyncClient, budget: Budget) -> C
         levels.append(found)
         if found.refused_share > 0:
             break
-        best = level
-    pacer = Pacer(None, first_per_s=api.first_per_s, queues=api.queues)
+        best, served_per_s = level, max(served_per_s, found.per_minute / 60)
+    pacer = Pacer(None, first_per_s=served_per_s, queues=api.queues)
     if purse.left:
         levels.append(
             await _measure(api, http, budget, pacer, purse, images=purse.left, until=purse.until, auto=True)
@@ -135,13 +135,14 @@ async def calibrate(api: ImageApi, http: httpx.AsyncClient, budget: Budget) -> C
     if not any(level.images for level in levels):
         raise InputError("No image was generated within the budget, so nothing could be measured.")
     learned = pacer.learned()
-    limit = learned or Limit(max(best, pacer.concurrency))
+    refused = any(level.refused_share for level in levels)
+    limit = learned or Limit(best if refused else max(best, pacer.concurrency))
     return Calibration(
         provider=api.provider,
         host=httpx.URL(api.base_url).netloc.decode(),
         concurrency=limit.concurrency,
         per_minute=limit.per_minute,
-        limit_seen=learned is not None or any(level.refused_share for level in levels),
+        limit_seen=learned is not None or refused,
         images=purse.spent,
         cost_usd=round(purse.spent * api.price_usd(budget.width, budget.height), 6),
         seconds=round(anyio.current_time() - began, 1),

@@ -69,4 +69,4 @@ def test_prefect_registers_them(tmp_path: Path) -> None:
         check=False,
     )
     assert registered.returncode == 0, registered.stderr
-    assert "Successfully registered 7 blocks" in registered.stdout
+    assert "Successfully registered 9 blocks" in registered.stdout

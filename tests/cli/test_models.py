@@ -45,7 +45,7 @@ def test_json_has_exact_prices_and_all_fields(capsys: pytest.CaptureFixture[str]
 @pytest.mark.parametrize(
     ("given", "sentence"),
     [
-        (["nonsense"], "No model 'nonsense' is listed. fal and Replicate can be asked about theirs"),
+        (["nonsense"], "No model 'nonsense' is listed. For models of fal and Replicate, add --provider"),
         (["--provider", "bfl", "nonsense"], "No model 'nonsense' is listed at bfl"),
         (["--provider", "nobody"], "There is no provider 'nobody'"),
         (["--provider", "replicate", "a/b"], "set REPLICATE_API_TOKEN to your account's key"),
@@ -79,4 +79,4 @@ def test_a_run_passes_fields_through_and_keeps_them(
     assert [row["params"] for row in failed] == ['{"acceleration":"high","guidance_scale":4}']
     refused = command("run", path, *given, "--param", "acceleration=warp")
     assert refused.code == 2
-    assert "acceleration 'warp' is none of none, regular, high" in refused.err
+    assert "acceleration 'warp' is not one of none, regular, high" in refused.err

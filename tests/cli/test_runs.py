@@ -30,7 +30,7 @@ def generate(place: Place, emulated: Emulator, path: str, run_id: str) -> Any:
     return generate_catalog(
         catalog=path,
         api={"provider": "together", "base_url": emulated.base_url},
-        output=place.settings(),
+        output=place.settings(replace_manifest=True),
         picture={"width": 256, "height": 256},
         execution={"run_id": run_id},
     )

@@ -24,7 +24,9 @@ def test_the_log_of_a_task_run(
     error: Exception,
     keeps_traceback: bool,  # noqa: FBT001 - a parameter of the test
     caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setenv("PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW", "ignore")
     logger = logging.getLogger("prefect.task_runs")
     logger.addHandler(caplog.handler)
     logger.error("Task run failed with exception: %r", error, exc_info=error)  # as Prefect's engine does

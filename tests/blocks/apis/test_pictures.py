@@ -100,5 +100,6 @@ def test_replicate_takes_the_sizes_that_its_ratios_bring_and_no_other(emulator: 
     ],
 )
 def test_limits(provider: str, width: int, height: int, steps: int, refused: str | None) -> None:
-    api = PROVIDERS[provider](api_key="k", base_url="http://api.internal")
+    model = "gpt-image-2" if provider == "openai" else ""
+    api = PROVIDERS[provider](api_key="k", base_url="http://api.internal", model=model)
     assert api.refusal(width, height, steps) == refused
