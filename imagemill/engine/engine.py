@@ -274,6 +274,8 @@ class Engine:
                     with self._recorder.telemetry.attempt(job):
                         await self._attempt(work, slot)
                 except ApiError as error:
+                    if work.watch is not None and work.watch.withdrawn:
+                        break  # withdrawn by the stop: no failure of the job's
                     wait_s = self._verdict(work, error)
                     if wait_s is None:
                         return

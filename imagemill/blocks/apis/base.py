@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import os
 import re
+import time
 from abc import abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -61,6 +62,12 @@ _MOST_TOLD = 5_000
 """Charges that are remembered; no more requests than that are ever on their way."""
 
 NO_SUCH_MODEL = "no_such_model"
+
+IMAGE_HOST_REFUSED = "image_host_refused"
+"""The code of the error for an image link to a host that is not trusted."""
+
+PAID = "paid:"
+"""Stands before a request id whose charge is booked: whoever asks about it later does not book it again."""
 
 _VERSION = re.compile(r"/v[0-9]+[a-z0-9]*(/|$)")
 
@@ -181,7 +188,8 @@ class ImageApi(Block):
         description="Further hosts that image links may point to, beside the vendor's own.",
     )
 
-    _new_links: set[str] = PrivateAttr(default_factory=set)
+    # Links and request ids of this process, and when they became known, in Unix seconds.
+    _known_here: dict[str, float] = PrivateAttr(default_factory=dict)
     _profile: Profile | None = PrivateAttr(default=None)
     _published_price: Price | None = PrivateAttr(default=None)
     _told_usd: dict[str, float] = PrivateAttr(default_factory=dict)
@@ -421,7 +429,7 @@ class ImageApi(Block):
 
     def is_paid(self, request_id: str | None) -> bool:
         """Whether this names a request whose image was made, and booked, when the id became known."""
-        return request_id is not None and _is_link(request_id)
+        return request_id is not None and (_is_link(request_id) or request_id.startswith(PAID))
 
     @property
     def headers(self) -> dict[str, str]:
@@ -467,11 +475,11 @@ class ImageApi(Block):
                     code="bad_link",
                     charged=True,
                 )
-            self._new_links.add(link)
+            self._known_here[link] = time.time()
             charged = self.charge(job)
             await accepted(link, charged.usd)
         content = await self._behind(http, link)
-        self._new_links.discard(link)
+        self._known_here.pop(link, None)
         return GeneratedImage(
             content, charged.usd, flagged=flagged, request_id=link, cost_source=charged.source
         )
@@ -486,12 +494,31 @@ class ImageApi(Block):
                 return await self.download(http, link)
         except ApiError as error:
             error.charged = False  # it is booked since the link is known
-            if error.code == "image_host_refused":
-                error.keep_request = True  # a resume that trusts the host fetches the image
-            if error.code == "image_link_expired" and link in self._new_links:
-                error.error_class, error.code, error.keep_request = ErrorClass.TIMEOUT, "image_link", True
-                error.message = error.message.partition(":")[0]
+            self._keep_made(error, link)
             raise
+
+    def _keep_made(self, error: ApiError, request_id: str) -> None:
+        """An image that is made and cannot be fetched now is asked for again; a new link may only be late."""
+        if error.code == IMAGE_HOST_REFUSED:
+            error.keep_request = True  # a resume that trusts the host fetches the image
+        if error.code == "image_link_expired" and request_id in self._known_here:
+            error.error_class, error.code, error.keep_request = ErrorClass.TIMEOUT, "image_link", True
+            error.message = error.message.partition(":")[0]
+
+    @asynccontextmanager
+    async def _fetching(self, job: Job, request_id: str, accepted: Accepted) -> AsyncIterator[None]:
+        """Fetch the image that a request made: while that fails, the request is kept, and not sent anew.
+
+        An image from a host that is not trusted may wait for long: its charge is booked at once.
+        """
+        try:
+            yield
+        except ApiError as error:
+            self._keep_made(error, request_id)
+            if error.code == IMAGE_HOST_REFUSED:
+                await accepted(f"{PAID}{request_id}", self.charge(job).usd)
+            raise
+        self._known_here.pop(request_id, None)
 
     async def find_lost(
         self,
@@ -659,7 +686,7 @@ class ImageApi(Block):
         return ApiError(
             ErrorClass.BAD_REQUEST,
             self.clean(advice),
-            code="image_host_refused",
+            code=IMAGE_HOST_REFUSED,
             charged=True,
         )
 

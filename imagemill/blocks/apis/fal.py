@@ -157,8 +157,8 @@ class Fal(QueuedApi):
         return self.queued
 
     def is_paid(self, request_id: str | None) -> bool:
-        """The synchronous form's links are paid; a request of the queue is not yet."""
-        return not self.queued and ImageApi.is_paid(self, request_id)
+        """The synchronous form's links are paid; a request of the queue only where it is marked so."""
+        return super().is_paid(request_id) if self.queued else ImageApi.is_paid(self, request_id)
 
     def state_of(self, answer: dict[str, Any]) -> RequestState | None:
         return _STATES.get(text_at(answer, "status") or "")

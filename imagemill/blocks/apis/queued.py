@@ -21,7 +21,7 @@ import anyio
 import httpx
 from pydantic import Field, PrivateAttr
 
-from imagemill.blocks.apis.base import Accepted, GeneratedImage, ImageApi, ImageSource
+from imagemill.blocks.apis.base import PAID, Accepted, GeneratedImage, ImageApi, ImageSource
 from imagemill.blocks.apis.exchange import UNKNOWN_ANSWER, fetch, parsed, unexpected_answer
 from imagemill.blocks.apis.polling import CompletionTimes
 from imagemill.errors import ApiError, ErrorClass
@@ -34,7 +34,10 @@ MOST_PAGES = 50
 """Pages of past requests that are read at most, some hundred requests each."""
 
 _MOST_PAGES_LATE = 500
-"""Pages that are read at most for answers of earlier days; once for all jobs of a process."""
+"""Pages that are read at most for answers that the queue has forgotten; one reading serves many jobs."""
+
+_READ_AGAIN_S = 10.0
+"""Between two readings for answers to this process's own requests, in seconds."""
 
 REQUEST_GONE = "request_gone"
 """The code of the error for a request that the API does not know."""
@@ -147,6 +150,7 @@ class QueuedApi(ImageApi):
 
     _times: CompletionTimes = PrivateAttr()
     _answers: dict[str, PastRequest] = PrivateAttr(default_factory=dict)
+    _answers_read: float = PrivateAttr(default=0.0)
     _answers_since: datetime = PrivateAttr(default=datetime.max.replace(tzinfo=UTC))
     _reading: anyio.Lock = PrivateAttr(default_factory=anyio.Lock)
 
@@ -177,18 +181,24 @@ class QueuedApi(ImageApi):
         watch = RequestWatch.of(accepted)
         source = submitted_at = first = None
         if job.request_id is None:
-            async with self.attempt():
-                answer = await self.post(http, job)
-            submitted_at = anyio.current_time()
-            handle = self.handle_of(answer) or ""
-            if not 0 < len(handle) <= MAX_HANDLE_LENGTH:
-                raise unexpected_answer(answer)
-            source = self.read_at_once(answer)
+            try:
+                async with self.attempt():
+                    answer = await self.post(http, job)
+                submitted_at = anyio.current_time()
+                handle = self.handle_of(answer) or ""
+                if not 0 < len(handle) <= MAX_HANDLE_LENGTH:
+                    raise unexpected_answer(answer)
+                source = self.read_at_once(answer)
+            except ApiError as error:
+                # The API took the request, and nothing names it.
+                error.doubtful = error.doubtful or error.code == UNKNOWN_ANSWER
+                raise
             self.look_url(handle)  # refuses what must not be asked before it is stored
+            self._known_here[handle] = time.time()
             await watch(handle)
             first = None if source else self.state_of(answer)
         else:
-            handle = job.request_id
+            handle = job.request_id.removeprefix(PAID)
         async with self._patiently(http, handle, watch) as on_state:
             if first:
                 on_state(first)
@@ -201,7 +211,8 @@ class QueuedApi(ImageApi):
                         raise
                     source = await self._late(http, handle, job, error)
             on_state(RequestState.COMPLETED)
-            content = await self._image(http, handle, source)
+            async with self._fetching(job, handle, watch):
+                content = await self._image(http, handle, source)
         charged = self.charge(job)
         return GeneratedImage(
             content, charged.usd, flagged=source.flagged, request_id=handle, cost_source=charged.source
@@ -231,9 +242,8 @@ class QueuedApi(ImageApi):
             raise
 
     def is_paid(self, request_id: str | None) -> bool:
-        """Never: a queued request is charged when its image is made, some time after it has its id."""
-        del request_id
-        return False
+        """Only where its image is booked: a request has its id before its image is made and charged."""
+        return request_id is not None and request_id.startswith(PAID)
 
     async def find_lost(
         self, http: httpx.AsyncClient, jobs: Sequence[Job], known: Collection[str] = ()
@@ -269,9 +279,16 @@ class QueuedApi(ImageApi):
         Raises:
             ApiError: it does not, or there was no image.
         """
+        asked_at = time.time()
         async with self._reading:
             since = self._listed_since(job.started_at or 0.0)
-            if since < self._answers_since:
+            # It may have ended after the list was read.
+            ours = handle in self._known_here or (job.started_at or 0.0) > self._answers_read
+            stale = self.lists_requests and ours and self._answers_read < asked_at
+            if since < self._answers_since or (stale and handle not in self._answers):
+                if since >= self._answers_since:
+                    await anyio.sleep(self._answers_read + _READ_AGAIN_S - time.time())
+                read_at = time.time()
                 try:
                     async for past in self.past_requests(http, since, most_pages=_MOST_PAGES_LATE):
                         self._answers[past.handle] = replace(past, asked=None)
@@ -281,7 +298,7 @@ class QueuedApi(ImageApi):
                         raise gone from error  # there is no list, or not for this key
                     error.keep_request = True
                     raise
-                self._answers_since = since
+                self._answers_since, self._answers_read = min(since, self._answers_since), read_at
         found = self._answers.pop(handle, None)
         if found is None:
             raise gone

@@ -14,6 +14,7 @@ how long past tasks are kept, what is said of a task that is not known, and the 
 
 from __future__ import annotations
 
+import time
 import uuid
 from collections.abc import Mapping
 from hashlib import blake2b
@@ -24,8 +25,9 @@ import httpx
 import orjson
 from pydantic import HttpUrl, PrivateAttr
 
-from imagemill.blocks.apis.base import Accepted, GeneratedImage, ImageApi, ImageSource, amount_of
+from imagemill.blocks.apis.base import PAID, Accepted, GeneratedImage, ImageApi, ImageSource, amount_of
 from imagemill.blocks.apis.exchange import fetch, objects_at, parsed, text_at, unexpected_answer
+from imagemill.blocks.apis.queued import REQUEST_GONE
 from imagemill.errors import ApiError, ErrorClass
 from imagemill.jobs import Job
 
@@ -79,7 +81,7 @@ class Runware(ImageApi):
     def body(self, job: Job) -> dict[str, Any]:
         return {
             "taskType": "imageInference",
-            "taskUUID": job.request_id or self.task_of(job),
+            "taskUUID": (job.request_id or self.task_of(job)).removeprefix(PAID),
             "model": job.model,
             **self.fields(job),
             "numberResults": 1,
@@ -93,7 +95,7 @@ class Runware(ImageApi):
 
     async def generate(self, http: httpx.AsyncClient, job: Job, accepted: Accepted) -> GeneratedImage:
         """Make one image; ask for it first where the task may have been sent before."""
-        task = job.request_id
+        task = job.request_id and job.request_id.removeprefix(PAID)
         answer = None
         async with self.attempt(keep_request=True):
             if task is not None:
@@ -106,13 +108,21 @@ class Runware(ImageApi):
             if task is None:
                 task = self.task_of(job)
                 await accepted(task)
+            elif answer is None and self.is_paid(job.request_id):
+                # Sent again it would be charged again: a new one is booked by itself.
+                message = "Runware does not know the task any more"
+                raise ApiError(ErrorClass.TIMEOUT, message, code=REQUEST_GONE)
             if answer is None:
+                self._known_here[task] = time.time()
                 answer = await self._new(http, job, task)
             source = self.source_in(answer)
             if source is None:
-                raise unexpected_answer(answer)
+                unclear = unexpected_answer(answer)
+                unclear.keep_request = True  # it may be charged, and can be asked about
+                raise unclear
             self._note_charge(job, self.told_usd({}, answer, job))
-            content = await self.content(http, source)
+            async with self._fetching(job, task, accepted):
+                content = await self.content(http, source)
         charged = self.charge(job)
         return GeneratedImage(
             content, charged.usd, flagged=source.flagged, request_id=task, cost_source=charged.source
@@ -175,16 +185,18 @@ class Runware(ImageApi):
             ApiError: it failed, so that a new one may be sent; or could not be asked, then it is kept.
         """
         question = [{"taskType": "getTaskDetails", "taskUUID": task}]
-        status, headers, body = await fetch(
-            http, "POST", self.address(""), headers=self.headers, json=question
-        )
-        if status not in self.success:
-            error = self.error_of(status, headers, body)
+        try:
+            status, headers, body = await fetch(
+                http, "POST", self.address(""), headers=self.headers, json=question
+            )
+            if status not in self.success:
+                raise self.error_of(status, headers, body)
+            found = objects_at(parsed(body), "data")
+        except ApiError as error:
             if error.error_class is ErrorClass.BAD_REQUEST:
                 return None  # no such task
             error.keep_request = True
-            raise error
-        found = objects_at(parsed(body), "data")
+            raise
         response = found[0].get("response") if found else None
         if not isinstance(response, dict) or not (response.get("data") or response.get("errors")):
             return None

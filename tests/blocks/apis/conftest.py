@@ -17,7 +17,7 @@ from imagemill.bucket.image_bucket import ImageBucket
 from imagemill.emulator import Emulator, Settings
 from imagemill.engine.breaker import Breaker
 from imagemill.engine.cost_limit import CostLimit
-from imagemill.engine.engine import Engine
+from imagemill.engine.engine import Engine, StopKind
 from imagemill.engine.job_log import JobLog
 from imagemill.engine.limits.pacer import Pacer
 from imagemill.engine.recorder import Recorder
@@ -65,12 +65,20 @@ def bucket() -> Iterator[ImageBucket]:
 def work_all(bucket: ImageBucket, tmp_path: Path) -> Callable[..., list[Outcome]]:
     """Work off jobs with the real engine, store, bucket and HTTP client; only the clock is fast.
 
-    ``work_all(api, jobs, limit_usd, spent_usd, transport=, fast=)``: the limit of cost, what of it is spent
-    before, a network that loses answers, and whether the clock is fast.
+    ``work_all(api, jobs, limit_usd, spent_usd, transport=, fast=, interrupt_after_s=)``: the cost limit, what
+    of it was spent before, a network that loses answers, whether the clock is fast, and when to interrupt.
     """
 
+    async def interrupt(engine: Engine, after_s: float) -> None:
+        await anyio.sleep(after_s)
+        engine.stop(StopKind.INTERRUPTED, "interrupted")
+
     async def inside(
-        api: ImageApi, jobs: list[Job], cost: CostLimit, transport: httpx.AsyncBaseTransport | None
+        api: ImageApi,
+        jobs: list[Job],
+        cost: CostLimit,
+        transport: httpx.AsyncBaseTransport | None,
+        interrupt_after_s: float | None,
     ) -> list[Outcome]:
         pacer = Pacer(10)
         telemetry = Telemetry("run", api.provider, api.model)
@@ -95,7 +103,12 @@ def work_all(bucket: ImageBucket, tmp_path: Path) -> Callable[..., list[Outcome]
                     rng=random.Random(1),
                 )
                 engine.expect([job for job in jobs if job.request_id])
-                await engine.run_shard(0, len(jobs) - 1)
+                async with anyio.create_task_group() as group:
+                    group.start_soon(engine.abandon_when_interrupted)
+                    if interrupt_after_s is not None:
+                        group.start_soon(interrupt, engine, interrupt_after_s)
+                    await engine.run_shard(0, len(jobs) - 1)
+                    group.cancel_scope.cancel()
                 ended = [job async for batch in store.all_jobs() for job in batch]
         finally:
             recorder.close()
@@ -109,9 +122,10 @@ def work_all(bucket: ImageBucket, tmp_path: Path) -> Callable[..., list[Outcome]
         *,
         transport: httpx.AsyncBaseTransport | None = None,
         fast: bool = True,
+        interrupt_after_s: float | None = None,
     ) -> list[Outcome]:
         run = run_fast if fast else anyio.run
-        return run(inside, api, jobs, CostLimit(limit_usd, spent_usd), transport)
+        return run(inside, api, jobs, CostLimit(limit_usd, spent_usd), transport, interrupt_after_s)
 
     return work
 
