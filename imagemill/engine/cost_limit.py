@@ -23,6 +23,10 @@ class CostLimit:
     the limit, since the limit must hold, but not as cost. ``expected`` is the price of requests that an
     earlier process sent and this one has yet to ask about.
 
+    Prices are promised as listed or set. Once the API charges more for an image than was promised, all that
+    may yet be charged counts as that much dearer. What is in flight before the first such charge was promised
+    too little: only so much can the limit be exceeded by.
+
     Where several processes share the limit, each spends only what it has set aside by ``set_aside``, which
     says whether so much still fits; a negative amount is given back.
     """
@@ -43,6 +47,7 @@ class CostLimit:
         self.promised_usd = 0.0
         self.doubtful_usd = doubtful_usd
         self.expected_usd = 0.0
+        self._dearer = 1.0
         self._stopped = False
         self._changed = anyio.Event()
 
@@ -57,7 +62,7 @@ class CostLimit:
     @property
     def committed_usd(self) -> float:
         """All that is or may yet be charged."""
-        return self.spent_usd + self.promised_usd + self.doubtful_usd + self.expected_usd
+        return self.spent_usd + self._dearer * (self.promised_usd + self.doubtful_usd + self.expected_usd)
 
     async def promise(self, price_usd: float) -> None:
         """Set the price of one image aside, waiting for requests in flight where it is close.
@@ -85,6 +90,8 @@ class CostLimit:
 
     def settle(self, promised_usd: float, *, charged_usd: float = 0.0, doubtful_usd: float = 0.0) -> None:
         """The request is over: it was charged, or not, or nobody knows."""
+        if promised_usd > 0:
+            self._dearer = max(self._dearer, charged_usd / promised_usd)
         self.promised_usd -= promised_usd
         self.spent_usd += charged_usd
         self.doubtful_usd += doubtful_usd
@@ -109,8 +116,9 @@ class CostLimit:
         async with self._asking:
             while not self._fits(price_usd):  # it may, where somebody else has asked meanwhile
                 for images in (_SET_ASIDE, 1):
-                    if await self._set_aside(images * price_usd):
-                        self._allowed_usd += images * price_usd
+                    usd = images * price_usd * self._dearer
+                    if await self._set_aside(usd):
+                        self._allowed_usd += usd
                         break
                 else:
                     return False
@@ -119,7 +127,7 @@ class CostLimit:
     def _fits(self, price_usd: float) -> bool:
         if self._allowed_usd is None:
             return True
-        return self.committed_usd + price_usd <= self._allowed_usd + 1e-9
+        return self.committed_usd + price_usd * self._dearer <= self._allowed_usd + 1e-9
 
     def _notify(self) -> None:
         self._changed.set()

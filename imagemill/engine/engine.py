@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import random
 import time
 import traceback
@@ -15,6 +14,7 @@ from pathlib import Path
 
 import anyio
 import httpx
+import orjson
 
 from imagemill.blocks.apis import CostSource, GeneratedImage, ImageApi
 from imagemill.blocks.apis.base import NO_SUCH_MODEL
@@ -27,7 +27,7 @@ from imagemill.engine.image_check import Picture, check_picture
 from imagemill.engine.limits.pacer import Pacer, Slot, SlotWatch, StoppedError
 from imagemill.engine.lost_requests import LostRequests
 from imagemill.engine.purchase import Purchase
-from imagemill.engine.receipt import Receipt
+from imagemill.engine.receipt import Receipt, image_metadata
 from imagemill.engine.recorder import Recorder
 from imagemill.engine.setup_fault import SetupFault, is_suspect
 from imagemill.engine.work import Work, is_doubtful
@@ -171,6 +171,12 @@ class Engine:
             if not self._api.is_paid(job.request_id):
                 self._expected.add(job.number)
                 self._cost.expect(self._price(job))
+
+    def reopen(self, job: Job) -> None:
+        """Make a failed job pending again; a request of it that the API still has is in doubt no more."""
+        doubtful_usd = job.unanswered_usd
+        job.reopen(0.0 if self._api.is_paid(job.request_id) else self._price(job))
+        self._cost.doubtful_usd += job.unanswered_usd - doubtful_usd
 
     async def find_lost(self, jobs: Sequence[Job]) -> None:
         """Ask the API about requests whose answer nobody got; a job whose request it has gets its id."""
@@ -376,7 +382,7 @@ class Engine:
             raise
         except BaseException as error:  # cancelled, or an answer that nobody foresaw
             if image is not None and not isinstance(error, Exception):
-                self._set_aside(job, image)
+                self._set_aside(job, image, took_s)
             elif job.request_id is None:
                 purchase.doubt()
             raise
@@ -409,33 +415,34 @@ class Engine:
         elif is_doubtful(error):
             work.purchase.doubt()
 
-    def _set_aside(self, job: Job, image: GeneratedImage) -> None:
+    def _set_aside(self, job: Job, image: GeneratedImage, latency_s: float) -> None:
         """Keep an image that is paid for, where the run is cancelled before its upload begins."""
         with contextlib.suppress(ApiError):
             picture = self._checked(job, image)
-            self._save_here(image_name(job.key, picture.extension), image.content)
+            receipt = Receipt.of(self._recorder.run_id, job, latency_s)
+            self._save_here(image_name(job.key, picture.extension), image.content, receipt)
 
     def _checked(self, job: Job, image: GeneratedImage) -> Picture:
         """The image, seen to be what was asked for; a model that takes no size chooses one itself."""
         exact = self._api.profile.sizes.exact
         return check_picture(image.content, job.width, job.height, exact=exact)
 
-    def _save_here(self, name: str, content: bytes) -> None:
-        """Keep an image in the run's folder, whole or not at all: a resume uploads it from here."""
+    def _save_here(self, name: str, content: bytes, receipt: Receipt) -> None:
+        """Keep an image in the run's folder, whole or not at all: a resume uploads it with its receipt."""
+        file = self._unsaved / Path(name).name
         try:
-            write_whole(self._unsaved / Path(name).name, content)
+            write_whole(file.with_suffix(".json"), orjson.dumps(receipt.to_metadata()))
+            write_whole(file, content)
         except OSError as error:
             self._recorder.lost_image(name, error.strerror or type(error).__name__)
 
     async def _keep(self, job: Job, picture: Picture, content: bytes, latency_s: float) -> None:
-        digest = hashlib.sha256(job.prompt.encode("utf-8", "surrogatepass")).hexdigest()
         name = image_name(job.key, picture.extension)
-        metadata = {"key": job.key, "seed": str(job.seed), "model": job.model, "prompt-sha256": digest}
-        metadata |= Receipt.of(self._recorder.run_id, job, latency_s).to_metadata()
+        receipt = Receipt.of(self._recorder.run_id, job, latency_s)
         try:
-            await self._bucket.put_image(name, content, metadata)
+            await self._bucket.put_image(name, content, image_metadata(job, receipt))
         except (StoreUnavailableError, anyio.get_cancelled_exc_class()):
-            self._save_here(name, content)  # it is paid for
+            self._save_here(name, content, receipt)  # it is paid for
             raise
 
     def _note_health(self, error_class: ErrorClass | None) -> None:
@@ -495,7 +502,7 @@ class Engine:
             for suspect in self._setup.suspects():
                 if suspect.status is JobStatus.FAILED:
                     self._recorder.took_back(suspect)
-                    suspect.reopen()
+                    self.reopen(suspect)
                     self._store.save(suspect)
         return self.stopped is not None and self.stopped.kind is StopKind.SETUP and is_suspect(error)
 

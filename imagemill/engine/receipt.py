@@ -6,6 +6,7 @@ full disk, or if the job store is lost, a resume reads the outcome from the rece
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -76,6 +77,13 @@ class Receipt:
         job.cost_source = job.cost_source or self.cost_source
         job.unanswered = max(job.unanswered, self.unanswered)
         job.unanswered_usd = max(job.unanswered_usd, self.unanswered_usd)
+
+
+def image_metadata(job: Job, receipt: Receipt | None) -> dict[str, str]:
+    """The metadata that a job's image is stored with: what it was made from, and the receipt if known."""
+    digest = hashlib.sha256(job.prompt.encode("utf-8", "surrogatepass")).hexdigest()
+    made_from = {"key": job.key, "seed": str(job.seed), "model": job.model, "prompt-sha256": digest}
+    return made_from | (receipt.to_metadata() if receipt else {})
 
 
 def _source_of(text: str) -> str:

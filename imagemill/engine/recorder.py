@@ -125,8 +125,8 @@ class Recorder:
         self._log.job("sent", job)
 
     def accepted(self, job: Job) -> None:
-        """A queued API took the request; the line holds its id."""
-        self._log.job("accepted", job)
+        """The API has the request; the line holds its id, and what it costs where that is booked with it."""
+        self._log.job("accepted", job, **_paid(job))
 
     def charged(self, usd: float) -> None:
         """The API charges for an image."""

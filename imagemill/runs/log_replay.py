@@ -23,7 +23,7 @@ _EVENTS = frozenset({"sent", "accepted", "attempt_failed", "done", "failed"})
 
 @dataclass(frozen=True, slots=True)
 class LastLine:
-    """The last log line about a job. Costs are in USD; None if the line does not have the field."""
+    """The last log line about a job. Costs are in USD; None if no line has the field."""
 
     event: str
     attempt: int
@@ -50,14 +50,15 @@ def last_lines(log: Path, jobs: Iterable[int]) -> dict[int, LastLine]:
             except orjson.JSONDecodeError:
                 continue  # cut short by a kill
             if line.get("job") in wanted and line["event"] in _EVENTS:
+                before = found.get(line["job"])  # its cost stands where the next line names none
                 found[line["job"]] = LastLine(
                     line["event"],
                     line["attempt"],
                     line["request_id"],
-                    line.get("cost_usd"),
+                    line.get("cost_usd", before and before.cost_usd),
                     line.get("unanswered"),
                     line.get("unanswered_usd"),
-                    line.get("cost_source"),
+                    line.get("cost_source", before and before.cost_source),
                 )
     return found
 

@@ -7,17 +7,22 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
 
-from imagemill.bucket.image_bucket import MEDIA_TYPES, StoredImage, image_name
+import orjson
+
+from imagemill.bucket.image_bucket import StoredImage, image_name
 from imagemill.engine.image_check import check_picture
-from imagemill.engine.receipt import Receipt
+from imagemill.engine.receipt import Receipt, image_metadata
 from imagemill.errors import ApiError
-from imagemill.jobs import CostSource, Job, JobStatus
+from imagemill.jobs import Job, JobStatus
 from imagemill.runs.log_replay import LastLine, catch_up, last_lines, was_unanswered
 from imagemill.runs.session import Session
 from imagemill.stores import shards
 
 _LOOKED_UP_AT_ONCE = 10_000
+_RECEIPT = ".json"
+"""What the receipt beside an image in the run's folder ends in."""
 
 
 def upload_unsaved(session: Session) -> None:
@@ -26,23 +31,35 @@ def upload_unsaved(session: Session) -> None:
     One that is not, such as a disk that was full left it, is dropped and counted as lost: its job is made
     anew.
     """
-    files = {file.stem: file for file in session.folder.unsaved.glob("[!.]*.*")}
+    kept = session.folder.unsaved.glob("[!.]*.*")
+    files = {file.stem: file for file in kept if file.suffix != _RECEIPT}
     if not files:
         return
     for job in _jobs_of(session, files.keys()):
         file = files.pop(job.key)
+        receipt = _receipt_in(file.with_suffix(_RECEIPT))
         try:
-            picture = check_picture(
-                file.read_bytes(), job.width, job.height, exact=session.api.profile.sizes.exact
-            )
+            content = file.read_bytes()
+            picture = check_picture(content, job.width, job.height, exact=session.api.profile.sizes.exact)
+        except FileNotFoundError:
+            continue  # another worker on this machine has uploaded it
         except ApiError as error:
             session.recorder.lost_image(file.name, error.message)
         else:
-            extension = picture.extension
-            session.bucket.upload(file, image_name(job.key, extension), MEDIA_TYPES[extension])
-        file.unlink()
+            name = image_name(job.key, picture.extension)
+            session.wait(session.bucket.put_image, name, content, image_metadata(job, receipt))
+        file.unlink(missing_ok=True)
+        file.with_suffix(_RECEIPT).unlink(missing_ok=True)
     for file in files.values():
         session.recorder.event("unsaved_ignored", image=file.name)  # of no job of this run
+
+
+def _receipt_in(file: Path) -> Receipt | None:
+    """The receipt kept beside an image; None if there is no readable one."""
+    try:
+        return Receipt.from_metadata(orjson.loads(file.read_bytes()))
+    except (FileNotFoundError, orjson.JSONDecodeError):
+        return None
 
 
 def _jobs_of(session: Session, keys: Collection[str]) -> list[Job]:
@@ -128,8 +145,9 @@ def _settle(
         if receipt is not None:
             receipt.settle(job)
         asked = job.attempts > 0  # this run paid for it, and died before recording it
-        if asked and receipt is None and (missed or not job.cost_usd):
-            job.pay(price, CostSource.LIST)
+        booked = job.cost_usd and (not missed or session.api.is_paid(job.request_id))
+        if asked and receipt is None and not booked:
+            job.pay(*session.api.expected_charge(job))
         latency_s = receipt.latency_s if receipt is not None else None
         job.finish(
             time.time(), image=image.name, image_bytes=image.size, latency_s=latency_s, reused=not asked

@@ -22,12 +22,7 @@ def reopen_failed(session: Session, *, permanent: bool) -> int:
             for job in jobs:
                 if job.status is JobStatus.FAILED and (job.retryable or permanent):
                     session.recorder.reopened(job)
-                    doubtful_usd = job.unanswered_usd
-                    paid = session.api.is_paid(job.request_id)
-                    job.reopen(
-                        0.0 if paid else session.api.price_usd(job.width, job.height, job.steps, job.params)
-                    )
-                    session.cost.doubtful_usd += job.unanswered_usd - doubtful_usd
+                    session.engine.reopen(job)
                     session.store.save(job)
                     reopened += 1
             await session.store.commit()

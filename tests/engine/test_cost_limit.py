@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import anyio
 import pytest
 
@@ -41,3 +43,28 @@ def test_what_may_have_been_charged_counts_against_the_limit_but_not_as_cost() -
         cost.promise_asked(0.06, expected=False)  # sent before: to fetch it costs nothing
 
     run(scenario)
+
+
+def test_the_limit_holds_where_the_api_charges_more_than_the_list_price() -> None:
+    billed: list[float] = []
+
+    async def bought(cost: CostLimit, slots: anyio.Semaphore) -> None:
+        with contextlib.suppress(BudgetSpentError):
+            async with slots:
+                await cost.promise(0.005)
+                await anyio.sleep(1)
+                billed.append(0.01)
+                cost.settle(0.005, charged_usd=0.01)
+
+    async def scenario(slots: int, limit_usd: float, too_little_usd: float) -> None:
+        billed.clear()
+        cost, free = CostLimit(limit_usd), anyio.Semaphore(slots)
+        async with anyio.create_task_group() as group:
+            for _ in range(100):
+                group.start_soon(bought, cost, free)
+        assert sum(billed) <= limit_usd + too_little_usd + 1e-9
+        assert cost.committed_usd == pytest.approx(sum(billed))
+
+    for slots, limit_usd in ((1, 0.055), (5, 0.095), (10, 0.195)):
+        run(scenario, slots, limit_usd, 0.0)
+    run(scenario, 10, 0.05, 10 * 0.005)  # all of them promised before the first charge was known

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import re
 from collections.abc import Callable
 
 import pytest
@@ -154,3 +155,21 @@ def test_a_redirect_of_an_image_link_is_followed_to_trusted_hosts_only(work_all:
     assert (bad.job.status, bad.job.error_code) == (JobStatus.FAILED, "image_link")
     assert bad.job.error_message is not None
     assert "evil.example" in bad.job.error_message
+
+
+def test_requests_that_the_api_still_has_are_asked_about_and_not_in_doubt(work_all: WorkAll) -> None:
+    def answers(asked: Asked) -> Answer:
+        if asked.method == "POST":
+            return Answer({"request_id": asked.body["prompt"].replace(" ", "-")})
+        number = int(re.findall("Fox-([0-9]+)", asked.path)[0])
+        return Answer({"detail": f"no field {chr(97 + number)}"}, 400)  # in different words, so 30 fail first
+
+    with serving(answers) as server:
+        api = PROVIDERS["fal"](api_key="a long key", base_url=server.base_url, request_timeout_s=3000)
+        ended = work_all(api, jobs_of(api))
+    assert ended[0].stopped is not None
+    assert ended[0].stopped.kind is StopKind.SETUP
+    asked_about = [outcome.job for outcome in ended if outcome.job.request_id is not None]
+    assert asked_about
+    assert {job.status for job in asked_about} == {JobStatus.PENDING}
+    assert {(job.unanswered, job.unanswered_usd) for job in asked_about} == {(0, 0.0)}

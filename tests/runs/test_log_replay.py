@@ -1,0 +1,52 @@
+"""What a killed process wrote to its log but not to its job store is there after a resume."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from imagemill.blocks.apis import Together
+from imagemill.engine.job_log import JobLog
+from imagemill.engine.limits.pacer import Pacer
+from imagemill.engine.recorder import Recorder
+from imagemill.engine.telemetry import Telemetry
+from imagemill.jobs import CostSource, Job
+from imagemill.runs.log_replay import catch_up, last_lines
+from tests.blocks.apis.variants import make_job
+
+API = Together(api_key="k")
+
+
+def accepted(recorder: Recorder, job: Job) -> None:
+    """The image is made and charged, and its link is known."""
+    job.request_id = "https://api.together.ai/imgproxy/a.png"
+    job.pay(0.003, CostSource.LIST)
+    recorder.accepted(job)
+
+
+def asked_again(recorder: Recorder, job: Job) -> None:
+    accepted(recorder, job)
+    job.requeue()
+    job.start(1.0)
+    recorder.sent(job)
+
+
+@pytest.mark.parametrize("killed_after", [accepted, asked_again])
+def test_what_an_image_link_cost_is_read_from_the_log(
+    killed_after: Callable[[Recorder, Job], None], tmp_path: Path
+) -> None:
+    job = make_job(API)
+    stored = replace(job)  # all that the job store has
+    log = tmp_path / "log.jsonl"
+    recorder = Recorder("run", JobLog("run", log), Pacer(1), Telemetry("run", API.provider, API.model))
+    job.start(0.0)
+    recorder.sent(job)
+    killed_after(recorder, job)
+    recorder.close()
+
+    assert catch_up(stored, last_lines(log, [0])[0])
+    assert API.is_paid(stored.request_id)  # the engine will not book it again
+    assert (stored.cost_usd, stored.cost_source) == (0.003, CostSource.LIST)

@@ -1,0 +1,89 @@
+"""Images that a run kept in its folder are uploaded by a resume, and paid for once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import orjson
+import pytest
+
+from imagemill.engine.receipt import Receipt
+from imagemill.jobs import CostSource, Job, JobStatus
+from imagemill.runs.recovery import find_images, upload_unsaved
+from imagemill.runs.session import Session, open_session
+from tests.blocks.apis.link_server import picture
+from tests.blocks.apis.variants import make_job
+from tests.conftest import Place
+from tests.runs.test_session import settings
+
+PRICE_USD = 0.003
+LINK = "https://api.together.ai/imgproxy/a.png"
+
+
+def killed_at_work(session: Session, **state: object) -> Job:
+    """A job whose image was kept in the run's folder, as the store has it after its process died."""
+    job = make_job(session.api)
+    job.start(1.0)
+    for name, value in state.items():
+        setattr(job, name, value)
+
+    async def stored() -> None:
+        await session.store.add([job])
+        await session.store.mark_planned()
+        session.store.save(job)
+        await session.store.commit()
+
+    session.wait(stored)
+    session.folder.unsaved.mkdir(parents=True)
+    return job
+
+
+def resumed(session: Session) -> Job:
+    upload_unsaved(session)
+    find_images(session, [0], begun=True)
+
+    async def found() -> list[Job]:
+        return [job async for jobs in session.store.all_jobs() for job in jobs]
+
+    (job,) = session.wait(found)
+    return job
+
+
+def test_an_image_whose_cost_is_booked_is_not_paid_for_again(
+    place: Place, catalog: Callable[..., str]
+) -> None:
+    with open_session(settings(place, catalog(prompt=["a"]))) as session:
+        paid = {"request_id": LINK, "cost_usd": PRICE_USD, "cost_source": CostSource.LIST}
+        job = killed_at_work(session, **paid)
+        (session.folder.unsaved / f"{job.key}.png").write_bytes(picture())
+        job = resumed(session)
+        assert (job.status, job.cost_usd) == (JobStatus.DONE, PRICE_USD)
+        assert job.image is not None
+        assert place.head(job.image)["Metadata"]["key"] == job.key
+
+
+def test_an_image_kept_with_its_receipt_is_uploaded_with_it(
+    place: Place, catalog: Callable[..., str]
+) -> None:
+    with open_session(settings(place, catalog(prompt=["a"]))) as session:
+        job = killed_at_work(session)
+        file = session.folder.unsaved / f"{job.key}.png"
+        file.write_bytes(picture())
+        receipt = Receipt("r", 1, 2.5, 0.007, 0, 0.0, CostSource.TOLD)
+        file.with_suffix(".json").write_bytes(orjson.dumps(receipt.to_metadata()))
+        job = resumed(session)
+        assert (job.status, job.cost_usd, job.cost_source) == (JobStatus.DONE, 0.007, CostSource.TOLD)
+        assert job.latency_s == 2.5
+        assert session.cost.spent_usd == pytest.approx(0.007)
+        assert not list(session.folder.unsaved.iterdir())
+
+
+def test_an_image_that_another_worker_uploads_meanwhile_is_left_to_it(
+    place: Place, catalog: Callable[..., str]
+) -> None:
+    with open_session(settings(place, catalog(prompt=["a"]))) as session:
+        job = killed_at_work(session, request_id=LINK, cost_usd=PRICE_USD)
+        gone = session.folder.unsaved / f"{job.key}.png"
+        gone.symlink_to(session.folder.unsaved / "gone")  # listed, and gone once it is read
+        job = resumed(session)
+        assert (job.status, job.request_id) == (JobStatus.PENDING, LINK)
