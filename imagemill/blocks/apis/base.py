@@ -509,13 +509,13 @@ class ImageApi(Block):
     async def _fetching(self, job: Job, request_id: str, accepted: Accepted) -> AsyncIterator[None]:
         """Fetch the image that a request made: while that fails, the request is kept, and not sent anew.
 
-        An image from a host that is not trusted may wait for long: its charge is booked at once.
+        The image may never be fetched: its charge is booked at once.
         """
         try:
             yield
         except ApiError as error:
             self._keep_made(error, request_id)
-            if error.code == IMAGE_HOST_REFUSED:
+            if error.charged and error.keep_request:
                 await accepted(f"{PAID}{request_id}", self.charge(job).usd)
             raise
         self._known_here.pop(request_id, None)

@@ -55,7 +55,7 @@ IN_QUEUE: dict[str, Row] = {
     # The request is asked about again, and paid for once.
     "timeout_after_charge": (1, 1, FAILED, ErrorClass.TIMEOUT, RETRYABLE),
     "reset_body": (1, 1, DONE, None, None),
-    "expired_link": (2, 2, FAILED, ErrorClass.INVALID_IMAGE, RETRYABLE),
+    "expired_link": (1, 1, FAILED, ErrorClass.TIMEOUT, RETRYABLE),  # the link may only be late
 }
 FAL: dict[str, Row] = {
     "expired_link": (1, 1, DONE, None, None),  # its result gives a fresh link
