@@ -53,7 +53,8 @@ def test_a_lost_submit_of_an_earlier_sitting_that_still_runs_is_looked_for_again
     api = VARIANTS[variant](emulator.base_url)
     price_usd = api.price_usd(512, 512)
     lost = {"attempts": 1, "unanswered": 1, "unanswered_usd": price_usd, "started_at": time.time()}
-    jobs = [make_job(api, f"Fox {n}", number=n, **lost) for n in range(3)]
+    # Prompts of its own: the list of the module's emulator still has the requests of the tests before.
+    jobs = [make_job(api, f"Badger {n}", number=n, **lost) for n in range(3)]
     for job in jobs:  # as the process before sent them
         headers = {**api.headers, "prefer": ""}
         httpx.post(api.endpoint(job), json=api.body(job), headers=headers, trust_env=False)
