@@ -142,7 +142,8 @@ async def _account_findings(api: ImageApi, http: httpx.AsyncClient) -> list[Find
 
 def _model_finding(api: ImageApi) -> Finding:
     known = api.profile.origin != "assumed"
-    words = f"{api.model}: {api.price_in_words}" if known else f"{api.model}: {api.profile.note}"
+    price = " ".join(api.price_in_words.split())
+    words = f"{api.model}: {price}" if known else f"{api.model}: {api.profile.note}"
     return Finding(what="model", ok=True if known else None, words=words)
 
 

@@ -57,7 +57,7 @@ def test_failed_jobs_exit_with_1_and_a_person_gets_a_table(
 ) -> None:
     done = command("run", catalog(prompt=["a", "b #fault:400"]), *arguments(place, emulator()))
     assert done.code == 1
-    for text in ("images/min", "error rate", "p95 latency", "total cost", "failed.parquet", place.uri):
+    for text in ("images/min", "error rate", "p95 latency", "total cost", "--failed", place.uri):
         assert text in done.out
     assert "Traceback" not in done.out + done.err
 
