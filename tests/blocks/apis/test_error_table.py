@@ -159,7 +159,7 @@ def test_limits_are_rate_limits_and_a_spent_credit_stops(
 def test_asking_too_often_costs_no_budget_and_slows_no_generation(
     variant: str, emulator: Emulator, work_all: WorkAll
 ) -> None:
-    emulator.configure(polls_per_minute=900, latency_s=0.02)
+    emulator.configure(polls_per_minute=240, latency_s=0.02)
     api = VARIANTS[variant](emulator.base_url)
     api.request_timeout_s = 3000  # by a clock fifty times as fast as the emulator's
     ended = work_all(api, [make_job(api, f"Fox {n}", number=n) for n in range(40)])
