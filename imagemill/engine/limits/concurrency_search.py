@@ -6,6 +6,8 @@ START = 10
 CEILING = 400
 PROBE_EVERY_S = 5.0
 """Seconds from one look above a limit that holds to the next."""
+_PROBE_AT_ONE_S = 60.0
+"""The same at a limit of one, a third of it at three: a look costs a refusal, and few requests are sent."""
 
 _FIRST_PROBE_S = 0.5
 """Seconds to the first probe after a refusal, each that is refused doubles them: was it about the number?"""
@@ -50,7 +52,8 @@ class WindowSearch:
     def refused(self, in_flight: int, now: float) -> None:
         """This many at once were too many."""
         if self.probing and self._step == 1:
-            self._probe_after_s = min(2.0 * self._probe_after_s, PROBE_EVERY_S)
+            longest_s = max(PROBE_EVERY_S, _PROBE_AT_ONE_S / self.limit)
+            self._probe_after_s = min(2.0 * self._probe_after_s, longest_s)
         elif self._ramping:
             self._probe_after_s = _FIRST_PROBE_S
         self._ramping = self.probing = False
