@@ -8,7 +8,6 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-import boto3
 import pytest
 from PIL import Image
 
@@ -188,24 +187,3 @@ def test_a_wrong_setup_stops_the_run_and_a_right_one_resumes_it(
     assert (done.code, done.json["done"], done.json["failed"]) == (0, 60, 0), done.err
     assert done.json["cost_source"] == "list"
     assert {row["cost_source"] for row in place.table("runs/wrong/jobs.parquet")} == {"list"}
-
-
-def test_a_bucket_that_may_not_be_written_is_found_before_anything_is_bought(
-    place: Place, capsys: pytest.CaptureFixture[str]
-) -> None:
-    client = boto3.client("s3", endpoint_url=place.s3.endpoint_url)
-    client.create_bucket(Bucket="locked")
-    deny = {"Effect": "Deny", "Principal": "*", "Action": "s3:PutObject", "Resource": "arn:aws:s3:::locked/*"}
-    try:
-        client.put_bucket_policy(Bucket="locked", Policy=json.dumps({"Statement": [deny]}))
-    except client.exceptions.ClientError:
-        pytest.skip("this S3 server knows no bucket policies")
-    finally:
-        client.close()
-    with serving(together) as server:
-        given = ("--output", "s3://locked/x", "--s3-endpoint-url", place.s3.endpoint_url)
-        code, found = check(capsys, "--base-url", server.base_url, *given)
-    if found["bucket"]["ok"]:
-        pytest.skip("this S3 server does not heed bucket policies")
-    assert code == 2
-    assert "write" in found["bucket"]["words"]
