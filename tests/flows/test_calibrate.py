@@ -46,7 +46,10 @@ def test_an_account_is_measured_within_its_budget(emulator: Callable[..., Emulat
     assert found.levels[2].refused_share > 0
     assert "<svg" in plot.read_text()
     assert "http" not in plot.read_text().replace(found.host, "")
-    assert read_limit(api_of(emulated)) == Limit(found.concurrency, found.per_minute)
+    kept = read_limit(api_of(emulated))
+    assert kept is not None
+    rate = found.per_minute and pytest.approx(found.per_minute, rel=1e-2)  # it fades
+    assert kept == Limit(found.concurrency, rate)
 
 
 def test_time_is_a_budget_too(emulator: Callable[..., Emulator]) -> None:
