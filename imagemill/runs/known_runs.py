@@ -281,7 +281,9 @@ def _rows(content: bytes | None, row: tuple[str, str, object] | None = None) -> 
         return []
     import pyarrow.parquet as pq  # noqa: PLC0415 - listing runs does not need it
 
-    found: list[dict[str, Any]] = pq.read_table(io.BytesIO(content), filters=row and [row]).to_pylist()
+    # In this thread: pyarrow's own, begun just before the command ends, abort the process at its exit.
+    table = pq.read_table(io.BytesIO(content), filters=row and [row], use_threads=False, pre_buffer=False)
+    found: list[dict[str, Any]] = table.to_pylist()
     return found
 
 
