@@ -16,13 +16,13 @@ from prefect.runtime import flow_run
 from prefect.states import Completed
 from prefect.task_runners import ThreadPoolTaskRunner
 
+from imagemill.bucket.probe import probe_copies
 from imagemill.cluster.dask import check_cluster, leading, run_on_cluster
 from imagemill.cluster.membership import Crew
 from imagemill.engine.engine import StopKind
 from imagemill.errors import StoreUnavailableError
 from imagemill.reports.artifacts import RunArtifacts, shown_in_prefect
 from imagemill.reports.measurement import count
-from imagemill.runs.preflight import try_bucket
 from imagemill.runs.remembered_limit import write_limit
 from imagemill.runs.session import Session, open_session
 from imagemill.runs.summary import RunStoppedError, RunSummary
@@ -77,7 +77,8 @@ def generate(run: Run, prepared: Prepared) -> None:
     """Process the run's shards, in threads of this process or on a Dask cluster."""
     session = run.session
     if prepared.images:
-        try_bucket(session.bucket)
+        if session.settings.output.copies:
+            probe_copies(session.bucket)
         session.wait(session.engine.check_account)
     try:
         if run.crew is not None:

@@ -50,6 +50,22 @@ def probe(bucket: ImageBucket) -> None:
         raise _refusal(bucket, "does not let objects be deleted", kept) from kept
 
 
+def probe_copies(bucket: ImageBucket) -> None:
+    """Write, copy and delete one object, as a run with copies does.
+
+    Raises:
+        InputError: it is refused; says so.
+    """
+    name = f".imagemill-probe-{uuid.uuid4().hex}"
+    copied = f"{name}-copy"
+    try:
+        bucket.write_version(name, b"1", _TEXT, None)
+        bucket.copy(name, copied)
+        bucket.delete([name, copied])
+    except (StoreUnavailableError, ConflictError, FileNotFoundError) as error:
+        raise _refusal(bucket, "does not let objects be copied", error) from error
+
+
 def _replaces_conditionally(bucket: ImageBucket, name: str, etag: str | None) -> bool:
     """Whether a write that must not take place does not, and one that may does; the object is b"2" then.
 

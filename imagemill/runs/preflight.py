@@ -19,7 +19,7 @@ from imagemill.blocks.apis import ImageApi
 from imagemill.blocks.apis.base import NO_SUCH_MODEL
 from imagemill.blocks.loading import image_api, job_store
 from imagemill.bucket.access import open_bucket
-from imagemill.bucket.image_bucket import ConflictError, ImageBucket
+from imagemill.bucket.probe import probe, probe_copies
 from imagemill.engine.engine import PATIENCE_S
 from imagemill.engine.image_check import check_picture
 from imagemill.errors import ApiError, ErrorClass, InputError, StoreUnavailableError
@@ -63,39 +63,6 @@ def check_all(
     findings.append(_tried("store", lambda: _store_words(execution)))
     findings.append(_tried("prefect", _prefect_words))
     return findings
-
-
-def try_bucket(bucket: ImageBucket) -> None:
-    """Write, conditionally replace, read, copy and delete one small object, as a run does.
-
-    Raises:
-        InputError: something of this is refused; says what.
-    """
-    name = f".imagemill-check-{uuid.uuid4().hex}.png"
-    copied = name.replace(".png", "-copy.png")
-    with tempfile.NamedTemporaryFile() as file:
-        file.write(b"imagemill")
-        file.flush()
-        path = Path(file.name)
-        step = "write"
-        try:
-            anyio.run(bucket.put_image, name, b"check", {"key": "check"})
-            step = "read"
-            found = bucket.read_version(name)
-            if found is None or found[0] != b"check":
-                raise InputError(f"The bucket {bucket.name!r} gives back other bytes than it was given.")
-            step = "replace"
-            bucket.replace(path, name, "text/plain", found[1])
-            step = "copy"
-            bucket.copy(name, copied)
-            step = "delete"
-            bucket.delete([name, copied])
-        except (StoreUnavailableError, ConflictError, FileNotFoundError) as error:
-            words = str(error) or "somebody else replaced it meanwhile"
-            raise InputError(
-                f"The bucket {bucket.name!r} is not fit for a run: to {step} an object below {bucket.uri}"
-                f" failed ({words.rstrip('.')}). Check the rights of the access key."
-            ) from error
 
 
 def _tried(what: str, words: Callable[[], str]) -> Finding:
@@ -185,7 +152,8 @@ async def _bought(api: ImageApi, http: httpx.AsyncClient, picture: PictureSettin
 def _bucket_words(output: OutputSettings) -> str:
     bucket = open_bucket(output)
     try:
-        try_bucket(bucket)
+        probe(bucket)
+        probe_copies(bucket)
     finally:
         bucket.close()
     return f"{bucket.uri}: written, replaced, read, copied and deleted"
