@@ -14,6 +14,7 @@ from imagemill.cli.options import GROUPS, OPTIONS
 from imagemill.errors import RETRY_RULES
 from imagemill.models.listing import VENDORS, listed_models
 from imagemill.reports.metrics import METRICS_SCHEMA
+from imagemill.runs.reconciliation import RECONCILIATION_SCHEMA
 from imagemill.runs.records import FAILED_SCHEMA, JOBS_SCHEMA
 from imagemill.runs.summary import RunSummary
 
@@ -25,6 +26,11 @@ _FILES: tuple[tuple[str, str, pa.Schema], ...] = (
         "metrics.parquet",
         "One row per time bucket in which something happened; `bucket_s` is its width.",
         METRICS_SCHEMA,
+    ),
+    (
+        "reconciliation.parquet",
+        "Written by `imagemill reconcile`: one row per request that the run booked or the vendor charged.",
+        RECONCILIATION_SCHEMA,
     ),
 )
 
@@ -38,6 +44,7 @@ runs/<run_id>/jobs.parquet            one row per job: status, attempts, latency
 runs/<run_id>/failed.parquet          failed jobs, with their full input and the API's message
 runs/<run_id>/rejected.parquet        rows that never became jobs, with the reason
 runs/<run_id>/metrics.parquet         throughput, error rate, latency and cost over time
+runs/<run_id>/reconciliation.parquet  what was booked and what was charged, written by imagemill reconcile
 runs/<run_id>/log.jsonl               one line per job event
 runs/<run_id>/report.html             the run's report, one self-contained file
 runs/<run_id>/summary.json            what the run printed at its end

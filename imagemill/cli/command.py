@@ -141,6 +141,8 @@ def _parser(kind: type[argparse.ArgumentParser]) -> argparse.ArgumentParser:
     add_options(runs, BUCKET_OPTIONS)
     runs.set_defaults(run=_runs)
 
+    reconcile = _reconcile_parser(commands)
+
     models = commands.add_parser(
         "models", help="list models: what each takes and costs, and where that is from", allow_abbrev=False
     )
@@ -155,7 +157,7 @@ def _parser(kind: type[argparse.ArgumentParser]) -> argparse.ArgumentParser:
             choices=("text", "json"),
             help="write one line per job to stderr instead of the progress",
         )
-    for command in (run, estimate, resume, retry, calibrate, check, demo, dashboard, runs, models):
+    for command in (run, estimate, resume, retry, calibrate, check, demo, dashboard, runs, reconcile, models):
         command.add_argument("--json", action="store_true", help="print one JSON object on stdout")
     commands.add_parser("emulator", help="vendors' image APIs on this machine; see emulator --help")
     return parser
@@ -175,6 +177,35 @@ def _check_parser(commands: Any) -> argparse.ArgumentParser:  # noqa: ANN401 - a
     check.add_argument("--image", action="store_true", help="also buy one real image, for its price")
     check.set_defaults(run=_check)
     return check
+
+
+def _reconcile_parser(commands: Any) -> argparse.ArgumentParser:  # noqa: ANN401 - argparse names no type
+    from imagemill.cli.options import BUCKET_OPTIONS, add_options
+
+    reconcile: argparse.ArgumentParser = commands.add_parser(
+        "reconcile",
+        help="compare a run with the vendor's bill, request by request",
+        description="Compare what a run booked for each request with what the vendor charged: with fal's"
+        " billing events, which need an admin key (FAL_ADMIN_KEY, or FAL_KEY if it is one), or with a bill"
+        " that you exported as CSV. The comparison goes to the run's records and into its report. Exit code"
+        " 1: they differ.",
+        allow_abbrev=False,
+    )
+    reconcile.add_argument("run_id", metavar="RUN_ID", help="the id of the run")
+    reconcile.add_argument(
+        "--from", dest="export", type=Path, metavar="FILE", help="a CSV with one charge per row"
+    )
+    reconcile.add_argument(
+        "--column",
+        action="append",
+        metavar="NAME=COLUMN",
+        help="which columns of the CSV hold request_id and usd, if that is not clear from their names. Can be"
+        " repeated.",
+    )
+    reconcile.add_argument("--base-url", metavar="URL", help="where to ask for charges, if not at the vendor")
+    add_options(reconcile, BUCKET_OPTIONS)
+    reconcile.set_defaults(run=_reconcile)
+    return reconcile
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -266,6 +297,12 @@ def _runs(arguments: argparse.Namespace) -> int:
     from imagemill.cli.listing import show_runs
 
     return show_runs(arguments)
+
+
+def _reconcile(arguments: argparse.Namespace) -> int:
+    from imagemill.cli.reconcile import show_reconciliation
+
+    return show_reconciliation(arguments)
 
 
 def _models(arguments: argparse.Namespace) -> int:

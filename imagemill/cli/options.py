@@ -161,7 +161,7 @@ def settings_of(arguments: argparse.Namespace, group: str, **given: object) -> A
         if value is None:
             continue
         if option in _PAIRS:
-            value = dict(_pair(option, metavar, text) for text in value)
+            value = pairs_of(option, metavar, value)
         elif option == "--concurrency" and value != "auto":
             value = _whole(option, value)
         values[name] = value
@@ -174,6 +174,15 @@ def settings_of(arguments: argparse.Namespace, group: str, **given: object) -> A
                 message = str(first["msg"]).removeprefix("Value error, ")
                 raise InputError(f"{option} {first['input']!r}: {message}.") from error
         raise input_error(error) from error
+
+
+def pairs_of(option: str, metavar: str, given: Sequence[str]) -> dict[str, str]:
+    """Names and values that an option was given, each as NAME=VALUE.
+
+    Raises:
+        InputError: one is of another form.
+    """
+    return dict(_pair(option, metavar, text) for text in given)
 
 
 def _pair(option: str, metavar: str, text: str) -> tuple[str, str]:

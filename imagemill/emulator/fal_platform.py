@@ -3,7 +3,9 @@
 Source: fal.ai/docs/platform-apis/v1 (models, models/pricing, models/requests/by-endpoint,
 models/billing-events), read 2026-11-25. Cursors encode a page's number, as in "Mg==". Requests are listed by
 the time of their end, so that one still running is not among them (the order is documented, the absence of
-running ones unconfirmed). Billing events need an admin key; how soon they show is `billing_lag_s`.
+running ones unconfirmed). Billing events need an admin key; how soon they show is `billing_lag_s`. One
+question names at most 50 requests and spans at most 90 days. An event has its cost before and after the
+discount, in USD, and after it in 1e-9 USD.
 
 Unconfirmed: the shape of errors.
 """
@@ -31,6 +33,8 @@ __all__ = ["FalPlatform"]
 
 _UNIT_PRICE = 0.003
 _LARGEST_PAGE = {"requests": 100, "events": 10_000}
+_MOST_NAMED = 50
+_LONGEST_BILL = timedelta(days=90)
 
 
 class FalPlatform:
@@ -89,12 +93,14 @@ class FalPlatform:
             size, page = _page(request, _LARGEST_PAGE["events"])
         except ValueError:
             return _error(400)
-        asked = _names(request, "request_id")
+        asked, models = _names(request, "request_id"), _names(request, "endpoint_id")
+        if len(asked) > _MOST_NAMED or len(models) > _MOST_NAMED or until - since > _LONGEST_BILL:
+            return _error(400)
         lag = timedelta(seconds=self._fal.studio.settings.billing_lag_s)
         charged = [
             task
             for task in self._fal.queue.ended(since, min(until, datetime.now(UTC) - lag))
-            if task.end == "done" and (not asked or task.id in asked)
+            if task.end == "done" and (not asked or task.id in asked) and (not models or MODEL in models)
         ]
         events = [_event(task) for task in charged[page * size : (page + 1) * size]]
         return _paged("billing_events", events, len(charged), size, page)
@@ -126,6 +132,9 @@ def _event(task: Task) -> dict[str, Any]:
         "output_units": nano / (_UNIT_PRICE * 1e9),
         "unit_price": _UNIT_PRICE,
         "percent_discount": None,
+        "cost_subtotal": nano / 1e9,
+        "cost_discount": 0,
+        "cost_total": nano / 1e9,
         "cost_estimate_nano_usd": nano,
     }
 

@@ -46,7 +46,10 @@ def test_links_lead_somewhere(page: Path) -> None:
             assert anchor in headings[place], target
 
 
-COMMANDS = ("run", "estimate", "resume", "retry-failed", "calibrate", "check", "demo", "dashboard", "runs")
+COMMANDS = (
+    *("run", "estimate", "resume", "retry-failed", "calibrate", "check", "demo", "dashboard", "runs"),
+    "reconcile",
+)
 
 
 @cache

@@ -13,6 +13,8 @@ and the image is in the answer as a data URI; what is lost on the way is lost.
 - Old requests can be asked about, and give fresh links to their images.
 - Requests of the last 30 days are listed with inputs and outputs, at api.fal.ai: a submit whose answer was
   lost is found there, and an image that the queue has forgotten.
+- Billing events say what each request was charged: to an admin key (FAL_ADMIN_KEY, or FAL_KEY if it is one),
+  at most 50 requests or 90 days per question.
 - Images come from fal.media.
 
 From fal's queue reference and its Python client. Not confirmed against the live service: the largest size,
@@ -22,8 +24,9 @@ form gives PNG data URIs for this model, and how soon after its end a request is
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from datetime import datetime, timedelta
+from decimal import Decimal
 from typing import Any, ClassVar
 from urllib.parse import quote, urlencode
 
@@ -31,6 +34,7 @@ import httpx
 from pydantic import Field, HttpUrl, PrivateAttr
 
 from imagemill.blocks.apis.base import Accepted, GeneratedImage, ImageApi, ImageSource
+from imagemill.blocks.apis.billing import BillingEvent
 from imagemill.blocks.apis.exchange import (
     fetch,
     follow,
@@ -45,6 +49,11 @@ from imagemill.jobs import Job
 from imagemill.request_watch import RequestState
 
 _PLATFORM = "https://api.fal.ai"
+_AT_ONCE = "https://fal.run"
+_BILLED_DAYS = timedelta(days=90)
+_MOST_BILLED = 1_000
+"""Pages of charges that are read at most, of 10,000 each."""
+
 _STATES = {
     "IN_QUEUE": RequestState.QUEUED,
     "IN_PROGRESS": RequestState.IN_PROGRESS,
@@ -83,13 +92,14 @@ class Fal(QueuedApi):
     )
 
     list_kept: ClassVar[timedelta] = timedelta(days=30)
+    admin_key_variable: ClassVar[str] = "FAL_ADMIN_KEY"
 
     _streams: bool = PrivateAttr(default=True)
 
     def model_post_init(self, context: object, /) -> None:
         """The synchronous form has its own host."""
         if not self.queued:
-            self.base_url = self.base_url or "https://fal.run"
+            self.base_url = self.base_url or _AT_ONCE
         super().model_post_init(context)
 
     def endpoint(self, job: Job) -> str:
@@ -107,9 +117,8 @@ class Fal(QueuedApi):
         return ImageSource(link, flagged=isinstance(flags, list) and True in flags)
 
     async def look_up(self, http: httpx.AsyncClient) -> str:
-        host = _PLATFORM if self.base_url == self.default_base_url else self.base_url
         query = urlencode({"endpoint_id": self.model})
-        await self.question(http, f"{host}/v1/models/pricing?{query}")
+        await self.question(http, f"{self._platform}/v1/models/pricing?{query}")
         return f"{self.model} has a price"
 
     def handle_of(self, answer: dict[str, Any]) -> str | None:
@@ -132,20 +141,44 @@ class Fal(QueuedApi):
     ) -> AsyncIterator[PastRequest]:
         if not self.queued:
             return  # the results of the synchronous form are not kept
-        host = _PLATFORM if self.base_url == self.default_base_url else self.base_url
         query = {"endpoint_id": self.model, "start": since.isoformat(), "expand": "payloads", "limit": "100"}
-        for _ in range(most_pages):
-            async with self.attempt():
-                page = await self.ask(http, f"{host}/v1/models/requests/by-endpoint?{urlencode(query)}")
+        async for page in self._pages(http, "requests/by-endpoint", query, most_pages):
             for item in objects_at(page, "items"):
                 status = item.get("status_code")
                 failed = isinstance(status, int) and status >= 400
                 handle = text_at(item, "request_id") or ""
                 yield PastRequest(handle, item.get("json_input"), failed, item.get("json_output"))
+
+    async def billing_events(
+        self, http: httpx.AsyncClient, since: datetime, until: datetime, request_ids: Sequence[str] = ()
+    ) -> AsyncIterator[BillingEvent]:
+        while since < until:
+            end = min(until, since + _BILLED_DAYS)
+            query = {"endpoint_id": self.model, "start": since.isoformat(), "end": end.isoformat()}
+            query |= {"request_id": ",".join(request_ids)} if request_ids else {}
+            async for page in self._pages(http, "billing-events", query | {"limit": "10000"}, _MOST_BILLED):
+                for item in objects_at(page, "billing_events"):
+                    yield _billed(item)
+            since = end
+
+    async def _pages(
+        self, http: httpx.AsyncClient, what: str, query: Mapping[str, str], most: int
+    ) -> AsyncIterator[dict[str, Any]]:
+        """The pages of a list at fal's platform, at most so many."""
+        asked = dict(query)
+        for _ in range(most):
+            async with self.attempt():
+                page = await self.ask(http, f"{self._platform}/v1/models/{what}?{urlencode(asked)}")
+            yield page
             cursor = text_at(page, "next_cursor")
             if not cursor or not page.get("has_more"):
                 return
-            query["cursor"] = cursor
+            asked["cursor"] = cursor
+
+    @property
+    def _platform(self) -> str:
+        """Where prices, past requests and charges are: fal's platform, or the address in its place."""
+        return _PLATFORM if self.base_url in {self.default_base_url, _AT_ONCE} else self.base_url
 
     @property
     def queues(self) -> bool:
@@ -225,3 +258,13 @@ class Fal(QueuedApi):
         if error_type := headers.get("x-fal-error-type"):
             error.code = self.clean(error_type)[:60]
         return error
+
+
+def _billed(item: dict[str, Any]) -> BillingEvent:
+    """A charge in fal's list: its whole billionths of a dollar, or its dollars where it has none of these."""
+    name = text_at(item, "request_id")
+    for field, parts in (("cost_estimate_nano_usd", 1_000_000_000), ("cost_total", 1)):
+        amount = item.get(field)
+        if name and isinstance(amount, int | float) and not isinstance(amount, bool):
+            return BillingEvent(name, Decimal(str(amount)) / parts)
+    raise unexpected_answer(item)
