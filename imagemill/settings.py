@@ -7,6 +7,7 @@ from the environment, so settings can be stored with a run.
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -38,6 +39,8 @@ CATALOG_COLUMNS = ("prompt", "id", "negative_prompt", "width", "height", "seed",
 PARAM_PREFIX = "param_"
 """A column map's name for a further field of the model begins so: ``{"param_guidance": "cfg"}``."""
 
+_LONGEST_TEMPLATE = 20_000
+
 PARAM = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,99}")
 
 _SPELLED = {"api": "API", "id": "ID", "s": "(s)", "s3": "S3", "uri": "URI", "url": "URL", "usd": "(USD)"}
@@ -47,6 +50,15 @@ def _title(name: str, _field: object) -> str:
     """A field's title in the UI's form: ``max_cost_usd`` becomes "Max cost (USD)"."""
     words = " ".join(_SPELLED.get(word, word) for word in name.split("_"))
     return words[0].upper() + words[1:]
+
+
+def _template_of(file: Path) -> str:
+    try:
+        text = file.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise ValueError(f"the template file {str(file)!r} cannot be read: {reason}") from error
+    return "{{ '@' }}" + text[1:] if text.startswith("@") else text  # or it would name another file
 
 
 def _param_of(column: str) -> str | None:
@@ -72,7 +84,34 @@ class CatalogSettings(_Settings):
         ' model: {"param_guidance": "cfg"}.',
         examples=[{"prompt": "text", "id": "sku"}],
     )
+    prompt_template: str | None = Field(
+        default=None,
+        description="A Jinja2 template that makes each row's prompt from its columns; @FILE reads it from a"
+        " file.",
+        examples=["Studio photo of {{ title }}, {{ colour | lower }}, white background"],
+    )
+    negative_prompt_template: str | None = Field(
+        default=None, description="The same for the negative prompt."
+    )
     limit: int | None = Field(default=None, ge=1, description="Read at most this many rows.")
+
+    @property
+    def templates(self) -> dict[str, str]:
+        """The templates, by the column that each makes."""
+        given = {"prompt": self.prompt_template, "negative_prompt": self.negative_prompt_template}
+        return {name: template for name, template in given.items() if template is not None}
+
+    @field_validator("prompt_template", "negative_prompt_template")
+    @classmethod
+    def _read_template(cls, template: str | None) -> str | None:
+        """The template itself: a run's record keeps it, and resumes elsewhere without the file."""
+        if template is not None and template.startswith("@"):
+            template = _template_of(Path(template[1:]).expanduser())
+        if template is not None and not template.strip():
+            raise ValueError("the template is blank")
+        if template is not None and len(template) > _LONGEST_TEMPLATE:
+            raise ValueError(f"the template has more than {_LONGEST_TEMPLATE:,} characters")
+        return template
 
     @field_validator("columns")
     @classmethod
@@ -430,6 +469,7 @@ class RunSettings(_Settings):
             "catalog": self.catalog.path,
             "columns": self.catalog.columns,
             "limit": self.catalog.limit,
+            **{f"{name} template": text for name, text in self.catalog.templates.items()},
             "provider": self.api.provider,
             "model": self.api.model,
             "output": self.output.uri,

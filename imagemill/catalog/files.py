@@ -8,7 +8,7 @@ import glob
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
 
@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.fs
 import pyarrow.parquet as pq
 
+from imagemill.catalog.templates import CatalogTemplates
 from imagemill.errors import InputError
 from imagemill.s3.connection import S3Connection
 from imagemill.s3.filesystem import s3_filesystem
@@ -41,6 +42,7 @@ class CatalogFiles:
     carried: pa.Schema
     limit: int | None
     digest: str
+    templates: CatalogTemplates = field(default_factory=CatalogTemplates)
 
     def batches(self) -> Iterator[pa.Table]:
         """Tables of at most 10,000 rows: imagemill's columns under its own names, then the carried ones."""
@@ -109,6 +111,7 @@ def open_catalog(
     if schema is None:
         raise InputError(f"The catalog {settings.path!r} has no files.")
     columns = _column_map(settings, schema)
+    templates = CatalogTemplates.of(settings, schema.names, columns)
     taken = set(columns.values())
     carried = pa.schema([field for field in schema if field.name not in taken])
     return CatalogFiles(
@@ -119,6 +122,7 @@ def open_catalog(
         carried,
         settings.limit,
         digest.hexdigest(),
+        templates,
     )
 
 
@@ -143,6 +147,10 @@ def _column_map(settings: CatalogSettings, schema: pa.Schema) -> dict[str, str]:
         for own in (*CATALOG_COLUMNS, *[own for own in settings.columns if own.startswith(PARAM_PREFIX)])
         if own in settings.columns or (own in names and own not in renamed)
     }
+    for made in settings.templates:  # what a template makes is carried, where the catalog has it too
+        columns.pop(made, None)
+    if "prompt" in settings.templates:
+        return columns
     if "prompt" not in columns:
         raise InputError(
             f"The catalog has no column 'prompt'{_nearest('prompt', names)}. Name the column that holds"

@@ -114,7 +114,9 @@ class Planner:
 
     def _plan_batch(self, table: pa.Table, catalog: CatalogFiles) -> tuple[pa.Table, pa.Table, NewJobs]:
         first_row = self._rows
-        judged = self._judge.judge(table, first_row)
+        reasons: dict[int, str] = {}
+        table = catalog.templates.applied(table, reasons)
+        judged = self._judge.judge(table, first_row, reasons)
         rows, keys = judged.rows, self._keys_of(judged.rows)
         first_job = self._unique
         numbers, new = self._numbers(rows, keys, known_by_id="id" in table.column_names)

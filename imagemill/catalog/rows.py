@@ -72,11 +72,14 @@ class Judge:
         except ValueError as error:
             raise InputError(f"{str(error)[0].upper()}{str(error)[1:]}.") from None
 
-    def judge(self, batch: pa.Table, first_row: int) -> Judged:
-        """Judge rows that have imagemill's own names of columns; one without an id is named by its number."""
+    def judge(self, batch: pa.Table, first_row: int, reasons: dict[int, str]) -> Judged:
+        """Judge rows that have imagemill's own names of columns; one without an id is named by its number.
+
+        ``reasons`` has the rows that were rejected before, by place.
+        """
         count = batch.num_rows
         given = set(batch.column_names)
-        reasons: dict[int, str] = {}  # by columns in this order: a row's first fault counts
+        # By columns in this order: a row's first fault counts.
         if "id" in given:
             names = _names(batch["id"].to_pylist(), first_row, reasons)
         else:

@@ -59,6 +59,8 @@ OPTIONS: tuple[tuple[str, str, str, str], ...] = (
     ("--scheduler", "ADDRESS", "execution", "scheduler"),
     ("--grace", "S", "execution", "grace_s"),
     ("--column", "NAME=COLUMN", "catalog", "columns"),
+    ("--prompt-template", "TEXT", "catalog", "prompt_template"),
+    ("--negative-prompt-template", "TEXT", "catalog", "negative_prompt_template"),
     ("--limit", "ROWS", "catalog", "limit"),
     ("--width", "N", "picture", "width"),
     ("--height", "N", "picture", "height"),
