@@ -43,6 +43,10 @@ class Office:
         pq.write_table(pa.table({"id": prompts, "prompt": prompts}), path)
         return str(path)
 
+    def place_of(self, name: str) -> Place:
+        """An output of its own: a manifest belongs to one catalog."""
+        return Place(self.place.s3, f"{self.place.uri}/{name}")
+
     def call(self, method: str, path: str, **document: Any) -> Any:
         body = document or None
         deadline = time.monotonic() + PATIENCE_S
@@ -103,11 +107,13 @@ def office(s3: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[O
     emulated.start()
     try:
         with installation(folder) as prefect:
+            office = Office(prefect, place, emulated, folder)
             project = yaml.safe_load((ROOT / "prefect.yaml").read_text())
             for deployment in project["deployments"]:
-                parameters = deployment.setdefault("parameters", {})
+                parameters = {**deployment.get("parameters", {})}  # the file's deployments share theirs
+                deployment["parameters"] = parameters
                 if "output" in parameters:
-                    parameters["output"] = place.settings()
+                    parameters["output"] = office.place_of(deployment["name"]).settings()
                 if "api" in parameters:
                     parameters["api"] = {"provider": "fal", "base_url": emulated.base_url}
                 if "catalog" in parameters:
@@ -117,7 +123,7 @@ def office(s3: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[O
             prefect.prefect("deploy", "--all", "--prefect-file", str(folder / "prefect.yaml"))
             environment = {**s3.environment, "FAL_KEY": "key", "PREFECT_WORKER_QUERY_SECONDS": "1"}
             with prefect.worker(**environment):
-                yield Office(prefect, place, emulated, folder)
+                yield office
     finally:
         emulated.stop()
 
@@ -251,7 +257,12 @@ def test_a_run_cancelled_in_the_ui_goes_on_under_its_run_id_and_pays_nothing_twi
     office.set_latency(0.5)
     path = office.catalog("cancelled", 150)
     paid_before = office.emulated.bill()["images"]
-    work = {"catalog": {"path": path}, "execution": {"run_id": "cancelled", "shard_size": 50, "workers": 2}}
+    place = office.place_of("cancelled")
+    work = {
+        "catalog": {"path": path},
+        "output": place.settings(),
+        "execution": {"run_id": "cancelled", "shard_size": 50, "workers": 2},
+    }
     flow_run_id = office.start("refresh-catalog/nightly", **work)
     ui.open_run(flow_run_id)
     ui.sees("Running")
@@ -266,7 +277,7 @@ def test_a_run_cancelled_in_the_ui_goes_on_under_its_run_id_and_pays_nothing_twi
     task_runs = {"flow_runs": {"id": {"any_": [flow_run_id]}}}
     states = {run["state_name"] for run in office.call("POST", "/task_runs/filter", **task_runs)}
     assert states == {"Completed"}
-    assert "refresh.lease" not in office.place.objects()
+    assert "refresh.lease" not in place.objects()
     assert office.emulated.bill()["images"] < paid_before + 150
 
     again = office.start("refresh-catalog/nightly", **work)
@@ -285,6 +296,7 @@ def test_a_run_that_waits_for_approval_goes_on_when_it_is_resumed_in_the_ui(offi
     flow_run_id = office.start(
         "generate-catalog/on-demand",
         catalog={"path": office.catalog("dear", 200)},
+        output=office.place_of("dear").settings(),
         limits={"approve_above_usd": 0.5},
     )
     office.wait_for(flow_run_id, "Paused")
@@ -336,5 +348,5 @@ def test_an_uploaded_catalog_is_refreshed_and_a_second_refresh_meanwhile_is_refu
     refused = office.wait_for(second, "Cancelled")
     assert "concurrency limit" in refused["state"]["message"]
     assert office.wait_for(first, "Completed", "Failed")["state_name"] == "Completed"
-    manifest = office.place.table("manifest.parquet")
-    assert sum(row["prompt"].startswith("uploaded") and row["status"] == "done" for row in manifest) == 60
+    manifest = office.place_of("nightly").table("manifest.parquet")
+    assert [row["status"] for row in manifest] == ["done"] * 60
