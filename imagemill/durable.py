@@ -1,4 +1,4 @@
-"""A file written so that it is there whole, or not at all."""
+"""Files that a kill or a power cut leaves whole, or not there at all."""
 
 from __future__ import annotations
 
@@ -22,5 +22,24 @@ def write_whole(path: Path, content: bytes) -> None:
                 left = left[file.write(left) :]
             os.fsync(file.fileno())
         part.replace(path)
+        _sync(path.parent)  # or a power cut may undo the rename
     finally:
         part.unlink(missing_ok=True)
+
+
+def make_durable(path: Path) -> None:
+    """Wait until a file that is written is safe on the disk, its name as well.
+
+    Raises:
+        OSError: it is not.
+    """
+    _sync(path)
+    _sync(path.parent)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -8,7 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from imagemill.catalog.counts import PlanCounts
 from imagemill.durable import write_whole
+from imagemill.runs.folder import RunFolder
+from imagemill.settings import RunSettings
 
 
 def test_a_file_is_there_whole(tmp_path: Path) -> None:
@@ -41,3 +44,27 @@ def test_a_full_disk_leaves_what_was_there(
         write_whole(tmp_path / "a.png", b"after")
     monkeypatch.undo()
     assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == [("a.png", b"before")]
+
+
+def test_a_runs_record_is_written_once_its_plan_is_safe(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A power cut that keeps the record and not the plan would leave a run that cannot be resumed."""
+    monkeypatch.setenv("IMAGEMILL_HOME", str(tmp_path))
+    synced: list[str] = []
+    fsync = os.fsync
+
+    def noted(descriptor: int) -> None:
+        synced.append(Path(f"/proc/self/fd/{descriptor}").readlink().name)
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    folder = RunFolder("r")
+    folder.create()
+    for file in (folder.plan, folder.rejected):
+        file.write_bytes(b"planned")
+    settings = RunSettings(run_id="r", catalog="c.parquet", api="together", output="s3://b/p")  # type: ignore[arg-type]
+    folder.write_record(settings, PlanCounts(1, 0, 1, 0, 0.0, 0.0), "digest")
+    record = next(place for place, name in enumerate(synced) if name.startswith(".run.json"))
+    assert {"plan.parquet", "rejected.parquet", "r"} <= set(synced[:record])
+    assert "r" in synced[record:]  # the folder again, or the rename may be undone

@@ -12,6 +12,7 @@ import orjson
 from pydantic import ValidationError
 
 from imagemill.catalog.counts import PlanCounts
+from imagemill.durable import make_durable, write_whole
 from imagemill.errors import InputError
 from imagemill.media_types import JSON, PARQUET
 from imagemill.settings import RunSettings, input_error
@@ -61,9 +62,14 @@ class RunFolder:
             "catalog_digest": catalog_digest,
             "planned_at": datetime.now(UTC).isoformat(timespec="seconds"),
         }
-        temporary = self.record.with_suffix(".tmp")
-        temporary.write_bytes(orjson.dumps(document, option=orjson.OPT_INDENT_2))
-        temporary.replace(self.record)
+        self._write_record(orjson.dumps(document, option=orjson.OPT_INDENT_2))
+
+    def _write_record(self, record: bytes) -> None:
+        """Store the record once the plan that it stands for is safe on the disk."""
+        for file in (self.plan, self.rejected):
+            if file.exists():
+                make_durable(file)
+        write_whole(self.record, record)
 
     def read_record(self) -> tuple[RunSettings, PlanCounts] | None:
         """The run's settings and the counts of its plan; None if it has not been planned.
@@ -107,7 +113,7 @@ class RunFolder:
         self.create()
         for file in (self.plan, self.rejected, self.log):
             bucket.download(f"runs/{self.run_id}/{file.name}", file)
-        self.record.write_bytes(record)
+        self._write_record(record)
 
     def publish_plan(self, bucket: ImageBucket) -> None:
         """Upload plan, rejected rows and record, the record last."""

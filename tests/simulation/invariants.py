@@ -1,0 +1,120 @@
+"""What must be true of a simulation, at every moment and at its end."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import orjson
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from imagemill.engine.engine import StopKind
+from imagemill.jobs import JobStatus
+
+if TYPE_CHECKING:
+    from tests.simulation.simulation import Simulation
+
+_EXACT = 1e-8
+
+
+class Violation(Exception):  # noqa: N818 - what is looked for, not an error of the simulator's
+    """Something that must be true is not."""
+
+
+def check_written(simulation: Simulation, name: str, content: bytes) -> None:
+    """An object is being written: it must be readable, and a manifest must name only what is there."""
+    if name.endswith(".parquet"):
+        try:
+            table = pq.read_table(pa.BufferReader(content), use_threads=False)
+        except pa.ArrowInvalid as error:
+            raise Violation(f"{name} cannot be read: {error}") from None
+        if name.endswith("manifest.parquet"):
+            for row in table.to_pylist():
+                held = row["uri"] and row["uri"].removeprefix("s3://bucket/") in simulation.bucket.objects
+                if row["status"] == "done" and not held:
+                    raise Violation(f"the manifest says done of {row['id']}, whose image is not there")
+    elif name.endswith((".json", ".lease")):
+        try:
+            orjson.loads(content)
+        except orjson.JSONDecodeError:
+            raise Violation(f"{name} cannot be read") from None
+
+
+def check_end(simulation: Simulation) -> None:
+    """The whole is over, and nothing is in flight any more."""
+    endings = [ending for ending in simulation.endings if ending.summary is not None]
+    if not endings:
+        raise Violation("no process got to its end")
+    last = {ending.summary.run_id: ending for ending in endings if ending.summary}
+    for ending in last.values():
+        _check_states(simulation, ending)
+    _check_images(simulation, last)
+    _check_money(simulation, last)
+    _check_secrets(simulation)
+
+
+def _check_states(simulation: Simulation, ending: object) -> None:
+    from tests.simulation.simulation import Ending  # noqa: PLC0415
+
+    assert isinstance(ending, Ending)
+    assert ending.summary is not None
+    summary, jobs = ending.summary, ending.jobs
+    unique = len(set(simulation.scenario.prompts))
+    if len(jobs) != unique or summary.done + summary.failed + summary.pending != unique:
+        raise Violation(f"{unique} jobs were planned: {summary}")
+    pending = [job for job in jobs if job.status is JobStatus.PENDING]
+    if any(job.status is JobStatus.RUNNING for job in jobs):
+        raise Violation("a job is running, and no process is")
+    if pending and ending.stopped is None:
+        raise Violation(f"{len(pending)} jobs are pending, and no reason is given")
+    if ending.stopped is StopKind.OUT_OF_BUDGET and simulation.scenario.max_cost_usd is None:
+        raise Violation("out of a budget that there is none of")
+
+
+def _check_images(simulation: Simulation, last: dict[str, object]) -> None:
+    objects = simulation.bucket.objects
+    for ending in last.values():
+        for job in ending.jobs:  # type: ignore[attr-defined]
+            if job.status is not JobStatus.DONE:
+                continue
+            stored = objects.get(f"out/{job.image}")
+            if stored is None:
+                raise Violation(f"{job.id} is done, and {job.image} is not in the bucket")
+            made_for = simulation.vendor.prompt_of(stored.content)
+            if made_for != job.prompt:
+                raise Violation(f"{job.id} has the picture of {made_for!r}, not of {job.prompt!r}")
+
+
+def _check_money(simulation: Simulation, last: dict[str, object]) -> None:
+    vendor, scenario = simulation.vendor, simulation.scenario
+    jobs = [job for ending in last.values() for job in ending.jobs]  # type: ignore[attr-defined]
+    summaries = [ending.summary for ending in last.values()]  # type: ignore[attr-defined]
+    charged = vendor.charged()
+    bill_usd = vendor.units / 1e10
+    cost_usd = sum(summary.cost_usd for summary in summaries)
+    unanswered_usd = sum(summary.unanswered_usd for summary in summaries)
+    unanswered: dict[str, int] = {}
+    for job in jobs:
+        unanswered[job.prompt] = unanswered.get(job.prompt, 0) + job.unanswered
+    for prompt, count in charged.items():
+        allowed = 1 + (unanswered.get(prompt, 0) if scenario.api == "together" else 0)
+        if count > allowed and not simulation.forgets:
+            raise Violation(f"{prompt!r} was paid {count} times, with {unanswered.get(prompt)} unanswered")
+    if cost_usd > bill_usd + _EXACT:
+        raise Violation(f"the summary says {cost_usd:.10f} USD, the bill {bill_usd:.6f}")
+    if bill_usd > cost_usd + unanswered_usd + _EXACT and not simulation.forgets:
+        known = f"the summary {cost_usd:.10f} and {unanswered_usd:.10f} unanswered"
+        raise Violation(f"the bill says {bill_usd:.10f} USD, {known}")
+
+
+def _check_secrets(simulation: Simulation) -> None:
+    from tests.simulation.process import KEY, S3_SECRET  # noqa: PLC0415
+
+    secrets = (KEY.encode(), S3_SECRET.encode())
+    for name, stored in simulation.bucket.objects.items():
+        held = stored.content + repr(stored.metadata).encode()
+        if any(secret in held for secret in secrets):
+            raise Violation(f"a secret is in the bucket, in {name}")
+    for path in simulation.home.rglob("*"):
+        if path.is_file() and any(secret in path.read_bytes() for secret in secrets):
+            raise Violation(f"a secret is on the disk, in {path.name}")

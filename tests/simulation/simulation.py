@@ -1,0 +1,322 @@
+"""One simulation: a run that is killed, resumed and finished, and what must be true of it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+import traceback
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from imagemill import pipeline
+from imagemill.engine.engine import StopKind
+from imagemill.errors import InputError, StoreUnavailableError
+from imagemill.jobs import Job, JobStatus
+from imagemill.runs.session import open_session
+from imagemill.runs.summary import RunSummary
+from imagemill.settings import RunSettings
+from imagemill.tasks.prepare import prepare
+from tests.simulation import disk as disks
+from tests.simulation.invariants import Violation, check_end, check_written
+from tests.simulation.object_store import Bucket, StoreWeather
+from tests.simulation.process import outside_world, scene
+from tests.simulation.scenario import Scenario
+from tests.simulation.vendor import NetworkWeather, Vendor
+from tests.simulation.world import DiedError, Machine, Process, World
+
+PREFIX = "out"
+MOST_TRIES = 12
+
+_MAY_REFUSE = (
+    "is writing to", "Another run has just begun", "is being worked on", "cannot be reached", "HTTP 503",
+    "does not take images", "does not let",
+)  # fmt: skip
+"""Words with which a run may refuse to begin: another run is at work, or the bucket is away."""
+
+
+@dataclass
+class Ending:
+    """How one process ended."""
+
+    process: Process
+    summary: RunSummary | None = None
+    stopped: StopKind | None = None
+    jobs: list[Job] = field(default_factory=list)
+    error: BaseException | None = None
+
+    @property
+    def died(self) -> bool:
+        return not self.process.alive
+
+
+@dataclass
+class Report:
+    """What one simulation brought."""
+
+    seed: int
+    met: Counter[str]
+    violations: list[str]
+    points: int
+    trace: list[str] | None
+
+    @property
+    def command(self) -> str:
+        return f"python -m tests.simulation {self.seed}"
+
+
+class _NoArtifacts:
+    def conclude(self, _: RunSummary) -> None:
+        """Nobody watches."""
+
+
+class Simulation:
+    """A scenario, played."""
+
+    def __init__(self, scenario: Scenario, home: Path, *, trace: bool = False) -> None:
+        self.scenario = scenario
+        self.world = world = World(scenario.seed)
+        world.trace = [] if trace else None
+        self.home = home
+        self.catalog = home / "catalog.parquet"
+        self.bucket = Bucket(world, conditional=scenario.conditional)
+        self.vendor = Vendor(world, scenario.vendor)
+        self.violations: list[str] = []
+        self.rng = random.Random(f"simulation:{scenario.seed}")
+        self.endings: list[Ending] = []
+        self.machines_lost = 0
+        self.power_cuts = 0
+        scene.world, scene.bucket, scene.vendor = world, self.bucket, self.vendor
+        scene.measures = scenario.measures
+        self.bucket.written = lambda name, content: self._guard(check_written, self, name, content)
+        self.vendor.studio.on_charge = self._check_budget
+
+    def _guard(self, check: Callable[..., None], *arguments: object) -> None:
+        try:
+            check(*arguments)
+        except Violation as violation:
+            self.violations.append(str(violation))
+
+    def _check_budget(self) -> None:
+        limit = self.scenario.max_cost_usd
+        if limit is None or self.machines_lost or self.power_cuts:
+            return
+        spent = self.vendor.units / 1e10
+        if spent > limit + 1e-9:
+            self.violations.append(f"the API charged {spent:.4f} USD of at most {limit:.4f}")
+
+    @property
+    def forgets(self) -> bool:
+        """Whether what was known of requests in flight may be lost, with a machine or in a power cut."""
+        return bool(self.machines_lost or self.power_cuts)
+
+    # One process
+
+    def settings(self, run_id: str) -> RunSettings:
+        scenario = self.scenario
+        return RunSettings.model_validate(
+            {
+                "run_id": run_id,
+                "catalog": str(self.catalog),
+                "api": {"provider": scenario.api, **scenario.api_settings},
+                "output": f"s3://bucket/{PREFIX}",
+                "picture": {"width": scenario.side, "height": scenario.side},
+                "limits": {
+                    "concurrency": scenario.concurrency,
+                    "max_cost_usd": scenario.max_cost_usd,
+                    "outage_timeout_s": 60.0,
+                },
+                "execution": {"store": scenario.store, "shard_size": scenario.shard_size},
+            }
+        )
+
+    def start(
+        self, run_id: str, machine: Machine, dies_at: int | None
+    ) -> tuple[Ending, asyncio.Future[None]]:
+        """Start a process that works on a run, or resumes it."""
+        world = self.world
+        folder = self.home / machine.name / "runs" / run_id
+        saved = self.home / f"saved-{machine.name}-{run_id}"
+
+        def remember() -> None:
+            disks.disk.save(folder, saved)
+
+        process = Process(world, machine, dies_at=dies_at, on_death=remember)
+        world.alive[process.pid] = process
+        ending = Ending(process)
+        settings = self.settings(run_id)
+
+        def main() -> None:
+            try:
+                with open_session(settings) as session:
+                    run = pipeline.Run(session, _NoArtifacts(), None)  # type: ignore[arg-type]
+                    self.session = session
+                    prepared = prepare.fn(session)
+                    pipeline.generate(run, prepared)
+                    ending.summary = pipeline.finish(run, prepared)
+                    stopped = session.engine.stopped
+                    ending.stopped = stopped.kind if stopped else None
+
+                    async def jobs() -> list[Job]:
+                        return [job async for batch in session.store.all_jobs() for job in batch]
+
+                    ending.jobs = session.wait(jobs)
+            except (InputError, StoreUnavailableError) as error:
+                ending.error = error
+
+        async def until_gone() -> None:
+            over = process.spawn(main)
+            with contextlib.suppress(DiedError):
+                try:
+                    await over
+                except DiedError:
+                    raise
+                except Exception as error:  # noqa: BLE001 - a traceback is what is looked for
+                    ending.error = error
+            await world.gone(process)
+            del world.alive[process.pid]
+            if not process.alive:
+                disks.disk.restore(saved, folder)
+            process.alive = False if process.death else process.alive
+            stopped = ending.summary and ending.summary.stopped
+            world.note(f"ended: {process.death or ending.error or stopped or 'well'}")
+
+        return ending, world.outside(until_gone())
+
+    # The whole
+
+    async def play(self) -> None:
+        scenario, world = self.scenario, self.world
+        machine = Machine("machine-0", scenario.clock_error_s)
+        self.weather(on=True)
+        deaths = list(scenario.deaths)
+        other: asyncio.Future[None] | None = None
+        if scenario.second_after_s is not None:
+            other = world.outside(self._second(scenario.second_after_s))
+        for _ in range(MOST_TRIES):
+            death = deaths.pop(0) if deaths else None
+            if death is None:
+                self.weather(on=False)
+            ending, over = self.start("run", machine, death.at if death else None)
+            if death is not None and death.interrupt_after_s is not None:
+                world.outside_later(death.interrupt_after_s, self._interrupt)
+            await over
+            self.endings.append(ending)
+            self._check_ending(ending)
+            if not ending.process.alive and death is not None:
+                machine = self._after_death(machine, death.how)
+                continue
+            if death is None and self._is_over(ending):
+                break
+            await asyncio.sleep(30.0)
+        else:
+            self.violations.append(f"does not end: {self.endings[-1].error or self.endings[-1].summary}")
+        if other is not None:
+            await other
+        await self.vendor.settle()
+        self._guard(check_end, self)
+
+    async def _second(self, after_s: float) -> None:
+        await asyncio.sleep(after_s)
+        for _ in range(MOST_TRIES):
+            ending, over = self.start("second", Machine("machine-second"), None)
+            await over
+            self._check_ending(ending)
+            if self._is_over(ending):
+                self.endings.append(ending)
+                return
+            self.world.met["two at once: refused"] += isinstance(ending.error, InputError)
+            await asyncio.sleep(60.0)
+
+    def _interrupt(self) -> None:
+        session = getattr(self, "session", None)
+        ending = self.endings[-1] if self.endings else None
+        del ending
+        if session is not None and session.engine.stopped is None:
+            self.world.met["interrupt"] += 1
+            session.engine.stop(StopKind.INTERRUPTED, "Interrupted.")
+
+    def _after_death(self, machine: Machine, how: str) -> Machine:
+        self.world.met[f"after death: {how}"] += 1
+        if how == "power cut":
+            self.power_cuts += 1
+            machine.boots += 1
+            disks.disk.cut_power(self.home / machine.name)
+        elif how == "empty machine":
+            self.machines_lost += 1
+            return Machine(f"machine-{self.machines_lost}", self.scenario.clock_error_s)
+        return machine
+
+    def _is_over(self, ending: Ending) -> bool:
+        if ending.summary is None:
+            return False
+        if ending.stopped is StopKind.OUT_OF_BUDGET:
+            return True
+        return ending.stopped is None and ending.summary.pending == 0
+
+    def _check_ending(self, ending: Ending) -> None:
+        error = ending.error
+        if error is not None and not isinstance(error, InputError | StoreUnavailableError):
+            lines = "".join(traceback.format_exception(error)[-3:])
+            self.violations.append(f"a traceback: {type(error).__name__}: {error}\n{lines}")
+        if isinstance(error, InputError) and not self._may_refuse(str(error)):
+            self.violations.append(f"refused: {error}")
+
+    @staticmethod
+    def _may_refuse(words: str) -> bool:
+        return any(known in words for known in _MAY_REFUSE)
+
+    def weather(self, *, on: bool) -> None:
+        """Trouble, as the scenario has it, or none."""
+        scenario = self.scenario
+        self.bucket.weather = scenario.store_weather if on else StoreWeather()
+        self.vendor.weather = scenario.network if on else NetworkWeather()
+        if not on:
+            self.vendor.studio.configure(replace(scenario.vendor, faults={}))
+        disks.disk.full = scenario.disk_full if on else (0.0, 0.0)
+
+    def write_catalog(self) -> None:
+        self.home.mkdir(parents=True, exist_ok=True)
+        rows = self.scenario.prompts
+        pq.write_table(pa.table({"id": [str(n) for n in range(len(rows))], "prompt": rows}), self.catalog)
+
+
+@contextmanager
+def simulator(home: Path) -> Iterator[Callable[..., Report]]:
+    """A function that plays scenarios, with all that they need put in place; files are below ``home``."""
+    logging.getLogger("imagemill").setLevel(logging.CRITICAL)
+    logging.getLogger("sqlalchemy").setLevel(logging.CRITICAL)
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+    pa.set_cpu_count(1)  # a pool of threads per small file costs more than the file
+    scene.world = World(0)
+    with outside_world(home), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+
+        def play(scenario: Scenario, *, trace: bool = False) -> Report:
+            with disks.simulated_disk(home, random.Random(f"disk:{scenario.seed}")):
+                simulation = Simulation(scenario, home, trace=trace)
+                world = simulation.world
+                simulation.write_catalog()
+                try:
+                    world.run(simulation.play())
+                except Exception as error:  # noqa: BLE001 - stuck, or the simulator's own fault
+                    lines = "".join(traceback.format_exception(error)[-4:])
+                    simulation.violations.append(f"{type(error).__name__}: {error}\n{lines}")
+                points = sum(ending.process.points for ending in simulation.endings)
+                world.close()
+                return Report(scenario.seed, world.met, simulation.violations, points, world.trace)
+
+        yield play
+    scene.world.loop.close()
+
+
+_ = (JobStatus, Any)

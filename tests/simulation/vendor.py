@@ -1,0 +1,312 @@
+"""The vendors: the emulator itself, on virtual time, behind a network that loses, repeats and delays."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import random
+import re
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import httpx
+
+from imagemill.emulator.bill import Bill, price
+from imagemill.emulator.gallery import stamp
+from imagemill.emulator.picture import draw
+from imagemill.emulator.server import _application
+from imagemill.emulator.settings import Settings
+from imagemill.emulator.studio import Studio, Ticket
+from tests.simulation.world import World
+
+if TYPE_CHECKING:
+    from imagemill.emulator.order import Order, Shot
+
+BASE_URL = "http://127.0.0.1:8700"
+
+_BROKEN = frozenset({"truncated", "wrong_size", "black", "garbage", "expired_link"})
+"""Faults after which a picture that was charged can never be used: another may be bought."""
+
+_STAMP = re.compile(rb"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True, slots=True)
+class Charge:
+    """One picture on the bill: when, for which prompt, its price in 1e-10 USD, and whether it was whole."""
+
+    at: float
+    prompt: str
+    units: int
+    whole: bool
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkWeather:
+    """How likely each exchange with the API meets trouble, from 0 to 1; latencies in seconds."""
+
+    latency_s: float = 0.02
+    no_connection: float = 0.0
+    lost_request: float = 0.0
+    lost_answer: float = 0.0
+    cut_answer: float = 0.0
+    slow_answer: float = 0.0
+    repeated: float = 0.0
+    stale: float = 0.0
+
+
+class _Gallery:
+    """Pictures that are drawn once per size and only made unique, without threads."""
+
+    _drawn: dict[Shot, bytes] = {}  # noqa: RUF012 - shared by all simulations: pictures never change
+
+    async def picture(self, shot: Shot, *, fast: bool) -> bytes:
+        del fast
+        base = dataclasses.replace(shot, prompt="Simulated picture", steps=4, seed=0)
+        if base not in self._drawn:
+            self._drawn[base] = draw(base)
+        return stamp(self._drawn[base], shot.digest)
+
+    def stop(self) -> None:
+        """Nothing is drawn in a thread."""
+
+    def close(self) -> None:
+        """Nothing is drawn in a thread."""
+
+
+class _Bill(Bill):
+    def __init__(self, charged: Callable[[Order], None]) -> None:
+        super().__init__()
+        self._charged = charged
+
+    def charge(self, order: Order) -> None:
+        super().charge(order)
+        self._charged(order)
+
+
+class _Studio(Studio):
+    """The emulator's inside, with pictures without threads and a bill that says when it grows."""
+
+    def __init__(self, settings: Settings, world: World) -> None:
+        super().__init__(settings, clock=world.monotonic)
+        self._world = world
+        self.gallery.close()
+        self.gallery = _Gallery()  # type: ignore[assignment]
+        self.bill = _Bill(self._note)
+        self.charges: list[Charge] = []
+        self.digests: dict[str, str] = {}
+        self.on_charge: Callable[[], None] = lambda: None
+        self._tickets: dict[int, Ticket] = {}
+
+    def admit(self, order: Order, *, queues: bool = False, moves: bool = False) -> Ticket:
+        ticket = super().admit(order, queues=queues, moves=moves)
+        self._tickets[id(order)] = ticket
+        if ticket.fault:
+            self._world.met[f"API: {ticket.fault}"] += 1
+        return ticket
+
+    async def picture(self, shot: Shot) -> bytes:
+        self.digests[shot.digest] = shot.prompt
+        return await super().picture(shot)
+
+    def _note(self, order: Order) -> None:
+        fault = self._tickets[id(order)].fault
+        self.charges.append(
+            Charge(self._world.loop.now, order.prompt, price(order), whole=fault not in _BROKEN)
+        )
+        self._world.note(f"charged {order.prompt!r} fault={fault}")
+        self.on_charge()
+
+
+class Vendor:
+    """The account: what it was charged, and the way to it."""
+
+    def __init__(self, world: World, settings: Settings) -> None:
+        self.world = world
+        self.studio = _Studio(settings, world)
+        self.weather = NetworkWeather()
+        self._app = _application(self.studio)
+        self._rng = random.Random(f"network:{world.seed}")
+        self._answers: dict[str, tuple[int, list[tuple[bytes, bytes]], bytes]] = {}
+        self.at_work: set[asyncio.Task[None]] = set()
+
+    @property
+    def units(self) -> int:
+        """The bill, in 1e-10 USD."""
+        return sum(charge.units for charge in self.studio.charges)
+
+    def charged(self, *, whole: bool = True) -> Counter[str]:
+        """Pictures charged by prompt; only those that could be used, unless ``whole`` is False."""
+        return Counter(charge.prompt for charge in self.studio.charges if charge.whole or not whole)
+
+    def prompt_of(self, picture: bytes) -> str | None:
+        """The prompt that a picture was made for, by the stamp in it."""
+        found = _STAMP.search(picture)
+        return self.studio.digests.get(found[0].decode()) if found else None
+
+    def client(self, timeout_s: float) -> httpx.AsyncClient:
+        """An HTTP client of a process."""
+        return httpx.AsyncClient(transport=_Network(self), timeout=timeout_s)
+
+    async def settle(self) -> None:
+        """Wait until the API has finished all that it was asked for."""
+        for _ in range(10_000):
+            if not self.studio.limits.in_flight and not self.studio.limits.waiting:
+                return
+            await asyncio.sleep(1.0)
+
+
+@dataclass(slots=True)
+class _Exchange:
+    """A request on its way, and its answer as it comes."""
+
+    started: asyncio.Future[tuple[int, list[tuple[bytes, bytes]]]]
+    body: asyncio.Queue[bytes | None] = field(default_factory=asyncio.Queue)
+    left: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def lose(self, request: httpx.Request, after_s: float) -> None:
+        """Let the whole answer be given, and nothing of it arrive."""
+        while isinstance(await self.body.get(), bytes):
+            pass
+        await asyncio.sleep(after_s)
+        raise httpx.ReadError("the connection was reset", request=request)
+
+
+class _Network(httpx.AsyncBaseTransport):
+    def __init__(self, vendor: Vendor) -> None:
+        self._vendor = vendor
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        vendor, world, rng = self._vendor, self._vendor.world, self._vendor._rng
+        weather = vendor.weather
+        content = await request.aread()
+        what = f"{request.method} {request.url.path.rpartition('/')[2][:12]}"
+        world.point(f"API request: {request.method}")
+        fate = self._fate(rng, request)
+        if fate:
+            world.met[f"network: {fate.replace('_', ' ')}"] += 1
+            world.note(f"{what}: {fate}")
+        there, back = (weather.latency_s * rng.expovariate(1) for _ in range(2))
+        if fate == "slow_answer":
+            back += rng.choice([5.0, 20.0, 70.0])
+        if fate == "no_connection":
+            await asyncio.sleep(there)
+            raise httpx.ConnectError("no connection", request=request)
+        if fate == "stale" and str(request.url) in vendor._answers:
+            await asyncio.sleep(there + back)
+            status, headers, body = vendor._answers[str(request.url)]
+            return httpx.Response(status, headers=headers, content=body, request=request)
+        exchange = _Exchange(world.loop.create_future())
+        if fate == "lost_request":
+            await asyncio.sleep(rng.choice([1.0, 600.0]))
+            raise httpx.ReadError("the connection was reset", request=request)
+        world.outside_later(there, lambda: self._deliver(request, content, exchange))
+        if fate == "repeated":
+            again = _Exchange(world.loop.create_future())
+            world.outside_later(there + rng.expovariate(1), lambda: self._deliver(request, content, again))
+        try:
+            status, headers = await exchange.started
+            if fate == "lost_answer":
+                await exchange.lose(request, rng.choice([0.0, 600.0]))
+            await asyncio.sleep(back)
+            world.point(f"API answer: {request.method}")
+        except BaseException:
+            exchange.left.set()
+            raise
+        return httpx.Response(
+            status,
+            headers=headers,
+            stream=_Body(exchange, cut=fate == "cut_answer", request=request, vendor=vendor),
+            request=request,
+        )
+
+    def _fate(self, rng: random.Random, request: httpx.Request) -> str | None:
+        weather = self._vendor.weather
+        draw = rng.random()
+        for name in ("no_connection", "lost_request", "lost_answer", "cut_answer", "slow_answer", "repeated",
+                     "stale"):  # fmt: skip
+            share = getattr(weather, name)
+            if draw < share:
+                if name == "stale" and request.method != "GET":
+                    return None
+                # A network repeats what is safe to repeat; a client-named task is.
+                if name == "repeated" and request.method != "GET" and b"taskUUID" not in request.content:
+                    return None
+                return name
+            draw -= share
+        return None
+
+    def _deliver(self, request: httpx.Request, content: bytes, exchange: _Exchange) -> None:
+        vendor = self._vendor
+        task = vendor.world.loop.create_task(self._serve(request, content, exchange))
+        vendor.at_work.add(task)
+        task.add_done_callback(vendor.at_work.discard)
+
+    async def _serve(self, request: httpx.Request, content: bytes, exchange: _Exchange) -> None:
+        sent = False
+        scope = {
+            "type": "http",
+            "asgi": {"version": "3.0"},
+            "http_version": "1.1",
+            "method": request.method,
+            "headers": [(name.lower(), value) for name, value in request.headers.raw],
+            "scheme": request.url.scheme,
+            "path": request.url.path,
+            "raw_path": request.url.raw_path.split(b"?")[0],
+            "query_string": request.url.query,
+            "server": (request.url.host, request.url.port or 80),
+            "client": ("127.0.0.1", 1),
+            "root_path": "",
+        }
+        parts: list[bytes] = []
+        started: tuple[int, list[tuple[bytes, bytes]]] | None = None
+
+        async def receive() -> dict[str, Any]:
+            nonlocal sent
+            if not sent:
+                sent = True
+                return {"type": "http.request", "body": content, "more_body": False}
+            await exchange.left.wait()
+            return {"type": "http.disconnect"}
+
+        async def send(message: Any) -> None:
+            nonlocal started
+            if message["type"] == "http.response.start":
+                started = (message["status"], list(message.get("headers", [])))
+                if not exchange.started.done():
+                    exchange.started.set_result(started)
+            elif body := message.get("body", b""):
+                parts.append(body)
+                exchange.body.put_nowait(body)
+
+        try:
+            await self._vendor._app(scope, receive, send)
+        finally:
+            lost = httpx.RemoteProtocolError("the connection was closed", request=request)
+            if started is None:
+                if not exchange.started.done():
+                    exchange.started.set_exception(lost)
+                    exchange.started.exception()
+            elif request.method == "GET" and not request.url.path.endswith("/stream"):
+                self._vendor._answers[str(request.url)] = (started[0], started[1], b"".join(parts))
+            exchange.body.put_nowait(None)
+
+
+class _Body(httpx.AsyncByteStream):
+    def __init__(self, exchange: _Exchange, *, cut: bool, request: httpx.Request, vendor: Vendor) -> None:
+        self._exchange = exchange
+        self._cut = cut
+        self._request = request
+        self._vendor = vendor
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        while isinstance(part := await self._exchange.body.get(), bytes):
+            if self._cut:
+                yield part[: len(part) // 2]
+                raise httpx.RemoteProtocolError("the connection was closed", request=self._request)
+            yield part
+            self._vendor.world.point("API answer: body")
+
+    async def aclose(self) -> None:
+        self._exchange.left.set()
