@@ -93,7 +93,7 @@ def plan(*place: str) -> dict[str, float]:
     settings = settings_of(*place)
     with open_session(settings) as session:
         before = peak_mb()
-        counts, wall, cpu = timed(lambda: plan_run(session))
+        (counts, _), wall, cpu = timed(lambda: plan_run(session))
         _, prepare_s, _ = timed(lambda: prepare.fn(session))  # what it does beside planning
     return {"unique": counts.unique, "wall": wall, "cpu": cpu, "prepare": prepare_s, "before": before}
 

@@ -39,10 +39,11 @@ _LISTING = """\
 images/<key[:2]>/<key>.png            the images: one object per picture, written once
 catalog/<id>.png                      with --copies: one copy per catalog row
 manifest.parquet                      the current catalog: every row with its key, URI and status
-superseded.parquet                    images that refreshes replaced but did not delete; prune deletes them
+superseded.parquet                    images that left the manifest, and since when; prune deletes them
 runs/<run_id>/jobs.parquet            one row per job: status, attempts, latency, cost, times
 runs/<run_id>/failed.parquet          failed jobs, with their full input and the API's message
 runs/<run_id>/rejected.parquet        rows that never became jobs, with the reason
+runs/<run_id>/prune.parquet           with prune: what it deleted or will delete, when, and how it went
 runs/<run_id>/metrics.parquet         throughput, error rate, latency and cost over time
 runs/<run_id>/reconciliation.parquet  what was booked and what was charged, written by imagemill reconcile
 runs/<run_id>/log.jsonl               one line per job event

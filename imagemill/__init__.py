@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         LimitSettings,
         OutputSettings,
         PictureSettings,
+        RefreshSettings,
         RegressionSettings,
     )
 
@@ -42,6 +43,7 @@ __all__ = [
     "LimitSettings",
     "OutputSettings",
     "PictureSettings",
+    "RefreshSettings",
     "RegressionSettings",
     "RunStoppedError",
     "RunSummary",

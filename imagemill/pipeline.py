@@ -97,22 +97,19 @@ def generate(run: Run, prepared: Prepared) -> None:
         write_limit(session.api, learned)
 
 
-def finish(run: Run, prepared: Prepared, *, retire: bool = False, prune: bool = False) -> RunSummary:
-    """Publish and measure, or only count if the run was interrupted or its bucket or disk fails.
-
-    ``retire`` and ``prune`` are those of :func:`imagemill.tasks.publish.publish`.
-    """
+def finish(run: Run, prepared: Prepared) -> RunSummary:
+    """Publish and measure, or only count if the run was interrupted or its bucket or disk fails."""
     with run.session.interruptible():
-        summary = _published(run.session, prepared, retire=retire, prune=prune)
+        summary = _published(run.session, prepared)
     run.artifacts.conclude(summary)
     return summary
 
 
-def _published(session: Session, prepared: Prepared, *, retire: bool, prune: bool) -> RunSummary:
+def _published(session: Session, prepared: Prepared) -> RunSummary:
     stopped = session.engine.stopped
     if not (stopped and stopped.kind is StopKind.INTERRUPTED):
         try:
-            changes = publish(session, retire=retire, prune=prune)
+            changes = publish(session, prepared.counts)
             return measure(session, prepared.counts, changes)
         except StoreUnavailableError as error:
             session.stop(StopKind.UNAVAILABLE, str(error))
@@ -142,10 +139,20 @@ def outcome(run: Run, prepared: Prepared, summary: RunSummary) -> RunSummary:
             "%s rows have a negative prompt, which this model ignores.",
             f"{prepared.counts.negative_prompts:,}",
         )
+    if summary.refreshed:
+        get_run_logger().info("%s.", summary.changes_in_words)
     message, name = str(summary), None
+    if summary.rejected:
+        message, name = f"{message} {summary.rejections_in_words}", "CompletedWithRejectedRows"
     if summary.failed:
-        message = f"{summary.failed:,} of {summary.unique:,} images failed; failed.parquet has the reasons."
-        name = "CompletedWithFailures"
+        failures = f"{summary.failed:,} of {summary.unique:,} images failed; failed.parquet has the reasons."
+        message, name = f"{failures} {message}", "CompletedWithFailures"
+    if summary.prune_failed:
+        get_run_logger().warning(
+            "The bucket did not delete %s objects; runs/%s/prune.parquet says which and why.",
+            f"{summary.prune_failed:,}",
+            summary.run_id,
+        )
     return cast("RunSummary", Completed(name=name, message=message, data=summary))
 
 

@@ -420,6 +420,38 @@ class RegressionSettings(_Settings):
     )
 
 
+class RefreshSettings(_Settings):
+    """What a refresh may take away, and what it does before it takes more."""
+
+    max_retired_share: float = Field(
+        default=0.2,
+        ge=0,
+        le=1,
+        description="Refuse a refresh that would retire more than this share of the manifest's rows or, with"
+        " prune, delete more than this share of its images. One that would take everything, whose catalog has"
+        " no usable row or hardly a row of the manifest, is refused whatever the share.",
+    )
+    allow_loss: bool = Field(
+        default=False, description="Go on where a refresh would be refused for what it takes away."
+    )
+    approve_loss: bool = Field(
+        default=False,
+        description="Pause such a refresh until someone approves it in the UI, instead of refusing it.",
+    )
+    prune_after_days: float = Field(
+        default=7.0,
+        ge=0,
+        description="With prune, delete an image once no row has used it for this many days; 0 deletes at"
+        " once. Until then, a row that returns finds its image.",
+    )
+    only_paths: list[str] = Field(
+        default_factory=list,
+        description="Refresh only from catalogs whose path matches one of these patterns, where * stands for"
+        " any characters: an event may name any path.",
+        examples=[["s3://catalogs/products/*"]],
+    )
+
+
 class Budget(_Settings):
     """What a calibration may spend. It makes real images, which the vendor charges for."""
 
@@ -456,6 +488,9 @@ class RunSettings(_Settings):
     picture: PictureSettings = PictureSettings()
     limits: LimitSettings = LimitSettings()
     execution: ExecutionSettings = ExecutionSettings()
+    refresh: RefreshSettings | None = None
+    """Of a refresh; None where the run is none."""
+    prune: bool = False
 
     @model_validator(mode="after")
     def _safe(self) -> RunSettings:

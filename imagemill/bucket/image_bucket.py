@@ -316,23 +316,28 @@ class ImageBucket:
         Raises:
             StoreUnavailableError: some could not be deleted; says how many and why. All others are.
         """
-        refused: list[tuple[str, str]] = []
+        if refused := self.try_delete(names):
+            name, code = next(iter(refused.items()))
+            raise StoreUnavailableError(
+                f"The bucket {self.name!r} did not delete {len(refused):,} of {len(names):,} objects"
+                f" ({code} for {self.prefix + name!r})."
+            )
+
+    def try_delete(self, names: Sequence[str]) -> dict[str, str]:
+        """The same, but the objects that the bucket refused to delete are returned, with its error codes."""
+        refused: dict[str, str] = {}
         for start in range(0, len(names), _PAGE):
             objects = [{"Key": self.prefix + name} for name in names[start : start + _PAGE]]
             with _outages_named(self.name):
                 answer = self._client.delete_objects(
                     Bucket=self.name, Delete={"Objects": objects, "Quiet": True}
                 )
-            refused += [
-                (str(error.get("Key")), str(error.get("Code")))
+            refused |= {
+                str(error.get("Key")).removeprefix(self.prefix): str(error.get("Code"))
                 for error in answer.get("Errors", [])
                 if error.get("Code") != "NoSuchKey"
-            ]
-        if refused:
-            raise StoreUnavailableError(
-                f"The bucket {self.name!r} did not delete {len(refused):,} of {len(names):,} objects"
-                f" ({refused[0][1]} for {refused[0][0]!r})."
-            )
+            }
+        return refused
 
     def copy(self, source: str, target: str) -> None:
         """Copy an object within the bucket, on the server.

@@ -2,27 +2,18 @@
 
 from __future__ import annotations
 
-import re
 from array import array
-from collections.abc import Iterable, Iterator
-from contextlib import suppress
-from dataclasses import replace
-from itertools import chain
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from imagemill.bucket.image_bucket import ConflictError, ImageBucket, copy_name, image_name
-from imagemill.bucket.manifest_diff import RETIRED, Changes, Comparison
-from imagemill.bucket.superseded import Superseded
-from imagemill.catalog.digest_index import DigestIndex, text_digests
+from imagemill.bucket.image_bucket import ImageBucket, copy_name, image_name
 from imagemill.catalog.plan import PLAN_SCHEMA
-from imagemill.errors import InputError, StoreUnavailableError
 from imagemill.jobs import Job, JobStatus
-from imagemill.media_types import PARQUET
-from imagemill.parquet import RowWriter, read_batches
+from imagemill.parquet import read_batches
 
 MANIFEST = "manifest.parquet"
 
@@ -31,14 +22,8 @@ _OWN_COLUMNS = (
     "key", "status", "uri", "copy_uri", "error_code",
 )  # fmt: skip
 
-_CATALOG = b"imagemill.catalog"
-_DATE = re.compile(
-    r"(?<![0-9])(19|20)[0-9]{2}([-_/.]?)[01][0-9](\2[0-3][0-9]([T_-]?[0-9:]{4,8}Z?)?)?(?![0-9])"
-)
-
-_OBJECTS = ("uri", "copy_uri")
-_NO_CAST = (pa.ArrowInvalid, pa.ArrowNotImplementedError)
-
+CATALOG_METADATA = b"imagemill.catalog"
+"""The key of the catalog's path in the metadata of the manifest's schema."""
 
 _Ending = tuple[str, str | None, str | None]
 """Status, error code and the extension of the image."""
@@ -114,30 +99,9 @@ def write_manifest(
 
 
 def _known_by(catalog: str, schema: pa.Schema) -> pa.Schema:
-    return schema.with_metadata({**(schema.metadata or {}), _CATALOG: catalog.encode("utf-8", "replace")})
-
-
-def refuse_other_catalog(bucket: ImageBucket, catalog: str) -> None:
-    """Check that the bucket's manifest, if there is one, is this catalog's or does not name its own.
-
-    Dates in a path do not tell catalogs apart: many are exported anew each day.
-
-    Raises:
-        InputError: it is another catalog's.
-    """
-    with bucket.open(MANIFEST) as file:
-        if file is None:
-            return
-        try:
-            metadata = pq.read_schema(file).metadata or {}
-        except (pa.ArrowInvalid, OSError) as error:
-            raise InputError(f"{bucket.uri_of(MANIFEST)} cannot be read ({error}): move it away.") from error
-    known = metadata.get(_CATALOG, b"").decode("utf-8", "replace")
-    if known and _DATE.sub("", known) != _DATE.sub("", catalog):
-        raise InputError(
-            f"The manifest in {bucket.uri} is that of the catalog {known!r}, not of {catalog!r}: choose"
-            " another output, or replace that manifest with --replace-manifest (output.replace_manifest)."
-        )
+    return schema.with_metadata(
+        {**(schema.metadata or {}), CATALOG_METADATA: catalog.encode("utf-8", "replace")}
+    )
 
 
 def _manifest_table(bucket: ImageBucket, planned: pa.Table, outcomes: Outcomes, *, copies: bool) -> pa.Table:
@@ -163,89 +127,3 @@ def _manifest_table(bucket: ImageBucket, planned: pa.Table, outcomes: Outcomes, 
         name: pa.array(own[name], pa.string()) if name in own else planned[name] for name in _OWN_COLUMNS
     }
     return pa.table(columns)
-
-
-def replace_manifest(bucket: ImageBucket, file: Path, *, retire: bool, prune: bool) -> Changes:
-    """Replace the bucket's manifest with the one in ``file``, atomically; how they differ.
-
-    With ``retire``, rows of the previous manifest whose ids are gone are kept as retired rows. With
-    ``prune``, images that no row uses any more are deleted. Afterwards, ``file`` is what the bucket has.
-
-    Raises:
-        StoreUnavailableError: another run keeps replacing it.
-    """
-    before, joined = file.with_suffix(".before.parquet"), file.with_suffix(".joined.parquet")
-    now = Comparison(file)
-    for _ in range(5):
-        etag = bucket.download(MANIFEST, before)
-        if etag is None:
-            pq.write_table(pq.read_schema(file).empty_table(), before)
-        pruned = frozenset[str]()
-        try:
-            if retire:
-                changes = _join(now, before, file, joined, prune=prune)
-                superseded = Superseded(bucket, file.parent)
-                unused = _unused(bucket, superseded.names, before, joined)
-                superseded.remember(unused)
-                pruned = unused if prune else pruned
-            else:
-                changes = now.changes(before)
-            bucket.replace(joined if retire else file, MANIFEST, PARQUET, etag)
-        except ConflictError:
-            continue
-        finally:
-            before.unlink()
-        if retire:
-            joined.replace(file)
-        if pruned:
-            bucket.delete(sorted(pruned))
-            with suppress(ConflictError):  # names that stay in the list too long do no harm
-                superseded.remember(frozenset())
-        return replace(changes, pruned=sum(name.startswith("images/") for name in pruned))
-    raise StoreUnavailableError("Other runs keep replacing the manifest of this output.")
-
-
-def _join(now: Comparison, before: Path, manifest: Path, joined: Path, *, prune: bool) -> Changes:
-    """Write a manifest's rows to another file, followed by the retired rows of the previous manifest."""
-    schema = pq.read_schema(manifest)
-    with RowWriter(joined, schema) as writer:
-        for batch in read_batches(manifest):
-            writer.write(pa.Table.from_batches([batch]))
-        return now.changes(before, lambda lost: writer.write(_retired_rows(lost, schema, pruned=prune)))
-
-
-def _retired_rows(rows: pa.RecordBatch, schema: pa.Schema, *, pruned: bool) -> pa.Table:
-    """Rows of the previous manifest in the columns of this one."""
-    columns = []
-    for field in schema:
-        if field.name == "status":
-            columns.append(pa.array([RETIRED] * rows.num_rows, field.type))
-        elif field.name not in rows.schema.names or (pruned and field.name in {"uri", "copy_uri"}):
-            columns.append(pa.nulls(rows.num_rows, field.type))
-        else:
-            try:
-                columns.append(rows[field.name].cast(field.type))
-            except _NO_CAST:  # a carried column that has become another type
-                columns.append(pa.nulls(rows.num_rows, field.type))
-    return pa.Table.from_arrays(columns, schema=schema)
-
-
-def _unused(bucket: ImageBucket, superseded: frozenset[str], before: Path, manifest: Path) -> frozenset[str]:
-    """The superseded objects, and those of the previous manifest, that no row uses any more."""
-    used = DigestIndex()
-    for names in _objects(bucket, manifest):
-        used.number(text_digests(names))
-    unused = set[str]()
-    for names in chain([sorted(superseded)], _objects(bucket, before)):
-        places = used.find(text_digests(names))
-        unused.update(name for name, place in zip(names, places, strict=True) if place < 0)
-    return frozenset(unused)
-
-
-def _objects(bucket: ImageBucket, manifest: Path) -> Iterator[list[str]]:
-    """The objects in a manifest's rows, by their names below the output prefix, in batches."""
-    root = bucket.uri_of("")
-    columns = [name for name in _OBJECTS if name in pq.read_schema(manifest).names]
-    for batch in read_batches(manifest, columns):
-        for uris in batch.columns:
-            yield [uri.removeprefix(root) for uri in uris.to_pylist() if uri and uri.startswith(root)]

@@ -2,29 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from imagemill.catalog.digest_index import DIGEST_BYTES, DigestIndex, text_digests
 from imagemill.parquet import read_batches
 
 RETIRED = "retired"
+VARIANT = "variant"
 
 
 @dataclass(frozen=True, slots=True)
 class Changes:
-    """The differences from the previous manifest, in rows; ``pruned`` counts images."""
+    """The differences from the previous manifest, in rows.
+
+    ``pruned`` counts images that were deleted, ``prunable`` those that wait for their grace period to end,
+    ``prune_failed`` objects that the bucket did not delete.
+    """
 
     added: int
     changed: int
     unchanged: int
     retired: int
     pruned: int = 0
+    prunable: int = 0
+    prune_failed: int = 0
 
 
 class Comparison:
@@ -37,8 +45,8 @@ class Comparison:
     def __init__(self, manifest: Path) -> None:
         self._manifest = manifest
         self._ids = DigestIndex()
-        ids = (batch["id"].to_pylist() for batch in read_batches(manifest, ["id"]))
-        numbers = [self._ids.number(text_digests(some)) for some in ids]
+        columns = identity_columns(pq.read_schema(manifest).names)
+        numbers = [self._ids.number(identities(batch)) for batch in read_batches(manifest, columns)]
         self._rows = np.concatenate([np.empty(0, np.int32), *numbers])
         """The number of each row's id."""
 
@@ -50,8 +58,9 @@ class Comparison:
         known = np.zeros(len(self._ids), bool)
         keys = np.zeros(len(self._ids), np.int64)
         gone = DigestIndex()
-        for batch in read_batches(before, None if lost else ["id", "key", "status"]):
-            digests = text_digests(batch["id"].to_pylist())
+        columns = [*identity_columns(pq.read_schema(before).names), "key", "status"]
+        for batch in read_batches(before, None if lost else columns):
+            digests = identities(batch)
             numbers = self._ids.places(digests)
             active = pc.fill_null(pc.not_equal(batch["status"], RETIRED), fill_value=False)
             active = active.to_numpy(zero_copy_only=False)
@@ -71,6 +80,23 @@ class Comparison:
             added += int((valid & ~known[numbers]).sum())
             unchanged += int((valid & known[numbers] & (keys[numbers] == _hashes(batch))).sum())
         return Changes(added, planned - added - unchanged, unchanged, len(gone))
+
+
+def identity_columns(names: Sequence[str]) -> list[str]:
+    """The columns of a manifest or a plan that tell its rows apart."""
+    return [name for name in ("id", VARIANT) if name in names]
+
+
+def identities(batch: pa.RecordBatch) -> bytes:
+    """A digest of each row's id and variant, which follow each other; the first variant's is the id's."""
+    ids = batch["id"].to_pylist()
+    if VARIANT in batch.schema.names:
+        variants = batch[VARIANT].to_pylist()
+        ids = [
+            f"{row_id}\0{variant}" if variant and variant > 1 else row_id
+            for row_id, variant in zip(ids, variants, strict=True)
+        ]
+    return text_digests(ids)
 
 
 def _hashes(batch: pa.RecordBatch) -> np.ndarray:

@@ -1,13 +1,15 @@
-"""Pictures that refreshes removed from the manifest but did not delete, for a later prune.
+"""Pictures that left the manifest but were not deleted, for a later prune.
 
-``superseded.parquet`` lists objects that were once in this output's manifest. Listing images/ instead would
-also find pictures of unfinished runs and of other catalogs. The file may list too many objects, never too
-few: it is written before the manifest that drops a picture, and objects in the current manifest are never
-deleted.
+``superseded.parquet`` lists objects that were once in this output's manifest, and since when they are in it
+no more. Listing images/ instead would also find pictures of unfinished runs and of other catalogs. The file
+may list too many objects, never too few: it is written before the manifest that drops a picture, and objects
+in the current manifest are never deleted.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pyarrow as pa
@@ -17,28 +19,35 @@ from imagemill.bucket.image_bucket import ImageBucket
 from imagemill.media_types import PARQUET
 
 SUPERSEDED = "superseded.parquet"
-_SCHEMA = pa.schema([("name", pa.string())])
+_SCHEMA = pa.schema([("name", pa.string()), ("superseded_at", pa.timestamp("ms", "UTC"))])
 
 
 class Superseded:
-    """The superseded objects of an output, by their names below the output prefix."""
+    """The superseded objects of an output: names below the output prefix, and when each was superseded."""
 
     def __init__(self, bucket: ImageBucket, folder: Path) -> None:
         found = bucket.read_version(SUPERSEDED)
         self._bucket, self._file = bucket, folder / SUPERSEDED
         self._etag = found and found[1]
-        self.names: frozenset[str] = frozenset()
+        self.since: Mapping[str, datetime] = {}
         if found is not None:
-            self.names = frozenset(pq.read_table(pa.BufferReader(found[0]))["name"].to_pylist())
+            table = pq.read_table(pa.BufferReader(found[0]))
+            names = table["name"].to_pylist()
+            if "superseded_at" in table.column_names:
+                self.since = dict(zip(names, table["superseded_at"].to_pylist(), strict=True))
+            else:  # written by an earlier version: their grace period begins now
+                self.since = dict.fromkeys(names, datetime.now(UTC))
 
-    def remember(self, names: frozenset[str]) -> None:
+    def remember(self, since: Mapping[str, datetime]) -> None:
         """Replace the stored names.
 
         Raises:
             ConflictError: another process replaced them in the meantime.
         """
-        if names == self.names:
+        if since == self.since:
             return
-        pq.write_table(pa.table({"name": sorted(names)}, _SCHEMA), self._file, compression="zstd")
+        names = sorted(since)
+        table = pa.table([names, [since[name] for name in names]], _SCHEMA)
+        pq.write_table(table, self._file, compression="zstd")
         self._etag = self._bucket.replace(self._file, SUPERSEDED, PARQUET, self._etag)
-        self.names = names
+        self.since = since

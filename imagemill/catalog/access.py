@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+
 import boto3
 
 from imagemill.blocks.loading import aws_session
 from imagemill.catalog.files import CatalogFiles, open_catalog
+from imagemill.errors import InputError
 from imagemill.settings import CatalogSettings, OutputSettings
 
 
@@ -19,3 +23,16 @@ def catalog_of(catalog: CatalogSettings, output: OutputSettings | None) -> Catal
         return open_catalog(catalog)
     session, endpoint_url = aws_session(output) if output else (boto3.Session(), None)
     return open_catalog(catalog, session=session, endpoint_url=endpoint_url)
+
+
+def refuse_other_paths(path: str, patterns: Sequence[str]) -> None:
+    """Check that a catalog's path is one that a refresh was told about; no patterns allow any.
+
+    Raises:
+        InputError: it is not.
+    """
+    if patterns and not any(fnmatchcase(path, pattern) for pattern in patterns):
+        raise InputError(
+            f"The catalog {path!r} is not one of those that this refresh is for: {', '.join(patterns)}."
+            " Nothing was generated or changed. If it should be, add it to refresh.only_paths."
+        )

@@ -72,8 +72,8 @@ def _parser(kind: type[argparse.ArgumentParser]) -> argparse.ArgumentParser:
     parser = kind(
         prog="imagemill",
         description="Turn a Parquet catalog of prompts into images on S3.",
-        epilog="Exit codes: 0 every image is done; 1 finished, some failed; 2 unusable input;"
-        " 3 stopped early, can be resumed.",
+        epilog="Exit codes: 0 every image is done; 1 finished, some failed or every row was rejected;"
+        " 2 unusable input; 3 stopped early, can be resumed.",
     )
     parser.add_argument("--version", action="version", version=f"imagemill {version('imagemill')}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -83,6 +83,8 @@ def _parser(kind: type[argparse.ArgumentParser]) -> argparse.ArgumentParser:
     add_options(run)
     run.add_argument("--dry-run", action="store_true", help="only show what the run would do and cost")
     run.set_defaults(run=_run)
+
+    refresh = _refresh_parser(commands)
 
     estimate = commands.add_parser("estimate", help="show what a run would do and cost", allow_abbrev=False)
     estimate.add_argument("catalog", metavar="CATALOG", help="as for run")
@@ -151,16 +153,37 @@ def _parser(kind: type[argparse.ArgumentParser]) -> argparse.ArgumentParser:
     models.add_argument("--base-url", metavar="URL", help="where fal or Replicate is asked, if not at home")
     models.set_defaults(run=_models)
 
-    for command in (run, resume, retry):
+    for command in (run, refresh, resume, retry):
         command.add_argument(
             "--log-format",
             choices=("text", "json"),
             help="write one line per job to stderr instead of the progress",
         )
-    for command in (run, estimate, resume, retry, calibrate, check, demo, dashboard, runs, reconcile, models):
+    others = (retry, calibrate, check, demo, dashboard, runs, reconcile, models)
+    for command in (run, refresh, estimate, resume, *others):
         command.add_argument("--json", action="store_true", help="print one JSON object on stdout")
     commands.add_parser("emulator", help="vendors' image APIs on this machine; see emulator --help")
     return parser
+
+
+def _refresh_parser(commands: Any) -> argparse.ArgumentParser:  # noqa: ANN401 - argparse names no type
+    from imagemill.cli.options import RUN_GROUPS, add_options
+
+    refresh: argparse.ArgumentParser = commands.add_parser(
+        "refresh",
+        help="generate what is new or changed in a catalog, and retire what is gone",
+        description="Bring the images of a catalog up to date: generate those of new and changed rows, and"
+        " retire rows that have left the catalog. Unchanged rows cost nothing. A refresh that would take too"
+        " much from the manifest is refused before it costs anything.",
+        allow_abbrev=False,
+    )
+    refresh.add_argument("catalog", metavar="CATALOG", help="as for run")
+    add_options(refresh, groups=(*RUN_GROUPS, "refresh"))
+    refresh.add_argument(
+        "--prune", action="store_true", help="delete images that no row has used for --prune-after days"
+    )
+    refresh.set_defaults(run=_refresh)
+    return refresh
 
 
 def _check_parser(commands: Any) -> argparse.ArgumentParser:  # noqa: ANN401 - argparse names no type
@@ -211,24 +234,37 @@ def _reconcile_parser(commands: Any) -> argparse.ArgumentParser:  # noqa: ANN401
 def _run(arguments: argparse.Namespace) -> int:
     if arguments.dry_run:
         return _estimate(arguments)
-    from imagemill.cli.options import settings_of
     from imagemill.cli.running import check, run_and_show
-    from imagemill.errors import InputError
     from imagemill.flows.generate_catalog import generate_catalog
 
-    if getattr(arguments, "output.uri") is None:
-        raise InputError("Set where the images go: --output s3://BUCKET/PREFIX.")
-    settings = {
-        "catalog": settings_of(arguments, "catalog", path=arguments.catalog),
-        **{
-            group: settings_of(arguments, group)
-            for group in ("output", "api", "picture", "limits", "execution")
-        },
-    }
+    settings = _settings_of_run(arguments)
     check(settings)
     return run_and_show(
         lambda: generate_catalog(**settings), as_json=arguments.json, log_format=arguments.log_format
     )
+
+
+def _refresh(arguments: argparse.Namespace) -> int:
+    from imagemill.cli.options import settings_of
+    from imagemill.cli.running import check, run_and_show
+    from imagemill.flows.refresh_catalog import refresh_catalog
+
+    settings = _settings_of_run(arguments)
+    settings |= {"refresh": settings_of(arguments, "refresh"), "prune": arguments.prune}
+    check(settings)
+    return run_and_show(
+        lambda: refresh_catalog(**settings), as_json=arguments.json, log_format=arguments.log_format
+    )
+
+
+def _settings_of_run(arguments: argparse.Namespace) -> dict[str, Any]:
+    from imagemill.cli.options import RUN_GROUPS, settings_of
+    from imagemill.errors import InputError
+
+    if getattr(arguments, "output.uri") is None:
+        raise InputError("Set where the images go: --output s3://BUCKET/PREFIX.")
+    settings: dict[str, Any] = {group: settings_of(arguments, group) for group in RUN_GROUPS[1:]}
+    return {"catalog": settings_of(arguments, "catalog", path=arguments.catalog), **settings}
 
 
 def _estimate(arguments: argparse.Namespace) -> int:
@@ -256,11 +292,14 @@ def _estimate(arguments: argparse.Namespace) -> int:
 def _resume(arguments: argparse.Namespace) -> int:
     from imagemill.cli.running import check, run_and_show
     from imagemill.flows.generate_catalog import generate_catalog
+    from imagemill.flows.refresh_catalog import refresh_catalog
 
     settings = _recorded(arguments)
     check(settings)
     return run_and_show(
-        lambda: generate_catalog(**settings), as_json=arguments.json, log_format=arguments.log_format
+        lambda: refresh_catalog(**settings) if "refresh" in settings else generate_catalog(**settings),
+        as_json=arguments.json,
+        log_format=arguments.log_format,
     )
 
 

@@ -18,6 +18,7 @@ from imagemill.settings import (
     LimitSettings,
     OutputSettings,
     PictureSettings,
+    RefreshSettings,
     RegressionSettings,
     input_error,
 )
@@ -29,6 +30,7 @@ GROUPS: dict[str, type[BaseModel]] = {
     "picture": PictureSettings,
     "limits": LimitSettings,
     "execution": ExecutionSettings,
+    "refresh": RefreshSettings,
     "regressions": RegressionSettings,
     "budget": Budget,
 }
@@ -74,6 +76,10 @@ OPTIONS: tuple[tuple[str, str, str, str], ...] = (
     ("--outage-share", "SHARE", "limits", "outage_share"),
     ("--outage-timeout", "S", "limits", "outage_timeout_s"),
     ("--setup-fault-share", "SHARE", "limits", "setup_fault_share"),
+    ("--max-retired-share", "SHARE", "refresh", "max_retired_share"),
+    ("--allow-loss", "", "refresh", "allow_loss"),
+    ("--prune-after", "DAYS", "refresh", "prune_after_days"),
+    ("--only-path", "PATTERN", "refresh", "only_paths"),
     ("--regression-share", "SHARE", "regressions", "share"),
     ("--images", "N", "budget", "images"),
     ("--seconds", "S", "budget", "seconds"),
@@ -113,6 +119,9 @@ RESUME_OPTIONS = (
 """The options that a resume can override."""
 
 
+_REPEATED = ("--image-host", "--only-path")
+"""Options that may be given several times."""
+
 _PAIRS = {"--column": "prompt=text", "--param": "guidance_scale=3.5"}
 """Options that may be given several times, each with a name and a value; an example of each."""
 
@@ -143,7 +152,7 @@ def add_options(
         elif option in _PAIRS:
             kind |= {"action": "append"}
             help_text = f"{help_text} Can be repeated, as in {option} {_PAIRS[option]}."
-        elif option == "--image-host":
+        elif option in _REPEATED:
             kind |= {"action": "append"}
             help_text = f"{help_text} Can be repeated."
         elif field.default is not None and not field.is_required():

@@ -51,9 +51,12 @@ def run_and_show(flow: Callable[[], RunSummary], *, as_json: bool, log_format: s
             f" Resume with: imagemill resume {summary.run_id}"
         )
         return STOPPED
-    if summary.failed:
-        if not as_json:
+    if not as_json:
+        if summary.rejected:
+            say(summary.rejections_in_words)
+        if summary.failed:
             say(f"{summary.failed:,} images failed. See why: imagemill runs {summary.run_id} --failed")
+    if summary.failed or (summary.rejected and not summary.unique):
         return FAILURES
     return DONE
 
@@ -105,7 +108,9 @@ def resumed_arguments(run_id: str) -> dict[str, Any]:
         InputError: there is no such run on this machine.
     """
     settings = recorded_settings(run_id, None)
+    refresh = {} if settings.refresh is None else {"refresh": settings.refresh, "prune": settings.prune}
     return {
+        **refresh,
         "catalog": settings.catalog,
         "output": settings.output,
         "api": settings.api,

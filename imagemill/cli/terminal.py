@@ -150,6 +150,8 @@ def show_summary(summary: RunSummary, *, places: bool = True) -> None:
     for left, right in zip(cells[::2], cells[1::2], strict=True):
         table.add_row(*left, *right)
     stdout.print(table)
+    if summary.refreshed:
+        say(f"{summary.changes_in_words}.")
     if summary.unanswered:
         say(
             f"Requests that were never answered: {summary.unanswered:,}. The API may have charged"

@@ -4,6 +4,7 @@
 
 from prefect import flow
 
+from imagemill.catalog.access import refuse_other_paths
 from imagemill.pipeline import finish, generate, open_run, outcome, run_settings
 from imagemill.runs.summary import RunSummary
 from imagemill.runs.user_errors import one_sentence
@@ -15,14 +16,15 @@ from imagemill.settings import (
     LimitSettings,
     Output,
     PictureSettings,
+    RefreshSettings,
 )
-from imagemill.tasks.approval import ask_approval
+from imagemill.tasks.approval import ask_approval, ask_loss_approval
 from imagemill.tasks.prepare import prepare
 
 
 @flow(name="refresh-catalog", persist_result=False)
 @one_sentence
-def refresh_catalog(
+def refresh_catalog(  # noqa: PLR0917 - the fields of the form
     catalog: Catalog,
     output: Output,
     api: Api = ApiSettings(),
@@ -30,6 +32,8 @@ def refresh_catalog(
     limits: LimitSettings = LimitSettings(),
     execution: ExecutionSettings = ExecutionSettings(),
     prune: bool = False,  # noqa: FBT001, FBT002 - a field of the form
+    refresh: RefreshSettings = RefreshSettings(),
+    path: str = "",
 ) -> RunSummary:
     """Bring the images of a catalog up to date. Unchanged rows cost nothing.
 
@@ -40,19 +44,27 @@ def refresh_catalog(
         picture: Defaults for rows that do not set their own.
         limits: Limits on speed and cost.
         execution: How the run is executed and where its state is stored.
-        prune: Delete images of rows that are gone or changed, unless another row uses them.
+        prune: Delete images that no row has used for some days: refresh.prune_after_days says how many.
+        refresh: What the refresh may take away, and what it does before it takes more.
+        path: Read this path instead of the catalog's own: an event names what was uploaded.
 
     Returns:
         The run's summary, with the numbers of added, changed, unchanged and retired rows.
 
     Raises:
-        InputError: unusable input or settings, or another run writes to this output.
+        InputError: unusable input or settings, another run writes to this output, or the refresh would take
+            too much from the manifest; nothing was sent to the API.
         RunStoppedError: the run stopped early and can be resumed.
     """
+    if path:
+        catalog = catalog.model_copy(update={"path": path})
+    refuse_other_paths(catalog.path, refresh.only_paths)
     settings = run_settings(catalog, output, api, picture, limits, execution)
+    settings = settings.model_copy(update={"refresh": refresh, "prune": prune})
     with open_run(settings) as run:
         prepared = prepare(run.session)
+        ask_loss_approval(prepared.loss)
         ask_approval(prepared.images, prepared.cost_usd, limits.approve_above_usd, prepared.counts)
         generate(run, prepared)
-        summary = finish(run, prepared, retire=True, prune=prune)
+        summary = finish(run, prepared)
     return outcome(run, prepared, summary)

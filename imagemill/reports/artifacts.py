@@ -122,6 +122,9 @@ class RunArtifacts:
             rows = metrics_rows(pq.read_table(self._metrics).to_pylist())
             text = f"The metrics of run {summary.run_id} over time."
             final.append(_Artifact("metrics", "table", json.dumps(rows), text))
+        if summary.refreshed and summary.manifest is not None:
+            text = f"What run {summary.run_id} changed in the manifest, in rows; pruned counts images."
+            final.append(_Artifact("changes", "table", json.dumps([summary.changes]), text))
         if summary.report is not None:
             text = f"The report is at {summary.report}."
             final.append(_Artifact("report", "markdown", self._report_link(summary), text))
@@ -175,6 +178,11 @@ def _headline(run: Progress | RunSummary) -> _Artifact:
     if isinstance(run, Progress):
         cells["in flight"] = f"{run.in_flight:,} of {run.concurrency:,}"
     lines = [f"### Run {run.run_id}", "", *_table(cells)]
+    if isinstance(run, RunSummary) and run.refreshed:
+        lines += ["", *_table({name: f"{number:,}" for name, number in run.changes.items()})]
+    if isinstance(run, RunSummary) and run.rejected:
+        reason = " ".join(spelled_out(run.rejections_in_words).replace("`", "'").split())
+        lines += ["", f"`{reason}`"]
     if isinstance(run, RunSummary) and run.unanswered:
         lines += ["", f"{run.unanswered_in_words.removeprefix('; ')}."]
     if isinstance(run, RunSummary) and run.stopped:

@@ -107,12 +107,21 @@ def summarize(session: Session, counts: PlanCounts, jobs: MeasuredJobs, pace: Pa
         rate_limited=pace.errors["rate_limited"],
         retries=totals.retries,
         errors=dict(pace.errors),
+        refreshed=session.settings.refresh is not None,
+        rejections=_rejections(session.folder.rejected),
         wall_s=round(session.wall_s, 2),
         manifest=None,
         metrics=None,
         report=None,
         stopped=_why_stopped(session),
     )
+
+
+def _rejections(file: Path) -> dict[str, int]:
+    reasons: Counter[str] = Counter()
+    for batch in read_batches(file, ["reason"]) if file.exists() else ():
+        reasons.update(batch["reason"].to_pylist())
+    return dict(reasons.most_common(10))
 
 
 def _why_stopped(session: Session) -> str | None:
@@ -130,7 +139,7 @@ def read_pace(session: Session) -> Pace:
 
 def _run_table(settings: RunSettings, summary: RunSummary, jobs: MeasuredJobs) -> pa.Table:
     """A run as one row of the table that the folder metrics/ is."""
-    row = summary.model_dump(exclude={"errors", "run_id"})
+    row = summary.model_dump(exclude={"errors", "rejections", "refreshed", "run_id"})
     row |= {
         "started_at": _moment(jobs.first_start_ms),
         "ended_at": datetime.now(UTC),

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import Any
 
+import pyarrow.compute as pc
+
 from imagemill.blocks.loading import resolved
-from imagemill.bucket.manifest import refuse_other_catalog
+from imagemill.bucket.manifest_guard import loss_of_refresh, refuse_other_catalog, standing
 from imagemill.catalog.access import catalog_of
 from imagemill.catalog.counts import PlanCounts
 from imagemill.catalog.plan import Planner, planned_jobs, write_plan
@@ -66,51 +67,78 @@ def _refuse_changed_catalog(settings: RunSettings, counts: PlanCounts, digest: s
     )
 
 
-def _refuse_empty_plan(session: Session, counts: PlanCounts) -> None:
-    """Check that some row of the catalog can be made.
+def _refuse_run_wide_reason(session: Session, counts: PlanCounts, planner: Planner) -> None:
+    """Check that the settings alone do not rule out every row.
 
     Raises:
-        InputError: every row was rejected.
+        InputError: every row was rejected for the reason for which a row that sets nothing would be.
     """
-    if counts.unique or not counts.rows:
+    reason = planner.refusal_of_settings() if counts.rows and not counts.unique else None
+    if reason is None:
         return
-    reasons: Counter[str] = Counter()
     for batch in read_batches(session.folder.rejected, ["reason"]):
-        reasons.update(batch["reason"].to_pylist())
-    reason, rows = reasons.most_common(1)[0]
+        if not pc.all(pc.equal(batch["reason"], reason)).as_py():
+            return
     raise InputError(
-        f"Every row of the catalog was rejected, {rows:,} of {counts.rows:,} for this reason: {reason}."
-        f" {session.folder.rejected} lists them all."
+        f"Every row of the catalog {session.settings.catalog.path!r} was rejected, {counts.rows:,} of"
+        f" {counts.rows:,} for this reason, which the settings give: {reason}."
     )
 
 
-def plan_run(session: Session) -> PlanCounts:
-    """Plan the run, with its jobs in the store and its files in the bucket, or load its existing plan."""
+def plan_run(session: Session) -> tuple[PlanCounts, str | None]:
+    """Plan the run, with its jobs in the store and its files in the bucket, or load its existing plan.
+
+    The second is what publishing it would take from the manifest, if someone has to approve that first.
+    """
     settings, folder, store = session.settings, session.folder, session.store
     api = settings.api.model_copy(update={"model": session.api.model})
     settings = settings.model_copy(update={"api": api})  # what is recorded does not change with defaults
     record = folder.read_record()
     if record is not None:
         refuse_other_run(settings, record[0])
-    if not settings.output.replace_manifest:
-        refuse_other_catalog(session.bucket, settings.catalog.path)
     if record is not None:
         known, counts = record
         _refuse_changed_catalog(settings, counts, folder.read_catalog_digest())
         if not session.wait(store.is_planned):
             # The run began on another machine, or its store was lost: restore the jobs from the plan.
             _restore_jobs(session, known)
-        return counts
+        return counts, _refuse_loss(session)
     session.wait(store.clear)
     catalog = session.catalog or catalog_of(settings.catalog, settings.output)
     planner = Planner(session.api, settings.picture)
     with _adding(session) as add:
         counts = write_plan(planner, catalog, folder.plan, folder.rejected, add)
-    _refuse_empty_plan(session, counts)
+    _refuse_run_wide_reason(session, counts, planner)
+    loss = _refuse_loss(session)
     session.wait(store.mark_planned)
     folder.write_record(settings, counts, catalog.digest)
     folder.publish_plan(session.bucket)
-    return counts
+    return counts, loss
+
+
+def _refuse_loss(session: Session) -> str | None:
+    """Check what publishing this plan would take from the manifest; what someone has to approve first.
+
+    Raises:
+        InputError: it would take too much.
+    """
+    settings = session.settings
+    refresh, path = settings.refresh, settings.catalog.path
+    if settings.output.replace_manifest or (refresh and refresh.allow_loss):
+        return None
+    found = standing(session.bucket, session.folder.plan)
+    if found is None:
+        return None
+    if refresh is None or settings.catalog.limit is not None:
+        refuse_other_catalog(found, path)
+        return None
+    loss = loss_of_refresh(found, path, refresh, prune=settings.prune)
+    if loss and not refresh.approve_loss:
+        raise InputError(
+            f"{loss} Nothing was generated or changed. If that is meant, say so with --allow-loss"
+            " (refresh.allow_loss), or raise --max-retired-share (refresh.max_retired_share)."
+        )
+    return loss
 
 
 @contextmanager

@@ -65,6 +65,16 @@ class RunSummary(BaseModel):
     unchanged: int = Field(default=0, description="Rows that request the same picture as before.")
     retired: int = Field(default=0, description="Rows that have left the catalog since.")
     pruned: int = Field(default=0, description="Images of retired and changed rows that were deleted.")
+    prunable: int = Field(
+        default=0, description="Such images that prune deletes later: prune.parquet says when."
+    )
+    prune_failed: int = Field(
+        default=0, description="Objects that the bucket did not delete: prune.parquet has its error codes."
+    )
+    refreshed: bool = Field(default=False, description="Whether the run was a refresh.")
+    rejections: dict[str, int] = Field(
+        default_factory=dict, description="Rejected rows by reason, the ten most frequent reasons."
+    )
     wall_s: float = Field(description="Wall time of this session; a resume starts from zero.")
     manifest: str | None = Field(description="Where manifest.parquet is; null if the run could not publish.")
     metrics: str | None = Field(description="Where metrics.parquet is.")
@@ -72,11 +82,33 @@ class RunSummary(BaseModel):
     stopped: str | None = Field(default=None, description="Why the run stopped early.")
 
     def __str__(self) -> str:
-        """The run in one sentence."""
+        """The run in one sentence, and a refresh's changes in another."""
+        changes = f" {self.changes_in_words}." if self.refreshed else ""
         return (
             f"{self.done:,} of {self.unique:,} images are done, {self.generated:,} of them generated,"
-            f" for {money(self.cost_usd)}{self.unanswered_in_words}."
+            f" for {money(self.cost_usd)}{self.unanswered_in_words}.{changes}"
         )
+
+    @property
+    def changes_in_words(self) -> str:
+        """What a refresh changed, to begin a sentence."""
+        counted = ", ".join(f"{number:,} {name}" for name, number in self.changes.items())
+        waiting = f" ({self.prunable:,} more wait to be pruned)" if self.prunable else ""
+        return f"Rows: {counted}{waiting}"
+
+    @property
+    def changes(self) -> dict[str, int]:
+        """What a refresh changed, in rows; pruned counts images."""
+        names = ("added", "changed", "unchanged", "retired", "pruned", "rejected")
+        return {name: getattr(self, name) for name in names}
+
+    @property
+    def rejections_in_words(self) -> str:
+        """How many rows were rejected and why, in a sentence; empty if none were."""
+        if not self.rejected:
+            return ""
+        reasons = f", most often: {next(iter(self.rejections))}" if self.rejections else ""
+        return f"{self.rejected:,} of {self.rows:,} rows were rejected{reasons}; rejected.parquet lists them."
 
     @property
     def unanswered_in_words(self) -> str:

@@ -38,6 +38,25 @@ def ask_approval(images: int, cost_usd: float, limit_usd: float | None, counts: 
         f"\n{levers}",
         approve=True,
     )
-    answer = pause_flow_run(wait_for_input=question, timeout=WAIT_S, poll_interval=POLL_S)
-    if not answer.approve:
+    if not _approved(question):
         raise InputError(f"The estimate of {money(cost_usd)} for {images:,} images was not approved.")
+
+
+def ask_loss_approval(loss: str | None) -> None:
+    """Pause a refresh that would take much from the manifest until someone approves it in the UI.
+
+    Raises:
+        InputError: it was not approved.
+    """
+    if loss is None:
+        return
+    question = Approval.with_initial_data(
+        description=f"{loss}\n\nContinue? If not, the refresh ends, and nothing changes.", approve=False
+    )
+    if not _approved(question):
+        raise InputError(f"The refresh was not approved. {loss}")
+
+
+def _approved(question: type[Approval]) -> bool:
+    answer = pause_flow_run(wait_for_input=question, timeout=WAIT_S, poll_interval=POLL_S)
+    return answer.approve

@@ -19,12 +19,16 @@ from imagemill.usd import exact
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """What is left to do: the plan's counts, the shards of unfinished jobs, their number and cost in USD."""
+    """What is left to do: the plan's counts, the shards of unfinished jobs, their number and cost in USD.
+
+    ``loss`` says what a refresh would take from the manifest, if someone has to approve that first.
+    """
 
     counts: PlanCounts
     shards: list[Shard]
     images: int
     cost_usd: float
+    loss: str | None = None
 
 
 @task(name="prepare", task_run_name="prepare", cache_policy=NO_CACHE, persist_result=False)
@@ -35,7 +39,7 @@ def prepare(session: Session) -> Prepared:
         InputError: the catalog cannot be used, or the run's id belongs to another run.
     """
     begun = session.folder.record.exists()
-    counts = plan_run(session)
+    counts, loss = plan_run(session)
     refuse_guesses(counts, session.settings.limits)
     session.folder.forget_summary()
     gather_parts(session.bucket, session.folder)
@@ -46,6 +50,5 @@ def prepare(session: Session) -> Prepared:
         unique=counts.unique, done=totals.done, failed=totals.failed, cost_usd=totals.cost_usd
     )
     cost_usd = float(exact(counts.cost_usd * len(unfinished) / counts.unique)) if counts.unique else 0.0
-    return Prepared(
-        counts, shards(unfinished, session.settings.execution.shard_size), len(unfinished), cost_usd
-    )
+    size = session.settings.execution.shard_size
+    return Prepared(counts, shards(unfinished, size), len(unfinished), cost_usd, loss)

@@ -5,18 +5,21 @@ from __future__ import annotations
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from imagemill.bucket.manifest import MANIFEST, replace_manifest, write_manifest
+from imagemill.bucket.manifest import MANIFEST, write_manifest
 from imagemill.bucket.manifest_diff import Changes
+from imagemill.bucket.replacement import Missing, Prune, replace_manifest
+from imagemill.catalog.counts import PlanCounts
 from imagemill.runs.records import copy_images, publish_records, write_records
 from imagemill.runs.session import Session
+from imagemill.settings import RunSettings
 
 
 @task(name="publish", task_run_name="publish", cache_policy=NO_CACHE, persist_result=False)
-def publish(session: Session, *, retire: bool = False, prune: bool = False) -> Changes:
+def publish(session: Session, counts: PlanCounts) -> Changes:
     """Write all records of a run to the bucket, the manifest last; what changed in the manifest.
 
-    With ``retire``, rows that the manifest has and the catalog has no more stay in it as retired; with
-    ``prune`` their images are deleted, unless another row uses them.
+    A run of a part of the catalog merges its rows into the manifest, a refresh retires the rows that have
+    left the catalog, and any other run replaces the manifest. A catalog without a usable row replaces none.
 
     Raises:
         StoreUnavailableError: the bucket is away, or other runs keep replacing the manifest.
@@ -31,4 +34,31 @@ def publish(session: Session, *, retire: bool = False, prune: bool = False) -> C
     write_manifest(session.bucket, session.folder.plan, outcomes, manifest, catalog=catalog, copies=copies)
     if session.lease is not None:
         session.lease.check()
-    return replace_manifest(session.bucket, manifest, retire=retire, prune=prune)
+    if not counts.unique and _is_kept(session):
+        return Changes(0, 0, 0, 0)
+    return replace_manifest(
+        session.bucket, manifest, missing=_missing(session.settings), prune=_prune(session)
+    )
+
+
+def _is_kept(session: Session) -> bool:
+    """Whether there is a manifest that nobody has asked to replace by one without images."""
+    settings = session.settings
+    if settings.output.replace_manifest or settings.refresh is not None:  # a refresh has asked
+        return False
+    with session.bucket.open(MANIFEST) as file:
+        return file is not None
+
+
+def _missing(settings: RunSettings) -> Missing:
+    if settings.catalog.limit is not None and not settings.output.replace_manifest:
+        return Missing.KEEP
+    return Missing.DROP if settings.refresh is None else Missing.RETIRE
+
+
+def _prune(session: Session) -> Prune | None:
+    """How to prune; not after a run that stopped early, whose rows have no images yet."""
+    settings = session.settings
+    if not settings.prune or settings.refresh is None or session.engine.stopped:
+        return None
+    return Prune(settings.refresh.prune_after_days, f"runs/{settings.run_id}/prune.parquet")

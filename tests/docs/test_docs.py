@@ -47,8 +47,8 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 
 COMMANDS = (
-    *("run", "estimate", "resume", "retry-failed", "calibrate", "check", "demo", "dashboard", "runs"),
-    "reconcile",
+    *("run", "refresh", "estimate", "resume", "retry-failed", "calibrate", "check", "demo", "dashboard"),
+    *("runs", "reconcile"),
 )
 
 

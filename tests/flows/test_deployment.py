@@ -13,6 +13,7 @@ from prefect.client.orchestration import get_client
 from prefect.deployments import run_deployment
 from prefect.exceptions import PrefectHTTPStatusError
 from prefect.flows import load_flow_from_entrypoint
+from prefect.server.utilities.user_templates import render_user_template_sync
 from prefect.states import AwaitingRetry
 
 from imagemill.emulator import Emulator
@@ -71,3 +72,17 @@ def test_each_deployment_fits_its_flow_and_its_form_explains_itself(deployment: 
     for name, field in fields.items():
         described = definitions.get(field.get("$ref", "").rpartition("/")[2], field)
         assert described.get("description"), name
+
+
+def test_an_event_starts_a_refresh_only_of_the_catalogs_it_was_told_about() -> None:
+    nightly = next(each for each in DEPLOYMENTS if each["name"] == "nightly")
+    (trigger,) = nightly["triggers"]
+    assert "*" not in trigger["match"]["prefect.resource.id"]
+    assert nightly["parameters"]["catalog"]["path"] in nightly["parameters"]["refresh"]["only_paths"]
+    flow = load_flow_from_entrypoint(nightly["entrypoint"])
+    for payload, path in (({"path": "s3://x/y.parquet"}, "s3://x/y.parquet"), ({}, "")):
+        event = {"event": {"payload": payload}}
+        named = render_user_template_sync(trigger["parameters"]["path"], event)
+        assert named == path
+        flow.validate_parameters({**nightly["parameters"], "path": named})
+    assert nightly["concurrency_limit"]["collision_strategy"] == "ENQUEUE"  # no upload is lost

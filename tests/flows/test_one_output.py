@@ -112,16 +112,15 @@ def test_a_catalog_of_rejected_rows_replaces_no_manifest(
     emulated = emulator()
     run(place, emulated, catalog(prompt=["a", "b"]))
     before = place.read("manifest.parquet")
-    with pytest.raises(InputError, match=r"Every row of the catalog was rejected, 2 of 3 .*: blank prompt\."):
-        run(
-            place,
-            emulated,
-            catalog(prompt=["", "x", None], width=[256, 20_000, 256]),
-            execution={"run_id": "bad"},
-        )
+    bad = catalog(prompt=["", "x", None], width=[256, 20_000, 256])
+    state = run(place, emulated, bad, execution={"run_id": "bad"}, return_state=True)
+    assert state.name == "CompletedWithRejectedRows"
+    assert "3 of 3 rows were rejected, most often: blank prompt" in state.message
+    summary = state.result()
+    assert (summary.rejected, summary.unique, summary.rejections["blank prompt"]) == (3, 0, 2)
     assert place.read("manifest.parquet") == before
-    # The same run id, once the catalog is mended.
-    assert run(place, emulated, catalog(prompt=["c"]), execution={"run_id": "bad"}).done == 1
+    with pytest.raises(InputError, match=r"Every row .* was rejected, 2 of 2 .*: width 17 "):
+        run(place, emulated, catalog(prompt=["", "x"][1:] * 2), picture={"width": 17})
 
 
 def test_a_run_id_with_something_else_is_refused_never_ignored(

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
 from imagemill.emulator import Emulator
@@ -17,7 +18,7 @@ from tests.conftest import BUCKET, Place
 pytestmark = pytest.mark.usefixtures("prefect_server")
 
 
-def refresh(place: Place, emulated: Emulator, path: str, **more: Any) -> Any:
+def refresh(place: Place, emulated: Emulator, path: Any, **more: Any) -> Any:
     return refresh_catalog(
         catalog=path,
         api={"provider": "fal", "base_url": emulated.base_url},
@@ -48,7 +49,7 @@ def test_only_what_changed_is_paid_for(
     assert (rows["a"]["price"], rows["c"]["price"]) == (9, 3)
 
     asked = emulated.stats()["generation_requests"]
-    third = refresh(place, emulated, monday, prune=True)
+    third = refresh(place, emulated, monday, prune=True, refresh={"prune_after_days": 0})
     assert emulated.stats()["generation_requests"] == asked
     assert (third.unchanged, third.retired, third.cost_usd) == (4, 0, 0)
     # c shared its picture with d, which is still there; b's old picture went when b changed.
@@ -62,13 +63,19 @@ def test_pruning_deletes_what_no_row_uses_any_more(
 ) -> None:
     emulated = emulator()
     refresh(place, emulated, catalog(id=["a", "b", "c", "d"], prompt=["1", "2", "3", "3"]))
-    summary = refresh(place, emulated, catalog(id=["a", "b", "d"], prompt=["one", "2", "3"]), prune=True)
+    summary = refresh(
+        place,
+        emulated,
+        catalog(id=["a", "b", "d"], prompt=["one", "2", "3"]),
+        prune=True,
+        refresh={"prune_after_days": 0},
+    )
 
     assert (summary.changed, summary.retired, summary.pruned) == (1, 1, 1)
     images = {name for name in place.objects() if name.startswith("images/")}
     rows = {row["id"]: row for row in place.table("manifest.parquet")}
     assert {row["uri"].removeprefix(f"{place.uri}/") for row in rows.values() if row["uri"]} == images
-    assert (rows["c"]["status"], rows["c"]["uri"]) == ("retired", None)
+    assert (rows["c"]["status"], rows["c"]["uri"]) == ("retired", rows["d"]["uri"])  # which d still uses
 
     back = refresh(place, emulated, catalog(id=["a", "b", "c", "d"], prompt=["one", "2", "3", "3"]))
     assert (back.added, back.unchanged, back.generated) == (1, 3, 0)
@@ -96,17 +103,67 @@ def test_pruning_finds_what_earlier_refreshes_left_and_nothing_else(
     client.close()
     assert len(images()) == 7 + 1
 
-    summary = refresh(place, emulated, catalog(id=["a", "b"], prompt=["uno", "2"]), prune=True)
+    summary = refresh(
+        place,
+        emulated,
+        catalog(id=["a", "b"], prompt=["uno", "2"]),
+        prune=True,
+        refresh={"prune_after_days": 0},
+    )
     assert (summary.unchanged, summary.retired, summary.pruned) == (2, 1, 5)
     assert images() == used() | {others}
     assert len(images() & first) == 1
 
-    again = refresh(place, emulated, catalog(id=["a", "b"], prompt=["uno", "2"]), prune=True)
+    again = refresh(
+        place,
+        emulated,
+        catalog(id=["a", "b"], prompt=["uno", "2"]),
+        prune=True,
+        refresh={"prune_after_days": 0},
+    )
     assert (again.pruned, again.generated) == (0, 0)
     back = refresh(place, emulated, catalog(id=["a", "b"], prompt=["1", "2"]))
     assert (back.changed, back.generated) == (1, 1)
-    assert refresh(place, emulated, catalog(id=["a", "b"], prompt=["1", "2"]), prune=True).pruned == 1
+    assert (
+        refresh(
+            place,
+            emulated,
+            catalog(id=["a", "b"], prompt=["1", "2"]),
+            prune=True,
+            refresh={"prune_after_days": 0},
+        ).pruned
+        == 1
+    )
     assert images() == used() | {others}
+
+
+def test_a_refresh_that_would_hurt_is_refused_before_it_buys(
+    place: Place, emulator: Callable[..., Emulator], catalog: Callable[..., str]
+) -> None:
+    emulated = emulator()
+    shop = {"id": list("abcde"), "prompt": list("12345")}
+    refresh(place, emulated, catalog(**shop))
+    before = place.read("manifest.parquet")
+    asked = emulated.stats()["generation_requests"]
+    cut, empty = catalog("cut.parquet", id=["a"], prompt=["new"]), pa.array([], pa.string())
+    with pytest.raises(InputError, match=r"would take 4 of 5 rows .* 80%, and at most 20% .* --allow-loss"):
+        refresh(place, emulated, cut, prune=True)
+    with pytest.raises(InputError, match="has no row that can become an image"):
+        refresh(place, emulated, catalog("none.parquet", id=empty, prompt=empty))
+    with pytest.raises(InputError, match=r"'.*cut.parquet' is not one of those .* s3://shop/\*"):
+        refresh(place, emulated, "shop.parquet", path=cut, refresh={"only_paths": ["s3://shop/*"]})
+    assert place.read("manifest.parquet") == before
+    assert emulated.stats()["generation_requests"] == asked
+
+    two = catalog("two.parquet", id=["f", "a"], prompt=["6", "1"])
+    part = refresh(place, emulated, {"path": two, "limit": 2})
+    assert (part.added, part.unchanged, part.retired, part.rows) == (1, 1, 0, 2)
+    assert {row["id"]: row["status"] for row in place.table("manifest.parquet")} == dict.fromkeys(
+        "abcdef", "done"
+    )
+
+    state = refresh(place, emulated, cut, refresh={"allow_loss": True}, return_state=True)
+    assert "0 added, 1 changed, 0 unchanged, 5 retired, 0 pruned, 0 rejected" in str(state.message)
 
 
 def test_two_refreshes_of_one_place_do_not_interleave(

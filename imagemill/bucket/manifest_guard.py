@@ -1,0 +1,182 @@
+"""Compares a plan with the manifest that it would replace, before anything is bought.
+
+A refresh of an empty, truncated or wrong catalog would retire the rows of the real one.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from imagemill.bucket.image_bucket import ImageBucket
+from imagemill.bucket.manifest import CATALOG_METADATA, MANIFEST
+from imagemill.bucket.manifest_diff import RETIRED, identities, identity_columns
+from imagemill.catalog.digest_index import DigestIndex, text_digests
+from imagemill.errors import InputError
+from imagemill.parquet import read_batches
+from imagemill.settings import RefreshSettings
+
+HARDLY = 0.1
+"""Two catalogs that share less than this of the smaller one's rows are not the same one."""
+
+_DATE = re.compile(
+    r"(?<![0-9])(19|20)[0-9]{2}([-_/.]?)[01][0-9](\2[0-3][0-9]([T_-]?[0-9:]{4,8}Z?)?)?(?![0-9])"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """How a plan stands to the manifest at its output. Retired rows do not count.
+
+    ``usable`` are the plan's rows that can become images, ``rows`` those of the manifest; of these,
+    ``shared`` are also the plan's, ``retired`` have left the catalog and ``rejected`` are there but cannot be
+    used. Of the manifest's ``images``, ``unused`` are of no row of the plan. ``by`` is what rows are told
+    apart by: ids, or prompts where the catalog has no ids.
+    """
+
+    uri: str
+    known_as: str
+    usable: int
+    rows: int
+    shared: int
+    retired: int
+    rejected: int
+    images: int
+    unused: int
+    by: str
+
+    def is_of_other_catalog(self, path: str) -> bool:
+        """Whether the manifest is another catalog's, which may have moved, and may have no ids."""
+        if self.by == "prompts" and _without_dates(self.known_as) in {"", _without_dates(path)}:
+            return False
+        return self.shared < HARDLY * min(self.usable, self.rows)
+
+
+def _without_dates(path: str) -> str:
+    return _DATE.sub("", path)
+
+
+def standing(bucket: ImageBucket, plan: Path) -> Standing | None:
+    """Compare a plan with the manifest; None where there is no manifest, or none with rows in use.
+
+    Raises:
+        InputError: the manifest cannot be read.
+    """
+    planned = _Planned(plan)
+    with bucket.open(MANIFEST) as file:
+        if file is None:
+            return None
+        try:
+            return _standing(bucket, planned, pq.ParquetFile(file))
+        except (pa.ArrowException, OSError, KeyError) as error:
+            raise InputError(f"{bucket.uri_of(MANIFEST)} cannot be read ({error}): move it away.") from error
+
+
+class _Planned:
+    """The ids, the keys and, if its ids are row numbers, the prompts of a plan."""
+
+    def __init__(self, plan: Path) -> None:
+        names = identity_columns(pq.read_schema(plan).names)
+        self.ids, self.usable_ids = DigestIndex(), DigestIndex()
+        self.keys, self.prompts = DigestIndex(), DigestIndex()
+        self.usable = 0
+        self.numbered = True
+        for batch in read_batches(plan, [*names, "row", "key", "prompt"]):
+            self.numbered = (
+                self.numbered and pc.all(pc.equal(batch["row"].cast(pa.string()), batch["id"])).as_py()
+            )
+            usable = batch.filter(batch["key"].is_valid())
+            self.ids.number(identities(batch))
+            self.usable_ids.number(identities(usable))
+            self.keys.number(text_digests(usable["key"].to_pylist()))
+            self.prompts.number(text_digests(usable["prompt"].to_pylist()))
+            self.usable += usable.num_rows
+
+
+def _standing(bucket: ImageBucket, planned: _Planned, manifest: pq.ParquetFile) -> Standing | None:
+    rows = shared = retired = rejected = 0
+    images, unused = DigestIndex(), DigestIndex()
+    names = manifest.schema_arrow.names
+    columns = [*identity_columns(names), "key", "status", "uri", "prompt"]
+    for batch in manifest.iter_batches(columns=columns):
+        active = pc.fill_null(pc.not_equal(batch["status"], RETIRED), fill_value=False)
+        some = batch.filter(pc.and_(active, batch["key"].is_valid()))
+        digests = identities(some)
+        rows += some.num_rows
+        known, usable = planned.ids.places(digests) >= 0, planned.usable_ids.places(digests) >= 0
+        retired += int((~known).sum())
+        rejected += int((known & ~usable).sum())
+        if planned.numbered:
+            usable = planned.prompts.places(text_digests(some["prompt"].to_pylist())) >= 0
+        shared += int(usable.sum())
+        keys = text_digests(some.filter(some["uri"].is_valid())["key"].to_pylist())
+        images.number(keys)
+        words = np.frombuffer(keys, "V16")
+        unused.number(words[planned.keys.places(keys) < 0].tobytes())
+    if not rows:
+        return None
+    return Standing(
+        uri=bucket.uri,
+        known_as=(manifest.schema_arrow.metadata or {}).get(CATALOG_METADATA, b"").decode("utf-8", "replace"),
+        usable=planned.usable,
+        rows=rows,
+        shared=shared,
+        retired=retired,
+        rejected=rejected,
+        images=len(images),
+        unused=len(unused),
+        by="prompts" if planned.numbered else "ids",
+    )
+
+
+def refuse_other_catalog(found: Standing, path: str) -> None:
+    """Check that the manifest is not another catalog's.
+
+    Raises:
+        InputError: it is.
+    """
+    if found.usable and found.is_of_other_catalog(path):
+        raise InputError(
+            f"The manifest in {found.uri} is that of the catalog {found.known_as!r}, not of {path!r}:"
+            f" {found.shared:,} of its {found.rows:,} {found.by} are in this catalog. Choose another"
+            " output, or replace that manifest with --replace-manifest (output.replace_manifest)."
+        )
+
+
+def loss_of_refresh(found: Standing, path: str, refresh: RefreshSettings, *, prune: bool) -> str | None:
+    """What a refresh would lose if that is more than it may, as a sentence; None if all is well."""
+    gone, share = found.retired + found.rejected, refresh.max_retired_share
+    if not found.usable:
+        return (
+            f"The catalog {path!r} has no row that can become an image: a refresh from it would retire"
+            f" all {found.rows:,} rows of the manifest in {found.uri}."
+        )
+    if _is_too_much(gone, found.rows, share):
+        return (
+            f"A refresh from the catalog {path!r} would take {gone:,} of {found.rows:,} rows from the"
+            f" manifest in {found.uri}: {found.retired:,} have left the catalog, {found.rejected:,} can no"
+            f" longer be used. That is {gone / found.rows:.0%}, and at most {share:.0%} may go unasked."
+        )
+    if found.is_of_other_catalog(path):
+        return (
+            f"The catalog {path!r} and the manifest in {found.uri} hardly share a row: {found.shared:,} of"
+            f" its {found.rows:,} {found.by} are in this catalog, which has {found.usable:,} rows."
+        )
+    if prune and _is_too_much(found.unused, found.images, share):
+        return (
+            f"A refresh from the catalog {path!r} would delete {found.unused:,} of {found.images:,} images"
+            f" in {found.uri}, which no row would use any more. That is"
+            f" {found.unused / found.images:.0%}, and at most {share:.0%} may go unasked."
+        )
+    return None
+
+
+def _is_too_much(gone: int, everything: int, share: float) -> bool:
+    """Whether too much would go; a single row may, of a small catalog too, unless it is the only one."""
+    return gone > 0 and (gone == everything or (gone > 1 and gone > share * everything))

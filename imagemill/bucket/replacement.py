@@ -1,0 +1,233 @@
+"""Replaces the manifest of an output, and deletes the images that no row uses any more."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from enum import StrEnum
+from itertools import chain
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from imagemill.bucket.image_bucket import ConflictError, ImageBucket
+from imagemill.bucket.manifest import MANIFEST
+from imagemill.bucket.manifest_diff import RETIRED, Changes, Comparison
+from imagemill.bucket.superseded import Superseded
+from imagemill.catalog.digest_index import DigestIndex, text_digests
+from imagemill.errors import StoreUnavailableError
+from imagemill.media_types import PARQUET
+from imagemill.parquet import RowWriter, read_batches
+
+_OBJECTS = ("uri", "copy_uri")
+_NO_CAST = (pa.ArrowInvalid, pa.ArrowNotImplementedError)
+_PRUNE_SCHEMA = pa.schema(
+    [
+        ("uri", pa.string()),
+        ("superseded_at", pa.timestamp("ms", "UTC")),
+        ("delete_after", pa.timestamp("ms", "UTC")),
+        ("outcome", pa.string()),
+    ]
+)
+
+
+class Missing(StrEnum):
+    """What becomes of the previous manifest's rows whose ids the new one lacks."""
+
+    DROP = "drop"
+    """They leave the manifest: the catalog as it stands."""
+    KEEP = "keep"
+    """They stay as they are: a run of a part of the catalog merges its rows."""
+    RETIRE = "retire"
+    """They stay, marked as retired."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prune:
+    """Deletes superseded objects that have been so for ``after_days``.
+
+    ``record`` names the object below the output prefix that lists what is deleted, when, and how it went.
+    """
+
+    after_days: float
+    record: str
+
+
+def replace_manifest(
+    bucket: ImageBucket, file: Path, *, missing: Missing = Missing.DROP, prune: Prune | None = None
+) -> Changes:
+    """Replace the bucket's manifest with the one in ``file``, atomically; how they differ.
+
+    Objects that no row of the manifest uses any more are remembered as superseded; ``prune`` deletes those
+    whose grace period is over. Afterwards, ``file`` is what the bucket has.
+
+    Raises:
+        StoreUnavailableError: another run keeps replacing it.
+    """
+    before, joined = file.with_suffix(".before.parquet"), file.with_suffix(".joined.parquet")
+    now = Comparison(file)
+    at = datetime.now(UTC).replace(microsecond=0)
+    for _ in range(5):
+        etag = bucket.download(MANIFEST, before)
+        if etag is None:
+            pq.write_table(pq.read_schema(file).empty_table(), before)
+        try:
+            superseded = Superseded(bucket, file.parent)
+            if missing is Missing.KEEP:
+                changes = _merge(now, before, file, joined)
+                unused = _unused(bucket, superseded.since, before, joined, at)
+                due = frozenset[str]()
+            else:
+                unused = _unused(bucket, superseded.since, before, file, at)
+                due = _due(unused, prune, at)
+                retire = missing is Missing.RETIRE
+                changes = _retire(now, before, file, joined, bucket, due) if retire else now.changes(before)
+            superseded.remember(unused)
+            bucket.replace(file if missing is Missing.DROP else joined, MANIFEST, PARQUET, etag)
+        except ConflictError:
+            continue
+        finally:
+            before.unlink()
+        if missing is not Missing.DROP:
+            joined.replace(file)
+        if prune is None:
+            return changes
+        return _pruned(bucket, superseded, unused, due, prune, file.parent / "prune.parquet", changes)
+    raise StoreUnavailableError("Other runs keep replacing the manifest of this output.")
+
+
+def _due(unused: Mapping[str, datetime], prune: Prune | None, at: datetime) -> frozenset[str]:
+    if prune is None:
+        return frozenset()
+    until = at - timedelta(days=prune.after_days)
+    return frozenset(name for name, since in unused.items() if since <= until)
+
+
+def _pruned(
+    bucket: ImageBucket,
+    superseded: Superseded,
+    unused: Mapping[str, datetime],
+    due: frozenset[str],
+    prune: Prune,
+    file: Path,
+    changes: Changes,
+) -> Changes:
+    """Delete what is due. The list of it is in the bucket before the first object is deleted."""
+
+    def publish(outcomes: Mapping[str, str]) -> None:
+        names = sorted(unused)
+        grace = timedelta(days=prune.after_days)
+        columns = [
+            [bucket.uri_of(name) for name in names],
+            [unused[name] for name in names],
+            [unused[name] + grace for name in names],
+            [outcomes.get(name, "waiting") for name in names],
+        ]
+        pq.write_table(pa.table(columns, _PRUNE_SCHEMA), file, compression="zstd")
+        bucket.upload(file, prune.record, PARQUET)
+
+    publish(dict.fromkeys(due, "due"))
+    refused = bucket.try_delete(sorted(due)) if due else {}
+    deleted = due.difference(refused)
+    if due:
+        publish(
+            {**dict.fromkeys(due, "deleted"), **{n: f"not deleted: {code}" for n, code in refused.items()}}
+        )
+        with suppress(ConflictError):  # names that stay in the list too long do no harm
+            superseded.remember({name: since for name, since in unused.items() if name not in deleted})
+    return replace(
+        changes,
+        pruned=_images(deleted),
+        prunable=_images(unused.keys() - due),
+        prune_failed=len(refused),
+    )
+
+
+def _images(names: Iterator[str] | frozenset[str] | set[str]) -> int:
+    return sum(name.startswith("images/") for name in names)
+
+
+def _merge(now: Comparison, before: Path, manifest: Path, merged: Path) -> Changes:
+    """Write a manifest's rows to another file, and after them the previous manifest's other rows."""
+    schema = _with_columns_of(pq.read_schema(manifest), pq.read_schema(before))
+    with RowWriter(merged, schema) as writer:
+        for batch in read_batches(manifest):
+            writer.write(_fitted(batch, schema))
+        changes = now.changes(before, lambda kept: writer.write(_fitted(kept, schema)))
+    return replace(changes, retired=0)
+
+
+def _retire(
+    now: Comparison, before: Path, manifest: Path, joined: Path, bucket: ImageBucket, due: frozenset[str]
+) -> Changes:
+    """Write a manifest's rows to another file, and after them the previous manifest's other rows as retired.
+
+    Objects that are ``due`` to be deleted leave them.
+    """
+    schema = _with_columns_of(pq.read_schema(manifest), pq.read_schema(before))
+    root = bucket.uri_of("")
+
+    def retired(rows: pa.RecordBatch) -> pa.Table:
+        table = _fitted(rows, schema)
+        columns = {name: table[name] for name in schema.names}
+        columns["status"] = pa.array([RETIRED] * rows.num_rows, pa.string())
+        for name in _OBJECTS:
+            uris = table[name].to_pylist()
+            left = [uri if uri and uri.removeprefix(root) not in due else None for uri in uris]
+            columns[name] = pa.array(left, pa.string())
+        return pa.table(columns, schema)
+
+    with RowWriter(joined, schema) as writer:
+        for batch in read_batches(manifest):
+            writer.write(_fitted(batch, schema))
+        return now.changes(before, lambda lost: writer.write(retired(lost)))
+
+
+def _with_columns_of(schema: pa.Schema, before: pa.Schema) -> pa.Schema:
+    """A manifest's schema, and the previous one's columns that it lacks: other rows still have them."""
+    for field in before:
+        if field.name not in schema.names:
+            schema = schema.append(field)
+    return schema
+
+
+def _fitted(rows: pa.RecordBatch, schema: pa.Schema) -> pa.Table:
+    """Rows of either manifest in the columns of both."""
+    columns = []
+    for field in schema:
+        if field.name not in rows.schema.names:
+            columns.append(pa.nulls(rows.num_rows, field.type))
+            continue
+        try:
+            columns.append(rows[field.name].cast(field.type))
+        except _NO_CAST:  # a carried column that has become another type
+            columns.append(pa.nulls(rows.num_rows, field.type))
+    return pa.Table.from_arrays(columns, schema=schema)
+
+
+def _unused(
+    bucket: ImageBucket, superseded: Mapping[str, datetime], before: Path, manifest: Path, at: datetime
+) -> dict[str, datetime]:
+    """The superseded objects and those of the previous manifest that no row uses, and since when."""
+    used = DigestIndex()
+    for names in _objects(bucket, manifest):
+        used.number(text_digests(names))
+    unused: dict[str, datetime] = {}
+    for names in chain([sorted(superseded)], _objects(bucket, before)):
+        places = used.find(text_digests(names))
+        for name, place in zip(names, places, strict=True):
+            if place < 0:
+                unused.setdefault(name, superseded.get(name, at))
+    return unused
+
+
+def _objects(bucket: ImageBucket, manifest: Path) -> Iterator[list[str]]:
+    """The objects in a manifest's rows, by their names below the output prefix, in batches."""
+    root = bucket.uri_of("")
+    columns = [name for name in _OBJECTS if name in pq.read_schema(manifest).names]
+    for batch in read_batches(manifest, columns):
+        for uris in batch.columns:
+            yield [uri.removeprefix(root) for uri in uris.to_pylist() if uri and uri.startswith(root)]

@@ -1,0 +1,193 @@
+"""The manifest of an output: merged, replaced, retired and pruned; and what a refresh may take from it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from pydantic import SecretStr
+
+from imagemill.blocks.apis import Fal
+from imagemill.bucket.image_bucket import ImageBucket, image_name
+from imagemill.bucket.manifest import Outcomes, write_manifest
+from imagemill.bucket.manifest_diff import Changes
+from imagemill.bucket.manifest_guard import Standing, loss_of_refresh, refuse_other_catalog, standing
+from imagemill.bucket.replacement import Missing, Prune, replace_manifest
+from imagemill.catalog.files import open_catalog
+from imagemill.catalog.plan import Planner, write_plan
+from imagemill.errors import InputError
+from imagemill.jobs import Job, JobStatus
+from imagemill.settings import CatalogSettings, PictureSettings, RefreshSettings
+from tests.bucket.s3_front import Answer, Asked, S3Front
+
+Columns = dict[str, Sequence[Any]]
+
+
+@pytest.fixture
+def output(bucket: ImageBucket, tmp_path: Path) -> Output:
+    return Output(bucket, tmp_path)
+
+
+class Output:
+    """An output whose runs make every image, without an API."""
+
+    def __init__(self, bucket: ImageBucket, folder: Path) -> None:
+        self.bucket, self._folder = bucket, folder
+
+    def plan(self, columns: Columns, name: str = "catalog.parquet") -> tuple[Path, list[Job]]:
+        path, plan = self._folder / name, self._folder / "plan.parquet"
+        pq.write_table(pa.table(columns), path)
+        jobs: list[Job] = []
+        planner = Planner(Fal(api_key=SecretStr("k")), PictureSettings())
+        catalog = open_catalog(CatalogSettings(path=str(path)))
+        write_plan(planner, catalog, plan, self._folder / "rejected.parquet", jobs.extend)
+        return plan, jobs
+
+    def run(self, columns: Columns, name: str = "catalog.parquet", **how: Any) -> Changes:
+        plan, jobs = self.plan(columns, name)
+        for job in jobs:
+            job.status, job.image = JobStatus.DONE, image_name(job.key, "png")
+            self.bucket.write_version(job.image, b"image", "image/png", self.bucket._etag(job.image))
+        outcomes = Outcomes()
+        outcomes.add(jobs)
+        file = self._folder / "manifest.parquet"
+        path = str(self._folder / name)
+        write_manifest(self.bucket, plan, outcomes, file, catalog=path, copies=False)
+        return replace_manifest(self.bucket, file, **how)
+
+    def standing(self, columns: Columns, name: str = "catalog.parquet") -> tuple[Standing, str]:
+        found = standing(self.bucket, self.plan(columns, name)[0])
+        assert found is not None
+        return found, str(self._folder / name)
+
+    def loss(self, columns: Columns, *, prune: bool = False, **refresh: Any) -> str | None:
+        found, path = self.standing(columns)
+        return loss_of_refresh(found, path, RefreshSettings(**refresh), prune=prune)
+
+    def rows(self, name: str = "manifest.parquet") -> list[dict[str, Any]]:
+        content = self.bucket.read(name)
+        rows: list[dict[str, Any]] = pq.read_table(pa.BufferReader(content)).to_pylist()
+        return rows
+
+    def images(self) -> set[str]:
+        return {image.name for image in self.bucket.objects("images")}
+
+
+def shop(rows: int, start: int = 0, **more: Any) -> Columns:
+    ids = [f"sku-{n}" for n in range(start, rows)]
+    return {"id": ids, "prompt": [f"a photo of {name}" for name in ids], **more}
+
+
+def test_a_part_of_a_catalog_is_merged_into_the_manifest(output: Output) -> None:
+    output.run(shop(30, price=list(range(30))))
+    kept = output.images()
+    part = {"id": ["sku-1", "new"], "prompt": ["a drawing", "x"], "stock": [5, 6]}
+    changes = output.run(part, missing=Missing.KEEP)
+    assert (changes.added, changes.changed, changes.retired) == (1, 1, 0)
+    rows = {row["id"]: row for row in output.rows()}
+    assert len(rows) == 31
+    assert {row["status"] for row in rows.values()} == {"done"}
+    assert (rows["sku-7"]["price"], rows["sku-1"]["price"], rows["new"]["stock"]) == (7, None, 6)
+    # A later prune knows what the manifest no longer names, whichever run removed it.
+    output.run({"id": ["new"], "prompt": ["x"]})
+    assert {row["name"] for row in output.rows("superseded.parquet")} == kept | {
+        row["uri"].removeprefix(f"{output.bucket.uri}/") for name, row in rows.items() if name == "sku-1"
+    }
+
+
+def test_prune_waits_lists_and_deletes(output: Output) -> None:
+    output.run(shop(5))
+    everything = output.images()
+    patient = {"missing": Missing.RETIRE, "prune": Prune(7, "runs/a/prune.parquet")}
+    changes = output.run(shop(4), **patient)
+    assert (changes.retired, changes.pruned, changes.prunable) == (1, 0, 1)
+    assert output.images() == everything
+    (listed,) = output.rows("runs/a/prune.parquet")
+    assert listed["outcome"] == "waiting"
+    assert listed["delete_after"] - listed["superseded_at"] == timedelta(days=7)
+    assert abs(datetime.now(UTC) - listed["superseded_at"]) < timedelta(minutes=1)
+    assert output.rows()[-1]["uri"] == listed["uri"]
+    # The row returns before that: it is undone.
+    changes = output.run(shop(5), **patient)
+    assert (changes.added, changes.prunable, output.rows("superseded.parquet")) == (1, 0, [])
+
+    at_once = {"missing": Missing.RETIRE, "prune": Prune(0, "runs/b/prune.parquet")}
+    changes = output.run(shop(4), **at_once)
+    assert (changes.pruned, changes.prunable, len(output.images())) == (1, 0, 4)
+    assert [row["outcome"] for row in output.rows("runs/b/prune.parquet")] == ["deleted"]
+    assert (output.rows()[-1]["status"], output.rows()[-1]["uri"]) == ("retired", None)
+
+
+class PartlyRefused(Answer):
+    """What DeleteObjects answers, with status 200, about a single key."""
+
+    @property
+    def body(self) -> bytes:
+        error = f"<Error><Key>{self.code}</Key><Code>AccessDenied</Code><Message>no</Message></Error>"
+        return f"<?xml version='1.0'?><DeleteResult>{error}</DeleteResult>".encode()
+
+
+def test_an_object_that_cannot_be_deleted_is_reported_and_tried_again(output: Output, front: S3Front) -> None:
+    output.run(shop(5))
+    everything = output.images()
+    at_once = {"missing": Missing.RETIRE, "prune": Prune(0, "runs/a/prune.parquet")}
+
+    def refuse(asked: Asked) -> Answer | None:
+        if asked.method != "POST" or "delete" not in asked.path:
+            return None
+        return PartlyRefused(200, asked.body.decode().partition("<Key>")[2].partition("</Key>")[0])
+
+    front.before = refuse
+    changes = output.run(shop(4), **at_once)
+    assert (changes.pruned, changes.prune_failed) == (0, 1)
+    (listed,) = output.rows("runs/a/prune.parquet")
+    assert listed["outcome"] == "not deleted: AccessDenied"
+    assert [row["name"] for row in output.rows("superseded.parquet")] == [
+        *everything - used(output.rows(), output)
+    ]
+    front.before = lambda _: None
+    assert output.run(shop(4), **at_once).pruned == 1
+    assert output.images() == used(output.rows(), output)
+
+
+def used(rows: list[dict[str, Any]], output: Output) -> set[str]:
+    return {row["uri"].removeprefix(f"{output.bucket.uri}/") for row in rows if row["uri"]}
+
+
+def test_what_a_refresh_may_take(output: Output) -> None:
+    output.run(shop(40))
+    assert output.loss(shop(40)) is None
+    assert output.loss(shop(32)) is None  # 20 %
+    assert "would take 9 of 40 rows" in str(output.loss(shop(31)))
+    assert output.loss(shop(31), max_retired_share=0.25) is None
+    assert "would take 39 of 40 rows" in str(output.loss(shop(1)))
+    assert "has no row that can become an image" in str(output.loss({"prompt": pa.array([], pa.string())}))
+    assert "has no row that can become an image" in str(output.loss({**shop(40), "prompt": [" "] * 40}))
+    blank = {**shop(40), "prompt": [" "] * 9 + ["x"] * 31}
+    assert "0 have left the catalog, 9 can no longer be used" in str(output.loss(blank))
+    other = {"id": [f"lamp-{n}" for n in range(40)], "prompt": ["x"] * 40}
+    assert "would take 40 of 40 rows" in str(output.loss(other, max_retired_share=1))
+    added = {"id": [*shop(40)["id"], "one"], "prompt": [*shop(40)["prompt"], "x"]}
+    assert output.loss(added, prune=True) is None
+    reworded = {**shop(40), "prompt": [f"a drawing of {n}" for n in range(40)]}
+    assert output.loss(reworded) is None
+    assert "would delete 40 of 40 images" in str(output.loss(reworded, prune=True))
+
+
+def test_a_manifest_knows_its_catalog_by_its_rows(output: Output) -> None:
+    output.run(shop(20), "shop.parquet")
+    refuse_other_catalog(*output.standing(shop(20), "moved/elsewhere.parquet".replace("/", "-")))
+    refuse_other_catalog(*output.standing(shop(400), "shop.parquet"))  # grown
+    with pytest.raises(InputError, match=r"shop\.parquet', not of .*: 0 of its 20 ids are in this catalog"):
+        refuse_other_catalog(*output.standing({"id": ["lamp"], "prompt": ["x"]}, "shop.parquet"))
+    prompts = {"prompt": [f"p{n}" for n in range(20)]}  # rows without ids are known by their prompts
+    output.run(prompts, "p-2026-11-25.parquet")
+    refuse_other_catalog(*output.standing({"prompt": ["all", "new"]}, "p-2026-11-26.parquet"))
+    refuse_other_catalog(*output.standing(prompts, "moved.parquet"))
+    with pytest.raises(InputError, match="0 of its 20 prompts are in this catalog"):
+        refuse_other_catalog(*output.standing({"prompt": ["all", "new"]}, "lamps.parquet"))
