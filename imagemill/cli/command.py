@@ -118,15 +118,7 @@ def _parser(kind: type[argparse.ArgumentParser]) -> argparse.ArgumentParser:
 
     check = _check_parser(commands)
 
-    demo = commands.add_parser("demo", help="see it all work on this machine, at no cost")
-    demo.add_argument(
-        "--folder",
-        type=Path,
-        default=Path("imagemill-demo"),
-        help="where to put the pictures and the report (default: %(default)s)",
-    )
-    demo.add_argument("--images", type=int, default=150, help="number of catalog rows (default: %(default)s)")
-    demo.set_defaults(run=_demo)
+    demo = _demo_parser(commands)
 
     dashboard = commands.add_parser(
         "dashboard",
@@ -184,6 +176,21 @@ def _refresh_parser(commands: Any) -> argparse.ArgumentParser:  # noqa: ANN401 -
     )
     refresh.set_defaults(run=_refresh)
     return refresh
+
+
+def _demo_parser(commands: Any) -> argparse.ArgumentParser:  # noqa: ANN401 - argparse names no type
+    demo: argparse.ArgumentParser = commands.add_parser(
+        "demo", help="see it all work on this machine, at no cost"
+    )
+    demo.add_argument(
+        "--folder",
+        type=Path,
+        default=Path("imagemill-demo"),
+        help="where to put the pictures and the report (default: %(default)s)",
+    )
+    demo.add_argument("--images", type=int, default=150, help="number of catalog rows (default: %(default)s)")
+    demo.set_defaults(run=_demo)
+    return demo
 
 
 def _check_parser(commands: Any) -> argparse.ArgumentParser:  # noqa: ANN401 - argparse names no type

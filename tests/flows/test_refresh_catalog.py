@@ -18,9 +18,9 @@ from tests.conftest import BUCKET, Place
 pytestmark = pytest.mark.usefixtures("prefect_server")
 
 
-def refresh(place: Place, emulated: Emulator, path: Any, **more: Any) -> Any:
+def refresh(place: Place, emulated: Emulator, source: Any, **more: Any) -> Any:
     return refresh_catalog(
-        catalog=path,
+        catalog=source,
         api={"provider": "fal", "base_url": emulated.base_url},
         output=place.settings(),
         picture={"width": 256, "height": 256},
