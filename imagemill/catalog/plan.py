@@ -109,7 +109,7 @@ class Planner:
 
     def refusal_of_settings(self) -> str | None:
         """Why a row that sets nothing but a prompt would be rejected; None if it would not."""
-        return self._judge.judge(pa.table({"prompt": ["a prompt"]}), 0).reasons.get(0)
+        return self._judge.judge(pa.table({"prompt": ["a prompt"]}), 0, {}).reasons.get(0)
 
     def plan(self, catalog: CatalogFiles) -> Iterator[tuple[pa.Table, pa.Table, NewJobs]]:
         """Batch by batch: the plan's rows, the rejected rows, and the jobs that are new."""
