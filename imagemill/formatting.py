@@ -25,12 +25,11 @@ def money(usd: float) -> str:
 
 
 def price(usd: float) -> str:
-    """The price of one image: below a dollar, two or three significant digits."""
-    if abs(usd) >= 1 or abs(usd) < 1e-9:
+    """The price of one image: below a dollar, as many of three significant digits as it takes, and cents."""
+    if abs(usd) >= 1 or not usd:
         return f"${usd:,.2f}"
-    decimals = 2 - math.floor(math.log10(abs(usd)))
-    digits = f"{usd:.{decimals}f}"
-    return f"${digits.removesuffix('0')}"
+    whole, _, digits = f"{usd:.{2 - math.floor(math.log10(abs(usd)))}f}".partition(".")
+    return f"${whole}.{digits.rstrip('0').ljust(2, '0')}"
 
 
 def percent(share: float) -> str:

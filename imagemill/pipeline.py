@@ -13,7 +13,6 @@ from prefect import get_run_logger, unmapped
 from prefect.client.orchestration import get_client
 from prefect.exceptions import TerminationSignal
 from prefect.runtime import flow_run
-from prefect.states import Completed
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from imagemill.bucket.probe import probe_copies
@@ -25,6 +24,7 @@ from imagemill.reports.artifacts import RunArtifacts, shown_in_prefect
 from imagemill.reports.measurement import count
 from imagemill.runs.remembered_limit import write_limit
 from imagemill.runs.session import Session, open_session
+from imagemill.runs.states import ended_state
 from imagemill.runs.summary import RunStoppedError, RunSummary
 from imagemill.settings import (
     ApiSettings,
@@ -139,21 +139,13 @@ def outcome(run: Run, prepared: Prepared, summary: RunSummary) -> RunSummary:
             "%s rows have a negative prompt, which this model ignores.",
             f"{prepared.counts.negative_prompts:,}",
         )
-    if summary.refreshed:
-        get_run_logger().info("%s.", summary.changes_in_words)
-    message, name = str(summary), None
-    if summary.rejected:
-        message, name = f"{message} {summary.rejections_in_words}", "CompletedWithRejectedRows"
-    if summary.failed:
-        failures = f"{summary.failed:,} of {summary.unique:,} images failed; failed.parquet has the reasons."
-        message, name = f"{failures} {message}", "CompletedWithFailures"
     if summary.prune_failed:
         get_run_logger().warning(
             "The bucket did not delete %s objects; runs/%s/prune.parquet says which and why.",
             f"{summary.prune_failed:,}",
             summary.run_id,
         )
-    return cast("RunSummary", Completed(name=name, message=message, data=summary))
+    return cast("RunSummary", ended_state(summary))
 
 
 def run_settings(

@@ -145,7 +145,7 @@ def refuse_other_catalog(found: Standing, path: str) -> None:
         raise InputError(
             f"The manifest in {found.uri} is that of the catalog {found.known_as!r}, not of {path!r}:"
             f" {found.shared:,} of its {found.rows:,} {found.by} are in this catalog. Choose another"
-            " output, or replace that manifest with --replace-manifest (output.replace_manifest)."
+            " output, or replace that manifest with --replace-manifest."
         )
 
 

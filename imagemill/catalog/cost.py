@@ -13,7 +13,7 @@ from imagemill.errors import InputError
 from imagemill.formatting import money
 from imagemill.settings import LimitSettings
 
-SAY_YOUR_PRICE = "Set your own with --usd-per-image or --usd-per-megapixel (in the form, under api)"
+SAY_YOUR_PRICE = "Set your own with --usd-per-image or --usd-per-megapixel"
 """What to do if a price is unknown."""
 
 

@@ -12,7 +12,7 @@ from imagemill.tasks.emit_regressions import emit_regressions
 from imagemill.tasks.read_history import read_history
 
 
-@flow(name="build-dashboard", persist_result=False)
+@flow(name="build-dashboard", persist_result=True, result_serializer="json")
 @one_sentence
 def build_dashboard(
     output: Output, regressions: RegressionSettings = RegressionSettings()

@@ -17,7 +17,7 @@ from imagemill.runs.user_errors import one_sentence
 from imagemill.settings import Api, ApiSettings, Budget
 
 
-@flow(name="calibrate", persist_result=False)
+@flow(name="calibrate", persist_result=True, result_serializer="json")
 @one_sentence
 def calibrate(
     api: Api = ApiSettings(),

@@ -20,7 +20,7 @@ from imagemill.tasks.approval import ask_approval
 from imagemill.tasks.prepare import prepare
 
 
-@flow(name="generate-catalog", persist_result=False)
+@flow(name="generate-catalog", persist_result=True, result_serializer="json")
 @one_sentence
 def generate_catalog(
     catalog: Catalog,

@@ -22,7 +22,7 @@ from imagemill.tasks.approval import ask_approval, ask_loss_approval
 from imagemill.tasks.prepare import prepare
 
 
-@flow(name="refresh-catalog", persist_result=False)
+@flow(name="refresh-catalog", persist_result=True, result_serializer="json")
 @one_sentence
 def refresh_catalog(  # noqa: PLR0917 - the fields of the form
     catalog: Catalog,

@@ -14,7 +14,7 @@ from imagemill.tasks.prepare import prepare
 from imagemill.tasks.reopen_failed import reopen_failed
 
 
-@flow(name="retry-failed", persist_result=False)
+@flow(name="retry-failed", persist_result=True, result_serializer="json")
 @one_sentence
 def retry_failed(
     run_id: str,

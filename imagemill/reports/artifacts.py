@@ -23,8 +23,10 @@ from imagemill.engine.job_log import spelled_out
 from imagemill.engine.recorder import Progress
 from imagemill.formatting import money, percent, rate, seconds
 from imagemill.reports.failure_log import failures_logged
+from imagemill.runs.caller import at_a_terminal
 from imagemill.runs.session import Session
 from imagemill.runs.summary import RunSummary
+from imagemill.runs.wording import in_names_of_settings
 from imagemill.secrets import masked, masked_values
 
 REFRESH_S = 2.0
@@ -186,13 +188,12 @@ def _headline(run: Progress | RunSummary) -> _Artifact:
     if isinstance(run, RunSummary) and run.unanswered:
         lines += ["", f"{run.unanswered_in_words.removeprefix('; ')}."]
     if isinstance(run, RunSummary) and run.stopped:
-        reason = " ".join(spelled_out(run.stopped).replace("`", "'").split())
-        lines += [
-            "",
-            f"Stopped early: `{reason}`",
-            "",
-            f"Resume it with `imagemill resume {run.run_id}`, or start it again with this run id.",
-        ]
+        why, resume = run.stopped, f"Resume it with `imagemill resume {run.run_id}`."
+        if not at_a_terminal():
+            why = in_names_of_settings(why)
+            resume = f"To resume it, start it again with `execution.run_id` set to `{run.run_id}`."
+        reason = " ".join(spelled_out(why).replace("`", "'").split())
+        lines += ["", f"Stopped early: `{reason}`", "", resume]
     return _Artifact("headline", "markdown", "\n".join(lines), "The run in a few numbers.")
 
 

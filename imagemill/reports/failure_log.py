@@ -33,7 +33,7 @@ class _FailureLog(logging.Handler):
         own = copy.copy(record)
         own.flow_run_id = self._flow_run_id
         if self._seen > MOST_LINES:
-            own.msg = "More jobs failed than the %s above. List them all with: imagemill runs %s --failed"
+            own.msg = "More jobs failed than the %s above: failed.parquet of run %s lists them all."
             own.args = (MOST_LINES, self._run_id)
         self._api.handle(own)
 

@@ -58,3 +58,8 @@ def called_by(caller: Caller) -> Iterator[None]:
 def current_caller() -> Caller:
     """The caller of the current flow."""
     return _caller.get() or Caller()
+
+
+def at_a_terminal() -> bool:
+    """Whether the command called the current flow: its user reads options, others read settings' names."""
+    return _caller.get() is not None

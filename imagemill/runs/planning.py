@@ -62,8 +62,7 @@ def _refuse_changed_catalog(settings: RunSettings, counts: PlanCounts, digest: s
     raise InputError(
         f"The catalog {settings.catalog.path!r} has changed since run {settings.run_id!r} was planned"
         f" ({counts.rows:,} rows then, {catalog.rows:,} now). Choose another run id, for which the images"
-        f" that exist cost nothing, or finish the run as it was planned: imagemill resume {settings.run_id}"
-        " (execution.keep_plan)."
+        f" that exist cost nothing, or finish the run as it was planned: imagemill resume {settings.run_id}."
     )
 
 

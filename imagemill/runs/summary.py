@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from pydantic import BaseModel, ConfigDict, Field
 
 from imagemill.formatting import money
+from imagemill.jobs import CostSource
 
 if TYPE_CHECKING:  # loading the engine loads Prefect, which reading a summary does not need
     from imagemill.engine.engine import StopKind
@@ -82,12 +83,54 @@ class RunSummary(BaseModel):
     stopped: str | None = Field(default=None, description="Why the run stopped early.")
 
     def __str__(self) -> str:
-        """The run in one sentence, and a refresh's changes in another."""
-        changes = f" {self.changes_in_words}." if self.refreshed else ""
-        return (
-            f"{self.done:,} of {self.unique:,} images are done, {self.generated:,} of them generated,"
-            f" for {money(self.cost_usd)}{self.unanswered_in_words}.{changes}"
-        )
+        """What was made, what it cost and how to go on, in one sentence; of a refresh also its rows."""
+        parts = [self._images, *([self._rows] if self.refreshed else []), self._cost, *self._next]
+        stopped = f" stopped early: {self.stopped.rstrip('.')};" if self.stopped else ":"
+        return f"Run {self.run_id}{stopped} {'; '.join(parts)}."
+
+    @property
+    def _images(self) -> str:
+        made = {"generated": self.generated, "reused": self.reused}
+        of_done = ", ".join(f"{number:,} {how}" for how, number in made.items() if number)
+        parts = []
+        if self.unique:
+            are = "image is" if self.unique == 1 else "images are"
+            parts.append(f"{self.done:,} of {self.unique:,} {are} done{of_done and f' ({of_done})'}")
+        parts += [f"{self.failed:,} failed"] if self.failed else []
+        parts += [f"{self.pending:,} {'is' if self.pending == 1 else 'are'} pending"] if self.pending else []
+        if self.rejected:
+            most = f" (most often: {next(iter(self.rejections))})" if self.rejections else ""
+            parts.append(f"{_counted(self.rejected, 'row was', 'rows were')} rejected{most}")
+        return ", ".join(parts) or "there was nothing to do"
+
+    @property
+    def _rows(self) -> str:
+        changes = f"{_counted(self.added, 'row', 'rows')} added, {self.changed:,} changed"
+        pruned = _counted(self.pruned, "image", "images")
+        later = f", {self.prunable:,} more to be pruned later" if self.prunable else ""
+        return f"{changes}, {self.unchanged:,} unchanged, {self.retired:,} retired, {pruned} pruned{later}"
+
+    @property
+    def _cost(self) -> str:
+        known = money(self.cost_usd) if self.cost_usd else "nothing"
+        if self.cost_source == CostSource.UNKNOWN:
+            known = f"{known} for images of known price" if self.cost_usd else "an unknown amount"
+        more = ""
+        if self.unanswered:
+            requests = _counted(self.unanswered, "request", "requests")
+            more = f", and perhaps {money(self.unanswered_usd)} more for {requests} without an answer"
+        return f"it cost {known}{more}"
+
+    @property
+    def _next(self) -> list[str]:
+        """Where the reasons are, and how to go on."""
+        if self.pending or self.stopped:
+            return ["start it again with this run id to resume it"]
+        files = [name for name in ("failed", "rejected") if getattr(self, name)]
+        found = " and ".join(f"{name}.parquet" for name in files)
+        have = "have" if len(files) > 1 else "has"
+        reasons = [f"{found} {have} the reasons"] if files else []
+        return [*reasons, *(["retry-failed tries the failed ones again"] if self.failed else [])]
 
     @property
     def changes_in_words(self) -> str:
@@ -115,18 +158,18 @@ class RunSummary(BaseModel):
         """What the API may have charged beyond ``cost_usd``, to end a sentence; empty if nothing."""
         if not self.unanswered:
             return ""
-        requests = "1 request" if self.unanswered == 1 else f"{self.unanswered:,} requests"
+        requests = _counted(self.unanswered, "request", "requests")
         return f"; {requests} got no answer, and the API may charge {money(self.unanswered_usd)} more"
+
+
+def _counted(number: int, one: str, many: str) -> str:
+    return f"{number:,} {one if number == 1 else many}"
 
 
 class RunStoppedError(Exception):
     """The run stopped early and can be resumed. ``summary`` has the state so far, ``kind`` the reason."""
 
     def __init__(self, summary: RunSummary, kind: StopKind) -> None:
-        super().__init__(
-            f"{summary.stopped} {summary.done:,} of {summary.unique:,} images are done;"
-            f" {summary.pending:,} are pending{summary.unanswered_in_words}."
-            f" Resume with run id {summary.run_id}."
-        )
+        super().__init__(str(summary))
         self.summary = summary
         self.kind = kind

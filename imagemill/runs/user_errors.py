@@ -1,4 +1,4 @@
-"""Shows errors that a user can cause as one message in Prefect, without a traceback."""
+"""Shows errors that a user can cause as one sentence in Prefect, without a traceback."""
 
 from __future__ import annotations
 
@@ -10,17 +10,21 @@ from typing import ParamSpec, TypeVar, cast
 from prefect.states import Failed
 
 from imagemill.errors import InputError, StoreUnavailableError
+from imagemill.runs.caller import at_a_terminal
+from imagemill.runs.states import stopped_state
 from imagemill.runs.summary import RunStoppedError
+from imagemill.runs.wording import in_names_of_settings
 from imagemill.secrets import without_secrets
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 _USER_ERRORS = (InputError, StoreUnavailableError, RunStoppedError)
+_LOGGERS = ("prefect.flow_runs", "prefect.task_runs")
 
 
 def one_sentence(flow: Callable[P, R]) -> Callable[P, R]:
-    """Use the error's own message for the state of a failed flow run, and the error as its data.
+    """Use the error's own message for the state of a flow run that failed or stopped.
 
     Otherwise Prefect puts "Flow run encountered an exception: InputError:" before it, and logs a traceback.
     The caller of the flow gets the error itself either way.
@@ -30,8 +34,11 @@ def one_sentence(flow: Callable[P, R]) -> Callable[P, R]:
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
             return flow(*args, **kwargs)
-        except _USER_ERRORS as error:
-            return cast("R", Failed(message=str(error), data=error))
+        except RunStoppedError as stop:
+            return cast("R", stopped_state(stop))
+        except (InputError, StoreUnavailableError) as error:
+            readable = _readable(error)
+            return cast("R", Failed(message=str(readable), data=readable))
         except Exception as error:
             if (shown := without_secrets(error)) is not error:
                 raise shown from None  # Prefect keeps an exception's text with the run
@@ -40,19 +47,41 @@ def one_sentence(flow: Callable[P, R]) -> Callable[P, R]:
     return run
 
 
+def plain_advice(task: Callable[P, R]) -> Callable[P, R]:
+    """Let a task's errors advise its reader in their own terms: settings, or the command's options."""
+
+    @functools.wraps(task)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return task(*args, **kwargs)
+        except InputError as error:
+            if (readable := _readable(error)) is not error:
+                raise readable from error
+            raise
+
+    return run
+
+
+def _readable(error: InputError | StoreUnavailableError) -> InputError | StoreUnavailableError:
+    words = str(error) if at_a_terminal() else in_names_of_settings(str(error))
+    return error if words == str(error) else type(error)(words)
+
+
 class _OneSentence(logging.Filter):
-    """Removes the traceback of such an error from a task run's log."""
+    """Logs such an error as its sentence, without a traceback: a stop, which can be resumed, as a warning."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         error = record.exc_info[1] if isinstance(record.exc_info, tuple) else None
         if isinstance(error, _USER_ERRORS):
             record.exc_info = record.exc_text = None
             record.msg, record.args = "%s", (str(error),)
+            if isinstance(error, RunStoppedError):
+                record.levelno, record.levelname = logging.WARNING, "WARNING"
         return True
 
 
 def log_one_sentence() -> None:
-    """Keep such tracebacks out of the logs of all task runs in this process. Can be called repeatedly."""
-    logger = logging.getLogger("prefect.task_runs")
-    if not any(isinstance(found, _OneSentence) for found in logger.filters):
-        logger.addFilter(_OneSentence())
+    """Keep such tracebacks out of the logs of all runs in this process. Can be called repeatedly."""
+    for logger in map(logging.getLogger, _LOGGERS):
+        if not any(isinstance(found, _OneSentence) for found in logger.filters):
+            logger.addFilter(_OneSentence())

@@ -13,6 +13,7 @@ from imagemill.cluster.log_parts import gather_parts
 from imagemill.runs.planning import plan_run
 from imagemill.runs.recovery import find_images, upload_unsaved
 from imagemill.runs.session import Session
+from imagemill.runs.user_errors import plain_advice
 from imagemill.stores import Shard, shards
 from imagemill.usd import exact
 
@@ -32,6 +33,7 @@ class Prepared:
 
 
 @task(name="prepare", task_run_name="prepare", cache_policy=NO_CACHE, persist_result=False)
+@plain_advice
 def prepare(session: Session) -> Prepared:
     """Plan the run, or load its plan, and find out what is left to do.
 

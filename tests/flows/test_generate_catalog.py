@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import io
+import time
 from collections.abc import Callable
 from typing import Any
 
 import duckdb
 import pytest
 from PIL import Image
+from prefect.client.orchestration import get_client
 from prefect.states import State
 
 from imagemill.emulator import Emulator
+from imagemill.errors import InputError
 from imagemill.flows.generate_catalog import generate_catalog
+from imagemill.runs.summary import RunStoppedError, RunSummary
 from tests.conftest import Place
+from tests.patience import PATIENCE_S
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 
@@ -175,29 +180,102 @@ def test_seed_policies(place: Place, emulator: Callable[..., Emulator], catalog:
     assert (random.unique, random.duplicates) == (2, 0)
 
 
-def test_failed_jobs_end_in_a_completed_state_that_says_so(
+GOOD, BAD = ["good 1", "good 2"], ["bad #fault:400"]
+
+
+@pytest.mark.parametrize(
+    ("prompts", "kind", "name", "words"),
+    [
+        (GOOD, "COMPLETED", "Completed", "2 of 2 images are done (2 generated); it cost $0.0"),
+        (
+            GOOD + BAD,
+            "COMPLETED",
+            "CompletedWithFailures",
+            "2 of 3 images are done (2 generated), 1 failed; ",
+        ),
+        ([*GOOD, ""], "COMPLETED", "CompletedWithRejectedRows", "(2 generated), 1 row was rejected; "),
+        (
+            [*BAD, ""],
+            "FAILED",
+            "Failed",
+            "0 of 1 image is done, 1 failed, 1 row was rejected; it cost nothing; ",
+        ),
+    ],
+    ids=["done", "failures", "rejected", "nothing"],
+)
+def test_the_state_and_its_event_say_what_became_of_a_run(
+    place: Place,
+    emulator: Callable[..., Emulator],
+    catalog: Callable[..., str],
+    prompts: list[str],
+    kind: str,
+    name: str,
+    words: str,
+) -> None:
+    emulated, path = emulator(), catalog(prompt=prompts)
+    execution = {"run_id": f"state-{name}"}
+    state: State[Any] = run(
+        place, emulated, "together", path, execution=execution, picture={}, return_state=True
+    )
+    assert (state.type, state.name) == (kind, name)
+    assert str(state.message).startswith(f"Run state-{name}: ")
+    assert words in str(state.message)
+    assert not str(state.message).endswith("..")
+    assert f"prefect.flow-run.{name}" in events_of(state)
+    read = stored_state(state).result(raise_on_failure=False)
+    assert isinstance(read, RunSummary)
+    # A caller in Python gets the summary whatever the state.
+    summary = run(place, emulated, "together", path, execution=execution, picture={})
+    assert (summary.done, summary.failed) == (read.done, read.failed)
+
+
+def test_a_stop_is_a_state_of_its_own(
     place: Place, emulator: Callable[..., Emulator], catalog: Callable[..., str]
 ) -> None:
-    state: State[Any] = generate_catalog(
-        catalog=catalog(prompt=["good", "bad #fault:400"]),
-        api={"provider": "together", "base_url": emulator().base_url},
-        output=place.settings(),
-        picture={"width": 256, "height": 256},
-        return_state=True,
+    state: State[Any] = run(
+        place, emulator(), "together", catalog(prompt=GOOD), limits={"max_cost_usd": 0}, return_state=True
     )
-    assert state.is_completed()
-    assert state.name == "CompletedWithFailures"
-    assert state.message == "1 of 2 images failed; failed.parquet has the reasons."
+    assert (state.type, state.name) == ("FAILED", "Stopped")
+    assert " stopped early: The next image would exceed the limit of $0.00" in str(state.message)
+    assert str(state.message).endswith(
+        "are pending; it cost nothing; start it again with this run id to resume it."
+    )
+    read = stored_state(state).result(raise_on_failure=False)
+    assert isinstance(read, RunSummary)
+    assert read.pending == 2
+    with pytest.raises(RunStoppedError):
+        state.result()
 
 
-def test_unusable_input_is_a_failed_state_with_one_sentence(
-    place: Place, emulator: Callable[..., Emulator]
+def stored_state(state: State[Any]) -> State[Any]:
+    """The state as who started a deployment reads it."""
+    with get_client(sync_client=True) as client:
+        stored = client.read_flow_run(state.state_details.flow_run_id).state
+    assert stored is not None
+    return stored
+
+
+def events_of(state: State[Any]) -> set[str]:
+    """The events of a flow run, once its final state's is there."""
+    flow_run = f"prefect.flow-run.{state.state_details.flow_run_id}"
+    deadline = time.monotonic() + PATIENCE_S
+    with get_client(sync_client=True) as client:
+        while time.monotonic() < deadline:
+            wanted = {"filter": {"resource": {"id": [flow_run]}}}
+            found = client.request("POST", "/events/filter", json=wanted).json()["events"]
+            if any(event["id"] == str(state.id) for event in found):
+                return {event["event"] for event in found}
+            time.sleep(0.2)
+    raise AssertionError("no event of the final state")
+
+
+def test_unusable_input_is_a_failed_state_with_one_sentence_in_the_names_of_settings(
+    place: Place,
+    emulator: Callable[..., Emulator],
+    catalog: Callable[..., str],
 ) -> None:
-    state: State[Any] = generate_catalog(
-        catalog="/nowhere.parquet",
-        api={"provider": "together", "base_url": emulator().base_url},
-        output=place.settings(),
-        return_state=True,
-    )
+    state: State[Any] = run(place, emulator(), "together", catalog(text=["a"]), return_state=True)
     assert state.is_failed()
-    assert state.message == "The catalog '/nowhere.parquet' does not exist."
+    assert 'as in catalog.columns {"prompt": "NAME"}' in str(state.message)
+    with pytest.raises(InputError, match=r"catalog\.columns"):
+        stored_state(state).result()

@@ -91,7 +91,7 @@ def test_a_run_that_stops_says_so(
     state = generate(place, emulator(), catalog(prompt=["a"]), limits={"max_cost_usd": 0})
     headline = artifacts_of(state)["imagemill-headline"].data
     assert "Stopped early: `The next image would exceed the limit" in headline
-    assert "imagemill resume" in headline
+    assert "start it again with `execution.run_id` set to" in headline
 
 
 def test_a_run_goes_on_without_them(

@@ -679,7 +679,7 @@ class ImageApi(Block):
         if host:
             advice = (
                 f"the image link leads to {host}, which is not a host of {self.provider}: if you trust it,"
-                f" add {host} to image_hosts (--image-host {host})"
+                f" allow it with --image-host {host}"
             )
         else:
             advice = f"the image link {link[:200]!r} is not an https address of a host of {self.provider}"
