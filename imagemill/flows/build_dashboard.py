@@ -1,4 +1,4 @@
-"""Draws the dashboard over all runs of an output, and emits an event per regression."""
+"""Draws the dashboard over all runs of an output, and emits events for regressions and spend."""
 
 # No "from __future__ import annotations" here: Prefect reads the types of a flow's parameters as objects.
 
@@ -8,7 +8,7 @@ from imagemill.reports.dashboard import DashboardSummary
 from imagemill.runs.user_errors import one_sentence
 from imagemill.settings import Output, RegressionSettings
 from imagemill.tasks.draw_dashboard import draw_dashboard
-from imagemill.tasks.emit_regressions import emit_regressions
+from imagemill.tasks.emit_alerts import emit_alerts
 from imagemill.tasks.read_history import read_history
 
 
@@ -31,5 +31,5 @@ def build_dashboard(
     """
     history = read_history(output)
     summary = draw_dashboard(output, history, regressions)
-    emit_regressions(output, summary)
+    emit_alerts(output, summary)
     return summary

@@ -14,6 +14,7 @@ from urllib.parse import quote
 from pydantic import BaseModel, ConfigDict, Field
 
 from imagemill.bucket.image_bucket import ImageBucket
+from imagemill.formatting import utc
 from imagemill.media_types import HTML
 from imagemill.reports import chart_geometry as charts
 from imagemill.reports.chart_geometry import Chart, MomentAxis
@@ -55,6 +56,7 @@ class DashboardSummary(BaseModel):
     catalogs: int
     generated: int = Field(description="Images that the runs paid for in total.")
     cost_usd: float
+    cost_24h_usd: float = Field(default=0.0, description="The cost of runs that ended in the past 24 hours.")
     regressions: list[Regression] = Field(description="Runs that did worse than earlier runs, latest first.")
 
 
@@ -63,7 +65,8 @@ def publish_dashboard(
 ) -> DashboardSummary:
     """Write dashboard.html below the output prefix; what it shows."""
     regressions = find_regressions(history.runs, settings)
-    page = render_dashboard(bucket.uri, history, regressions, settings, datetime.now(UTC))
+    now = datetime.now(UTC)
+    page = render_dashboard(bucket.uri, history, regressions, settings, now)
     with tempfile.TemporaryDirectory(prefix="imagemill-") as folder:
         file = Path(folder) / "dashboard.html"
         file.write_text(page, encoding="utf-8")
@@ -75,6 +78,9 @@ def publish_dashboard(
         catalogs=len({run.catalog for run in history.runs}),
         generated=sum(run.generated for run in history.runs),
         cost_usd=total(run.cost_usd for run in history.runs),
+        cost_24h_usd=total(
+            run.cost_usd for run in history.runs if now - utc(run.ended_at) < timedelta(days=1)
+        ),
         regressions=regressions,
     )
 

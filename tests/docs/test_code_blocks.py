@@ -38,6 +38,7 @@ NOT_RUN = {
     ("deploy-it.md", "prefect server start"): "as in README.md",
     ("deploy-it.md", "prefect worker start"): "as in README.md",
     ("deploy-it.md", "prefect deployment run"): "it needs a worker; tests/flows/test_deployment.py has one",
+    ("deploy-it.md", "run_deployment("): "it needs a worker; tests/flows/test_deployment.py has one",
     ("deploy-it.md", "weed mini"): "two servers stay, as in most tests",
     ("scale-out.md", "--task-runner dask"): "it needs a cluster; tests/cluster/test_dask.py has one",
 }

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -142,39 +143,70 @@ def letters() -> Iterator[tuple[str, queue.Queue[dict[str, Any]]]]:
         thread.join()
 
 
-def test_a_regression_is_told_to_whom_the_automation_names(
+ALERT = "automations/alert.py"
+
+
+def test_alerts_reach_whom_the_automations_name(
     place: Place,
+    emulator: Callable[..., Emulator],
+    catalog: Callable[..., str],
     letters: tuple[str, queue.Queue[dict[str, Any]]],
     example: Callable[..., subprocess.Popen[str]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     url, came = letters
-    _, err = example("alert_on_regression.py").communicate(timeout=PATIENCE_S)
-    assert err == "Nowhere to send alerts: export ALERT_WEBHOOK_URL, or pass a block such as email/oncall.\n"
-    _, err = example("alert_on_regression.py", "email/nobody").communicate(timeout=PATIENCE_S)
+    _, err = example(ALERT, "regressions").communicate(timeout=PATIENCE_S)
+    assert err == "Nowhere to send alerts: export ALERT_WEBHOOK_URL, or pass a block: --block email/oncall.\n"
+    _, err = example(ALERT, "stops", "--block", "email/nobody").communicate(timeout=PATIENCE_S)
     assert err == "There is no saved block 'email/nobody'. List them with: prefect block ls\n"
     Secret(value="none").save("mute")
-    _, err = example("alert_on_regression.py", "secret/mute").communicate(timeout=PATIENCE_S)
+    _, err = example(ALERT, "stops", "--block", "secret/mute").communicate(timeout=PATIENCE_S)
     assert err.startswith("The block 'secret/mute' cannot send messages. ")
     letter = {"text": "to another: {{subject}}"}
     CustomWebhookNotificationBlock(name="other", url=url, json_data=letter).save("other")
     monkeypatch.setenv("ALERT_WEBHOOK_URL", url)
-    for named in (["custom-webhook/other"], []):  # the second replaces the first
-        out, err = example("alert_on_regression.py", *named).communicate(timeout=PATIENCE_S)
-        assert out.startswith(
-            "The automation imagemill-regression sends its messages through the block custom-"
-        ), err
-    saved = CustomWebhookNotificationBlock.load("imagemill-alerts")
-    assert url not in repr(saved)
+    for arguments in (
+        ["regressions", "--block", "custom-webhook/other"],  # the next one replaces it
+        ["regressions"], ["failures"], ["stops"], ["spend", "0.06"],
+    ):  # fmt: skip
+        out, err = example(ALERT, *arguments).communicate(timeout=PATIENCE_S)
+        assert out.startswith(f"The automation imagemill-{arguments[0]} sends its messages through"), err
+    assert url not in repr(CustomWebhookNotificationBlock.load("imagemill-alerts"))
+
+    def next_letter() -> list[str]:
+        lines: list[str] = came.get(timeout=PATIENCE_S)["text"].splitlines()
+        return lines
 
     put_rows(place, [*[run_row(n) for n in range(3)], run_row(3, images_per_minute=700.0)])
     (regression,) = build_dashboard(output=place.settings()).regressions
-    assert came.get(timeout=PATIENCE_S)["text"].splitlines() == [
+    assert next_letter() == [
         f"imagemill: {regression.catalog} on {regression.provider} did worse",
         f"Run {regression.run_id}: {regression.in_words}.",
         f"Report: {place.uri}/runs/{regression.run_id}/report.html",
         f"All runs: {place.uri}/dashboard.html",
     ]
+    for cost_usd in (0.05, 0.011, 0.001):  # the second run makes six cents
+        row = run_row(9, cost_usd=cost_usd, run_id=f"dear-{cost_usd}", ended_at=datetime.now(UTC))
+        put_rows(place, [row])
+        build_dashboard(output=place.settings())
+    assert next_letter()[0] == "imagemill: $0.061 within 24 hours"
+
+    for prompts, limits, state in (
+        (["a", "b #fault:400"], {}, "CompletedWithFailures"),
+        (["c"], {"max_cost_usd": 0}, "Stopped"),
+    ):
+        ended = generate_catalog(
+            catalog=catalog(prompt=prompts),
+            output=place.settings(),
+            api={"provider": "together", "base_url": emulator().base_url},
+            picture={"width": 256, "height": 256},
+            limits=limits,
+            return_state=True,
+        )
+        subject, message, link = next_letter()
+        assert (subject, message) == (f"imagemill: generate-catalog is {state}", ended.message)
+        assert link.startswith("http")
+    assert came.empty()
 
 
 @pytest.mark.slow

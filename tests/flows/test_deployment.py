@@ -17,6 +17,7 @@ from prefect.server.utilities.user_templates import render_user_template_sync
 from prefect.states import AwaitingRetry
 
 from imagemill.emulator import Emulator
+from imagemill.runs.summary import RunSummary
 from tests.conftest import Place
 from tests.installation import ROOT, run_prefect
 
@@ -49,6 +50,9 @@ def test_the_deployment_runs_on_a_worker(
             state = client.read_flow_run(flow_run.id).state
             assert state is not None
             assert state.is_completed(), state
+            summary = state.result()
+            assert isinstance(summary, RunSummary)
+            assert (summary.rows, summary.done) == (3, 2)
             client.set_flow_run_state(flow_run.id, AwaitingRetry(), force=True)
     assert {row["status"] for row in place.table("manifest.parquet")} == {"done"}
     assert len({name.split("/")[1] for name in place.objects() if name.startswith("runs/")}) == 1
