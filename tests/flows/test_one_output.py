@@ -96,7 +96,7 @@ def test_a_manifest_knows_its_catalog(
     first, second = catalog("chairs-2026-11-25.parquet", prompt=["a"]), catalog("lamps.parquet", prompt=["b"])
     run(place, emulated, first)
     with pytest.raises(
-        InputError, match=r"chairs-2026-11-25\.parquet', not of .*lamps\.parquet.*replace-manifest"
+        InputError, match=r"chairs-2026-11-25\.parquet', not of .*lamps\.parquet.*replace_manifest"
     ):
         run(place, emulated, second)
     assert emulated.bill()["images"] == 1
@@ -114,8 +114,8 @@ def test_a_catalog_of_rejected_rows_replaces_no_manifest(
     before = place.read("manifest.parquet")
     bad = catalog(prompt=["", "x", None], width=[256, 20_000, 256])
     state = run(place, emulated, bad, execution={"run_id": "bad"}, return_state=True)
-    assert state.name == "CompletedWithRejectedRows"
-    assert "3 of 3 rows were rejected, most often: blank prompt" in state.message
+    assert state.is_failed()
+    assert "3 rows were rejected (most often: blank prompt)" in state.message
     summary = state.result()
     assert (summary.rejected, summary.unique, summary.rejections["blank prompt"]) == (3, 0, 2)
     assert place.read("manifest.parquet") == before
