@@ -64,7 +64,7 @@ def known_options() -> set[str]:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_options_exist(page: Path) -> None:
-    foreign = {"--type", "--all", "--pool", "--cov", "--dist", "--help", "--port"}
+    foreign = {"--block", "--type", "--all", "--pool", "--cov", "--dist", "--help", "--port"}
     foreign |= {"--background", "--from-file", "--param", "--watch", "--resource-id", "--payload"}
     foreign |= {"--max-concurrent", "--capacity-per-s", "--dynamic-per-minute"}  # of imagemill emulator
     used = set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]+", page.read_text()))
