@@ -50,6 +50,7 @@ runs/<run_id>/log.jsonl               one line per job event
 runs/<run_id>/report.html             the run's report, one self-contained file
 runs/<run_id>/summary.json            what the run printed at its end
 runs/<run_id>/run.json, plan.parquet  what another machine needs to resume the run
+runs/<run_id>/model.json              what the vendor published of the model before the run (fal, Replicate)
 metrics/run_id=<run_id>/run.parquet   one row per run; the folder reads as one table
 dashboard.html, dashboard.json        all runs, written by imagemill dashboard
 ```"""

@@ -15,7 +15,7 @@ from prefect.exceptions import ObjectNotFound, PrefectException
 from imagemill.blocks.apis import ImageApi
 from imagemill.engine.limits.leased_rate import LeasedRate
 from imagemill.errors import InputError, StoreUnavailableError
-from imagemill.runs.remembered_limit import host_of
+from imagemill.runs.remembered_limit import account_digest, host_of
 
 HEADROOM = 1.1
 """Prefect drops fractions of a slot at each lease, so the limit hands out a tenth more than the rate. The
@@ -27,7 +27,7 @@ _PATIENCE_S = 60.0
 
 def limit_name(api: ImageApi) -> str:
     """The name of the limit for an account at this provider."""
-    return f"imagemill-{api.provider}-{host_of(api).replace(':', '-')}"
+    return f"imagemill-{api.provider}-{host_of(api).replace(':', '-')}-{account_digest(api)}"
 
 
 def hold_rate(api: ImageApi, per_minute: float) -> None:

@@ -111,7 +111,7 @@ async def calibrate(api: ImageApi, http: httpx.AsyncClient, budget: Budget) -> C
     Raises:
         InputError: the account cannot be measured: key refused, no credit, or every request failed.
     """
-    if refusal := api.refusal(budget.width, budget.height, 4):
+    if refusal := api.refusal(budget.width, budget.height, api.profile.steps.default):
         raise InputError(f"The API would refuse the calibration's images: {refusal}.")
     began = anyio.current_time()
     purse = _Purse(budget.images, began + budget.seconds)
@@ -144,7 +144,9 @@ async def calibrate(api: ImageApi, http: httpx.AsyncClient, budget: Budget) -> C
         per_minute=limit.per_minute,
         limit_seen=learned is not None or refused,
         images=purse.spent,
-        cost_usd=round(purse.spent * api.price_usd(budget.width, budget.height), 6),
+        cost_usd=round(
+            purse.spent * api.price_usd(budget.width, budget.height, api.profile.steps.default), 12
+        ),
         seconds=round(anyio.current_time() - began, 1),
         levels=levels,
     )
@@ -241,7 +243,7 @@ def _job(api: ImageApi, budget: Budget, marker: str, number: int) -> Job:
         width=budget.width,
         height=budget.height,
         seed=prompt_seed(prompt),
-        steps=4,
+        steps=api.profile.steps.default,
         model=api.model,
         format="jpeg" if "jpeg" in api.formats else "png",
     )

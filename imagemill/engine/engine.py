@@ -329,7 +329,8 @@ class Engine:
                     raise ApiError(ErrorClass.CONTENT_FILTERED, "the API flagged the image", code="flagged")
                 picture = self._checked(job, image)
                 self._setup.succeeded(job)
-                await self._keep(job, picture, image.content, latency_s)
+                receipt = Receipt.of(self._recorder.run_id, job, latency_s, queued_s)
+                await self._keep(job, picture, image.content, receipt)
             finally:
                 self._uploads.release()
         except (ApiError, StoreUnavailableError):
@@ -382,7 +383,7 @@ class Engine:
             raise
         except BaseException as error:  # cancelled, or an answer that nobody foresaw
             if image is not None and not isinstance(error, Exception):
-                self._set_aside(job, image, took_s)
+                self._set_aside(job, image, took_s, watch.queued_s)
             elif job.request_id is None:
                 purchase.doubt()
             raise
@@ -415,11 +416,12 @@ class Engine:
         elif is_doubtful(error):
             work.purchase.doubt()
 
-    def _set_aside(self, job: Job, image: GeneratedImage, latency_s: float) -> None:
+    def _set_aside(self, job: Job, image: GeneratedImage, took_s: float, queued_s: float) -> None:
         """Keep an image that is paid for, where the run is cancelled before its upload begins."""
         with contextlib.suppress(ApiError):
             picture = self._checked(job, image)
-            receipt = Receipt.of(self._recorder.run_id, job, latency_s)
+            latency_s = max(0.0, took_s - queued_s)
+            receipt = Receipt.of(self._recorder.run_id, job, latency_s, queued_s)
             self._save_here(image_name(job.key, picture.extension), image.content, receipt)
 
     def _checked(self, job: Job, image: GeneratedImage) -> Picture:
@@ -436,9 +438,8 @@ class Engine:
         except OSError as error:
             self._recorder.lost_image(name, error.strerror or type(error).__name__)
 
-    async def _keep(self, job: Job, picture: Picture, content: bytes, latency_s: float) -> None:
+    async def _keep(self, job: Job, picture: Picture, content: bytes, receipt: Receipt) -> None:
         name = image_name(job.key, picture.extension)
-        receipt = Receipt.of(self._recorder.run_id, job, latency_s)
         try:
             await self._bucket.put_image(name, content, image_metadata(job, receipt))
         except (StoreUnavailableError, anyio.get_cancelled_exc_class()):

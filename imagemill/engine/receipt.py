@@ -17,7 +17,7 @@ from imagemill.jobs import Job
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """The attempts and costs of a job when its image was stored. Costs are in USD, latency in seconds."""
+    """The attempts and costs of a job when its image was stored. Costs are in USD, times in seconds."""
 
     run_id: str
     attempts: int
@@ -26,9 +26,10 @@ class Receipt:
     unanswered: int
     unanswered_usd: float
     cost_source: str = ""
+    queued_s: float = 0.0
 
     @classmethod
-    def of(cls, run_id: str, job: Job, latency_s: float) -> Self:
+    def of(cls, run_id: str, job: Job, latency_s: float, queued_s: float) -> Self:
         """The receipt of a job whose image has just arrived."""
         return cls(
             run_id,
@@ -38,6 +39,7 @@ class Receipt:
             job.unanswered,
             job.unanswered_usd,
             job.cost_source,
+            queued_s,
         )
 
     def to_metadata(self) -> dict[str, str]:
@@ -46,6 +48,7 @@ class Receipt:
             "run-id": self.run_id,
             "attempts": str(self.attempts),
             "latency-s": f"{self.latency_s:.4f}",
+            "queued-s": f"{self.queued_s:.4f}",
             "cost-usd": repr(round(self.cost_usd, 12)),
             "cost-source": self.cost_source or "none",
             "unanswered": str(self.unanswered),
@@ -64,14 +67,19 @@ class Receipt:
                 int(metadata["unanswered"]),
                 float(metadata["unanswered-usd"]),
                 _source_of(metadata.get("cost-source", "")),
+                float(metadata.get("queued-s", 0.0)),
             )
         except (KeyError, ValueError):
             return None
-        numbers = (found.attempts, found.latency_s, found.cost_usd, found.unanswered, found.unanswered_usd)
+        numbers = (
+            *(found.attempts, found.latency_s, found.queued_s),
+            *(found.cost_usd, found.unanswered, found.unanswered_usd),
+        )
         return found if all(math.isfinite(number) and number >= 0 for number in numbers) else None
 
     def settle(self, job: Job) -> None:
-        """Raise a job's counts to those of the receipt."""
+        """Raise a job's counts to those of the receipt, which knows its time in the vendor's queue."""
+        job.queued_s = self.queued_s
         job.attempts = max(job.attempts, self.attempts)
         job.cost_usd = max(job.cost_usd, self.cost_usd)
         job.cost_source = job.cost_source or self.cost_source

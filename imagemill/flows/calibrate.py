@@ -32,7 +32,8 @@ def calibrate(
         plot: Write a plot of throughput by concurrency to this HTML file.
 
     Returns:
-        The limit and the measurements. For 30 days, runs with concurrency auto start from this limit.
+        The limit and the measurements. Runs with concurrency auto at this account and model start from the
+        limit: for 30 days, or for an hour, in which it fades, where the rate follows recent use (Together).
 
     Raises:
         InputError: the account cannot be measured.

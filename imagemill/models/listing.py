@@ -85,7 +85,7 @@ def _price(given: Mapping[str, Any], noted: date, source: str) -> Price:
         for quality, sizes in fields.pop("tokens", {}).items()
         for size, count in sizes.items()
     }
-    for name in ("usd", "further_usd", "step_usd"):
+    for name in ("usd", "further_usd", "step_usd", "text_usd", "image_usd"):
         if name in fields:
             fields[name] = Decimal(fields[name])
     return Price(noted=noted, tokens=tokens, **fields)

@@ -31,7 +31,7 @@ class Price:
     ``further_usd`` is the price of each whole megapixel after the first. With ``default_steps``, more steps
     than these cost more in proportion, and fewer cost no less. ``step_usd`` is added for each step. With
     ``tokens``, ``usd`` is the price of a million output tokens, and they say how many a picture of a quality
-    and size has.
+    and size has; ``text_usd`` and ``image_usd`` are the prices of a million tokens of input.
     """
 
     usd: Decimal
@@ -42,6 +42,8 @@ class Price:
     further_usd: Decimal | None = None
     default_steps: int | None = None
     step_usd: Decimal = Decimal(0)
+    text_usd: Decimal = Decimal(0)
+    image_usd: Decimal = Decimal(0)
     tokens: Mapping[tuple[str, int, int], int] = field(default_factory=dict)
 
     def of(self, width: int, height: int, steps: int | None = None, params: str = "") -> Decimal | None:
@@ -66,6 +68,12 @@ class Price:
         if self.default_steps and steps and steps > self.default_steps:
             amount = amount * steps / self.default_steps
         return exact(amount + self.step_usd * (steps or 0))
+
+    def of_tokens(self, text: Decimal, image: Decimal, made: Decimal) -> Decimal | None:
+        """What so many tokens cost, in USD: of input, text and image, and made. None for another rule."""
+        if self.unit != "token":
+            return None
+        return exact((text * self.text_usd + image * self.image_usd + made * self.usd) / _MILLION)
 
     @property
     def depends_on_steps(self) -> bool:

@@ -209,7 +209,9 @@ def metrics_rows(buckets: Sequence[dict[str, Any]]) -> list[dict[str, object]]:
     for start in range(0, len(buckets), joined):
         of_row = buckets[start : start + joined]
         images, failed = sum(b["images"] for b in of_row), sum(b["failed"] for b in of_row)
-        latencies = [b["p95_latency_s"] for b in of_row if b["p95_latency_s"] is not None]
+        latencies, queued = (
+            [b[name] for b in of_row if b[name] is not None] for name in ("p95_latency_s", "p95_queued_s")
+        )
         span_s = sum(b["bucket_s"] for b in of_row)
         rows.append(
             {
@@ -217,6 +219,7 @@ def metrics_rows(buckets: Sequence[dict[str, Any]]) -> list[dict[str, object]]:
                 "images/min": round(60 * images / span_s, 1),
                 "error rate": percent(failed / (images + failed)) if images + failed else "0%",
                 "p95 latency": seconds(max(latencies, default=None)),
+                "p95 in queue": seconds(max(queued, default=None)),
                 "cost": money(sum(b["cost_usd"] for b in of_row)),
                 "total cost": money(of_row[-1]["cost_usd_total"]),
                 "images": images,

@@ -119,6 +119,7 @@ def render_dashboard(
             report_of=lambda run_id: f"runs/{quote(run_id)}/report.html",
             headline=_Headline.of(runs),
             weeks=_weeks(runs),
+            queued=any(run.p95_queued_s for run in runs),
         )
     )
 

@@ -42,6 +42,7 @@ class RunRow(BaseModel):
     images_per_minute: float = Amount
     error_rate: float = Field(ge=0, le=1)
     p95_latency_s: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+    p95_queued_s: float | None = Field(default=None, ge=0, allow_inf_nan=False)
     cost_usd: float = Amount
     saved_usd: float = Amount
     stopped: str | None = None

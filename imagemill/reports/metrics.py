@@ -47,6 +47,8 @@ METRICS_SCHEMA = pa.schema(
         ("concurrency", pa.int32()),
         ("duplicates_saved", pa.int64()),
         ("saved_usd", pa.float64()),
+        ("p50_queued_s", pa.float64()),
+        ("p95_queued_s", pa.float64()),
     ]
 )
 
@@ -245,6 +247,7 @@ def metrics_table(jobs: MeasuredJobs, pace: Pace, savings: Savings) -> pa.Table:
     of_image, image = of_job[done], finished[done]
     images, failed = total(of_image), total(of_job[jobs.failed[finished]])
     p50, p95 = _quantiles(of_image, jobs.latency_s[image], len(buckets))
+    p50_queued, p95_queued = _quantiles(of_image, jobs.queued_s[image], len(buckets))
     # In whole units, so that each sum equals its rows.
     cost = np.bincount(of_job, np.rint(jobs.cost_usd[finished] * PICOS), len(buckets))
     columns = {
@@ -264,21 +267,23 @@ def metrics_table(jobs: MeasuredJobs, pace: Pace, savings: Savings) -> pa.Table:
         "concurrency": _concurrency(of_second, pace, len(buckets)),
         "duplicates_saved": total(of_image, savings.duplicates[image]),
         "saved_usd": total(of_image, savings.saved_usd[image]),
+        "p50_queued_s": p50_queued,
+        "p95_queued_s": p95_queued,
     }
     arrays = [pa.array(columns[f.name], from_pandas=True).cast(f.type) for f in METRICS_SCHEMA]
     return pa.Table.from_arrays(arrays, schema=METRICS_SCHEMA)
 
 
-def _quantiles(place: Whole, latencies: Floats, buckets: int) -> tuple[Floats, Floats]:
-    """The 50th and 95th percentile of each bucket; NaN if it has no latencies."""
-    known = ~np.isnan(latencies)
-    place, latencies = place[known], latencies[known]
+def _quantiles(place: Whole, seconds: Floats, buckets: int) -> tuple[Floats, Floats]:
+    """The 50th and 95th percentile of each bucket; NaN if it has no values."""
+    known = ~np.isnan(seconds)
+    place, seconds = place[known], seconds[known]
     order = np.argsort(place, kind="stable")
     bounds = np.searchsorted(place[order], np.arange(buckets + 1))
     found = np.full((2, buckets), np.nan)
     for bucket, (first, last) in enumerate(pairwise(bounds)):
         if first < last:
-            found[:, bucket] = np.quantile(latencies[order[first:last]], [0.5, 0.95])
+            found[:, bucket] = np.quantile(seconds[order[first:last]], [0.5, 0.95])
     return found[0], found[1]
 
 

@@ -31,6 +31,8 @@ class MetricsBucket:
     rate_limited: int
     retries: int
     concurrency: int | None
+    p50_queued_s: float | None = None
+    p95_queued_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +90,7 @@ def render_report(report: Report) -> str:
             status=_status(summary),
             charts=_charts(axis, report.buckets) if report.buckets else [],
             axis=axis,
+            queued=any(bucket.p95_queued_s for bucket in report.buckets),
             period=_period(report),
             attempts=sorted(summary.errors.items(), key=lambda item: -item[1]),
             savings=_savings(summary),
@@ -196,7 +199,7 @@ def _charts(axis: TimeAxis, buckets: Sequence[MetricsBucket]) -> list[Chart]:
             texts=[
                 "no image finished"
                 if b.p95_latency_s is None
-                else f"p95 {seconds(b.p95_latency_s)}, p50 {seconds(b.p50_latency_s)}"
+                else f"p95 {seconds(b.p95_latency_s)}, p50 {seconds(b.p50_latency_s)}{_queued(b)}"
                 for b in buckets
             ],
             least=1.0,
@@ -216,6 +219,11 @@ def _charts(axis: TimeAxis, buckets: Sequence[MetricsBucket]) -> list[Chart]:
         ),
         draw.concurrency(),
     ]
+
+
+def _queued(bucket: MetricsBucket) -> str:
+    """The time in the vendor's queue, where it has one."""
+    return f"; in the vendor's queue p95 {seconds(bucket.p95_queued_s)}" if bucket.p95_queued_s else ""
 
 
 class _Drawing:

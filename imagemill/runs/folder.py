@@ -36,6 +36,7 @@ class RunFolder:
         self.plan = self.path / "plan.parquet"
         self.rejected = self.path / "rejected.parquet"
         self.log = self.path / "log.jsonl"
+        self.model = self.path / "model.json"
         self.record = self.path / "run.json"
         self.summary = self.path / "summary.json"
         self.unsaved = self.path / "unsaved"
@@ -111,15 +112,21 @@ class RunFolder:
         if record is None:
             return
         self.create()
-        for file in (self.plan, self.rejected, self.log):
+        for file in (self.plan, self.rejected, self.log, self.model):
             bucket.download(f"runs/{self.run_id}/{file.name}", file)
         self._write_record(record)
 
+    def fetch_model(self, bucket: ImageBucket) -> None:
+        """Fetch what the run's leader learned of its model: a worker asks nobody whose answer may differ."""
+        if not self.model.exists():
+            bucket.download(f"runs/{self.run_id}/{self.model.name}", self.model)
+
     def publish_plan(self, bucket: ImageBucket) -> None:
-        """Upload plan, rejected rows and record, the record last."""
+        """Upload plan, rejected rows, what the vendor published of the model, and the record, that last."""
         for file, media_type in (
             (self.plan, PARQUET),
             (self.rejected, PARQUET),
+            *([(self.model, JSON)] if self.model.exists() else []),
             (self.record, JSON),
         ):
             bucket.upload(file, f"runs/{self.run_id}/{file.name}", media_type)

@@ -1,8 +1,12 @@
-"""The account's limit as last measured, kept in a Prefect Variable. The next run starts from it."""
+"""The account's limit as last measured, kept in a Prefect Variable. The next run starts from it.
+
+Limits are an account's own, and at some vendors a model's: each account and model has its own Variable.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 from datetime import UTC, datetime, timedelta
 from typing import Literal
@@ -16,6 +20,9 @@ from imagemill.engine.limits.pacer import Limit
 
 KEPT_FOR = timedelta(days=30)
 """Accounts move between tiers, so an older limit is ignored."""
+
+_ROUNDS = 50_000
+"""Makes guessing keys by their digest slow."""
 
 _MOVES_WITHIN = timedelta(hours=1)
 """A rate that follows the past hour's use fades as that hour passes."""
@@ -37,11 +44,19 @@ class KnownLimit(BaseModel):
     )
     measured_at: datetime
     host: str = Field(description="The host and port of the API's base URL.")
+    model: str = Field(default="", description="The model's name at the vendor.")
+
+
+def account_digest(api: ImageApi, *more: str) -> str:
+    """Twelve characters that stand for an account at a host, and do not lead back to its key."""
+    key = api.api_key.get_secret_value().encode()
+    salt = "\n".join(("imagemill", api.provider, host_of(api), *more)).encode()
+    return hashlib.pbkdf2_hmac("sha256", key, salt, _ROUNDS).hex()[:12]
 
 
 def variable_name(api: ImageApi) -> str:
-    """The name of the Variable for this provider's limit."""
-    return f"imagemill_{api.provider}_limit"
+    """The name of the Variable for the limit of this account and model."""
+    return f"imagemill_{api.provider}_limit_{account_digest(api, api.model)}"
 
 
 def host_of(api: ImageApi) -> str:
@@ -75,6 +90,7 @@ def write_limit(api: ImageApi, limit: Limit) -> KnownLimit:
         kind="queue" if api.queues else "rate" if api.rate_moves and limit.per_minute else "refuse",
         measured_at=datetime.now(UTC),
         host=host_of(api),
+        model=api.model,
     )
     with contextlib.suppress(Exception):
         Variable.set(variable_name(api), found.model_dump(mode="json"), overwrite=True)

@@ -168,7 +168,9 @@ def open_session(settings: RunSettings, joining: Joining | None = None) -> Itera
         folder = RunFolder(settings.run_id)
         catalog = None if joining else _unplanned_catalog(settings, folder, bucket)
         store = _open_store(settings, folder, catalog, join=joining is not None)
-        learn_published(api, folder.path / "model.json")
+        if joining:
+            folder.fetch_model(bucket)
+        learn_published(api, folder.model)
         known = read_limit(api) if settings.limits.concurrency == "auto" else None
         show = current_caller().show
         portal = stack.enter_context(start_blocking_portal(name="imagemill-engine"))

@@ -85,6 +85,7 @@ def test_a_run_is_compared_with_fals_billing_events(
     late = reconcile("r", code=1)
     assert late["difference_usd"] == -0.024
     assert reasons(late)["booked_not_charged"] == (8, 0.024, 0.0)
+    assert b"unit_price" in place.read("runs/r/model.json")  # what fal said before the run
     report = place.read("runs/r/report.html").decode()
     assert report.count('id="reconciliation"') == 1
     assert "Booked, not charged" in report

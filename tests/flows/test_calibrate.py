@@ -70,6 +70,9 @@ def test_what_is_known_is_used_while_it_is_fresh_and_of_the_same_host(
     assert known == Limit(33, pytest.approx(1200.0, rel=1e-3))  # it fades: the rate follows recent use
     assert read_limit(api, now=datetime.now(UTC) + timedelta(days=31)) is None
     assert read_limit(api_of(emulator())) is None
+    other = {"api_key": "another-account"}, {"model": "black-forest-labs/FLUX.1-schnell-Free"}
+    for given in other:
+        assert read_limit(type(api)(**{"api_key": api.api_key, "base_url": api.base_url, **given})) is None
     Variable.set(variable_name(api), {"host": host_of(api), "concurrency": "many"}, overwrite=True)
     assert read_limit(api) is None
 

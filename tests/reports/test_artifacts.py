@@ -117,7 +117,8 @@ def test_metrics_have_at_most_200_rows_and_lose_nothing(buckets: int) -> None:
         [
             {
                 "bucket_start": start + timedelta(seconds=10 * n), "bucket_s": 10, "images": 2, "failed": 0,
-                "p95_latency_s": None if n % 2 else 1.0, "rate_limited": 1, "retries": 1,
+                "p95_latency_s": None if n % 2 else 1.0, "p95_queued_s": None,
+                "rate_limited": 1, "retries": 1,
                 "cost_usd": 0.1, "cost_usd_total": 0.1 * (n + 1),
             }
             for n in range(buckets)

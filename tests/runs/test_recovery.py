@@ -69,11 +69,11 @@ def test_an_image_kept_with_its_receipt_is_uploaded_with_it(
         job = killed_at_work(session)
         file = session.folder.unsaved / f"{job.key}.png"
         file.write_bytes(picture())
-        receipt = Receipt("r", 1, 2.5, 0.007, 0, 0.0, CostSource.TOLD)
+        receipt = Receipt("r", 1, 2.5, 0.007, 0, 0.0, CostSource.TOLD, queued_s=1.5)
         file.with_suffix(".json").write_bytes(orjson.dumps(receipt.to_metadata()))
         job = resumed(session)
         assert (job.status, job.cost_usd, job.cost_source) == (JobStatus.DONE, 0.007, CostSource.TOLD)
-        assert job.latency_s == 2.5
+        assert (job.latency_s, job.queued_s) == (2.5, 1.5)
         assert session.cost.spent_usd == pytest.approx(0.007)
         assert not list(session.folder.unsaved.iterdir())
 

@@ -16,17 +16,19 @@
 - Errors: ``{"error": {message, type, param, code}}``. Rate-limit headers are not read, only Retry-After (or
   the same in the error's words): a reset in ``x-ratelimit-*`` is when the whole allowance is back, not when
   to send again.
-- The charge: LiteLLM's proxy says it in ``x-litellm-response-cost``; OpenAI counts tokens, priced here.
+- The charge: LiteLLM's proxy says it in ``x-litellm-response-cost``; OpenAI counts tokens, which the
+  model's profile prices.
 - Old requests cannot be asked about: an answer that was lost may have been paid.
 
-From OpenAI's API reference, its Python client and LiteLLM's source, 2026-11-25. Token prices as in LiteLLM's
-price table of that day. Not confirmed against the live service.
+From OpenAI's API reference, its Python client and LiteLLM's source, 2026-11-25. Not confirmed against the
+live service.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, NamedTuple
+from decimal import Decimal
+from typing import Any, ClassVar
 from urllib.parse import quote, urlsplit
 
 import httpx
@@ -36,25 +38,8 @@ from pydantic import Field, HttpUrl, PrivateAttr
 from imagemill.blocks.apis.base import ImageApi, ImageSource, amount_of
 from imagemill.errors import ApiError, ErrorClass
 from imagemill.jobs import Job
-
-
-class TokenPrices(NamedTuple):
-    """What a model's tokens cost, in USD a million."""
-
-    text_in: float
-    image_in: float
-    image_out: float
-
-
-TOKEN_PRICES: Mapping[str, TokenPrices] = {
-    "gpt-image-1-mini": TokenPrices(2.0, 2.5, 8.0),
-    "gpt-image-1.5": TokenPrices(5.0, 8.0, 32.0),
-    "gpt-image-1": TokenPrices(5.0, 10.0, 40.0),
-    "gpt-image-2": TokenPrices(5.0, 8.0, 30.0),
-    "chatgpt-image": TokenPrices(5.0, 8.0, 32.0),
-}
-"""Prices by the beginning of a model's name, the first that fits."""
-
+from imagemill.models.listing import find_profile
+from imagemill.models.price_rules import Price
 
 _OF_THE_JOB = ("{seed}", "{steps}")
 
@@ -159,7 +144,10 @@ class OpenAICompatible(ImageApi):
     def told_usd(self, headers: Mapping[str, str], answer: Mapping[str, Any], job: Job) -> float | None:
         """The proxy's own figure, or what the tokens used cost."""
         told = amount_of(headers.get("x-litellm-response-cost"))
-        return told if told is not None else _usd_of_tokens(answer.get("usage"), job.model)
+        if told is not None:
+            return told
+        listed = find_profile(self.provider, job.model.rpartition("/")[2])
+        return _usd_of_tokens(answer.get("usage"), listed.price) if listed and listed.price else None
 
 
 def is_gpt_image(model: str) -> bool:
@@ -167,11 +155,9 @@ def is_gpt_image(model: str) -> bool:
     return model.rpartition("/")[2].startswith(("gpt-image", "chatgpt-image"))
 
 
-def _usd_of_tokens(usage: object, model: str) -> float | None:
-    """What the tokens of an answer cost, in USD; None where they or their prices are not known."""
-    name = model.rpartition("/")[2]
-    prices = next((prices for start, prices in TOKEN_PRICES.items() if name.startswith(start)), None)
-    if prices is None or not isinstance(usage, dict):
+def _usd_of_tokens(usage: object, price: Price) -> float | None:
+    """What the tokens of an answer cost, in USD; None where they are not counted, or not what is paid for."""
+    if not isinstance(usage, dict):
         return None
     details = usage.get("input_tokens_details")
     read = details if isinstance(details, dict) else {}
@@ -182,5 +168,5 @@ def _usd_of_tokens(usage: object, model: str) -> float | None:
     image_out = amount_of(usage.get("output_tokens"))
     if image_out is None:
         return None
-    tokens_usd = text_in * prices.text_in + image_in * prices.image_in + image_out * prices.image_out
-    return round(tokens_usd / 1e6, 12)
+    usd = price.of_tokens(Decimal(text_in), Decimal(image_in), Decimal(image_out))
+    return None if usd is None else float(usd)

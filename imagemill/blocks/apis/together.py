@@ -52,7 +52,8 @@ class Together(ImageApi):
     default_model: ClassVar[str] = "black-forest-labs/FLUX.1-schnell"
     vendor_image_hosts: ClassVar[tuple[str, ...]] = ("together.xyz", "together.ai")
 
-    # A new account's rate is one request per second, and it follows the past hour's use.
+    # The documented base is one request per second, and the rate follows the past hour's use. Two cost an
+    # account at the base about one refusal, and find a larger one's rate in half the time.
     first_per_s: ClassVar[float] = 2.0
     rate_moves: ClassVar[bool] = True
 

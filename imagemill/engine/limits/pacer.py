@@ -69,8 +69,9 @@ class Pacer:
         queues: bool = False,
         clock: Callable[[], float] = anyio.current_time,
     ) -> None:
-        self._depth = QueueDepth() if queues and concurrency is None else None
-        if self._depth:
+        self._depth = None
+        if queues and concurrency is None:
+            self._depth = QueueDepth(known.concurrency) if known else QueueDepth()
             known, first_per_s = Limit(CEILING), _QUEUE_PER_S
         self._search = LimitSearch(known, first_per_s) if concurrency is None else None
         self._fixed = concurrency or 0

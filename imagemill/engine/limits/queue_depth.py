@@ -9,6 +9,8 @@ from imagemill.request_watch import RequestState
 
 _LEAST_WAITING = 2
 """With one or two slots, too, the next request is there while the one after it is on the way."""
+_FIRST = 4
+"""Sent at once in the beginning: a new account at fal has two slots."""
 _AVERAGED_S = 10.0
 _FETCHED_AT_ONCE = 64
 """Finished images that are being downloaded: a slow line or bucket must not fill the memory."""
@@ -20,9 +22,13 @@ class QueueDepth:
     While slots are free whatever is sent starts at once, so what is sent doubles with each round trip. Once
     they are taken, one latency's worth of requests waits behind them: no slot idles, and the queue is as long
     as there are slots. Slots that the account gains or loses are followed the same way.
+
+    Args:
+        known: slots that the account had lately: so many are sent at once in the beginning.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, known: int = _FIRST) -> None:
+        self._expected = known
         self._in = Counter[RequestState]()
         self._moved_at = self._seconds = self._slot_seconds = 0.0
 
@@ -30,7 +36,8 @@ class QueueDepth:
     def is_full(self) -> bool:
         """Whether one more request would only wait."""
         waiting = self._in[RequestState.SENT] + self._in[RequestState.QUEUED]
-        most = max(_LEAST_WAITING, self._in[RequestState.IN_PROGRESS])
+        in_progress = self._in[RequestState.IN_PROGRESS]
+        most = max(_LEAST_WAITING, in_progress, self._expected - in_progress)
         return waiting >= most or self._in[RequestState.COMPLETED] >= _FETCHED_AT_ONCE
 
     @property
@@ -50,3 +57,5 @@ class QueueDepth:
             self._in[before] -= 1
         if after is not None:
             self._in[after] += 1
+        if after is RequestState.QUEUED:
+            self._expected = 0  # the slots are taken: from here on they are counted

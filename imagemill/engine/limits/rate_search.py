@@ -16,6 +16,9 @@ _CUBE = 65.0
 """After so many requests without a refusal the growth has doubled; it goes on with their third power."""
 _FIRST_QUIET = 200.0
 """After the first refusal, which only says where the limit is about, the pace grows as if after so many."""
+_LONGEST_QUIET_S = 0.5
+"""A second without a refusal counts like a request, but no wait for more than this: at one request in two
+seconds the pace would outgrow the limit every seventy."""
 _FALL = 0.8
 """What the first refusal leaves of the pace."""
 _STORM_FALL = 0.5
@@ -56,7 +59,7 @@ class RateSearch:
         if not self.bound:
             self.per_s *= 2.0 ** (1.0 / (self._ramp_s * self.per_s))
         else:
-            self._quiet += 1.0 + min(waited_s, 2.0)
+            self._quiet += 1.0 + min(waited_s, _LONGEST_QUIET_S)
             self.per_s *= 1.0 + _CREEP * (1.0 + (self._quiet / _CUBE) ** 3)
         return self._sent
 

@@ -6,6 +6,7 @@ import statistics
 
 import pytest
 
+from imagemill.engine.limits.pacer import Limit
 from tests.engine.limits.vendor_queue import VendorQueue, used_share
 
 
@@ -26,3 +27,13 @@ def test_slots_that_the_account_gains_or_loses_are_followed() -> None:
     assert queue.made == 1000
     assert queue.longest_queue <= 3 * 20
     assert queue.longest_queue_since(45.0) <= 3 * 5
+
+
+def test_slots_that_are_known_are_used_from_the_first_request() -> None:
+    queue = VendorQueue(40, 0.5)
+    assert used_share(queue, 400, known=Limit(40)) >= 0.985
+    assert queue.longest_queue <= 45
+    lost = VendorQueue(2, 0.5)  # the account has fewer now
+    assert used_share(lost, 200, known=Limit(40)) >= 0.97
+    assert lost.longest_queue <= 40
+    assert lost.longest_queue_since(15.0) <= 6

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 
 import anyio
 
-from imagemill.engine.limits.pacer import Pacer, Slot, SlotWatch
+from imagemill.engine.limits.pacer import Limit, Pacer, Slot, SlotWatch
 from imagemill.request_watch import RequestState
 from tests.virtual_time import run
 
@@ -127,8 +127,8 @@ async def _work(queue: VendorQueue, pacer: Pacer, images: int) -> None:
             group.start_soon(feed)
 
 
-def used_share(queue: VendorQueue, images: int = 1000) -> float:
+def used_share(queue: VendorQueue, images: int = 1000, known: Limit | None = None) -> float:
     """Images per second, from the first submit to the last image, as a share of what the slots allow."""
-    pacer = Pacer(None, queues=True)
+    pacer = Pacer(None, queues=True, known=known)
     run(_work, queue, pacer, images)
     return replace(queue).shortest_s(images) / queue.last_made_at
