@@ -47,10 +47,11 @@ TERMINAL = frozenset({JobStatus.DONE, JobStatus.FAILED})
 class Job:
     """One image to make: self-contained, so that a retry recomputes nothing.
 
-    ``number`` is the job's place in its run, from 0; a shard is a range of numbers. Times are Unix
-    seconds, ``latency_s`` runs from the request sent to the image's bytes held, waiting for a slot excluded,
-    here or in the vendor's queue; ``queued_s`` is the time in that queue. ``params`` are further fields for
-    the model, as JSON with sorted names, "" for none. ``cost_usd`` counts every image the API made for this
+    ``number`` is the job's place in its run, from 0; a shard is a range of numbers. Times are Unix seconds,
+    ``latency_s`` runs from the request sent to the image's bytes held, waiting for a slot excluded, here or
+    in the vendor's queue; ``queued_s`` is the time in that queue. ``params`` are further fields for the
+    model, as JSON with sorted names, "" for none. ``variant`` numbers a row's pictures from 1, ``varied`` is
+    what they were varied in, as JSON, "" for nothing. ``cost_usd`` counts every image the API made for this
     job, ``cost_source`` how that is known ("" while nothing is charged); ``unanswered`` its requests whose
     answer never came or could not be read, and ``unanswered_usd`` what the API may have charged for them. A
     job that failed while the API kept its request still has its ``request_id``. ``image`` is the object's
@@ -88,6 +89,8 @@ class Job:
     params: str = ""
     cost_source: str = ""
     queued_s: float | None = None
+    variant: int = 1
+    varied: str = ""
 
     @property
     def retries(self) -> int:
@@ -170,7 +173,7 @@ class Job:
 JOB_FIELDS: tuple[str, ...] = tuple(field.name for field in fields(Job))
 """The names of a job's fields, in order: the columns of every job store."""
 
-INPUT_FIELDS = (*JOB_FIELDS[: JOB_FIELDS.index("status")], "params")
+INPUT_FIELDS = (*JOB_FIELDS[: JOB_FIELDS.index("status")], "params", "variant", "varied")
 """The fields that never change once the job is planned."""
 
 STATE_FIELDS = tuple(name for name in JOB_FIELDS if name not in INPUT_FIELDS)

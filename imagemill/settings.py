@@ -7,6 +7,7 @@ from the environment, so settings can be stored with a run.
 from __future__ import annotations
 
 import re
+from math import prod
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -36,10 +37,19 @@ RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,119}")
 CATALOG_COLUMNS = ("prompt", "id", "negative_prompt", "width", "height", "seed", "steps")
 """The catalog columns that imagemill reads; ``prompt`` is required."""
 
+VARIED_COLUMNS = ("size", "width", "height", "steps", "seed", "negative_prompt")
+"""What variations set of their own accord; a template reads any other name. ``size`` is width and height."""
+
 PARAM_PREFIX = "param_"
 """A column map's name for a further field of the model begins so: ``{"param_guidance": "cfg"}``."""
 
 _LONGEST_TEMPLATE = 20_000
+_MOST_PER_ROW = 1_000
+_VARIED_FORMS = {
+    "size": re.compile(r"[1-9][0-9]{0,4}x[1-9][0-9]{0,4}"),
+    **dict.fromkeys(("width", "height", "steps"), re.compile(r"[1-9][0-9]{0,4}")),
+    "seed": re.compile(r"[0-9]{1,10}"),
+}
 
 PARAM = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,99}")
 
@@ -50,6 +60,12 @@ def _title(name: str, _field: object) -> str:
     """A field's title in the UI's form: ``max_cost_usd`` becomes "Max cost (USD)"."""
     words = " ".join(_SPELLED.get(word, word) for word in name.split("_"))
     return words[0].upper() + words[1:]
+
+
+def _listed(values: object) -> object:
+    """Values given as text, "A,B", or as numbers."""
+    given = values.split(",") if isinstance(values, str) else values
+    return [str(value).strip() for value in given] if isinstance(given, (list, tuple)) else given
 
 
 def _template_of(file: Path) -> str:
@@ -93,6 +109,19 @@ class CatalogSettings(_Settings):
     negative_prompt_template: str | None = Field(
         default=None, description="The same for the negative prompt."
     )
+    variations: int = Field(
+        default=1,
+        ge=1,
+        le=100,
+        description="Pictures per row, each with a seed of its own. The first is the picture of a run without"
+        " variations, so more of them later pay only for the new ones.",
+    )
+    vary: dict[str, Annotated[list[str], BeforeValidator(_listed)]] = Field(
+        default_factory=dict,
+        description="Make each row in every combination of these values: size (as WxH), width, height, steps,"
+        " seed, negative_prompt, param_NAME, or any name that a template reads.",
+        examples=[{"style": ["studio photo", "watercolour"], "size": ["1024x1024", "768x1344"]}],
+    )
     limit: int | None = Field(default=None, ge=1, description="Read at most this many rows.")
 
     @property
@@ -112,6 +141,34 @@ class CatalogSettings(_Settings):
         if template is not None and len(template) > _LONGEST_TEMPLATE:
             raise ValueError(f"the template has more than {_LONGEST_TEMPLATE:,} characters")
         return template
+
+    @field_validator("vary")
+    @classmethod
+    def _variable(cls, vary: dict[str, list[str]]) -> dict[str, list[str]]:
+        for name, values in vary.items():
+            if name in {"prompt", "id"} or not PARAM.fullmatch(name):
+                raise ValueError(f"{name[:60]!r} cannot be varied")
+            if len(set(values)) < max(1, len(values)) or not all(value.strip() for value in values):
+                raise ValueError(f"{name} needs values that differ and are not blank")
+            form = _VARIED_FORMS.get(name)
+            for value in values:
+                if form and not form.fullmatch(value):
+                    example = "a size such as 1024x768" if name == "size" else "a whole number"
+                    raise ValueError(f"{name} {value[:40]!r} is not {example}")
+        if "size" in vary and {"width", "height"} & vary.keys():
+            raise ValueError("vary either size, or width and height")
+        return vary
+
+    @model_validator(mode="after")
+    def _bounded(self) -> CatalogSettings:
+        per_row = self.variations * prod(map(len, self.vary.values()))
+        if per_row > _MOST_PER_ROW:
+            raise ValueError(
+                f"the variations make {per_row:,} pictures per row; at most {_MOST_PER_ROW:,} are allowed"
+            )
+        if "negative_prompt" in self.vary and self.negative_prompt_template is not None:
+            raise ValueError("negative_prompt comes from a template, or is varied: not both")
+        return self
 
     @field_validator("columns")
     @classmethod
@@ -504,7 +561,10 @@ class RunSettings(_Settings):
             "catalog": self.catalog.path,
             "columns": self.catalog.columns,
             "limit": self.catalog.limit,
-            **{f"{name} template": text for name, text in self.catalog.templates.items()},
+            "prompt template": self.catalog.prompt_template,
+            "negative prompt template": self.catalog.negative_prompt_template,
+            "variations": self.catalog.variations,
+            "varied values": self.catalog.vary,
             "provider": self.api.provider,
             "model": self.api.model,
             "output": self.output.uri,

@@ -407,15 +407,17 @@ def image_name(key: str, extension: str) -> str:
     return f"{image_folder(key)}/{key}.{extension}"
 
 
-def copy_name(row_id: str, extension: str) -> str:
-    """The name of a row's own copy: the id cannot leave its folder, and no two ids share a name."""
+def copy_name(row_id: str, extension: str, variant: int = 1) -> str:
+    """The name of a row's own copy: the id cannot leave its folder, and no two rows or variants share one."""
     safe = quote(row_id, safe=" ()+,=@!")
     if safe.strip(". ") == "":
         safe = safe.replace(".", "%2E").replace(" ", "%20")
     if len(safe) > _LONGEST_NAME:
         digest = hashlib.blake2b(row_id.encode("utf-8", "surrogatepass"), digest_size=12).hexdigest()
         safe = f"{safe[: _LONGEST_NAME - 25]}~{digest}"
-    return f"catalog/{safe}.{extension}"
+    # A folder has no extension, so that no first variant has its name, whatever the ids are.
+    folder = "catalog" if variant == 1 else f"catalog/variant-{variant}"
+    return f"{folder}/{safe}.{extension}"
 
 
 def first_line(error: Exception) -> str:

@@ -19,7 +19,7 @@ MANIFEST = "manifest.parquet"
 
 _OWN_COLUMNS = (
     "id", "prompt", "negative_prompt", "width", "height", "seed", "steps",
-    "key", "status", "uri", "copy_uri", "error_code",
+    "key", "status", "uri", "copy_uri", "error_code", "variant",
 )  # fmt: skip
 
 CATALOG_METADATA = b"imagemill.catalog"
@@ -109,11 +109,8 @@ def _manifest_table(bucket: ImageBucket, planned: pa.Table, outcomes: Outcomes, 
     uri_of, keys = bucket.uri_of, planned["key"].to_pylist()
     copy_uris: list[str | None] = [None] * len(keys)
     if copies:
-        ids = planned["id"].to_pylist()
-        copy_uris = [
-            extension and uri_of(copy_name(row_id, extension))
-            for row_id, extension in zip(ids, extensions, strict=True)
-        ]
+        rows = zip(planned["id"].to_pylist(), extensions, variants_of(planned), strict=True)
+        copy_uris = [extension and uri_of(copy_name(row_id, extension, n)) for row_id, extension, n in rows]
     own = {
         "status": statuses,
         "uri": [
@@ -124,6 +121,14 @@ def _manifest_table(bucket: ImageBucket, planned: pa.Table, outcomes: Outcomes, 
         "error_code": error_codes,
     }
     columns = {
-        name: pa.array(own[name], pa.string()) if name in own else planned[name] for name in _OWN_COLUMNS
+        name: pa.array(own[name], pa.string()) if name in own else planned[name]
+        for name in _OWN_COLUMNS
+        if name != "variant"
     }
-    return pa.table(columns)
+    return pa.table(columns | {"variant": pa.array(variants_of(planned), pa.int32())})
+
+
+def variants_of(planned: pa.Table | pa.RecordBatch) -> list[int]:
+    """The variants of a plan's rows: 1 in the plan of an earlier version."""
+    known: list[int] = planned["variant"].to_pylist() if "variant" in planned.schema.names else []
+    return known or [1] * planned.num_rows

@@ -8,7 +8,11 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class PlanCounts:
-    """Counts of a catalog's rows and jobs. Costs are in USD, for one image per job."""
+    """Counts of a catalog's rows and jobs. Costs are in USD, for one image per job.
+
+    ``rejected`` are rows none of whose pictures became a job, and single combinations of varied values of the
+    others; ``duplicates`` are pictures.
+    """
 
     rows: int
     rejected: int
@@ -16,6 +20,8 @@ class PlanCounts:
     duplicates: int
     cost_usd: float
     duplicates_usd: float
+    variants: int = 1
+    """Pictures per row."""
     negative_prompts: int = 0
     """Rows with a negative prompt that the model ignores."""
     unpriced: int = 0

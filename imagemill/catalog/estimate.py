@@ -35,6 +35,7 @@ class Estimate(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     rows: int
+    variants: int = Field(default=1, description="Pictures per row.")
     rejected: int
     unique: int
     duplicates: int
@@ -98,6 +99,7 @@ def _estimate(given: _Given) -> Estimate:
         assuming = f"{limits.max_images_per_minute:g} images per minute"
     return Estimate(
         rows=counts.rows,
+        variants=counts.variants,
         rejected=counts.rejected,
         unique=counts.unique,
         duplicates=counts.duplicates,

@@ -18,6 +18,7 @@ import pyarrow.fs
 import pyarrow.parquet as pq
 
 from imagemill.catalog.templates import CatalogTemplates
+from imagemill.catalog.variations import Variations
 from imagemill.errors import InputError
 from imagemill.s3.connection import S3Connection
 from imagemill.s3.filesystem import s3_filesystem
@@ -43,6 +44,7 @@ class CatalogFiles:
     limit: int | None
     digest: str
     templates: CatalogTemplates = field(default_factory=CatalogTemplates)
+    variations: Variations = field(default_factory=Variations)
 
     def batches(self) -> Iterator[pa.Table]:
         """Tables of at most 10,000 rows: imagemill's columns under its own names, then the carried ones."""
@@ -123,6 +125,7 @@ def open_catalog(
         settings.limit,
         digest.hexdigest(),
         templates,
+        Variations.of(settings, schema.names, templates),
     )
 
 

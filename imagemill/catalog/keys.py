@@ -66,6 +66,12 @@ def job_keys(
     ]
 
 
+def variation_seed(seed: int, turn: int) -> int:
+    """The seed of a row's further picture, from 0 to 2**31 - 1; ``turn`` counts from 1, and 0 is ``seed``."""
+    digest = blake2b(f"{seed}|{turn}".encode(), digest_size=4).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
 def prompt_seed(prompt: str) -> int:
     """A seed from the normalized prompt, from 0 to 2**31 - 1: the same today and tomorrow."""
     encoded = prompt.encode("utf-8", "surrogatepass")

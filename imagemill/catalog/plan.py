@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -16,11 +18,13 @@ from imagemill.blocks.apis import ImageApi
 from imagemill.catalog.cost import Picture, levers, total_of
 from imagemill.catalog.counts import PlanCounts
 from imagemill.catalog.digest_index import DIGEST_BYTES, DigestIndex, text_digest
-from imagemill.catalog.files import CatalogFiles
+from imagemill.catalog.files import BATCH_ROWS, CatalogFiles
 from imagemill.catalog.keys import job_keys, key_head
 from imagemill.catalog.rows import MAX_PROMPT_LENGTH, CatalogRows, Judge, Judged
+from imagemill.catalog.templates import varied_column
+from imagemill.catalog.variations import Variations
 from imagemill.errors import InputError
-from imagemill.jobs import INPUT_FIELDS, NewJobs
+from imagemill.jobs import INPUT_FIELDS, Job, NewJobs
 from imagemill.parquet import read_batches
 from imagemill.settings import CATALOG_COLUMNS, PictureSettings
 
@@ -38,18 +42,27 @@ PLAN_SCHEMA = pa.schema(
         ("job", pa.int64()),
         ("reason", pa.string()),
         ("params", pa.string()),
+        ("variant", pa.int32()),
+        ("varied", pa.string()),
     ]
 )
-"""One row per catalog row; ``job`` is the number of its job, null where ``reason`` says why there is none."""
+"""One row per picture that the catalog asks for, and per rejected catalog row; ``job`` is the number of its
+job, null where ``reason`` says why there is none."""
 
 REJECTED_SCHEMA = pa.schema(
     [
         ("row", pa.int64()),
         ("reason", pa.string()),
         *[(name, pa.string()) for name in CATALOG_COLUMNS],
+        ("varied", pa.string()),
     ]
 )
+"""``varied`` names the combination that was rejected, null where none of the row's pictures can be made."""
 
+_LATER = {field.name: field.default for field in fields(Job) if field.name in INPUT_FIELDS[-3:]}
+"""The fields of a job that earlier versions did not plan."""
+
+_LARGEST_MARK = 2**31 - 1
 _MOSTLY_UNIQUE = frozenset({"row", "id", "prompt", "seed", "key", "job"})
 
 
@@ -75,6 +88,8 @@ class Planner:
     _unique: int = 0
     _rows: int = 0
     _rejected: int = 0
+    _asked: int = 0
+    _per_row: int = 1
     _made: Counter[Picture] = field(default_factory=Counter)
     _repeated: Counter[Picture] = field(default_factory=Counter)
     _negative_prompts: int = 0
@@ -99,9 +114,10 @@ class Planner:
             rows=self._rows,
             rejected=self._rejected,
             unique=self._unique,
-            duplicates=self._rows - self._rejected - self._unique,
+            duplicates=self._asked - self._unique,
             cost_usd=float(cost),
             duplicates_usd=float(total_of(self.api, self._repeated)[0]),
+            variants=self._per_row,
             negative_prompts=self._negative_prompts,
             unpriced=unpriced,
             levers=[asdict(lever) for lever in levers(self.api, self._made, self._repeated)],
@@ -113,33 +129,41 @@ class Planner:
 
     def plan(self, catalog: CatalogFiles) -> Iterator[tuple[pa.Table, pa.Table, NewJobs]]:
         """Batch by batch: the plan's rows, the rejected rows, and the jobs that are new."""
+        self._per_row = catalog.variations.per_row
+        rows = max(1, BATCH_ROWS // self._per_row)
         for table in catalog.batches():
-            yield self._plan_batch(table, catalog)
+            for start in range(0, table.num_rows, rows):
+                yield self._plan_batch(table.slice(start, rows), catalog)
 
     def _plan_batch(self, table: pa.Table, catalog: CatalogFiles) -> tuple[pa.Table, pa.Table, NewJobs]:
-        first_row = self._rows
+        variations, first_row = catalog.variations, self._rows
+        self._rows += table.num_rows
+        table = variations.combined(table)
+        combinations = len(variations.combinations)
         reasons: dict[int, str] = {}
         table = catalog.templates.applied(table, reasons)
-        judged = self._judge.judge(table, first_row, reasons)
-        rows, keys = judged.rows, self._keys_of(judged.rows)
-        first_job = self._unique
-        numbers, new = self._numbers(rows, keys, known_by_id="id" in table.column_names)
-        jobs = self._jobs(rows.only(new), [keys[index] for index in new], first_job)
+        row_of = np.arange(first_row * combinations, self._rows * combinations) // combinations
+        judged = self._judge.judge(table, row_of.tolist(), reasons)
+        rows = variations.seeded(judged.rows)
+        keys, first_job = self._keys_of(rows), self._unique
+        numbers, new = self._numbers(
+            rows,
+            [place // combinations for place in rows.places],
+            keys,
+            known_by_id="id" in table.column_names,
+        )
+        jobs = self._jobs(rows.only(new), [keys[index] for index in new], first_job, variations)
         if None in numbers:
             kept = [index for index, number in enumerate(numbers) if number is not None]
             for index in set(range(len(numbers))).difference(kept):
                 judged.reasons[rows.places[index]] = "an earlier row has the same id and other content"
             rows, keys, numbers = rows.only(kept), [keys[i] for i in kept], [numbers[i] for i in kept]
-        self._rows += table.num_rows
-        self._rejected += len(judged.reasons)
+        self._asked += len(rows.places)
         self._count(rows, jobs)
-        plan = _plan_table(first_row, judged, rows, keys, numbers, table)
-        for carried in catalog.carried:
-            plan = plan.append_column(
-                pa.field(f"carried:{carried.name}", carried.type),
-                table[f"carried:{carried.name}"].cast(carried.type),
-            )
-        return plan, _rejected_table(first_row, judged, table), jobs
+        refused = _Refused.of(judged, combinations)
+        self._rejected += len(refused.places)
+        plan = _plan_table(row_of, refused, rows, keys, numbers, table, catalog)
+        return plan, _rejected_table(row_of, refused, variations, table), jobs
 
     def _keys_of(self, rows: CatalogRows) -> list[str]:
         sizes = list(zip(rows.widths, rows.heights, rows.steps, rows.params, strict=True))
@@ -159,9 +183,12 @@ class Planner:
         return job_keys([heads[size] for size in sizes], rows.seeds, negatives, rows.prompts)
 
     def _numbers(
-        self, rows: CatalogRows, keys: list[str], *, known_by_id: bool
+        self, rows: CatalogRows, catalog_rows: list[int], keys: list[str], *, known_by_id: bool
     ) -> tuple[list[int | None], list[int]]:
-        """The number of each row's job, None where its id had another one; and the rows whose job is new."""
+        """The number of each picture's job, None where its row's id had others; and those whose job is new.
+
+        ``catalog_rows`` says which row of the batch each picture is of.
+        """
         number = self._unique
         new: dict[str, int] = {}
         new_ids: dict[bytes, int] = {}
@@ -169,24 +196,35 @@ class Planner:
         numbers: list[int | None] = []
         key_digests = [key[: 2 * DIGEST_BYTES] for key in keys]
         known_keys = self._keys.find(bytes.fromhex("".join(key_digests)))
-        id_digests = [text_digest(row_id) for row_id in rows.ids] if known_by_id else []
+        firsts = [
+            place for place, row in enumerate(catalog_rows) if not place or row != catalog_rows[place - 1]
+        ]
+        id_digests = [text_digest(rows.ids[first]) for first in firsts] if known_by_id else []
         known_ids = self._ids.find(b"".join(id_digests))
-        for row, key in enumerate(key_digests):
-            mine = known_keys[row]
-            if mine < 0:
-                mine = new.get(key, number)
+        for place, (first, last) in enumerate(pairwise([*firsts, len(keys)])):
+            mine: list[int] = []
+            fresh: dict[str, int] = {}
+            for picture in range(first, last):
+                known = known_keys[picture]
+                if known < 0:
+                    key = key_digests[picture]
+                    known = new.get(key, -1)
+                    if known < 0:
+                        known = fresh.setdefault(key, number + len(fresh))
+                mine.append(known)
             if known_by_id:
-                other = known_ids[row]
+                other = known_ids[place]
+                mark = mine[0] if last == first + 1 else hash(tuple(mine)) & _LARGEST_MARK
                 if other < 0:
-                    other = new_ids.setdefault(id_digests[row], mine)
-                if other != mine:
-                    numbers.append(None)
+                    other = new_ids.setdefault(id_digests[place], mark)
+                if other != mark:
+                    numbers += [None] * len(mine)
                     continue
-            if mine == number:
-                new[key] = number
-                new_rows.append(row)
-                number += 1
-            numbers.append(mine)
+            if fresh:
+                new_rows += [first + mine.index(job) for job in fresh.values()]
+                new |= fresh
+                number += len(fresh)
+            numbers += mine
         self._keys.add(bytes.fromhex("".join(new)), range(self._unique, number))
         self._ids.add(b"".join(new_ids), list(new_ids.values()))
         self._unique = number
@@ -205,7 +243,7 @@ class Planner:
             self._made[picture] += new
             self._repeated[picture] += count - new
 
-    def _jobs(self, rows: CatalogRows, keys: list[str], first: int) -> NewJobs:
+    def _jobs(self, rows: CatalogRows, keys: list[str], first: int, variations: Variations) -> NewJobs:
         count = len(keys)
         return NewJobs(
             [
@@ -221,6 +259,8 @@ class Planner:
                 [self.api.model] * count,
                 [self.picture.format] * count,
                 rows.params,
+                rows.variants,
+                variations.varied(rows.variants),
             ]
         )
 
@@ -233,9 +273,7 @@ def write_plan(
     take: Callable[[NewJobs], None],
 ) -> PlanCounts:
     """Plan a whole catalog: the plan and the rejected rows into files, new jobs to ``take``."""
-    schema = PLAN_SCHEMA
-    for carried in catalog.carried:
-        schema = schema.append(pa.field(f"carried:{carried.name}", carried.type))
+    schema = pa.schema([*PLAN_SCHEMA, *_carried(catalog)])
     repeated = [name for name in schema.names if name not in _MOSTLY_UNIQUE]
     with (
         pq.ParquetWriter(plan_file, schema, compression="zstd", use_dictionary=repeated) as plan_writer,
@@ -250,42 +288,84 @@ def write_plan(
     return planner.counts
 
 
+def _carried(catalog: CatalogFiles) -> list[pa.Field]:
+    """The columns of a plan that imagemill only carries: the catalog's, and what its rows are varied in."""
+    varied = [pa.field(f"carried:{name}", pa.string()) for name in catalog.variations.carried]
+    return [pa.field(f"carried:{field.name}", field.type) for field in catalog.carried] + varied
+
+
+class _Refused(NamedTuple):
+    """The places of a batch that are rejected, and why; one for a row none of whose combinations is left."""
+
+    places: list[int]
+    reasons: list[str]
+    names: list[str]
+    whole: list[bool]
+
+    @classmethod
+    def of(cls, judged: Judged, combinations: int) -> _Refused:
+        reasons, count = judged.reasons, Counter(place // combinations for place in judged.reasons)
+        whole = {row for row, number in count.items() if number == combinations}
+        places = [p for p in sorted(reasons) if p // combinations not in whole or p % combinations == 0]
+        return cls(
+            places,
+            [reasons[place] for place in places],
+            [judged.names[place] for place in places],
+            [place // combinations in whole for place in places],
+        )
+
+
 def _plan_table(
-    first_row: int,
-    judged: Judged,
+    row_of: npt.NDArray[np.int64],
+    refused: _Refused,
     rows: CatalogRows,
     keys: list[str],
     numbers: list[Any],
     batch: pa.Table,
+    catalog: CatalogFiles,
 ) -> pa.Table:
-    """The rows of a batch in order, those with a job and the rejected ones."""
+    """The pictures of a batch in order, and the rejected rows between them."""
+    variations = catalog.variations
+    places = np.asarray(rows.places, np.int64)
     columns = [
-        [first_row + place for place in rows.places], rows.ids, rows.prompts, rows.negative_prompts,
-        rows.widths, rows.heights, rows.seeds, rows.steps, keys, numbers, [None] * len(keys), rows.params,
+        row_of[places].tolist(), rows.ids, rows.prompts, rows.negative_prompts, rows.widths, rows.heights,
+        rows.seeds, rows.steps, keys, numbers, [None] * len(keys), rows.params, rows.variants,
+        variations.varied(rows.variants),
     ]  # fmt: skip
     planned = _table(columns, PLAN_SCHEMA)
-    if not judged.reasons:
-        return planned
-    places = sorted(judged.reasons)
-    nothing = [None] * len(places)
-    columns = [
-        [first_row + place for place in places], [judged.names[place] for place in places],
-        _texts(batch["prompt"], places), *[nothing] * 7, [judged.reasons[place] for place in places],
-        nothing,
-    ]  # fmt: skip
-    return pa.concat_tables([planned, _table(columns, PLAN_SCHEMA)]).sort_by("row").combine_chunks()
+    if refused.places:
+        places = np.concatenate([places, refused.places])
+        nothing = [None] * len(refused.places)
+        variants = variations.variants_of(refused.places)
+        columns = [
+            row_of[refused.places].tolist(), refused.names, _texts(batch["prompt"], refused.places),
+            *[nothing] * 7, refused.reasons, nothing, variants, variations.varied(variants),
+        ]  # fmt: skip
+        planned = pa.concat_tables([planned, _table(columns, PLAN_SCHEMA)])
+        order = np.lexsort((planned["variant"], planned["row"]))
+        planned, places = planned.take(order).combine_chunks(), places[order]
+    in_order = len(places) == batch.num_rows and (np.diff(places) == 1).all()
+    for carried in _carried(catalog):
+        name = carried.name
+        if name not in batch.column_names:
+            name = varied_column(name.removeprefix("carried:"))
+        column = batch[name] if in_order else batch[name].combine_chunks().take(places)
+        planned = planned.append_column(carried, column.cast(carried.type))
+    return planned
 
 
-def _rejected_table(first_row: int, judged: Judged, batch: pa.Table) -> pa.Table:
-    if not judged.reasons:
+def _rejected_table(
+    row_of: npt.NDArray[np.int64], refused: _Refused, variations: Variations, batch: pa.Table
+) -> pa.Table:
+    if not refused.places:
         return REJECTED_SCHEMA.empty_table()
-    places = sorted(judged.reasons)
     raw = [
-        _texts(batch[name], places) if name in batch.column_names else [None] * len(places)
+        _texts(batch[name], refused.places) if name in batch.column_names else [None] * len(refused.places)
         for name in CATALOG_COLUMNS
     ]
-    numbers = [first_row + place for place in places]
-    return _table([numbers, [judged.reasons[place] for place in places], *raw], REJECTED_SCHEMA)
+    varied = variations.varied(variations.variants_of(refused.places))
+    alone = [None if whole else text for text, whole in zip(varied, refused.whole, strict=True)]
+    return _table([row_of[refused.places].tolist(), refused.reasons, *raw, alone], REJECTED_SCHEMA)
 
 
 def _texts(column: pa.ChunkedArray, places: list[int]) -> list[str | None]:
@@ -302,10 +382,9 @@ def _table(columns: Sequence[Sequence[Any]], schema: pa.Schema) -> pa.Table:
 def planned_jobs(plan_file: Path, model: str, image_format: str) -> Iterator[NewJobs]:
     """The jobs of a plan, as they were first planned, in batches."""
     known = -1
-    planned = [name for name in INPUT_FIELDS if name not in {"number", "model", "format", "params"}]
-    names = ["job", *planned]
-    if "params" in pq.read_schema(plan_file).names:  # not in the plan of an earlier version
-        names.append("params")
+    made = {"number", "model", "format"}
+    there = pq.read_schema(plan_file).names  # the plan of an earlier version lacks what came later
+    names = ["job", *[name for name in INPUT_FIELDS if name not in made and name in there]]
     for batch in read_batches(plan_file, names):
         numbers = batch["job"].fill_null(-1).to_numpy()
         before = np.maximum.accumulate(np.concatenate(([known], numbers[:-1])))
@@ -315,5 +394,6 @@ def planned_jobs(plan_file: Path, model: str, image_format: str) -> Iterator[New
             count = first.num_rows
             given = {name: first[name].to_pylist() for name in names}
             given |= {"number": given["job"], "model": [model] * count, "format": [image_format] * count}
-            given.setdefault("params", [""] * count)
+            for name, default in _LATER.items():
+                given.setdefault(name, [default] * count)
             yield NewJobs([given[name] for name in INPUT_FIELDS])

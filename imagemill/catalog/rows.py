@@ -35,6 +35,7 @@ class CatalogRows(NamedTuple):
     seeds: Sequence[int]
     steps: Sequence[int]
     params: Sequence[str]
+    variants: Sequence[int]
 
     def only(self, kept: Sequence[int]) -> CatalogRows:
         """Some of the rows, by their index here."""
@@ -72,18 +73,18 @@ class Judge:
         except ValueError as error:
             raise InputError(f"{str(error)[0].upper()}{str(error)[1:]}.") from None
 
-    def judge(self, batch: pa.Table, first_row: int, reasons: dict[int, str]) -> Judged:
+    def judge(self, batch: pa.Table, numbers: Sequence[int], reasons: dict[int, str]) -> Judged:
         """Judge rows that have imagemill's own names of columns; one without an id is named by its number.
 
-        ``reasons`` has the rows that were rejected before, by place.
+        ``numbers`` are the rows', ``reasons`` has those that were rejected before, by place.
         """
         count = batch.num_rows
         given = set(batch.column_names)
         # By columns in this order: a row's first fault counts.
         if "id" in given:
-            names = _names(batch["id"].to_pylist(), first_row, reasons)
+            names = _names(batch["id"].to_pylist(), numbers, reasons)
         else:
-            names = [str(row) for row in range(first_row, first_row + count)]
+            names = [str(row) for row in numbers]
         prompts = _prompts(batch["prompt"].to_pylist(), reasons)
         negatives: list[str | None] = [None] * count
         if "negative_prompt" in given:
@@ -103,7 +104,10 @@ class Judge:
             seeds = _wholes("seed", batch["seed"], None, reasons)
             self._refuse_seeds(seeds, reasons)
         params = self._params_of(batch, reasons)
-        rows = CatalogRows(range(count), names, prompts, negatives, widths, heights, seeds, steps, params)
+        first = [1] * count
+        rows = CatalogRows(
+            range(count), names, prompts, negatives, widths, heights, seeds, steps, params, first
+        )
         if reasons:
             rows = rows.only([place for place in range(count) if place not in reasons])
         return Judged(names, rows._replace(seeds=self._seeds(rows)), reasons)
@@ -161,7 +165,7 @@ def _hashable(values: list[Any]) -> list[Any]:
     return [json.dumps(value) if isinstance(value, (list, dict, bool)) else value for value in values]
 
 
-def _names(values: list[Any], first_row: int, reasons: dict[int, str]) -> list[str]:
+def _names(values: list[Any], numbers: Sequence[int], reasons: dict[int, str]) -> list[str]:
     names = []
     for place, value in enumerate(values):
         if type(value) is str:
@@ -172,12 +176,12 @@ def _names(values: list[Any], first_row: int, reasons: dict[int, str]) -> list[s
             name = "" if value is None or value != value else str(value)
         if not name or name.isspace():
             reasons.setdefault(place, "blank id")
-            name = str(first_row + place)
+            name = str(numbers[place])
         elif len(name) > MAX_ID_LENGTH:
             reasons.setdefault(
                 place, f"the id has {len(name):,} characters; at most {MAX_ID_LENGTH:,} are allowed"
             )
-            name = str(first_row + place)
+            name = str(numbers[place])
         names.append(name)
     return names
 

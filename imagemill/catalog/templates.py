@@ -368,6 +368,11 @@ def _no_such_column(title: str, name: str, names: Sequence[str]) -> str:
     )
 
 
+def varied_column(name: str) -> str:
+    """The table's column for a name that is varied."""
+    return f"varied:{name}"
+
+
 @dataclass(frozen=True, slots=True)
 class CatalogTemplates:
     """The templates of one catalog, by the column that each makes: ``prompt``, ``negative_prompt``."""
@@ -393,12 +398,19 @@ class CatalogTemplates:
         for mine, catalogs in {**columns, **settings.columns}.items():
             if catalogs in seen:
                 seen.setdefault(mine, seen[catalogs])
+        for name in settings.vary:
+            seen.setdefault(name, varied_column(name))
         return cls(
             {
                 name: Template(text, f"The {name.replace('_', ' ')} template", seen)
                 for name, text in settings.templates.items()
             }
         )
+
+    @property
+    def columns(self) -> frozenset[str]:
+        """The table's columns that the templates read."""
+        return frozenset().union(*[template.columns for template in self.made.values()])
 
     def applied(self, table: pa.Table, reasons: dict[int, str]) -> pa.Table:
         """The table with the columns that the templates make; ``reasons`` gets the rows where one fails."""

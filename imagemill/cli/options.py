@@ -63,6 +63,8 @@ OPTIONS: tuple[tuple[str, str, str, str], ...] = (
     ("--column", "NAME=COLUMN", "catalog", "columns"),
     ("--prompt-template", "TEXT", "catalog", "prompt_template"),
     ("--negative-prompt-template", "TEXT", "catalog", "negative_prompt_template"),
+    ("--variations", "N", "catalog", "variations"),
+    ("--vary", "NAME=A,B", "catalog", "vary"),
     ("--limit", "ROWS", "catalog", "limit"),
     ("--width", "N", "picture", "width"),
     ("--height", "N", "picture", "height"),
@@ -122,7 +124,11 @@ RESUME_OPTIONS = (
 _REPEATED = ("--image-host", "--only-path")
 """Options that may be given several times."""
 
-_PAIRS = {"--column": "prompt=text", "--param": "guidance_scale=3.5"}
+_PAIRS = {
+    "--column": "prompt=text",
+    "--param": "guidance_scale=3.5",
+    "--vary": "size=1024x1024,768x1344",
+}
 """Options that may be given several times, each with a name and a value; an example of each."""
 
 

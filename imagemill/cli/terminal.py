@@ -173,6 +173,8 @@ def show_estimate(estimate: Estimate) -> None:
     table.add_column(style="dim")
     table.add_column(justify="right")
     table.add_row("rows", f"{estimate.rows:,}")
+    if estimate.variants > 1:
+        table.add_row("pictures per row", f"{estimate.variants:,}")
     table.add_row("rejected", f"{estimate.rejected:,}")
     table.add_row("duplicates", f"{estimate.duplicates:,}")
     table.add_row("unique images", f"{estimate.unique:,}")

@@ -2,39 +2,31 @@
 
 from __future__ import annotations
 
-import io
-import math
 from collections import Counter
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
-from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from PIL import Image
 
 from imagemill.bucket.manifest_diff import Changes
 from imagemill.catalog.counts import PlanCounts
-from imagemill.errors import ErrorClass, StoreUnavailableError
+from imagemill.errors import ErrorClass
 from imagemill.jobs import CostSource
 from imagemill.media_types import HTML, JSON, PARQUET
 from imagemill.parquet import read_batches
+from imagemill.reports.contact_sheet import Tile, spread_rows, tiles_of
 from imagemill.reports.metrics import METRICS_SCHEMA, MeasuredJobs, Pace, Savings, metrics_table, working_s
-from imagemill.reports.report import FailureGroup, MetricsBucket, Report, Tile, render_report
+from imagemill.reports.report import FailureGroup, MetricsBucket, Report, render_report
 from imagemill.runs.session import Session
 from imagemill.runs.summary import RunSummary
 from imagemill.settings import RunSettings
 from imagemill.stores import JobTotals
 
 _FAILURE = ["error_class", "error_code", "retryable", "id", "prompt", "error_message"]
-_PICTURE = ["prompt", "seed", "width", "height"]
 _TILES = 48
-_THUMBNAIL = 200
 
 
 def publish_measurements(session: Session, counts: PlanCounts, changes: Changes) -> RunSummary:
@@ -86,6 +78,7 @@ def summarize(session: Session, counts: PlanCounts, jobs: MeasuredJobs, pace: Pa
         rejected=counts.rejected,
         unique=counts.unique,
         duplicates=counts.duplicates,
+        variants=counts.variants,
         done=totals.done,
         failed=totals.failed,
         pending=totals.pending,
@@ -182,7 +175,7 @@ def _report(session: Session, summary: RunSummary, jobs: MeasuredJobs, metrics: 
         ended=_moment(jobs.last_end_ms),
         buckets=[MetricsBucket(**row) for row in rows],
         failures=_failures(session),
-        tiles=_tiles(session, jobs),
+        tiles=_tiles(session, jobs, summary.variants),
     )
 
 
@@ -214,43 +207,12 @@ def _most_first(counted: tuple[tuple[str, str], int]) -> tuple[int, tuple[str, s
     return -counted[1], counted[0]
 
 
-def _tiles(session: Session, jobs: MeasuredJobs) -> Sequence[Tile]:
+def _tiles(session: Session, jobs: MeasuredJobs, variants: int) -> Sequence[Tile]:
     """Thumbnails of images spread evenly over the run."""
-    done = np.flatnonzero(jobs.done)
-    chosen = pa.array(done[:: max(1, math.ceil(len(done) / _TILES))])
-    inputs = {row["job"]: row for row in reversed(_rows_of(session.folder.plan, "job", chosen, _PICTURE))}
-    made = _rows_of(session.folder.path / "jobs.parquet", "number", chosen, ["id", "image"])
-
-    def tile(job: dict[str, Any]) -> Tile | None:
-        row = inputs[job["number"]]
-        try:
-            content = session.bucket.read(job["image"])
-            with Image.open(io.BytesIO(content or b""), formats=["PNG", "JPEG", "WEBP"]) as image:
-                image.draft("RGB", (_THUMBNAIL * 2, _THUMBNAIL * 2))
-                small = image.convert("RGB")
-        except (OSError, ValueError, StoreUnavailableError):
-            return None  # a report without one picture is better than none
-        small.thumbnail((_THUMBNAIL, _THUMBNAIL))
-        encoded = io.BytesIO()
-        small.save(encoded, "JPEG", quality=80, optimize=True)
-        return Tile(
-            id=job["id"],
-            prompt=row["prompt"],
-            seed=row["seed"],
-            width=row["width"],
-            height=row["height"],
-            uri=session.bucket.uri_of(job["image"]),
-            thumbnail=encoded.getvalue(),
-        )
-
-    with ThreadPoolExecutor(4) as threads:
-        tiles = threads.map(tile, made)
-        return [found for found in tiles if found is not None]
-
-
-def _rows_of(file: Path, name: str, wanted: pa.Array, more: list[str]) -> list[dict[str, Any]]:
-    """The rows of a file that have a wanted value in the column ``name``, with other columns beside it."""
-    found = []
-    for batch in read_batches(file, [name, *more]):
-        found += batch.filter(pc.is_in(batch[name], wanted)).to_pylist()
-    return found
+    rows = spread_rows(session.folder.plan, _TILES, variants, jobs.done)
+    wanted = pa.array([row["job"] for row in rows], pa.int64())
+    images: dict[int, str | None] = {}
+    for batch in read_batches(session.folder.path / "jobs.parquet", ["number", "image"]):
+        found = batch.filter(pc.is_in(batch["number"], wanted))
+        images.update(zip(found["number"].to_pylist(), found["image"].to_pylist(), strict=True))
+    return tiles_of(session.bucket, rows, images, {})

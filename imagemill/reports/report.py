@@ -9,6 +9,7 @@ from datetime import datetime
 from imagemill.formatting import cut, money, percent, rate, seconds, utc
 from imagemill.reports import chart_geometry as charts
 from imagemill.reports.chart_geometry import Chart, TimeAxis
+from imagemill.reports.contact_sheet import Tile
 from imagemill.reports.templating import environment
 from imagemill.runs.summary import RunSummary
 
@@ -46,19 +47,6 @@ class FailureGroup:
     example_id: str
     example_prompt: str
     example_message: str
-
-
-@dataclass(frozen=True, slots=True)
-class Tile:
-    """One image of the contact sheet; ``thumbnail`` is a small JPEG."""
-
-    id: str
-    prompt: str
-    seed: int
-    width: int
-    height: int
-    uri: str
-    thumbnail: bytes
 
 
 @dataclass(frozen=True, slots=True)

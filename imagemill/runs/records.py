@@ -9,15 +9,18 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from imagemill.bucket.image_bucket import copy_name, image_name
-from imagemill.bucket.manifest import Outcomes
+from imagemill.bucket.manifest import Outcomes, variants_of
 from imagemill.jobs import Job, JobStatus
 from imagemill.media_types import JSON_LINES, PARQUET
 from imagemill.parquet import RowWriter, read_batches
 from imagemill.runs.session import Session
 
 _COPIES_AT_ONCE = 16
+_NULLS = frozenset({"cost_source", "varied"})
+"""Columns in which "" stands for nothing."""
 
 JOBS_SCHEMA = pa.schema(
     [
@@ -40,6 +43,8 @@ JOBS_SCHEMA = pa.schema(
         ("image_bytes", pa.int64()),
         ("started_at", pa.timestamp("ms", "UTC")),
         ("finished_at", pa.timestamp("ms", "UTC")),
+        ("variant", pa.int32()),
+        ("varied", pa.string()),
     ]
 )
 
@@ -64,6 +69,8 @@ FAILED_SCHEMA = pa.schema(
         ("cost_usd", pa.float64()),
         ("finished_at", pa.timestamp("ms", "UTC")),
         ("params", pa.string()),
+        ("variant", pa.int32()),
+        ("varied", pa.string()),
     ]
 )
 
@@ -103,7 +110,7 @@ def _table(jobs: list[Job], schema: pa.Schema) -> pa.Table:
             ms = pc.round(pc.multiply(pa.array(column, pa.float64()), 1000.0))
             columns.append(ms.cast(pa.int64()).cast(field.type))
         else:
-            values_of = [value or None for value in column] if field.name == "cost_source" else column
+            values_of = [value or None for value in column] if field.name in _NULLS else column
             columns.append(pa.array(values_of, field.type))
     return pa.Table.from_arrays(columns, schema=schema)
 
@@ -123,13 +130,17 @@ def publish_records(session: Session) -> None:
 def copy_images(session: Session, outcomes: Outcomes) -> None:
     """Give each row its own copy of its image, made by the server."""
 
-    def copy(row: tuple[str, str, str]) -> None:
-        row_id, key, extension = row
-        session.bucket.copy(image_name(key, extension), copy_name(row_id, extension))
+    def copy(row: tuple[str, int, str, str]) -> None:
+        row_id, variant, key, extension = row
+        session.bucket.copy(image_name(key, extension), copy_name(row_id, extension, variant))
 
     with ThreadPoolExecutor(_COPIES_AT_ONCE) as threads:
-        for batch in read_batches(session.folder.plan, ["id", "key", "job"]):
+        names = pq.read_schema(session.folder.plan).names
+        for batch in read_batches(
+            session.folder.plan, [n for n in ("id", "variant", "key", "job") if n in names]
+        ):
             extensions = outcomes.of(batch["job"])[2]
-            rows = zip(batch["id"].to_pylist(), batch["key"].to_pylist(), extensions, strict=True)
-            for _ in threads.map(copy, [row for row in rows if row[2] is not None]):
+            columns = (batch["id"].to_pylist(), variants_of(batch), batch["key"].to_pylist(), extensions)
+            rows = zip(*columns, strict=True)
+            for _ in threads.map(copy, [row for row in rows if row[3] is not None]):
                 pass

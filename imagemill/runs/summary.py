@@ -23,6 +23,7 @@ class RunSummary(BaseModel):
     rejected: int = Field(description="Rows that did not become jobs; rejected.parquet has the reasons.")
     unique: int = Field(description="Jobs: the number of different pictures requested.")
     duplicates: int = Field(description="Rows that request the same picture as an earlier row.")
+    variants: int = Field(default=1, description="Pictures per row, all of which the other numbers count.")
     done: int = Field(description="Jobs whose image is in the bucket.")
     failed: int = Field(description="Jobs that failed; failed.parquet has the reasons.")
     pending: int = Field(description="Jobs that a resume would continue with.")

@@ -45,7 +45,7 @@ _TEXTS, _INPUT_TEXTS, _STATE_TEXTS = (
 _INSERTED = ["run_id", *INPUT_FIELDS, *STATE_FIELDS]
 _PAGE = 50_000
 _ROWS_A_STATEMENT = 500
-"""Twelve values per row. More rows are slower again; SQLite allows 32,766 values per statement."""
+"""Fourteen values per row. More rows are slower again; SQLite allows 32,766 values per statement."""
 _SCHEMA_LOCK = 7_162_534_129
 """An arbitrary number for the lock under which only one process at a time creates the tables."""
 

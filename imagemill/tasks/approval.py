@@ -32,9 +32,11 @@ def ask_approval(images: int, cost_usd: float, limit_usd: float | None, counts: 
     if limit_usd is None or cost_usd <= limit_usd:
         return
     levers = "".join(f"\n- {Lever(**lever)}" for lever in counts.levers)
+    per_row = f" ({counts.rows:,} rows, {counts.variants} pictures each)" if counts.variants > 1 else ""
     question = Approval.with_initial_data(
-        description=f"This run would generate **{images:,} images for about {money(cost_usd)}**, more than"
-        f" the {money(limit_usd)} that it may spend without approval. Continue? If not, the run ends."
+        description=f"This run would generate **{images:,} images{per_row} for about {money(cost_usd)}**,"
+        f" more than the {money(limit_usd)} that it may spend without approval. Continue? If not, the run"
+        f" ends."
         f"\n{levers}",
         approve=True,
     )

@@ -279,3 +279,51 @@ def test_unusable_input_is_a_failed_state_with_one_sentence_in_the_names_of_sett
     assert 'as in catalog.columns {"prompt": "NAME"}' in str(state.message)
     with pytest.raises(InputError, match=r"catalog\.columns"):
         stored_state(state).result()
+
+
+def test_products_in_two_styles(
+    place: Place, emulator: Callable[..., Emulator], catalog: Callable[..., str]
+) -> None:
+    emulated = emulator()
+    path = catalog(sku=["m", "v", "m~2"], title=["Mug", "Vase", None], colour=["RED", "Blue", "x"])
+    given = {
+        "path": path,
+        "columns": {"id": "sku"},
+        "prompt_template": "{{ style }} of a {{ colour | lower }} {{ title }}",
+    }
+    one = run(
+        place, emulated, "together", {**given, "vary": {"style": ["photo"]}}, execution={"run_id": "one"}
+    )
+    two = run(
+        place,
+        emulated,
+        "together",
+        {**given, "vary": {"style": ["photo", "sketch"]}},
+        output={"copies": True},
+        execution={"run_id": "two"},
+    )
+
+    assert (one.unique, one.rejected, one.generated) == (2, 1, 2)
+    assert (two.rows, two.variants, two.unique, two.rejected) == (3, 2, 4, 1)
+    assert (two.generated, two.reused) == (2, 2)  # more styles later pay only for the new ones
+    assert emulated.bill()["images"] == 4
+    rows = place.table("manifest.parquet")
+    assert [(row["id"], row["variant"], row["style"], row["status"]) for row in rows] == [
+        ("m", 1, "photo", "done"), ("m", 2, "sketch", "done"),
+        ("v", 1, "photo", "done"), ("v", 2, "sketch", "done"),
+        ("m~2", 1, "photo", "rejected"),
+    ]  # fmt: skip
+    assert rows[1]["prompt"] == "sketch of a red Mug"
+    assert (rows[1]["title"], rows[1]["colour"]) == ("Mug", "RED")
+    copies = {name for name in place.objects() if name.startswith("catalog/")}
+    assert copies == {
+        "catalog/m.png", "catalog/v.png", "catalog/variant-2/m.png", "catalog/variant-2/v.png",
+    }  # fmt: skip
+    assert rows[1]["copy_uri"] == f"{place.uri}/catalog/variant-2/m.png"
+    jobs = place.table("runs/two/jobs.parquet")
+    assert [(job["id"], job["variant"], job["varied"]) for job in jobs][:2] == [
+        ("m", 1, '{"style": "photo"}'), ("m", 2, '{"style": "sketch"}'),
+    ]  # fmt: skip
+    report = place.read("runs/two/report.html").decode()
+    assert "2 · sketch" in report
+    assert "sketch of a blue Vase" in report

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from imagemill.reports.report import FailureGroup, MetricsBucket, Report, Tile, render_report
+from imagemill.reports.contact_sheet import Tile
+from imagemill.reports.report import FailureGroup, MetricsBucket, Report, render_report
 from imagemill.runs.summary import RunSummary
 
 START = datetime(2025, 11, 25, 14, 2, 10, tzinfo=UTC)

@@ -1,0 +1,130 @@
+"""The contact sheet: which pictures of a run are shown, and their thumbnails."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from PIL import Image
+
+from imagemill.bucket.image_bucket import ImageBucket
+from imagemill.errors import StoreUnavailableError
+from imagemill.parquet import read_batches
+
+_THUMBNAIL = 200
+_MOST_VARIANTS = 24
+"""The most pictures of one row that are shown."""
+
+_SHOWN = ("row", "id", "prompt", "seed", "width", "height", "job", "variant", "varied")
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """One picture of a contact sheet; ``thumbnail`` is a small JPEG.
+
+    ``row`` is the catalog row, whose ``variant`` it is; ``varied`` words what its pictures differ in.
+    ``fault`` says why there is no picture.
+    """
+
+    id: str
+    prompt: str
+    seed: int
+    width: int
+    height: int
+    uri: str
+    thumbnail: bytes
+    row: int = 0
+    variant: int = 1
+    varied: str = ""
+    fault: str = ""
+
+
+def spread_rows(
+    plan: Path, pictures: int, variants: int, done: npt.NDArray[np.bool_] | None = None
+) -> list[dict[str, Any]]:
+    """Rows of a plan, spread evenly over the catalog, with all variants of each: some ``pictures`` of them.
+
+    Each of several rows with one job is passed over but the first. With ``done``, by job number, only
+    pictures that are done.
+    """
+    shown = min(variants, _MOST_VARIANTS, pictures)
+    firsts = list(_first_rows(plan, done))
+    rows = np.concatenate([np.empty(0, np.int64), *firsts])
+    chosen = pa.array(rows[:: max(1, math.ceil(len(rows) * shown / pictures))])
+    names = [name for name in _SHOWN if name in pq.read_schema(plan).names]
+    found: list[dict[str, Any]] = []
+    for batch in read_batches(plan, names):
+        found += batch.filter(pc.is_in(batch["row"], chosen)).to_pylist()
+    kept = [row for row in found if row["job"] is not None and (done is None or done[row["job"]])]
+    return [row for row in kept if row.get("variant", 1) <= _MOST_VARIANTS][:pictures]
+
+
+def _first_rows(plan: Path, done: npt.NDArray[np.bool_] | None) -> Iterator[npt.NDArray[np.int64]]:
+    """The catalog rows with a job that no earlier row has, in batches."""
+    known = -1
+    for batch in read_batches(plan, ["row", "job"]):
+        jobs = batch["job"].fill_null(-1).to_numpy()
+        before = np.maximum.accumulate(np.concatenate(([known], jobs[:-1])))
+        wanted = jobs > before  # a job's first row has the highest number so far
+        known = max(known, int(jobs.max(initial=-1)))
+        if done is not None:
+            wanted[wanted] = done[jobs[wanted]]
+        yield np.unique(batch["row"].to_numpy()[wanted])
+
+
+def tiles_of(
+    bucket: ImageBucket, rows: Sequence[dict[str, Any]], images: dict[int, str | None], faults: dict[int, str]
+) -> list[Tile]:
+    """The tiles of a plan's rows; ``images`` names the objects and ``faults`` what went wrong, by job.
+
+    A row without either is left out: a sheet without one picture is better than none.
+    """
+
+    def tile(row: dict[str, Any]) -> Tile | None:
+        name, fault = images.get(row["job"]), faults.get(row["job"], "")
+        thumbnail = _thumbnail(bucket, name) if name else b""
+        if not thumbnail and not fault:
+            return None
+        varied = json.loads(row.get("varied") or "{}")
+        return Tile(
+            id=row["id"],
+            prompt=row["prompt"],
+            seed=row["seed"],
+            width=row["width"],
+            height=row["height"],
+            uri=bucket.uri_of(name) if name else "",
+            thumbnail=thumbnail,
+            row=row["row"],
+            variant=row.get("variant", 1),
+            varied=" · ".join(varied.values()),
+            fault=fault,
+        )
+
+    with ThreadPoolExecutor(4) as threads:
+        return [found for found in threads.map(tile, rows) if found is not None]
+
+
+def _thumbnail(bucket: ImageBucket, name: str) -> bytes:
+    """A small JPEG of an image in the bucket; empty if it cannot be read."""
+    try:
+        content = bucket.read(name)
+        with Image.open(io.BytesIO(content or b""), formats=["PNG", "JPEG", "WEBP"]) as image:
+            image.draft("RGB", (_THUMBNAIL * 2, _THUMBNAIL * 2))
+            small = image.convert("RGB")
+    except (OSError, ValueError, StoreUnavailableError):
+        return b""
+    small.thumbnail((_THUMBNAIL, _THUMBNAIL))
+    encoded = io.BytesIO()
+    small.save(encoded, "JPEG", quality=80, optimize=True)
+    return encoded.getvalue()
