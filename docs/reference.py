@@ -37,7 +37,7 @@ _FILES: tuple[tuple[str, str, pa.Schema], ...] = (
 _LISTING = """\
 ```
 images/<key[:2]>/<key>.png            the images: one object per picture, written once
-catalog/<id>.png                      with --copies: one copy per catalog row; catalog/variant-2/<id>.png and so on
+catalog/<id>.png                      with --copies: one copy per row; variants in catalog/variant-<n>/
 manifest.parquet                      the current catalog: every row with its key, URI and status
 superseded.parquet                    images that left the manifest, and since when; prune deletes them
 runs/<run_id>/jobs.parquet            one row per job: status, attempts, latency, cost, times
@@ -61,9 +61,9 @@ format, further fields (`--param`), and the negative prompt where the model uses
 share one job, one image and one payment."""
 
 _MANIFEST = """\
-One row per picture that the catalog asks for, and per rejected row: `id`, `prompt`, `negative_prompt`, `width`, `height`, `seed`, `steps`, `key`,
-`status`, `uri`, `copy_uri`, `error_code` and `variant`, then the catalog's other columns (as `catalog_NAME` where the
-name is taken).
+One row per picture that the catalog asks for, and per rejected row: `id`, `prompt`, `negative_prompt`,
+`width`, `height`, `seed`, `steps`, `key`, `status`, `uri`, `copy_uri`, `error_code` and `variant`, then the
+catalog's other columns (as `catalog_NAME` where the name is taken).
 `status` is `done`, `failed`, `pending`, `rejected` or `retired`."""
 
 _RUN = """\

@@ -89,7 +89,7 @@ class Planner:
     _rows: int = 0
     _rejected: int = 0
     _asked: int = 0
-    _per_row: int = 1
+    _variations: Variations = field(default_factory=Variations)
     _made: Counter[Picture] = field(default_factory=Counter)
     _repeated: Counter[Picture] = field(default_factory=Counter)
     _negative_prompts: int = 0
@@ -117,7 +117,7 @@ class Planner:
             duplicates=self._asked - self._unique,
             cost_usd=float(cost),
             duplicates_usd=float(total_of(self.api, self._repeated)[0]),
-            variants=self._per_row,
+            variants=self._variations.per_row,
             negative_prompts=self._negative_prompts,
             unpriced=unpriced,
             levers=[asdict(lever) for lever in levers(self.api, self._made, self._repeated)],
@@ -125,12 +125,14 @@ class Planner:
 
     def refusal_of_settings(self) -> str | None:
         """Why a row that sets nothing but a prompt would be rejected; None if it would not."""
-        return self._judge.judge(pa.table({"prompt": ["a prompt"]}), 0, {}).reasons.get(0)
+        row = self._variations.combined(pa.table({"prompt": ["a prompt"]}))
+        reasons = self._judge.judge(row, [0] * row.num_rows, {}).reasons
+        return reasons[0] if len(reasons) == row.num_rows else None
 
     def plan(self, catalog: CatalogFiles) -> Iterator[tuple[pa.Table, pa.Table, NewJobs]]:
         """Batch by batch: the plan's rows, the rejected rows, and the jobs that are new."""
-        self._per_row = catalog.variations.per_row
-        rows = max(1, BATCH_ROWS // self._per_row)
+        self._variations = catalog.variations
+        rows = max(1, BATCH_ROWS // self._variations.per_row)
         for table in catalog.batches():
             for start in range(0, table.num_rows, rows):
                 yield self._plan_batch(table.slice(start, rows), catalog)

@@ -347,6 +347,16 @@ def test_tiles_carry_picture_words_and_address() -> None:
     assert "1024 \u00d7 768" in shown.text
 
 
+def test_variants_of_a_row_stand_side_by_side() -> None:
+    tiles = [tile(2, row=9, variant=1), tile(1, row=4, variant=2, varied="sketch · 512x512")]
+    shown = page(report(tiles=[tile(1, row=4, varied="photo"), tiles[1], tiles[0]], variants=2))
+    sets = shown.having("set")
+    assert [given["aria-label"] for given in sets] == ["Variants of sku-1", "Variants of sku-2"]
+    assert "1 · photo" in shown.text
+    assert "2 · sketch · 512x512" in shown.text
+    assert "Each row has 2 pictures" in shown.text
+
+
 HOSTILE = '</title></style><script>alert(\'1\')</script>" onerror="x" {{ 7 * 7 }} <img src=http://e.vil/>'
 
 
