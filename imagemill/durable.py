@@ -7,6 +7,12 @@ import uuid
 from pathlib import Path
 
 
+def drop_parts(folder: Path) -> None:
+    """Remove what a process that was killed in mid-write left; only where none is at work in the folder."""
+    for part in folder.glob(".*.part"):
+        part.unlink(missing_ok=True)
+
+
 def write_whole(path: Path, content: bytes) -> None:
     """Write a file by way of another beside it, which takes its name once it is safe on the disk.
 

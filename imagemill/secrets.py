@@ -18,7 +18,14 @@ from urllib.parse import quote, urlsplit
 MASK = "***"
 
 SHORTEST = 6
-"""A shorter text is no secret worth the name, and masking it would garble every other line."""
+"""A shorter secret is only masked where something announces it: it may be any word of any line."""
+
+_SCHEME = r"(?i:bearer|basic|key|token)\s{1,4}"
+_ANNOUNCED = (
+    r"(?i:pass(?:word|wd|phrase)?|pwd|secret|token|key|authorization)"
+    rf"""[\\"']{{0,4}}\s?[:=]\s?[\\"']{{0,4}}(?:{_SCHEME})?|\b{_SCHEME}|//[^\s/:@]{{0,64}}:(?=[^\s/@]{{1,64}}@)"""
+)
+"""What stands before a secret that is named as one, or before the password of an address."""
 
 _WORD = 8
 """A secret shorter than this is only masked where it stands by itself: it may be a part of a word."""
@@ -78,19 +85,37 @@ class _Secret:
         return "".join([*parts, text[end:]])
 
 
+class _ShortSecret:
+    """How a secret of less than six characters is recognised: by what stands before it."""
+
+    rest: tuple[()] = ()
+
+    def __init__(self, text: str) -> None:
+        spelled = "".join(map(_spellings, text))
+        pattern = rf"({_ANNOUNCED}){spelled}(?!\w)"
+        self._announced, self.head_in_bytes = re.compile(pattern), re.compile(pattern.encode())
+
+    def mask(self, text: str) -> str:
+        return self._announced.sub(rf"\1{MASK}", text)
+
+
 class _Secrets:
     """All that are known, the longest first: one may be a part of another."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._known: dict[str, _Secret] = {}
+        self._known: dict[str, _Secret | _ShortSecret] = {}
 
     def keep(self, text: str) -> None:
         bare = text.strip()
-        if len(bare) < SHORTEST:
+        if not bare:
             return
         with self._lock:
             known = dict(self._known)
+            if len(bare) < SHORTEST:
+                known[bare] = known.get(bare) or _ShortSecret(bare)
+                self._known = known  # after the longer ones
+                return
             for form in (bare, base64.b64encode(bare.encode()).decode().rstrip("=")):
                 known[form] = known.get(form) or _Secret(form)
             self._known = {form: known[form] for form in sorted(known, key=len, reverse=True)}

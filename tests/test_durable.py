@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from imagemill.catalog.counts import PlanCounts
-from imagemill.durable import write_whole
+from imagemill.durable import drop_parts, write_whole
 from imagemill.runs.folder import RunFolder
 from imagemill.settings import RunSettings
 
@@ -68,3 +70,17 @@ def test_a_runs_record_is_written_once_its_plan_is_safe(
     record = next(place for place, name in enumerate(synced) if name.startswith(".run.json"))
     assert {"plan.parquet", "rejected.parquet", "r"} <= set(synced[:record])
     assert "r" in synced[record:]  # the folder again, or the rename may be undone
+
+
+KILLED = "import os, sys; from pathlib import Path; from imagemill.durable import write_whole\n"
+KILLED += "os.fsync = lambda _: os.kill(os.getpid(), 9)\n"
+KILLED += "write_whole(Path(sys.argv[1]), b'half')"
+
+
+def test_a_kill_in_mid_write_leaves_nothing_for_ever(tmp_path: Path) -> None:
+    killed = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path / "a.png")], check=False)
+    assert killed.returncode == -9
+    assert [p.suffix for p in tmp_path.iterdir()] == [".part"]
+    write_whole(tmp_path / "b.png", b"whole")
+    drop_parts(tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["b.png"]

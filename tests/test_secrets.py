@@ -86,6 +86,26 @@ def test_what_is_too_short_to_be_a_secret_garbles_nothing() -> None:
     assert masked("hunter2, hunter22") == "***, hunter22"
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "postgresql://mill:{}@host:5432/none",
+        "https://:{}@host/cats",
+        "password={} none",
+        '{{"api_key": "{}"}}',
+        "{{'authorization': 'Bearer {}'}}",
+        '"{{\\"token\\": \\"{}\\"}}"',
+        "Authorization: Key {}",
+    ],
+)
+def test_a_short_secret_is_masked_where_it_is_named_as_one(text: str) -> None:
+    keep_secret("pw-1")
+    told = text.format("pw-1")
+    assert masked(told) == text.format("***")
+    assert holds_secret(told.encode())
+    assert masked(f"pw-1 {text.format('pw-12')}") == f"pw-1 {text.format('pw-12')}"
+
+
 def test_a_line_of_the_log_costs_next_to_nothing() -> None:
     line = json.dumps({"event": "sent", "id": "1", "key": "a5" * 20, "at": "2026-11-25T23:00:00"}).encode()
     assert timeit.timeit(lambda: holds_secret(line), number=1000) < 0.5  # 500 us each, on a busy machine

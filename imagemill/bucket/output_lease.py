@@ -148,6 +148,11 @@ class OutputLease:
         if self._clock() - self._renewed_at > EXPIRY_S - RENEW_S:
             self._lose("It could not be renewed in time.")
 
+    @property
+    def is_late(self) -> bool:
+        """Whether the lease has expired unless it is renewed: another run may write to the output."""
+        return self._why_lost is not None or self._clock() - self._renewed_at > EXPIRY_S
+
     def _look_again(self) -> None:
         found = self._read()
         if found is None:
@@ -169,7 +174,7 @@ class OutputLease:
         Raises:
             StoreUnavailableError: it is lost.
         """
-        if self._why_lost is None and self._clock() - self._renewed_at > EXPIRY_S:
+        if self._why_lost is None and self.is_late:
             self._lose("It could not be renewed in time.")
         if self._why_lost is not None:
             raise StoreUnavailableError(self._why_lost)

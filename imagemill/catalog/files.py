@@ -63,13 +63,14 @@ class CatalogFiles:
                         )
                     for batch in parquet.iter_batches(BATCH_ROWS, columns=wanted):
                         table = pa.Table.from_batches([batch]).select(wanted).rename_columns(names)
+                        table.select(list(self.columns)).validate(full=True)  # what says it is text is UTF-8
                         if left is not None:
                             table = table.slice(0, left)
                             left -= table.num_rows
                         yield table
                         if left == 0:
                             return
-                except (pa.ArrowException, OSError) as error:
+                except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
                     raise InputError(
                         f"The catalog file {file!r} cannot be read to its end: {_first_line(error)}"
                     ) from error
@@ -104,7 +105,7 @@ def open_catalog(
                 digest.update(_footer(source))
             except PermissionError as error:
                 raise InputError(f"No permission to read the catalog file {file!r}.") from error
-            except (pa.ArrowException, OSError) as error:
+            except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
                 raise InputError(
                     f"The catalog file {file!r} is not a Parquet file ({_first_line(error)})."
                 ) from error

@@ -57,6 +57,8 @@ class Crew:
         self._claimed: list[Shard] = []
         self._expected = 1
         self._beats = 0
+        self._taken: list[Shard] = []
+        self._posted_at = float("inf")
         self.over = anyio.Event()
         """Set when the leader has ended or is dead."""
 
@@ -116,24 +118,56 @@ class Crew:
     async def claim(self, shard: Shard) -> bool:
         """Claim a shard; whether another process had claimed it before. Waits while that one is alive."""
         before = False
-        while others := [n for n in await self._others() if list(shard) in n.content["shards"]]:
-            before = True
-            if not any(_is_fresh(note) for note in others):
-                break
+        while True:
+            others = [note for note in await self._others() if list(shard) in note.content["shards"]]
+            before = before or bool(others)
+            if not any(map(_is_fresh, others)):
+                self._claimed.append(shard)
+                self._taken += [shard] if before else []
+                self._apply(await self._exchange())
+                if shard in self._claimed:  # its former holder has not come back meanwhile
+                    return before
             await anyio.sleep(BEAT_S / 2)
-        self._claimed.append(shard)
-        self._apply(await self._exchange())
-        return before
 
     async def release(self, shard: Shard) -> None:
         """Release a shard that is finished or given up."""
-        self._claimed.remove(shard)
+        if shard in self._claimed:
+            self._claimed.remove(shard)
         await self._exchange()
+
+    async def owns(self, number: int) -> bool:
+        """Whether the job of this number is in a claimed shard that no other process took over.
+
+        Others take over the shards of a process that has posted no note for some seconds. One that stood
+        still that long finds out here, before it buys anything.
+        """
+        if self._is_late:
+            self._apply(await self._exchange())
+        return any(shard.first <= number <= shard.last for shard in self._claimed)
+
+    @property
+    def _is_late(self) -> bool:
+        return anyio.current_time() - self._posted_at > STALE_S - BEAT_S
 
     async def _others(self) -> list[Note]:
         return [note for note in await self._exchange() if note.owner != self.name]
 
     async def _exchange(self) -> list[Note]:
+        """Post this process's note and read all; gives up shards that another process has by now."""
+        begun, late = anyio.current_time(), self._is_late
+        notes = await self._post()
+        if late:
+            notes = await self._post()  # a claim that was being posted at that moment is there now
+        others = [note for note in notes if note.owner != self.name and (late or _is_fresh(note))]
+        lost = [shard for note in others for shard in note.content["shards"]]
+        if late:  # who took a shard over may have finished it since
+            lost += [shard for note in others for shard in note.content["taken"]]
+        self._claimed = [shard for shard in self._claimed if list(shard) not in lost]
+        self._taken = [shard for shard in self._taken if shard in self._claimed or list(shard) not in lost]
+        self._posted_at = begun
+        return notes
+
+    async def _post(self) -> list[Note]:
         stopped = self._engine.stopped
         return await self._board.exchange(
             self.name,
@@ -143,6 +177,7 @@ class Crew:
                 "expected": self._expected,
                 "stopped": [stopped.kind.value, stopped.reason] if stopped else None,
                 "shards": [list(shard) for shard in self._claimed],
+                "taken": [list(shard) for shard in self._taken],
                 "tally": self._recorder.tally(),
             },
         )

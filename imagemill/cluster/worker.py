@@ -139,6 +139,7 @@ def _open_member(settings: RunSettings) -> Iterator[_Member]:
             recorder=session.recorder,
             rate=leased[0] if leased else None,
         )
+        session.engine.fence = crew.owns
         with on_loop(session.portal, on_board(crew, session.pacer.look_again)):
             yield _Member(session, crew, part)
 

@@ -76,9 +76,19 @@ class CostLimit:
             await self._changed.wait()
         self.promised_usd += price_usd
 
-    def expect(self, price_usd: float) -> None:
-        """Count a request that an earlier process sent and that is yet to be asked about."""
-        self.expected_usd += price_usd
+    def recover(
+        self, *, spent_usd: float = 0.0, doubtful_usd: float = 0.0, expected_usd: float = 0.0
+    ) -> None:
+        """Count what an earlier process spent, or may have spent; it had set that aside already.
+
+        ``expected_usd`` is the price of requests that are yet to be asked about.
+        """
+        before_usd = self.committed_usd
+        self.spent_usd += spent_usd
+        self.doubtful_usd += doubtful_usd
+        self.expected_usd += expected_usd
+        if self._set_aside and self._allowed_usd is not None:
+            self._allowed_usd += self.committed_usd - before_usd
 
     def promise_asked(self, price_usd: float, *, expected: bool) -> None:
         """Count a request that is sent already, over the limit or not: to ask about it costs nothing."""

@@ -6,7 +6,7 @@ import contextlib
 import random
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import partial
@@ -76,7 +76,8 @@ class Engine:
     Everything it touches is passed in: the API and its HTTP client, the bucket, the store, the pacer, the
     cost limit, the breaker, the watch for a wrong setup, the recorder, the folder for images that the bucket
     did not take, the clocks (``wall`` in Unix seconds) and the random numbers. ``grace_s``, which may be set,
-    is how long requests in flight may still come home once the run is interrupted, in seconds.
+    is how long requests in flight may still come home once the run is interrupted, in seconds. So may
+    ``fence``: asked right before each purchase whether the job of this number is still this process's.
     """
 
     def __init__(  # noqa: PLR0913 - its parts, by name
@@ -121,6 +122,7 @@ class Engine:
         self._interrupted = anyio.Event()
         self._shards: set[anyio.CancelScope] = set()
         self.stopped: Stop | None = None
+        self.fence: Callable[[int], Awaitable[bool]] | None = None
 
     def stop(self, kind: StopKind, reason: str) -> None:
         """Send nothing more; what is in flight may finish, after an interrupt within a grace."""
@@ -170,7 +172,7 @@ class Engine:
         for job in jobs:
             if not self._api.is_paid(job.request_id):
                 self._expected.add(job.number)
-                self._cost.expect(self._price(job))
+                self._cost.recover(expected_usd=self._price(job))
 
     def reopen(self, job: Job) -> None:
         """Make a failed job pending again; a request of it that the API still has is in doubt no more."""
@@ -224,7 +226,11 @@ class Engine:
         if not isinstance(self._api, QueuedApi) or watch is None or request_id is None:
             return
         if watch.state is RequestState.QUEUED:
-            watch.withdrawn = await self._api.cancel(self._http, request_id)
+            work.withdrawal = anyio.Event()
+            try:
+                watch.withdrawn = await self._api.cancel(self._http, request_id)
+            finally:
+                work.withdrawal.set()
 
     def _work_on(self, job: Job) -> Work:
         purchase = Purchase(
@@ -248,19 +254,35 @@ class Engine:
             self.stop(StopKind.UNAVAILABLE, str(error))
             work.purchase.leave()
             return None
+        slot: Slot | None = None
         try:
             await self._breaker.admit(self._stopping)
             slot = await self._pacer.acquire()
             await self._setup.admit(work.job, self._stopping)
-            if not self._stopping.is_set():
+            if await self._may_send(work):
                 return slot
-            self._pacer.release(slot)
         except OutageError:
             self.stop(StopKind.UNAVAILABLE, "The API has been down for too long.")
         except StoppedError:
             pass
+        except StoreUnavailableError as error:
+            self.stop(StopKind.UNAVAILABLE, str(error))
+        if slot is not None:
+            self._setup.leave(work.job)
+            self._pacer.release(slot)
         work.purchase.leave()
         return None
+
+    async def _may_send(self, work: Work) -> bool:
+        """Whether the run goes on, and the job is still ours: a process that stood still may have lost it.
+
+        Raises:
+            StoreUnavailableError: another process took the run.
+        """
+        await self._store.hold()
+        if self.fence is not None:
+            work.taken_over = not await self.fence(work.job.number)
+        return not (work.taken_over or self._stopping.is_set())
 
     def _spend_no_more(self) -> None:
         """The budget is spent: the run stops once all that was bought, here or before, is home."""
@@ -280,8 +302,8 @@ class Engine:
                     with self._recorder.telemetry.attempt(job):
                         await self._attempt(work, slot)
                 except ApiError as error:
-                    if work.watch is not None and work.watch.withdrawn:
-                        break  # withdrawn by the stop: no failure of the job's
+                    if await work.was_withdrawn(error):
+                        break  # by the stop: no failure of the job's
                     wait_s = self._verdict(work, error)
                     if wait_s is None:
                         return
@@ -512,7 +534,7 @@ class Engine:
         if work.watch is not None and work.watch.withdrawn:
             work.job.request_id = None
         work.purchase.leave()
-        if work.job.status not in TERMINAL:
+        if work.job.status not in TERMINAL and not work.taken_over:
             work.job.requeue()
             with contextlib.suppress(StoreUnavailableError):
                 self._store.save(work.job)

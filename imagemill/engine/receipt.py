@@ -60,16 +60,16 @@ class Receipt:
         """The receipt in an object's metadata; None if there is no readable one."""
         try:
             found = cls(
-                metadata["run-id"],
+                str(metadata["run-id"]),
                 int(metadata["attempts"]),
                 float(metadata["latency-s"]),
                 float(metadata["cost-usd"]),
                 int(metadata["unanswered"]),
                 float(metadata["unanswered-usd"]),
-                _source_of(metadata.get("cost-source", "")),
+                _source_of(str(metadata.get("cost-source", ""))),
                 float(metadata.get("queued-s", 0.0)),
             )
-        except (KeyError, ValueError):
+        except (KeyError, TypeError, ValueError, OverflowError):
             return None
         numbers = (
             *(found.attempts, found.latency_s, found.queued_s),

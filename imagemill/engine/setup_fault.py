@@ -95,6 +95,10 @@ class SetupFault:
             self._failures.append(failure)
         return None if self._worked or self._in_flight else self._none_but_failures()
 
+    def leave(self, job: Job) -> None:
+        """A request that was admitted was not sent after all."""
+        self._ended(job)
+
     def stop(self) -> None:
         """Let those who wait see that the run is stopping."""
         self._notify()

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
+import anyio
 import httpx
 
-from imagemill.blocks.apis.queued import UNPAID
+from imagemill.blocks.apis.queued import CANCELLED, UNPAID
 from imagemill.engine.limits.pacer import SlotWatch
 from imagemill.engine.purchase import Purchase
 from imagemill.errors import ApiError, ErrorClass
@@ -28,7 +29,8 @@ _NEVER_SENT = (
 class Work:
     """One job at work. ``is_lost`` says that its request got no answer and the API may list it.
 
-    ``watch`` follows its request while that is on the way.
+    ``watch`` follows its request while that is on the way; ``withdrawal`` is set once the API has answered
+    whether it cancelled it. ``taken_over``: another process has the job now.
     """
 
     job: Job
@@ -37,11 +39,24 @@ class Work:
     request_ids: set[str] = field(default_factory=set)
     is_lost: bool = False
     watch: SlotWatch | None = None
+    withdrawal: anyio.Event | None = None
+    taken_over: bool = False
 
     def __post_init__(self) -> None:
         self.is_lost = self.job.unanswered > 0 and self.job.request_id is None
         if self.job.request_id is not None:
             self.request_ids.add(self.job.request_id)
+
+    async def was_withdrawn(self, error: ApiError) -> bool:
+        """Whether an attempt ended because the stop cancelled its request, and for nothing else.
+
+        A poll may see the cancellation before the call that cancels has its answer.
+        """
+        if self.watch is None or self.withdrawal is None:
+            return False
+        await self.withdrawal.wait()
+        self.watch.withdrawn = self.watch.withdrawn or error.code == CANCELLED
+        return self.watch.withdrawn
 
     def keeps_request(self, error: ApiError) -> bool:
         """Whether the API still has the job's request after this error."""

@@ -21,6 +21,7 @@ from imagemill.usd import exact
 PUBLISHING: Mapping[str, str] = {"fal": "https://api.fal.ai", "replicate": "https://api.replicate.com"}
 """The vendors that publish a schema of each model, and where."""
 
+_MOST_REFERENCES = 20_000
 _STEPS = ("num_inference_steps", "steps")
 _FORMATS = {"png": ("png",), "jpeg": ("jpeg", "jpg"), "webp": ("webp",)}
 _ONE = {"num_images", "num_outputs", "n", "number_of_images"}
@@ -50,10 +51,20 @@ def published_profile(vendor: str, model: str, document: Any, noted: date) -> Pr
     Raises:
         InputError: there is no such model, it makes no images from a prompt, or the document says nothing.
     """
+    try:
+        return _profile_in(vendor, model, document, noted)
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        raise InputError(
+            f"The schema that {vendor} publishes for {model!r} cannot be read ({type(error).__name__})."
+            " Choose another model."
+        ) from error
+
+
+def _profile_in(vendor: str, model: str, document: Any, noted: date) -> Profile:  # noqa: ANN401
     openapi = _openapi_of(vendor, model, document)
     schema, components = _input_of(vendor, model, openapi)
     fields = {
-        printable(str(name))[:100]: _resolved(given, components)
+        printable(str(name))[:100]: components.resolved(given)
         for name, given in (schema.get("properties") or {}).items()
     }
     if "prompt" not in fields:
@@ -135,21 +146,20 @@ def _openapi_of(vendor: str, model: str, document: Any) -> Mapping[str, Any]:  #
     return openapi
 
 
-def _input_of(
-    vendor: str, model: str, openapi: Mapping[str, Any]
-) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
-    """The schema of a model's input, and the schemas that it may point to."""
-    components = _dict_at(openapi, "components", "schemas")
+def _input_of(vendor: str, model: str, openapi: Mapping[str, Any]) -> tuple[Mapping[str, Any], _Schemas]:
+    """The schema of a model's input, and the schemas that it may refer to."""
+    named_schemas = _dict_at(openapi, "components", "schemas")
+    components = _Schemas(named_schemas)
     if vendor == "replicate":
-        schema = _dict_at(components, "Input")
+        schema = _dict_at(named_schemas, "Input")
     else:
         schema = {}
         for path, methods in _dict_at(openapi, "paths").items():
             body = _dict_at(methods, "post", "requestBody", "content", "application/json", "schema")
             if body and str(path).strip("/") == model:
-                schema = _resolved(body, components)
+                schema = components.resolved(body)
         if not schema:
-            named = [s for name, s in components.items() if str(name).endswith("Input")]
+            named = [s for name, s in named_schemas.items() if str(name).endswith("Input")]
             schema = named[0] if len(named) == 1 and isinstance(named[0], dict) else {}
     if not isinstance(schema.get("properties"), dict):
         raise InputError(
@@ -158,29 +168,36 @@ def _input_of(
     return schema, components
 
 
-def _resolved(given: Any, components: Mapping[str, Any], depth: int = 5) -> dict[str, Any]:  # noqa: ANN401
-    """A schema with its references followed; what is given beside a reference wins."""
-    if not isinstance(given, dict):
-        return {}
-    found = dict(given)
-    pointed = [given.get("$ref")] + [
-        each.get("$ref") for each in _list_at(given, "allOf") if isinstance(each.get("$ref"), str)
-    ]
-    for reference in pointed:
-        if isinstance(reference, str) and depth:
-            target = components.get(reference.rpartition("/")[2])
-            found = {**_resolved(target, components, depth - 1), **found}
-    options = [_resolved(each, components, depth - 1) for each in _list_at(given, "anyOf")] if depth else []
-    options = [each for each in options if each.get("type") != "null"]
-    if len(options) == 1:
-        found = {**options[0], **found}
-    elif options:
-        found["options"] = options
-    return found
+class _Schemas:
+    """The schemas of a document that others refer to. References may go in circles: few are followed."""
+
+    def __init__(self, found: Mapping[str, Any]) -> None:
+        self._found = found
+        self._left = _MOST_REFERENCES
+
+    def resolved(self, given: Any, depth: int = 5) -> dict[str, Any]:  # noqa: ANN401
+        """A schema with its references followed; what is given beside a reference wins."""
+        if not isinstance(given, dict):
+            return {}
+        found = dict(given)
+        self._left -= 1
+        if not depth or self._left < 0:
+            return found
+        pointed = [given.get("$ref")] + [each.get("$ref") for each in _list_at(given, "allOf")]
+        for reference in pointed:
+            if isinstance(reference, str):
+                found = {**self.resolved(self._found.get(reference.rpartition("/")[2]), depth - 1), **found}
+        options = [self.resolved(each, depth - 1) for each in _list_at(given, "anyOf")]
+        options = [each for each in options if each.get("type") != "null"]
+        if len(options) == 1:
+            found = {**options[0], **found}
+        elif options:
+            found["options"] = options
+        return found
 
 
 def _sizes_of(
-    fields: Mapping[str, Mapping[str, Any]], components: Mapping[str, Any]
+    fields: Mapping[str, Mapping[str, Any]], components: _Schemas
 ) -> tuple[SizeForm, Sizes, set[str]]:
     """How a size is asked for, which there are, and the fields that this takes."""
     ratio = fields.get("aspect_ratio", {})
@@ -190,7 +207,7 @@ def _sizes_of(
         for option in options:
             inner = option.get("properties")
             if isinstance(inner, dict) and {"width", "height"} <= set(inner):
-                width = _resolved(inner["width"], components)
+                width = components.resolved(inner["width"])
                 return "image_size", _range_of(width, most=2048), {"image_size"}
         return "none", Sizes(exact=False), set()
     if sides and (not ratio or "custom" in ratio.get("enum", ())):

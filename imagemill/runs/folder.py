@@ -55,13 +55,20 @@ class RunFolder:
                 " folder that can be written."
             ) from error
 
-    def write_record(self, settings: RunSettings, counts: PlanCounts, catalog_digest: str) -> None:
-        """Store the run's settings, the counts of its plan, and which catalog was planned."""
+    def write_record(
+        self,
+        settings: RunSettings,
+        counts: PlanCounts,
+        catalog_digest: str,
+        flow_run_id: str | None = None,
+    ) -> None:
+        """Store the settings, the counts of the plan, which catalog was planned, and by which flow run."""
         document = {
             "settings": settings.model_dump(mode="json"),
             "plan": asdict(counts),
             "catalog_digest": catalog_digest,
             "planned_at": datetime.now(UTC).isoformat(timespec="seconds"),
+            "flow_run_id": flow_run_id,
         }
         self._write_record(orjson.dumps(document, option=orjson.OPT_INDENT_2))
 
@@ -95,6 +102,17 @@ class RunFolder:
         """Which catalog was planned; None in the record of an earlier version."""
         digest: str | None = orjson.loads(self.record.read_bytes()).get("catalog_digest")
         return digest
+
+    def read_flow_run_id(self) -> str | None:
+        """The Prefect flow run that planned the run or resumed it last; None where that is not known."""
+        flow_run_id: str | None = orjson.loads(self.record.read_bytes()).get("flow_run_id")
+        return flow_run_id
+
+    def note_flow_run(self, flow_run_id: str | None, bucket: ImageBucket) -> None:
+        """Record that this flow run resumes the run; a retry of it may be on another machine."""
+        document = orjson.loads(self.record.read_bytes()) | {"flow_run_id": flow_run_id}
+        self._write_record(orjson.dumps(document, option=orjson.OPT_INDENT_2))
+        bucket.upload(self.record, f"runs/{self.run_id}/{self.record.name}", JSON)
 
     def write_summary(self, summary: RunSummary) -> None:
         """Store the summary."""

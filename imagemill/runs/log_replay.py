@@ -10,28 +10,36 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Annotated, Literal
 
 import orjson
+from pydantic import Field, TypeAdapter, ValidationError
 
 from imagemill.jobs import CostSource, Job, JobStatus
 
-_NUMBER = re.compile(rb'"job":([0-9]+)')
-_EVENTS = frozenset({"sent", "accepted", "attempt_failed", "done", "failed"})
+_NUMBER = re.compile(rb'"job":([0-9]{1,18})\b')
+_LONGEST_LINE = 1_000_000
+"""A line that is longer, in bytes, is none of ours: it is read in pieces, and none of them is understood."""
+_Usd = Annotated[float, Field(ge=0, lt=1e6)]
 
 
 @dataclass(frozen=True, slots=True)
 class LastLine:
     """The last log line about a job. Costs are in USD; None if no line has the field."""
 
-    event: str
-    attempt: int
-    request_id: str | None
-    cost_usd: float | None
-    unanswered: int | None
-    unanswered_usd: float | None
-    cost_source: str | None = None
+    job: int
+    event: Literal["sent", "accepted", "attempt_failed", "done", "failed"]
+    attempt: Annotated[int, Field(ge=0, le=1_000_000)]
+    request_id: str | None = None
+    cost_usd: _Usd | None = None
+    unanswered: Annotated[int, Field(ge=0, le=1_000_000)] | None = None
+    unanswered_usd: _Usd | None = None
+    cost_source: CostSource | Literal[""] | None = None
+
+
+_LINE = TypeAdapter(LastLine)
 
 
 def last_lines(log: Path, jobs: Iterable[int]) -> dict[int, LastLine]:
@@ -41,7 +49,7 @@ def last_lines(log: Path, jobs: Iterable[int]) -> dict[int, LastLine]:
     if not wanted or not log.exists():
         return found
     with log.open("rb") as lines:
-        for text in lines:
+        while text := lines.readline(_LONGEST_LINE):
             number = _NUMBER.search(text)
             if number is None or int(number[1]) not in wanted:
                 continue  # most lines of a run that is nearly done; parsing them would take ten times as long
@@ -49,17 +57,17 @@ def last_lines(log: Path, jobs: Iterable[int]) -> dict[int, LastLine]:
                 line = orjson.loads(text)
             except orjson.JSONDecodeError:
                 continue  # cut short by a kill
-            if line.get("job") in wanted and line["event"] in _EVENTS:
-                before = found.get(line["job"])  # its cost stands where the next line names none
-                found[line["job"]] = LastLine(
-                    line["event"],
-                    line["attempt"],
-                    line["request_id"],
-                    line.get("cost_usd", before and before.cost_usd),
-                    line.get("unanswered"),
-                    line.get("unanswered_usd"),
-                    line.get("cost_source", before and before.cost_source),
-                )
+            try:
+                event = _LINE.validate_python(line)
+            except ValidationError:
+                continue  # of another event, or damaged
+            before = found.get(event.job)  # its cost stands where the next line names none
+            if before is not None and event.cost_usd is None:
+                event = replace(event, cost_usd=before.cost_usd)
+            if before is not None and event.cost_source is None:
+                event = replace(event, cost_source=before.cost_source)
+            if event.job in wanted:
+                found[event.job] = event
     return found
 
 

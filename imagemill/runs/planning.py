@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import pyarrow.compute as pc
+from prefect.runtime import flow_run
 
 from imagemill.blocks.loading import resolved
 from imagemill.bucket.manifest_guard import loss_of_refresh, refuse_other_catalog, standing
@@ -92,12 +93,15 @@ def plan_run(session: Session) -> tuple[PlanCounts, str | None]:
     settings, folder, store = session.settings, session.folder, session.store
     api = settings.api.model_copy(update={"model": session.api.model})
     settings = settings.model_copy(update={"api": api})  # what is recorded does not change with defaults
-    record = folder.read_record()
+    record, flow_run_id = folder.read_record(), flow_run.get_id()
     if record is not None:
         refuse_other_run(settings, record[0])
     if record is not None:
         known, counts = record
-        _refuse_changed_catalog(settings, counts, folder.read_catalog_digest())
+        if flow_run_id is None or folder.read_flow_run_id() != flow_run_id:
+            _refuse_changed_catalog(settings, counts, folder.read_catalog_digest())
+            folder.note_flow_run(flow_run_id, session.bucket)
+        # else a retry of the same flow run: it goes on with its plan, whatever the catalog says by now
         if not session.wait(store.is_planned):
             # The run began on another machine, or its store was lost: restore the jobs from the plan.
             _restore_jobs(session, known)
@@ -110,7 +114,7 @@ def plan_run(session: Session) -> tuple[PlanCounts, str | None]:
     _refuse_run_wide_reason(session, counts, planner)
     loss = _refuse_loss(session)
     session.wait(store.mark_planned)
-    folder.write_record(settings, counts, catalog.digest)
+    folder.write_record(settings, counts, catalog.digest, flow_run_id)
     folder.publish_plan(session.bucket)
     return counts, loss
 

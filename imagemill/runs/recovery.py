@@ -12,6 +12,7 @@ from pathlib import Path
 import orjson
 
 from imagemill.bucket.image_bucket import StoredImage, image_name
+from imagemill.durable import drop_parts
 from imagemill.engine.image_check import check_picture
 from imagemill.engine.receipt import Receipt, image_metadata
 from imagemill.errors import ApiError
@@ -52,6 +53,20 @@ def upload_unsaved(session: Session) -> None:
         file.with_suffix(_RECEIPT).unlink(missing_ok=True)
     for file in files.values():
         session.recorder.event("unsaved_ignored", image=file.name)  # of no job of this run
+
+
+def drop_leftovers(session: Session) -> None:
+    """Remove what killed processes left of images that they were about to keep: cut files, lone receipts.
+
+    Only for the process that leads the run, before others join it.
+    """
+    unsaved = session.folder.unsaved
+    for folder in (session.folder.path, unsaved):
+        drop_parts(folder)
+    kept = {file.stem for file in unsaved.glob("*.*") if file.suffix != _RECEIPT}
+    for receipt in unsaved.glob(f"*{_RECEIPT}"):
+        if receipt.stem not in kept:
+            receipt.unlink(missing_ok=True)
 
 
 def _receipt_in(file: Path) -> Receipt | None:
@@ -102,7 +117,7 @@ def find_images(session: Session, numbers: Sequence[int], *, begun: bool) -> Seq
         lost = [job for job in jobs if _is_lost(job)]
         if lost:
             session.wait(session.engine.find_lost, lost)
-        session.cost.doubtful_usd += sum(job.unanswered_usd for job in jobs) - doubtful_usd
+        session.cost.recover(doubtful_usd=sum(job.unanswered_usd for job in jobs) - doubtful_usd)
         session.portal.call(session.engine.expect, [job for job in jobs if _is_asked(job)])
         if changed or lost:
             session.wait(save, list({job.number: job for job in (*changed, *lost)}.values()))
@@ -156,5 +171,5 @@ def _settle(
         if was_unanswered(job, line):
             job.lose_answer(price)
         job.requeue()
-    session.cost.spent_usd += job.cost_usd - known_usd
+    session.cost.recover(spent_usd=job.cost_usd - known_usd)
     return missed or image is not None

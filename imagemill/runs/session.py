@@ -119,6 +119,15 @@ class Session:
         """Stop the run because another one may be writing to its output: nothing is published."""
         self.stop(StopKind.INTERRUPTED, reason)
 
+    async def holds_output(self, _job: int) -> bool:
+        """Wait, where the output's lease expired while this process stood still, until it is ours again.
+
+        The lease's own thread renews it, or stops the run.
+        """
+        while self.lease is not None and self.lease.is_late and self.engine.stopped is None:  # noqa: ASYNC110
+            await anyio.sleep(0.1)
+        return True
+
     @contextmanager
     def interruptible(self) -> Iterator[None]:
         """Stop the run when its caller interrupts it or an exception leaves the block. It can be resumed.
@@ -178,6 +187,7 @@ def open_session(settings: RunSettings, joining: Joining | None = None) -> Itera
         session = stack.enter_context(on_loop(portal, _running(parts, joining)))
         if joining is None:
             session.lease = stack.enter_context(output_lease(bucket, settings.run_id, session.give_way))
+            session.engine.fence = session.holds_output
         yield session
 
 

@@ -29,6 +29,7 @@ def one_sentence(flow: Callable[P, R]) -> Callable[P, R]:
     Otherwise Prefect puts "Flow run encountered an exception: InputError:" before it, and logs a traceback.
     The caller of the flow gets the error itself either way.
     """
+    flow = without_secrets_in_errors(flow)
 
     @functools.wraps(flow)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -39,9 +40,20 @@ def one_sentence(flow: Callable[P, R]) -> Callable[P, R]:
         except (InputError, StoreUnavailableError) as error:
             readable = _readable(error)
             return cast("R", Failed(message=str(readable), data=readable))
+
+    return run
+
+
+def without_secrets_in_errors(step: Callable[P, R]) -> Callable[P, R]:
+    """Mask the secrets in what a flow or task raises: Prefect keeps its text as the run's state."""
+
+    @functools.wraps(step)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return step(*args, **kwargs)
         except Exception as error:
             if (shown := without_secrets(error)) is not error:
-                raise shown from None  # Prefect keeps an exception's text with the run
+                raise shown from None
             raise
 
     return run

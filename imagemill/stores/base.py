@@ -145,6 +145,22 @@ class JobStore(ABC):
         if self._failure is not None:
             raise self._failure
 
+    async def hold(self) -> None:
+        """Make sure that no other process took the run while this one stood still.
+
+        Raises:
+            StoreUnavailableError: one did, or the store was unavailable for too long.
+        """
+        if self._failure is not None:
+            raise self._failure
+        if self._is_late:
+            await self.patiently(self._renew)
+
+    @property
+    def _is_late(self) -> bool:
+        """Whether the lease has expired unless it was renewed: another process may have taken the run."""
+        return not self._join and anyio.current_time() - self._renewed_at > self.lease_s
+
     async def _write_batches(self) -> None:
         while True:
             await self._wake.wait()
@@ -169,8 +185,8 @@ class JobStore(ABC):
     async def _write_leased(self, batch: Sequence[JobState], durable: bool) -> None:  # noqa: FBT001
         if self._failure is not None:
             raise self._failure
-        if not self._join and anyio.current_time() - self._renewed_at > self.lease_s:
-            await self._renew()  # after an outage, another process may have taken the run
+        if self._is_late:
+            await self._renew()
         await self._write(batch, durable=durable)
 
     def _fail(self, failure: StoreUnavailableError) -> None:
@@ -227,11 +243,12 @@ class JobStore(ABC):
                 continue  # the writer repeats its writes, and reports when it gives up
 
     async def _renew(self) -> None:
+        begun = anyio.current_time()
         if not await self._renew_lease(self._holder.to_text()):
             raise StoreUnavailableError(
                 f"{self._title} says that another process took the run, so this one has stopped."
             )
-        self._renewed_at = anyio.current_time()
+        self._renewed_at = begun
 
     async def _give_back_lease(self) -> None:
         with contextlib.suppress(*self.outages):  # it expires by itself

@@ -52,4 +52,7 @@ def from_json(text: bytes) -> Any:  # noqa: ANN401 - whatever was written
     try:
         return orjson.loads(text)
     except orjson.JSONDecodeError:
-        return json.loads(text)
+        try:
+            return json.loads(text)
+        except RecursionError:
+            raise ValueError("JSON that is nested too deeply") from None

@@ -17,6 +17,7 @@ from operator import attrgetter
 from pathlib import Path
 
 import anyio.to_thread
+from pydantic import TypeAdapter
 
 from imagemill.errors import InputError
 from imagemill.jobs import JOB_FIELDS, STATE_FIELDS, TERMINAL, Job, JobStatus
@@ -30,6 +31,7 @@ CHECKPOINT_INTERVAL_S = 2.0
 """The maximum age of the checkpoint while jobs finish, in seconds."""
 
 _values_of = attrgetter(*JOB_FIELDS)
+_JOB = TypeAdapter(Job)
 
 
 class MemoryStore(JobStore):
@@ -104,8 +106,9 @@ class MemoryStore(JobStore):
         try:
             document = from_json(raw)
             StoreVersion(document["version"], document.get("made_by")).check(f"The checkpoint {self._path}")
-            jobs = [Job(**{**job, "status": JobStatus(job["status"])}) for job in document["jobs"]]
-        except (KeyError, TypeError, ValueError) as error:
+            jobs = [_JOB.validate_python(job) for job in document["jobs"]]
+            array("q", (job.number for job in jobs))  # a number that no store holds is damage too
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             aside = self._path.with_suffix(f".damaged-{time.time():.0f}")
             self._path.rename(aside)
             raise InputError(

@@ -10,10 +10,12 @@ from prefect.cache_policies import NO_CACHE
 from imagemill.bucket.access import open_bucket
 from imagemill.reports.dashboard import DashboardSummary, publish_dashboard
 from imagemill.reports.history import History
+from imagemill.runs.user_errors import without_secrets_in_errors
 from imagemill.settings import OutputSettings, RegressionSettings
 
 
 @task(name="draw-dashboard", task_run_name="draw-dashboard", cache_policy=NO_CACHE, persist_result=False)
+@without_secrets_in_errors
 def draw_dashboard(
     output: OutputSettings, history: History, regressions: RegressionSettings
 ) -> DashboardSummary:

@@ -11,9 +11,9 @@ from imagemill.catalog.cost import refuse_guesses
 from imagemill.catalog.counts import PlanCounts
 from imagemill.cluster.log_parts import gather_parts
 from imagemill.runs.planning import plan_run
-from imagemill.runs.recovery import find_images, upload_unsaved
+from imagemill.runs.recovery import drop_leftovers, find_images, upload_unsaved
 from imagemill.runs.session import Session
-from imagemill.runs.user_errors import plain_advice
+from imagemill.runs.user_errors import plain_advice, without_secrets_in_errors
 from imagemill.stores import Shard, shards
 from imagemill.usd import exact
 
@@ -33,6 +33,7 @@ class Prepared:
 
 
 @task(name="prepare", task_run_name="prepare", cache_policy=NO_CACHE, persist_result=False)
+@without_secrets_in_errors
 @plain_advice
 def prepare(session: Session) -> Prepared:
     """Plan the run, or load its plan, and find out what is left to do.
@@ -45,6 +46,7 @@ def prepare(session: Session) -> Prepared:
     refuse_guesses(counts, session.settings.limits)
     session.folder.forget_summary()
     gather_parts(session.bucket, session.folder)
+    drop_leftovers(session)
     upload_unsaved(session)
     unfinished = find_images(session, session.wait(session.store.unfinished_numbers), begun=begun)
     totals = session.wait(session.store.totals)

@@ -11,10 +11,12 @@ from imagemill.bucket.replacement import Missing, Prune, replace_manifest
 from imagemill.catalog.counts import PlanCounts
 from imagemill.runs.records import copy_images, publish_records, write_records
 from imagemill.runs.session import Session
+from imagemill.runs.user_errors import without_secrets_in_errors
 from imagemill.settings import RunSettings
 
 
 @task(name="publish", task_run_name="publish", cache_policy=NO_CACHE, persist_result=False)
+@without_secrets_in_errors
 def publish(session: Session, counts: PlanCounts) -> Changes:
     """Write all records of a run to the bucket, the manifest last; what changed in the manifest.
 

@@ -7,9 +7,11 @@ from prefect.cache_policies import NO_CACHE
 
 from imagemill.jobs import JobStatus
 from imagemill.runs.session import Session
+from imagemill.runs.user_errors import without_secrets_in_errors
 
 
 @task(name="reopen-failed", task_run_name="reopen-failed", cache_policy=NO_CACHE, persist_result=False)
+@without_secrets_in_errors
 def reopen_failed(session: Session, *, permanent: bool) -> int:
     """Make a run's retryable failures pending again, and the permanent ones too if asked; how many.
 

@@ -258,3 +258,18 @@ def test_it_is_held_while_the_block_runs(bucket: ImageBucket) -> None:
         lease.check()
         assert lease_in(bucket)["holder"] == "run"
     assert bucket.read(LEASE) is None
+
+
+@pytest.mark.parametrize("taken_over", [False, True])
+def test_a_run_that_stood_still_past_its_lease_asks_before_it_buys(
+    bucket: ImageBucket, clock: Clock, *, taken_over: bool
+) -> None:
+    run = Run(bucket, "run", clock)
+    run.lease.take()
+    assert not run.lease.is_late
+    clock.sleep(EXPIRY_S + 1)  # without a renewal
+    assert run.lease.is_late
+    if taken_over:
+        lie(bucket)
+    run.lease.renew()
+    assert (run.lease.is_late, len(run.lost)) == (taken_over, taken_over)

@@ -68,3 +68,33 @@ def test_the_limit_holds_where_the_api_charges_more_than_the_list_price() -> Non
     for slots, limit_usd in ((1, 0.055), (5, 0.095), (10, 0.195)):
         run(scenario, slots, limit_usd, 0.0)
     run(scenario, 10, 0.05, 10 * 0.005)  # all of them promised before the first charge was known
+
+
+def test_what_a_dead_worker_spent_counts_once() -> None:
+    """Several processes share a limit of ten images; one took five over, and died with three done."""
+    set_aside = [5 * 0.01]
+
+    async def fits(usd: float) -> bool:
+        if sum(set_aside) + usd > 0.10 + 1e-9:
+            return False
+        set_aside.append(usd)
+        return True
+
+    async def scenario() -> None:
+        cost = CostLimit(0.10, set_aside=fits)
+        cost.recover(spent_usd=0.02, doubtful_usd=0.01, expected_usd=0.02)
+        for _ in range(2):
+            cost.promise_asked(0.01, expected=True)
+        for bought in range(5):
+            await cost.promise(0.01)
+            cost.settle(0.01, charged_usd=0.01)
+            assert sum(set_aside) == pytest.approx(0.05 + 0.01 * (bought + 1))
+        for _ in range(2):
+            cost.settle(0.01, charged_usd=0.01)
+        assert cost.committed_usd == pytest.approx(0.10)
+        with pytest.raises(BudgetSpentError):
+            await cost.promise(0.01)
+        await cost.give_back()
+        assert sum(set_aside) == pytest.approx(0.10)  # all of it is spent
+
+    run(scenario)

@@ -174,6 +174,42 @@ def test_a_refusal_at_publishing_can_be_resumed(
     assert emulated.bill()["images"] == 2
 
 
+@pytest.mark.parametrize("run_id", ["named", None])
+def test_a_retry_of_the_flow_run_goes_on_with_its_plan_though_the_catalog_has_changed(
+    place: Place,
+    emulator: Callable[..., Emulator],
+    catalog: Callable[..., str],
+    front: S3Front,
+    run_id: str | None,
+) -> None:
+    emulated = emulator()
+    path = catalog(prompt=["a", "b"])
+    given = {
+        "catalog": path,
+        "api": {"provider": "together", "base_url": emulated.base_url},
+        "output": place.settings(s3_endpoint_url=front.url),
+        "picture": {"height": 256, "width": 256},
+        "execution": {"run_id": run_id},
+    }
+    if run_id:  # planned by another flow run
+        assert generate_catalog(**given).done == 2
+        front.asked.clear()
+
+    def refuse_once(asked: Asked) -> Answer | None:
+        answer = refused("manifest.parquet")(asked)
+        if answer is not None:
+            front.before = lambda _: None
+            catalog(prompt=["a", "b", "c"])
+        return answer
+
+    front.before = refuse_once
+    summary = generate_catalog.with_options(retries=1, retry_delay_seconds=0)(**given)
+    assert (summary.done, summary.unique, summary.pending) == (2, 2, 0)
+    assert emulated.bill()["images"] == 2
+    with pytest.raises(InputError, match="has changed since run"):  # another flow run is no retry
+        generate_catalog(**{**given, "execution": {"run_id": summary.run_id}})
+
+
 def test_a_broken_picture_in_the_runs_folder_is_no_done_one(
     place: Place,
     emulator: Callable[..., Emulator],

@@ -9,7 +9,7 @@ import pytest
 
 from imagemill.engine.receipt import Receipt
 from imagemill.jobs import CostSource, Job, JobStatus
-from imagemill.runs.recovery import find_images, upload_unsaved
+from imagemill.runs.recovery import drop_leftovers, find_images, upload_unsaved
 from imagemill.runs.session import Session, open_session
 from tests.blocks.apis.link_server import picture
 from tests.blocks.apis.variants import make_job
@@ -87,3 +87,16 @@ def test_an_image_that_another_worker_uploads_meanwhile_is_left_to_it(
         gone.symlink_to(session.folder.unsaved / "gone")  # listed, and gone once it is read
         job = resumed(session)
         assert (job.status, job.request_id) == (JobStatus.PENDING, LINK)
+
+
+def test_what_a_kill_left_of_images_it_could_not_keep_is_removed(
+    place: Place, catalog: Callable[..., str]
+) -> None:
+    with open_session(settings(place, catalog(prompt=["a"]))) as session:
+        drop_leftovers(session)  # of nothing
+        job = killed_at_work(session)
+        unsaved = session.folder.unsaved
+        for name in (f"{job.key}.png", f"{job.key}.json", "0a.json", ".0a.png.1f2e3d4c.part"):
+            (unsaved / name).write_bytes(b"")
+        drop_leftovers(session)
+        assert {file.name for file in unsaved.iterdir()} == {f"{job.key}.png", f"{job.key}.json"}

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import logging
+import pkgutil
 
 import pytest
+from prefect import Task
 from prefect.states import State
 
-from imagemill import tasks  # noqa: F401 - installs the filter
+from imagemill import tasks
 from imagemill.cli.options import OPTIONS
 from imagemill.engine.engine import StopKind
 from imagemill.errors import InputError, StoreUnavailableError
 from imagemill.runs.summary import RunStoppedError, RunSummary
-from imagemill.runs.user_errors import one_sentence
+from imagemill.runs.user_errors import one_sentence, without_secrets_in_errors
 from imagemill.runs.wording import in_names_of_settings
+from imagemill.secrets import keep_secret
 
 NUMBERS = {name: 0 for name, field in RunSummary.model_fields.items() if field.is_required()}
 NOTHING = dict.fromkeys(("p50_latency_s", "p95_latency_s", "manifest", "metrics", "report"))
@@ -98,3 +103,23 @@ def test_advice_for_the_command_names_the_settings_elsewhere() -> None:
         "Resume it as it is with: execution.run_id owl-1 and execution.keep_plan, or give catalog.columns"
         ' {"prompt": "NAME"}.'
     )
+
+
+def test_a_task_run_fails_without_a_secret_in_its_state() -> None:
+    keep_secret("sk-live-1234567890")
+
+    @without_secrets_in_errors
+    def broken() -> None:
+        raise KeyError("sk-live-1234567890")
+
+    with pytest.raises(RuntimeError, match=r"KeyError: '\*\*\*'") as caught:
+        broken()
+    assert caught.value.__suppress_context__
+
+    modules = [
+        importlib.import_module(f"imagemill.tasks.{m.name}") for m in pkgutil.iter_modules(tasks.__path__)
+    ]
+    found = [task for module in modules for task in vars(module).values() if isinstance(task, Task)]
+    assert len(found) >= 9
+    for task in found:
+        assert inspect.unwrap(task.fn) is not task.fn, f"{task.name} lacks the decorator"

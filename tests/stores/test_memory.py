@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -194,3 +195,17 @@ async def test_a_cancelled_run_gives_its_lease_back(path: Path) -> None:
     assert path.with_suffix(".lease").read_bytes() == b""
     async with MemoryStore(path) as store:
         assert (await store.totals()).done == 1
+
+
+async def test_a_process_that_stood_still_past_its_lease_learns_that_it_lost_the_run(path: Path) -> None:
+    first, second = MemoryStore(path), MemoryStore(path)
+    first.lease_s = second.lease_s = 0.2
+    async with first:
+        await first.hold()
+        time.sleep(0.3)  # noqa: ASYNC251 - the process stands still, its renewals too
+        await first.hold()  # nobody took it
+        time.sleep(0.3)  # noqa: ASYNC251
+        elsewhere = Holder.here().to_text()
+        assert await second._lease(elsewhere, None) == elsewhere
+        with pytest.raises(StoreUnavailableError, match="another process took the run"):
+            await first.hold()

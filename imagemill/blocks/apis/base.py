@@ -7,7 +7,6 @@ polling.
 
 from __future__ import annotations
 
-import math
 import os
 import re
 import time
@@ -57,6 +56,9 @@ from imagemill.usd import exact
 
 MOST_REDIRECTS = 3
 """How often an image link may lead on to another."""
+
+_MOST_AMOUNT = 1e12
+"""No count of tokens and no sum of money is larger."""
 
 _MOST_TOLD = 5_000
 """Charges that are remembered; no more requests than that are ever on their way."""
@@ -411,11 +413,18 @@ class ImageApi(Block):
         """
 
     def source_in(self, answer: dict[str, Any]) -> ImageSource | None:
-        """What :meth:`read` finds; an answer that it stumbles over is one of an unknown shape."""
+        """What :meth:`read` finds; an answer that it stumbles over is one of an unknown shape.
+
+        Raises:
+            ApiError: as :meth:`read` does; and where the API flagged the image, which is not fetched then.
+        """
         try:
-            return self.read(answer)
+            source = self.read(answer)
         except (LookupError, TypeError, ValueError, AttributeError):
             raise unexpected_answer(answer) from None
+        if source is not None and source.flagged:
+            raise flagged_image()
+        return source
 
     @property
     def picture_model(self) -> str:
@@ -451,7 +460,7 @@ class ImageApi(Block):
         Raises:
             ApiError: there is no image, with the class of error that decides what follows.
         """
-        link, flagged, charged = job.request_id or "", False, Charge(0.0, CostSource.LIST)
+        link, charged = job.request_id or "", Charge(0.0, CostSource.LIST)
         if not _is_link(link):
             try:
                 async with self.attempt():
@@ -462,11 +471,10 @@ class ImageApi(Block):
             except ApiError as error:
                 error.doubtful = error.doubtful or error.code == UNKNOWN_ANSWER
                 raise
-            flagged = source.flagged
             if not (isinstance(source.text, str) and is_link(source.text)):
                 content = await self.content(http, source)
                 charged = self.charge(job)
-                return GeneratedImage(content, charged.usd, flagged=flagged, cost_source=charged.source)
+                return GeneratedImage(content, charged.usd, cost_source=charged.source)
             link = joined(f"{self.base_url}/", source.text)
             if len(link) > MAX_LINK_LENGTH:
                 raise ApiError(
@@ -480,9 +488,7 @@ class ImageApi(Block):
             await accepted(link, charged.usd)
         content = await self._behind(http, link)
         self._known_here.pop(link, None)
-        return GeneratedImage(
-            content, charged.usd, flagged=flagged, request_id=link, cost_source=charged.source
-        )
+        return GeneratedImage(content, charged.usd, request_id=link, cost_source=charged.source)
 
     async def _behind(self, http: httpx.AsyncClient, link: str) -> bytes:
         """The bytes behind a link whose image is paid for: any trouble leaves the link to be asked again.
@@ -604,8 +610,10 @@ class ImageApi(Block):
         The deadline of the scope that it gives may be moved.
         """
         try:
-            with anyio.fail_after(self.request_timeout_s) as scope:
+            with anyio.move_on_after(self.request_timeout_s) as scope:
                 yield scope
+            if scope.cancelled_caught:  # also where the deadline was moved just after it had passed
+                raise TimeoutError  # noqa: TRY301 - caught with its kind below
         except (TimeoutError, httpx.TimeoutException) as error:
             raise ApiError(
                 ErrorClass.TIMEOUT,
@@ -716,17 +724,22 @@ class ImageApi(Block):
         return parts.scheme == "https" and any(host == h or host.endswith(f".{h}") for h in known)
 
 
+def flagged_image() -> ApiError:
+    """The error for an image that the API made and flagged: it is charged, and never kept."""
+    return ApiError(ErrorClass.CONTENT_FILTERED, "the API flagged the image", code="flagged", charged=True)
+
+
 def _is_link(text: object) -> bool:
     return isinstance(text, str) and text.startswith(("http://", "https://"))
 
 
 def amount_of(value: object) -> float | None:
-    """A number that an API sent, as text or not; None where it is none, negative or not finite."""
+    """A number that an API sent, as text or not; None where it is none, negative or beyond any sense."""
     try:
         amount = float(value)  # type: ignore[arg-type] # whatever cannot be converted is refused below
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
-    return amount if math.isfinite(amount) and amount >= 0 and not isinstance(value, bool) else None
+    return amount if 0 <= amount <= _MOST_AMOUNT and not isinstance(value, bool) else None
 
 
 def joined(base: str, link: str) -> str:

@@ -214,9 +214,7 @@ class QueuedApi(ImageApi):
             async with self._fetching(job, handle, watch):
                 content = await self._image(http, handle, source)
         charged = self.charge(job)
-        return GeneratedImage(
-            content, charged.usd, flagged=source.flagged, request_id=handle, cost_source=charged.source
-        )
+        return GeneratedImage(content, charged.usd, request_id=handle, cost_source=charged.source)
 
     @asynccontextmanager
     async def _patiently(
@@ -254,9 +252,10 @@ class QueuedApi(ImageApi):
         """
         wanted = _Wanted((job, self.input_of(job)) for job in jobs)
         since = self._listed_since(min((job.started_at or 0.0 for job in jobs), default=0.0))
+        answered = {request_id.removeprefix(PAID) for request_id in known}
         failed: list[PastRequest] = []
         async for past in self.past_requests(http, since):
-            if not 0 < len(past.handle) <= MAX_HANDLE_LENGTH or past.handle in known:
+            if not 0 < len(past.handle) <= MAX_HANDLE_LENGTH or past.handle in answered:
                 continue
             if past.failed:
                 failed.append(past)

@@ -30,7 +30,7 @@ from pydantic import Field, HttpUrl
 
 from imagemill.blocks.apis.base import ImageSource
 from imagemill.blocks.apis.exchange import fetch, objects_at, parsed, text_at, unexpected_answer
-from imagemill.blocks.apis.queued import MOST_PAGES, PastRequest, QueuedApi
+from imagemill.blocks.apis.queued import CANCELLED, MOST_PAGES, PastRequest, QueuedApi
 from imagemill.errors import ApiError, ErrorClass
 from imagemill.jobs import Job
 from imagemill.request_watch import RequestState
@@ -118,7 +118,7 @@ class Replicate(QueuedApi):
                 page = await self.ask(http, url)
             for item in objects_at(page, "results"):
                 if item.get("model") == self.model:
-                    failed = item.get("status") in {"failed", "canceled", "aborted"}
+                    failed = text_at(item, "status") in {"failed", "canceled", "aborted"}
                     yield PastRequest(text_at(item, "id") or "", item.get("input"), failed)
             url = text_at(page, "next") or ""
             if not self.is_own_address(url):
@@ -153,9 +153,11 @@ class Replicate(QueuedApi):
             case "starting" | "processing":
                 # An answer that waited may hold the output before its status says so.
                 return ImageSource(link) if link else None
-            case "failed" | "canceled" | "aborted":
-                words = self.clean(str(answer.get("error") or answer["status"]))
+            case "canceled" | "aborted" as status:
+                raise ApiError(ErrorClass.SERVER_ERROR, f"the prediction was {status}", code=CANCELLED)
+            case "failed":
+                words = self.clean(str(answer.get("error") or "failed"))
                 flagged = any(word in words.lower() for word in _FLAGGED_WORDS)
                 error_class = ErrorClass.CONTENT_FILTERED if flagged else ErrorClass.SERVER_ERROR
-                raise ApiError(error_class, words, code=f"prediction_{answer['status']}")
+                raise ApiError(error_class, words, code="prediction_failed")
         raise unexpected_answer(answer)

@@ -115,18 +115,16 @@ class Runware(ImageApi):
             if answer is None:
                 self._known_here[task] = time.time()
                 answer = await self._new(http, job, task)
+            self._note_charge(job, self.told_usd({}, answer, job))
             source = self.source_in(answer)
             if source is None:
                 unclear = unexpected_answer(answer)
                 unclear.keep_request = True  # it may be charged, and can be asked about
                 raise unclear
-            self._note_charge(job, self.told_usd({}, answer, job))
             async with self._fetching(job, task, accepted):
                 content = await self.content(http, source)
         charged = self.charge(job)
-        return GeneratedImage(
-            content, charged.usd, flagged=source.flagged, request_id=task, cost_source=charged.source
-        )
+        return GeneratedImage(content, charged.usd, request_id=task, cost_source=charged.source)
 
     async def post(self, http: httpx.AsyncClient, job: Job) -> dict[str, Any]:
         answer = await super().post(http, job)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
 import anyio
@@ -65,8 +65,9 @@ def bucket() -> Iterator[ImageBucket]:
 def work_all(bucket: ImageBucket, tmp_path: Path) -> Callable[..., list[Outcome]]:
     """Work off jobs with the real engine, store, bucket and HTTP client; only the clock is fast.
 
-    ``work_all(api, jobs, limit_usd, spent_usd, transport=, fast=, interrupt_after_s=)``: the cost limit, what
-    of it was spent before, a network that loses answers, whether the clock is fast, and when to interrupt.
+    ``work_all(api, jobs, limit_usd, spent_usd, transport=, fast=, interrupt_after_s=, fence=)``: the cost
+    limit, what of it was spent before, a network that loses answers, whether the clock is fast, when to
+    interrupt, and which jobs are still this process's.
     """
 
     async def interrupt(engine: Engine, after_s: float) -> None:
@@ -79,6 +80,7 @@ def work_all(bucket: ImageBucket, tmp_path: Path) -> Callable[..., list[Outcome]
         cost: CostLimit,
         transport: httpx.AsyncBaseTransport | None,
         interrupt_after_s: float | None,
+        fence: Callable[[int], Awaitable[bool]] | None,
     ) -> list[Outcome]:
         pacer = Pacer(10)
         telemetry = Telemetry("run", api.provider, api.model)
@@ -102,6 +104,7 @@ def work_all(bucket: ImageBucket, tmp_path: Path) -> Callable[..., list[Outcome]
                     unsaved=tmp_path / "unsaved",
                     rng=random.Random(1),
                 )
+                engine.fence = fence
                 engine.expect([job for job in jobs if job.request_id])
                 async with anyio.create_task_group() as group:
                     group.start_soon(engine.abandon_when_interrupted)
@@ -123,9 +126,10 @@ def work_all(bucket: ImageBucket, tmp_path: Path) -> Callable[..., list[Outcome]
         transport: httpx.AsyncBaseTransport | None = None,
         fast: bool = True,
         interrupt_after_s: float | None = None,
+        fence: Callable[[int], Awaitable[bool]] | None = None,
     ) -> list[Outcome]:
         run = run_fast if fast else anyio.run
-        return run(inside, api, jobs, CostLimit(limit_usd, spent_usd), transport, interrupt_after_s)
+        return run(inside, api, jobs, CostLimit(limit_usd, spent_usd), transport, interrupt_after_s, fence)
 
     return work
 

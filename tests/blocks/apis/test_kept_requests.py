@@ -190,7 +190,8 @@ def test_a_request_that_is_sent_after_the_list_was_read_is_looked_for_in_a_new_r
     assert (len(vendor.bought), vendor.asked["list"], job.cost_usd) == (2, 2, PRICE_USD)
 
 
-def test_a_request_withdrawn_by_an_interrupt_fails_no_job(work_all: WorkAll) -> None:
+@pytest.mark.parametrize("cancelling_s", [0.0, 50.0], ids=["at once", "after a poll has seen it"])
+def test_a_request_withdrawn_by_an_interrupt_fails_no_job(work_all: WorkAll, cancelling_s: float) -> None:
     posts = 0
     withdrawn = False
 
@@ -199,6 +200,7 @@ def test_a_request_withdrawn_by_an_interrupt_fails_no_job(work_all: WorkAll) -> 
         url = str(request.url)
         if url.endswith("/cancel"):
             withdrawn = True
+            await anyio.sleep(cancelling_s)  # longer than it may take: the answer is lost
         elif request.method == "POST":
             posts += 1
             if posts == 1:

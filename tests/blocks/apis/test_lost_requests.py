@@ -170,3 +170,17 @@ def test_of_requests_alike_the_newest_that_was_not_answered_is_taken(
             return {of.number: request_id async for of, request_id in api.find_lost(http, [job], {second})}
 
     assert asyncio.run(inside()) == {0: first}
+
+
+def test_a_request_whose_charge_is_booked_is_no_lost_one() -> None:
+    api = PROVIDERS["replicate"](api_key="k")
+    job = make_job(api, started_at=time.time())
+    listed = {"id": "p", "model": api.model, "status": "succeeded", "input": api.input_of(job)}  # type: ignore[attr-defined]
+    transport = httpx.MockTransport(lambda _: httpx.Response(200, json={"results": [listed], "next": None}))
+
+    async def inside(*known: str) -> list[str]:
+        async with httpx.AsyncClient(transport=transport) as http:
+            return [request_id async for _, request_id in api.find_lost(http, [job], known)]
+
+    assert asyncio.run(inside()) == ["p"]
+    assert asyncio.run(inside("p")) == asyncio.run(inside("paid:p")) == []

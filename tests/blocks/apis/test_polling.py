@@ -244,3 +244,16 @@ def test_trouble_while_asking_keeps_the_request(
     _, error = replicate_with(handle)
     assert error is not None
     assert (error.error_class, error.keep_request) == (error_class, keep)
+
+
+def test_a_state_that_comes_just_after_the_deadline_makes_it_no_less_a_timeout() -> None:
+    async def scenario() -> None:
+        async with Fal(api_key="k").attempt() as scope:
+            scope.deadline = anyio.current_time() - 1
+            await anyio.lowlevel.cancel_shielded_checkpoint()
+            scope.deadline = anyio.current_time() + 60  # as a new state moves it
+            await anyio.sleep(1)
+
+    with pytest.raises(ApiError) as caught:
+        anyio.run(scenario)
+    assert caught.value.code == "timeout"

@@ -1,0 +1,192 @@
+"""Who may work on a shard: one process at a time, and none that stood still while another took over."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import anyio
+import boto3
+import httpx
+import pytest
+
+from imagemill.blocks.apis import Together
+from imagemill.bucket.image_bucket import ImageBucket
+from imagemill.cluster.membership import LEADER_STALE_S, STALE_S, Crew
+from imagemill.engine.breaker import Breaker
+from imagemill.engine.cost_limit import CostLimit
+from imagemill.engine.engine import Engine
+from imagemill.engine.job_log import JobLog
+from imagemill.engine.limits.pacer import Pacer
+from imagemill.engine.recorder import Recorder
+from imagemill.engine.telemetry import Telemetry
+from imagemill.stores import Board, MemoryStore, Note, Shard
+from tests.virtual_time import run
+
+SHARD = Shard(0, 49)
+OTHER = Shard(50, 99)
+
+
+class LocalBoard(Board):
+    """A board in memory, on the loop's clock."""
+
+    def __init__(self) -> None:
+        self._notes: dict[str, tuple[float, dict[str, Any]]] = {}
+
+    async def exchange(self, owner: str, content: dict[str, Any] | None) -> list[Note]:
+        await anyio.sleep(0.01)
+        self._notes.pop(owner, None)
+        now = anyio.current_time()
+        if content is not None:
+            self._notes[owner] = (now, content)
+        return [Note(name, now - at, found) for name, (at, found) in self._notes.items()]
+
+    async def clear_board(self) -> None:
+        self._notes.clear()
+
+    async def set_committed(self, usd: float) -> None:
+        raise NotImplementedError
+
+    async def _commit_usd(self, usd: float, limit_usd: float, token: str) -> bool:
+        raise NotImplementedError
+
+
+class Process:
+    """A process of the run: it exchanges notes, unless it stands still."""
+
+    def __init__(self, crew: Crew, engine: Engine) -> None:
+        self.crew, self.engine = crew, engine
+        self._scope = anyio.CancelScope()
+
+    async def beat(self) -> None:
+        with self._scope:
+            await self.crew.keep_exchanging(lambda: None)
+
+    def stand_still(self) -> None:
+        """As a process that was suspended, or whose machine was."""
+        self._scope.cancel()
+
+
+@pytest.fixture
+def crew(tmp_path: Path) -> Callable[..., Any]:
+    """``crew("leader", "a", "b")``: their processes, on one board, the first of them the leader."""
+
+    @asynccontextmanager
+    async def start(*names: str) -> AsyncIterator[list[Process]]:
+        board, api = LocalBoard(), Together(api_key="k")
+        session = boto3.Session("test", "test", region_name="us-east-1")
+        bucket = ImageBucket("s3://images/run", endpoint_url="http://127.0.0.1:1", session=session)
+        async with (
+            httpx.AsyncClient(transport=httpx.MockTransport(lambda _: httpx.Response(500))) as http,
+            anyio.create_task_group() as group,
+        ):
+            processes = []
+            for name in names:
+                pacer = Pacer(1)
+                log = JobLog("run", tmp_path / f"{name}.jsonl")
+                recorder = Recorder("run", log, pacer, Telemetry("run", api.provider, api.model))
+                engine = Engine(
+                    api=api,
+                    http=http,
+                    bucket=bucket,
+                    store=MemoryStore(tmp_path / f"{name}.json"),
+                    pacer=pacer,
+                    cost=CostLimit(None),
+                    breaker=Breaker(0.5, 300.0),
+                    recorder=recorder,
+                    unsaved=tmp_path,
+                )
+                process = Process(
+                    Crew(board, name, leads=not processes, engine=engine, recorder=recorder), engine
+                )
+                await process.crew.join()
+                group.start_soon(process.beat)
+                processes.append(process)
+            yield processes
+            group.cancel_scope.cancel()
+            for process in processes:
+                process.engine._recorder.close()
+        bucket.close()
+
+    return start
+
+
+def test_a_process_that_stood_still_past_its_takeover_may_buy_nothing_more(crew: Callable[..., Any]) -> None:
+    async def scenario() -> None:
+        async with crew("leader", "a", "b") as (_, a, b):
+            assert not await a.crew.claim(SHARD)
+            assert not await a.crew.claim(OTHER)
+            assert await a.crew.owns(0)
+            a.stand_still()
+            assert await b.crew.claim(SHARD)  # which waits until a's note is stale
+            assert anyio.current_time() > STALE_S
+            assert [await b.crew.owns(number) for number in (0, 49, 50)] == [True, True, False]
+            assert [await a.crew.owns(number) for number in (0, 49, 50)] == [False, False, True]
+            await a.crew.release(SHARD)  # which it has not any more
+            assert await b.crew.owns(0)
+
+    run(scenario)
+
+
+def test_nor_where_the_other_has_finished_the_shard_meanwhile(crew: Callable[..., Any]) -> None:
+    async def scenario() -> None:
+        async with crew("leader", "a", "b") as (_, a, b):
+            await a.crew.claim(SHARD)
+            a.stand_still()
+            await b.crew.claim(SHARD)
+            await b.crew.release(SHARD)
+            assert not await a.crew.owns(0)
+
+    run(scenario)
+
+
+def test_one_whose_shard_nobody_took_goes_on(crew: Callable[..., Any]) -> None:
+    async def scenario() -> None:
+        async with crew("leader", "a", "b") as (_, a, b):
+            await a.crew.claim(SHARD)
+            a.stand_still()
+            await anyio.sleep(3 * STALE_S)
+            assert await a.crew.owns(0)
+            with anyio.move_on_after(STALE_S / 2) as waited:
+                await b.crew.claim(SHARD)
+            assert waited.cancelled_caught  # it is fresh again
+            assert await a.crew.owns(0)
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("pause_s", [0.0, 0.005, 0.01, 0.015, 0.02, 0.03, 0.04, 0.05, 0.5])
+def test_of_one_that_comes_back_and_one_that_takes_over_only_one_buys(
+    crew: Callable[..., Any], pause_s: float
+) -> None:
+    async def scenario() -> None:
+        async with crew("leader", "a", "b") as (_, a, b), anyio.create_task_group() as group:
+            await a.crew.claim(SHARD)
+            a.stand_still()
+            await anyio.sleep(2 * STALE_S)
+            group.start_soon(b.crew.claim, SHARD)
+            await anyio.sleep(pause_s)
+            owned = [await a.crew.owns(0)]
+            await anyio.sleep(0.1)
+            owned = [owned[0] and await a.crew.owns(0), await b.crew.owns(0)]
+            assert owned.count(True) <= 1
+            await anyio.sleep(2 * STALE_S)
+            assert (await a.crew.owns(0)) != (await b.crew.owns(0)) or not owned[0]
+            group.cancel_scope.cancel()
+
+    run(scenario)
+
+
+def test_one_whose_leader_has_gone_buys_nothing_more(crew: Callable[..., Any]) -> None:
+    async def scenario() -> None:
+        async with crew("leader", "a") as (leader, a):
+            await a.crew.claim(SHARD)
+            a.stand_still()
+            leader.stand_still()
+            await anyio.sleep(LEADER_STALE_S + 1)
+            await a.crew.owns(0)
+            assert a.engine.stopped is not None
+
+    run(scenario)
