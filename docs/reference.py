@@ -48,6 +48,7 @@ runs/<run_id>/metrics.parquet         throughput, error rate, latency and cost o
 runs/<run_id>/reconciliation.parquet  what was booked and what was charged, written by imagemill reconcile
 runs/<run_id>/log.jsonl               one line per job event
 runs/<run_id>/report.html             the run's report, one self-contained file
+runs/<run_id>/preview.html            a preview: some of its pictures, and the cost of the whole
 runs/<run_id>/summary.json            what the run printed at its end
 runs/<run_id>/run.json, plan.parquet  what another machine needs to resume the run
 runs/<run_id>/model.json              what the vendor published of the model before the run (fal, Replicate)

@@ -15,9 +15,11 @@ if TYPE_CHECKING:
     from imagemill.flows.build_dashboard import build_dashboard
     from imagemill.flows.calibrate import calibrate
     from imagemill.flows.generate_catalog import generate_catalog
+    from imagemill.flows.preview_catalog import preview_catalog
     from imagemill.flows.refresh_catalog import refresh_catalog
     from imagemill.flows.retry_failed import retry_failed
     from imagemill.reports.dashboard import DashboardSummary
+    from imagemill.reports.preview import Preview
     from imagemill.runs.summary import RunStoppedError, RunSummary
     from imagemill.settings import (
         ApiSettings,
@@ -43,6 +45,7 @@ __all__ = [
     "LimitSettings",
     "OutputSettings",
     "PictureSettings",
+    "Preview",
     "RefreshSettings",
     "RegressionSettings",
     "RunStoppedError",
@@ -52,6 +55,7 @@ __all__ = [
     "calibrate",
     "estimate",
     "generate_catalog",
+    "preview_catalog",
     "refresh_catalog",
     "retry_failed",
 ]
@@ -63,9 +67,11 @@ _MODULES = {
     "flows.build_dashboard": ("build_dashboard",),
     "flows.calibrate": ("calibrate",),
     "flows.generate_catalog": ("generate_catalog",),
+    "flows.preview_catalog": ("preview_catalog",),
     "flows.refresh_catalog": ("refresh_catalog",),
     "flows.retry_failed": ("retry_failed",),
     "reports.dashboard": ("DashboardSummary",),
+    "reports.preview": ("Preview",),
     "runs.summary": ("RunStoppedError", "RunSummary"),
 }
 _HOMES = {name: module for module, names in _MODULES.items() for name in names}

@@ -35,9 +35,11 @@ from imagemill.settings import (
     PictureSettings,
     RunSettings,
 )
+from imagemill.tasks.approval import ask_approval
 from imagemill.tasks.generate_shard import generate_shard, generate_shard_on_worker
 from imagemill.tasks.measure import measure
 from imagemill.tasks.prepare import Prepared
+from imagemill.tasks.preview import preview_within
 from imagemill.tasks.publish import publish
 
 _DISK_TROUBLE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS})
@@ -71,6 +73,18 @@ def open_run(settings: RunSettings) -> Iterator[Run]:
         artifacts = stack.enter_context(shown_in_prefect(session))
         stack.enter_context(session.recorder.telemetry.run())
         yield Run(session, artifacts, crew)
+
+
+def approve(run: Run, prepared: Prepared) -> None:
+    """Wait for approval of a run that would cost more than it may, beside a preview of it.
+
+    Raises:
+        InputError: it was not approved.
+    """
+    limit_usd = run.session.settings.limits.approve_above_usd
+    look = preview_within(run.session, prepared, limit_usd)
+    if not run.session.engine.stopped:
+        ask_approval(prepared.images, prepared.cost_usd, limit_usd, prepared.counts, look)
 
 
 def generate(run: Run, prepared: Prepared) -> None:

@@ -343,7 +343,8 @@ class LimitSettings(_Settings):
     approve_above_usd: float | None = Field(
         default=None,
         ge=0,
-        description="Pause runs that would cost more than this until someone approves them in the UI.",
+        description="Pause runs that would cost more than this until someone approves them in the UI, beside"
+        " a preview of up to 12 pictures, which costs no more than this.",
     )
     outage_share: float = Field(
         default=0.5,

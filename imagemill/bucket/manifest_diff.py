@@ -90,7 +90,8 @@ def identity_columns(names: Sequence[str]) -> list[str]:
 def identities(batch: pa.RecordBatch) -> bytes:
     """A digest of each row's id and variant, which follow each other; the first variant's is the id's."""
     ids = batch["id"].to_pylist()
-    if VARIANT in batch.schema.names:
+    # In a manifest of an earlier version, a column of that name is the catalog's own.
+    if VARIANT in batch.schema.names and batch.schema.field(VARIANT).type == pa.int32():
         variants = batch[VARIANT].to_pylist()
         ids = [
             f"{row_id}\0{variant}" if variant and variant > 1 else row_id

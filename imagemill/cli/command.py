@@ -91,6 +91,8 @@ def _parser(kind: type[argparse.ArgumentParser]) -> argparse.ArgumentParser:
     add_options(estimate)
     estimate.set_defaults(run=_estimate)
 
+    preview = _preview_parser(commands)
+
     resume = commands.add_parser("resume", help="resume a run that stopped", allow_abbrev=False)
     resume.add_argument("run_id", metavar="RUN_ID", help="the id of the run")
     add_options(resume, (*RESUME_OPTIONS, "--base-url", "--image-host"))
@@ -145,14 +147,14 @@ def _parser(kind: type[argparse.ArgumentParser]) -> argparse.ArgumentParser:
     models.add_argument("--base-url", metavar="URL", help="where fal or Replicate is asked, if not at home")
     models.set_defaults(run=_models)
 
-    for command in (run, refresh, resume, retry):
+    for command in (run, refresh, preview, resume, retry):
         command.add_argument(
             "--log-format",
             choices=("text", "json"),
             help="write one line per job to stderr instead of the progress",
         )
     others = (retry, calibrate, check, demo, dashboard, runs, reconcile, models)
-    for command in (run, refresh, estimate, resume, *others):
+    for command in (run, refresh, estimate, preview, resume, *others):
         command.add_argument("--json", action="store_true", help="print one JSON object on stdout")
     commands.add_parser("emulator", help="vendors' image APIs on this machine; see emulator --help")
     return parser
@@ -176,6 +178,26 @@ def _refresh_parser(commands: Any) -> argparse.ArgumentParser:  # noqa: ANN401 -
     )
     refresh.set_defaults(run=_refresh)
     return refresh
+
+
+def _preview_parser(commands: Any) -> argparse.ArgumentParser:  # noqa: ANN401 - argparse names no type
+    from imagemill.cli.options import add_options
+
+    preview: argparse.ArgumentParser = commands.add_parser(
+        "preview",
+        help="make a few images of a catalog, and show what the whole would cost",
+        description="Make a few real images, spread over the whole catalog, and a page with them, their"
+        " prompts and what the whole would cost. The manifest is left as it is; imagemill resume makes the"
+        " rest.",
+        allow_abbrev=False,
+    )
+    preview.add_argument("catalog", metavar="CATALOG", help="as for run")
+    add_options(preview)
+    preview.add_argument(
+        "--images", type=int, default=12, metavar="N", help="how many images to make (default: %(default)s)"
+    )
+    preview.set_defaults(run=_preview)
+    return preview
 
 
 def _demo_parser(commands: Any) -> argparse.ArgumentParser:  # noqa: ANN401 - argparse names no type
@@ -261,6 +283,22 @@ def _refresh(arguments: argparse.Namespace) -> int:
     check(settings)
     return run_and_show(
         lambda: refresh_catalog(**settings), as_json=arguments.json, log_format=arguments.log_format
+    )
+
+
+def _preview(arguments: argparse.Namespace) -> int:
+    from imagemill.cli.running import check, preview_and_show
+    from imagemill.errors import InputError
+    from imagemill.flows.preview_catalog import preview_catalog
+
+    settings = _settings_of_run(arguments)
+    if not 1 <= arguments.images <= 200:
+        raise InputError(f"--images {arguments.images} is not between 1 and 200.")
+    check(settings)
+    return preview_and_show(
+        lambda: preview_catalog(**settings, images=arguments.images),
+        as_json=arguments.json,
+        log_format=arguments.log_format,
     )
 
 

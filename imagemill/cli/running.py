@@ -7,7 +7,7 @@ import signal
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import Any
+from typing import Any, TypeVar
 
 from prefect.client.orchestration import get_client
 from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
@@ -23,34 +23,33 @@ from imagemill.cli.terminal import (
     progress_shown,
     say,
     show_dashboard,
+    show_preview,
     show_summary,
     warn,
 )
 from imagemill.cluster.dask import check_cluster
 from imagemill.flows.build_dashboard import build_dashboard
 from imagemill.reports.dashboard import DashboardSummary
+from imagemill.reports.preview import Preview
 from imagemill.runs.caller import Caller, called_by
 from imagemill.runs.folder import RunFolder
 from imagemill.runs.recorded_settings import recorded_settings
 from imagemill.runs.summary import RunStoppedError, RunSummary
 from imagemill.settings import OutputSettings, RegressionSettings
 
+R = TypeVar("R", RunSummary, Preview)
+
 
 def run_and_show(flow: Callable[[], RunSummary], *, as_json: bool, log_format: str | None = None) -> int:
     """Run a flow that ends in a summary; print it; the exit code."""
     outcome = run(flow, log_format)
-    summary = outcome.summary if isinstance(outcome, RunStoppedError) else outcome
+    if isinstance(outcome, RunStoppedError):
+        return _stopped(outcome.summary, as_json=as_json)
+    summary = outcome
     if as_json:
         print(summary.model_dump_json())
     else:
         show_summary(summary)
-    if isinstance(outcome, RunStoppedError):
-        complain(
-            f"{summary.stopped} {summary.done:,} of {summary.unique:,} images are done and kept,"
-            f" {summary.pending:,} are pending{summary.unanswered_in_words}."
-            f" Resume with: imagemill resume {summary.run_id}"
-        )
-        return STOPPED
     if not as_json:
         if summary.rejected:
             say(summary.rejections_in_words)
@@ -61,7 +60,32 @@ def run_and_show(flow: Callable[[], RunSummary], *, as_json: bool, log_format: s
     return DONE
 
 
-def run(flow: Callable[[], RunSummary], log_format: str | None = None) -> RunSummary | RunStoppedError:
+def _stopped(summary: RunSummary, *, as_json: bool) -> int:
+    if as_json:
+        print(summary.model_dump_json())
+    else:
+        show_summary(summary)
+    complain(
+        f"{summary.stopped} {summary.done:,} of {summary.unique:,} images are done and kept,"
+        f" {summary.pending:,} are pending{summary.unanswered_in_words}."
+        f" Resume with: imagemill resume {summary.run_id}"
+    )
+    return STOPPED
+
+
+def preview_and_show(flow: Callable[[], Preview], *, as_json: bool, log_format: str | None = None) -> int:
+    """Run ``preview_catalog`` and print what it found; the exit code."""
+    found = run(flow, log_format)
+    if isinstance(found, RunStoppedError):
+        return _stopped(found.summary, as_json=as_json)
+    if as_json:
+        print(found.model_dump_json())
+    else:
+        show_preview(found)
+    return FAILURES if found.failed or (found.rejected and not found.unique) else DONE
+
+
+def run(flow: Callable[[], R], log_format: str | None = None) -> R | RunStoppedError:
     """Run a flow with its progress, or one line per job, on stderr. A stop is returned, not raised."""
     showing = job_lines_shown(log_format) if log_format else progress_shown()
     with showing as show, interrupts_stop_the_run(caller := Caller(show)), called_by(caller):

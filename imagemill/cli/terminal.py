@@ -29,6 +29,7 @@ if TYPE_CHECKING:  # these load Prefect, which listing runs does not need
     from imagemill.catalog.estimate import Estimate
     from imagemill.engine.calibration import Calibration
     from imagemill.reports.dashboard import DashboardSummary
+    from imagemill.reports.preview import Preview
     from imagemill.runs.summary import RunSummary
 
 _PLAIN_EVERY_S = 10.0
@@ -191,6 +192,24 @@ def show_estimate(estimate: Estimate) -> None:
     say(f"The time assumes {estimate.assuming}. Images already in the bucket cost nothing.")
     for reason, number in list(estimate.reasons.items())[:10]:
         say(f"Rejected: {number:,} x {reason}")
+
+
+def show_preview(found: Preview) -> None:
+    """Print what a preview made, what the whole would cost, and where the pictures are."""
+    whole = "an unknown price" if found.cost_usd is None else money(found.cost_usd)
+    left = "an unknown price" if found.left_usd is None else money(found.left_usd)
+    say(
+        f"{found.shown:,} of {found.unique:,} pictures for {money(found.paid_usd)}."
+        f" The whole would cost {whole}."
+    )
+    if found.failed:
+        say(f"{found.failed:,} of them failed; the page says why.")
+    for reason, number in found.rejections.items():
+        say(f"Rejected: {number:,} x {reason}")
+    say(f"Preview   {found.file}")
+    say(f"          {found.page}")
+    if found.left:
+        say(f"Make the other {found.left:,}, for {left}: imagemill resume {found.run_id}")
 
 
 def show_dashboard(summary: DashboardSummary) -> None:

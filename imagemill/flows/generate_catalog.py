@@ -4,7 +4,7 @@
 
 from prefect import flow
 
-from imagemill.pipeline import finish, generate, open_run, outcome, run_settings
+from imagemill.pipeline import approve, finish, generate, open_run, outcome, run_settings
 from imagemill.runs.summary import RunSummary
 from imagemill.runs.user_errors import one_sentence
 from imagemill.settings import (
@@ -16,7 +16,6 @@ from imagemill.settings import (
     Output,
     PictureSettings,
 )
-from imagemill.tasks.approval import ask_approval
 from imagemill.tasks.prepare import prepare
 
 
@@ -51,7 +50,7 @@ def generate_catalog(
     settings = run_settings(catalog, output, api, picture, limits, execution)
     with open_run(settings) as run:
         prepared = prepare(run.session)
-        ask_approval(prepared.images, prepared.cost_usd, limits.approve_above_usd, prepared.counts)
+        approve(run, prepared)
         generate(run, prepared)
         summary = finish(run, prepared)
     return outcome(run, prepared, summary)

@@ -5,7 +5,7 @@
 from prefect import flow
 
 from imagemill.catalog.access import refuse_other_paths
-from imagemill.pipeline import finish, generate, open_run, outcome, run_settings
+from imagemill.pipeline import approve, finish, generate, open_run, outcome, run_settings
 from imagemill.runs.summary import RunSummary
 from imagemill.runs.user_errors import one_sentence
 from imagemill.settings import (
@@ -18,7 +18,7 @@ from imagemill.settings import (
     PictureSettings,
     RefreshSettings,
 )
-from imagemill.tasks.approval import ask_approval, ask_loss_approval
+from imagemill.tasks.approval import ask_loss_approval
 from imagemill.tasks.prepare import prepare
 
 
@@ -64,7 +64,7 @@ def refresh_catalog(  # noqa: PLR0917 - the fields of the form
     with open_run(settings) as run:
         prepared = prepare(run.session)
         ask_loss_approval(prepared.loss)
-        ask_approval(prepared.images, prepared.cost_usd, limits.approve_above_usd, prepared.counts)
+        approve(run, prepared)
         generate(run, prepared)
         summary = finish(run, prepared)
     return outcome(run, prepared, summary)

@@ -84,16 +84,22 @@ def _first_rows(plan: Path, done: npt.NDArray[np.bool_] | None) -> Iterator[npt.
 
 
 def tiles_of(
-    bucket: ImageBucket, rows: Sequence[dict[str, Any]], images: dict[int, str | None], faults: dict[int, str]
+    bucket: ImageBucket,
+    rows: Sequence[dict[str, Any]],
+    images: dict[int, str | None],
+    faults: dict[int, str],
+    side: int = _THUMBNAIL,
 ) -> list[Tile]:
     """The tiles of a plan's rows; ``images`` names the objects and ``faults`` what went wrong, by job.
+
+    No side of a thumbnail is longer than ``side`` pixels.
 
     A row without either is left out: a sheet without one picture is better than none.
     """
 
     def tile(row: dict[str, Any]) -> Tile | None:
         name, fault = images.get(row["job"]), faults.get(row["job"], "")
-        thumbnail = _thumbnail(bucket, name) if name else b""
+        thumbnail = _thumbnail(bucket, name, side) if name else b""
         if not thumbnail and not fault:
             return None
         varied = json.loads(row.get("varied") or "{}")
@@ -115,16 +121,16 @@ def tiles_of(
         return [found for found in threads.map(tile, rows) if found is not None]
 
 
-def _thumbnail(bucket: ImageBucket, name: str) -> bytes:
+def _thumbnail(bucket: ImageBucket, name: str, side: int) -> bytes:
     """A small JPEG of an image in the bucket; empty if it cannot be read."""
     try:
         content = bucket.read(name)
         with Image.open(io.BytesIO(content or b""), formats=["PNG", "JPEG", "WEBP"]) as image:
-            image.draft("RGB", (_THUMBNAIL * 2, _THUMBNAIL * 2))
+            image.draft("RGB", (side * 2, side * 2))
             small = image.convert("RGB")
     except (OSError, ValueError, StoreUnavailableError):
         return b""
-    small.thumbnail((_THUMBNAIL, _THUMBNAIL))
+    small.thumbnail((side, side))
     encoded = io.BytesIO()
     small.save(encoded, "JPEG", quality=80, optimize=True)
     return encoded.getvalue()

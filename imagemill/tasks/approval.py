@@ -21,10 +21,13 @@ class Approval(RunInput):
     approve: bool = True
 
 
-def ask_approval(images: int, cost_usd: float, limit_usd: float | None, counts: PlanCounts) -> None:
+def ask_approval(
+    images: int, cost_usd: float, limit_usd: float | None, counts: PlanCounts, look: str = ""
+) -> None:
     """Pause a flow run that would cost more than the limit until someone approves it in the UI.
 
-    What would make the catalog of these ``counts`` cheaper is shown beside the estimate.
+    What would make the catalog of these ``counts`` cheaper is shown beside the estimate, and ``look``, which
+    is Markdown about a preview.
 
     Raises:
         InputError: it was not approved.
@@ -37,7 +40,7 @@ def ask_approval(images: int, cost_usd: float, limit_usd: float | None, counts: 
         description=f"This run would generate **{images:,} images{per_row} for about {money(cost_usd)}**,"
         f" more than the {money(limit_usd)} that it may spend without approval. Continue? If not, the run"
         f" ends."
-        f"\n{levers}",
+        f"\n\n{look}\n{levers}",
         approve=True,
     )
     if not _approved(question):

@@ -303,10 +303,11 @@ def test_a_run_that_waits_for_approval_goes_on_when_it_is_resumed_in_the_ui(offi
         limits={"approve_above_usd": 0.5},
     )
     office.wait_for(flow_run_id, "Paused")
-    assert office.emulated.bill()["images"] == paid_before
+    assert office.emulated.bill()["images"] == paid_before + 12
     ui.open_run(flow_run_id)
     ui.press("Resume")
     ui.sees("200 images for about $0.60")
+    ui.sees("Look at 12 pictures of it")
     ui.shoot("approval")
     ui.submit()
     office.wait_for(flow_run_id, "Completed", "Failed")

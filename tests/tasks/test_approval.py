@@ -29,13 +29,16 @@ def paused_flow_run(client: SyncPrefectClient) -> Any:
 
 
 @pytest.mark.usefixtures("prefect_server")
-@pytest.mark.parametrize("approve", [True, False])
+@pytest.mark.parametrize(("approve", "limit_usd", "looked"), [(True, 0.0002, 1), (False, 0.0001, 0)])
 def test_an_expensive_run_waits_for_approval(
     place: Place,
     emulator: Callable[..., Emulator],
     catalog: Callable[..., str],
     approve: bool,  # noqa: FBT001 - a parameter of the test
+    limit_usd: float,
+    looked: int,
 ) -> None:
+    """It shows a preview of what may be spent without approval: one picture costs $0.000177."""
     emulated = emulator()
     path = catalog(prompt=["a", "b"])
     states: list[State[Any]] = []
@@ -47,7 +50,7 @@ def test_an_expensive_run_waits_for_approval(
                 api={"provider": "together", "base_url": emulated.base_url},
                 output=place.settings(),
                 picture={"width": 256, "height": 256},
-                limits={"approve_above_usd": 0.0001},
+                limits={"approve_above_usd": limit_usd},
                 return_state=True,
             )
         )
@@ -56,7 +59,8 @@ def test_an_expensive_run_waits_for_approval(
     thread.start()
     with get_client(sync_client=True) as client:
         flow_run = paused_flow_run(client)
-        assert emulated.stats()["generation_requests"] == 0
+        assert emulated.stats()["generation_requests"] == looked
+        assert [name.endswith("/preview.html") for name in place.objects()].count(True) == looked
         client.resume_flow_run(flow_run.id, run_input={"approve": approve})
     thread.join(60)
 

@@ -1,0 +1,57 @@
+"""A look before paying for all: a sample of the whole catalog, which the run that follows finds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from imagemill.emulator import Emulator
+from imagemill.flows.generate_catalog import generate_catalog
+from imagemill.flows.preview_catalog import preview_catalog
+from tests.conftest import Place
+from tests.reports.test_report import Page
+
+
+@pytest.mark.usefixtures("prefect_server")
+def test_a_preview_shows_a_sample_that_is_not_bought_again(
+    place: Place, emulator: Callable[..., Emulator], catalog: Callable[..., str]
+) -> None:
+    emulated = emulator()
+    titles = [*[f"Mug no. {number}" for number in range(40)], "Bad #fault:400", None, "Mug no. 0"]
+    given: dict[str, Any] = {
+        "catalog": {
+            "path": catalog(title=titles),
+            "prompt_template": "Studio photo of {{ title }}",
+            "variations": 2,
+        },
+        "api": {"provider": "together", "base_url": emulated.base_url},
+        "output": place.settings(),
+        "picture": {"width": 256, "height": 256},
+    }
+
+    found = preview_catalog(**given, images=8, execution={"run_id": "look"})
+
+    price = 0.0027 * 256 * 256 / 1e6
+    assert (found.rows, found.variants, found.rejected, found.unique, found.duplicates) == (43, 2, 1, 82, 2)
+    assert (found.shown, found.generated, found.failed, found.left) == (8, 8, 0, 74)
+    assert found.cost_usd == pytest.approx(82 * price)
+    assert found.left_usd == pytest.approx(74 * price)
+    assert found.paid_usd == pytest.approx(emulated.bill()["usd"], rel=1e-6)
+    assert emulated.bill()["images"] == 8
+    assert "manifest.parquet" not in place.objects()
+    page = Page(place.read("runs/look/preview.html").decode())
+    assert len(page.named("img")) == 8
+    prompts = {image["alt"] for image in page.named("img")}
+    assert prompts == {f"Studio photo of Mug no. {number}" for number in (0, 11, 22, 33)}
+    assert "is empty in this row" in page.text
+    assert "imagemill resume look" in page.text
+
+    again = preview_catalog(**given, images=8, execution={"run_id": "again"})
+    assert (again.shown, again.generated) == (8, 0)  # the same sample
+
+    rest = generate_catalog(**given, execution={"run_id": "look"})  # as a resume does
+    assert (rest.done, rest.failed, rest.generated) == (80, 2, 80)
+    assert emulated.bill()["images"] == 80
+    assert len(place.table("manifest.parquet")) == 85
