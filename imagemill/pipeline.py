@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
@@ -41,8 +40,6 @@ from imagemill.tasks.measure import measure
 from imagemill.tasks.prepare import Prepared
 from imagemill.tasks.preview import preview_within
 from imagemill.tasks.publish import publish
-
-_DISK_TROUBLE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS})
 
 
 class Run:
@@ -123,15 +120,11 @@ def _published(session: Session, prepared: Prepared) -> RunSummary:
     stopped = session.engine.stopped
     if not (stopped and stopped.kind is StopKind.INTERRUPTED):
         try:
-            changes = publish(session, prepared.counts)
-            return measure(session, prepared.counts, changes)
+            with session.folder.trouble_named():
+                changes = publish(session, prepared.counts)
+                return measure(session, prepared.counts, changes)
         except StoreUnavailableError as error:
             session.stop(StopKind.UNAVAILABLE, str(error))
-        except OSError as error:
-            if error.errno not in _DISK_TROUBLE:
-                raise
-            reason = f"Cannot write to the run's folder {session.folder.path} ({error.strerror})."
-            session.stop(StopKind.UNAVAILABLE, reason)
     return count(session, prepared.counts)
 
 

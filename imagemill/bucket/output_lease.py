@@ -101,6 +101,11 @@ class OutputLease:
                 )
             found = self._waited_for(found)
         self._etag = None if found is None else found.etag
+        self._write_ours()
+        if abs(self._server_ahead_s) > _CLOCKS_AGREE_S:
+            self._write_ours()  # with an expiry by the server's clock, which is known only now
+
+    def _write_ours(self) -> None:
         with suppress(ConflictError, StoreUnavailableError):  # an answer may be lost, and the write done
             self._write()
         if not self._bucket.conditional:
@@ -108,8 +113,6 @@ class OutputLease:
             self._sleep(SETTLE_S)
         if not self._is_ours():
             raise InputError(f"Another run has just begun to write to {self._bucket.uri}: wait for its end.")
-        if abs(self._server_ahead_s) > _CLOCKS_AGREE_S:
-            self._write()  # with an expiry by the server's clock, which is known only now
 
     def _waited_for(self, found: _Found) -> _Found | None:
         """The lease once it is free, which this run held in a process that cannot be seen from here."""

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,13 +16,16 @@ from pydantic import ValidationError
 
 from imagemill.catalog.counts import PlanCounts
 from imagemill.durable import make_durable, write_whole
-from imagemill.errors import InputError
+from imagemill.errors import InputError, StoreUnavailableError
 from imagemill.media_types import JSON, PARQUET
 from imagemill.settings import RunSettings, input_error
 
 if TYPE_CHECKING:  # a listing of the runs on this machine needs no bucket
     from imagemill.bucket.image_bucket import ImageBucket
     from imagemill.runs.summary import RunSummary
+
+
+_DISK_TROUBLE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS})
 
 
 def home() -> Path:
@@ -53,6 +59,22 @@ class RunFolder:
             raise InputError(
                 f"Cannot create the run's folder {self.path} ({error.strerror}). Set IMAGEMILL_HOME to a"
                 " folder that can be written."
+            ) from error
+
+    @contextmanager
+    def trouble_named(self) -> Iterator[None]:
+        """Raise what a full or broken disk brings in the block as an error that a run can be resumed after.
+
+        Raises:
+            StoreUnavailableError: the disk is full, broken or only to be read.
+        """
+        try:
+            yield
+        except OSError as error:
+            if error.errno not in _DISK_TROUBLE:
+                raise
+            raise StoreUnavailableError(
+                f"Cannot write to the run's folder {self.path} ({error.strerror})."
             ) from error
 
     def write_record(

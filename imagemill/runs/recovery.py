@@ -133,14 +133,10 @@ def _is_asked(job: Job) -> bool:
 
 
 def _receipts(session: Session, images: Sequence[str]) -> dict[str, Receipt]:
-    """The receipts of those images that this run made, by key."""
+    """The receipts of those images that a run made, this one or another, by key."""
     metadata = session.bucket.metadata(images)
     found = {carried.get("key", ""): Receipt.from_metadata(carried) for carried in metadata.values()}
-    return {
-        key: receipt
-        for key, receipt in found.items()
-        if receipt and receipt.run_id == session.settings.run_id
-    }
+    return {key: receipt for key, receipt in found.items() if receipt}
 
 
 def _batches(session: Session, numbers: Sequence[int]) -> Iterator[list[Job]]:
@@ -157,15 +153,21 @@ def _settle(
     missed = catch_up(job, line)
     price = session.api.price_usd(job.width, job.height, job.steps, job.params)
     if image is not None:
-        if receipt is not None:
+        asked = job.attempts > 0
+        others = receipt is not None and receipt.run_id != session.settings.run_id
+        if receipt is not None and not others:
             receipt.settle(job)
-        asked = job.attempts > 0  # this run paid for it, and died before recording it
         booked = job.cost_usd and (not missed or session.api.is_paid(job.request_id))
         if asked and receipt is None and not booked:
-            job.pay(*session.api.expected_charge(job))
-        latency_s = receipt.latency_s if receipt is not None else None
+            job.pay(*session.api.expected_charge(job))  # this run paid for it, and died before recording it
+        if others and _is_in_doubt(session, job, line, missed=missed):
+            job.lose_answer(price)  # nobody will ask about it any more
         job.finish(
-            time.time(), image=image.name, image_bytes=image.size, latency_s=latency_s, reused=not asked
+            time.time(),
+            image=image.name,
+            image_bytes=image.size,
+            latency_s=receipt.latency_s if receipt is not None and not others else None,
+            reused=not asked or (others and not job.cost_usd),
         )
     elif missed:
         if was_unanswered(job, line):
@@ -173,3 +175,10 @@ def _settle(
         job.requeue()
     session.cost.recover(spent_usd=job.cost_usd - known_usd)
     return missed or image is not None
+
+
+def _is_in_doubt(session: Session, job: Job, line: LastLine | None, *, missed: bool) -> bool:
+    """Whether the API may charge for a request of the job, of which neither store nor log know the end."""
+    if job.request_id is not None:
+        return not session.api.is_paid(job.request_id)
+    return missed and was_unanswered(job, line)

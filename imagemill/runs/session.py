@@ -175,16 +175,17 @@ def open_session(settings: RunSettings, joining: Joining | None = None) -> Itera
         stack.callback(bucket.close)
         probe(bucket)
         folder = RunFolder(settings.run_id)
-        catalog = None if joining else _unplanned_catalog(settings, folder, bucket)
-        store = _open_store(settings, folder, catalog, join=joining is not None)
-        if joining:
-            folder.fetch_model(bucket)
-        learn_published(api, folder.model)
-        known = read_limit(api) if settings.limits.concurrency == "auto" else None
-        show = current_caller().show
-        portal = stack.enter_context(start_blocking_portal(name="imagemill-engine"))
-        parts = _Parts(settings, folder, api, bucket, catalog, store, known, show, portal, begun)
-        session = stack.enter_context(on_loop(portal, _running(parts, joining)))
+        with folder.trouble_named():
+            catalog = None if joining else _unplanned_catalog(settings, folder, bucket)
+            store = _open_store(settings, folder, catalog, join=joining is not None)
+            if joining:
+                folder.fetch_model(bucket)
+            learn_published(api, folder.model)
+            known = read_limit(api) if settings.limits.concurrency == "auto" else None
+            show = current_caller().show
+            portal = stack.enter_context(start_blocking_portal(name="imagemill-engine"))
+            parts = _Parts(settings, folder, api, bucket, catalog, store, known, show, portal, begun)
+            session = stack.enter_context(on_loop(portal, _running(parts, joining)))
         if joining is None:
             session.lease = stack.enter_context(output_lease(bucket, settings.run_id, session.give_way))
             session.engine.fence = session.holds_output

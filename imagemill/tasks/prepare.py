@@ -40,19 +40,21 @@ def prepare(session: Session) -> Prepared:
 
     Raises:
         InputError: the catalog cannot be used, or the run's id belongs to another run.
+        StoreUnavailableError: the bucket is unavailable, or the disk is full.
     """
-    begun = session.folder.record.exists()
-    counts, loss = plan_run(session)
-    refuse_guesses(counts, session.settings.limits)
-    session.folder.forget_summary()
-    gather_parts(session.bucket, session.folder)
-    drop_leftovers(session)
-    upload_unsaved(session)
-    unfinished = find_images(session, session.wait(session.store.unfinished_numbers), begun=begun)
-    totals = session.wait(session.store.totals)
-    session.recorder.begin(
-        unique=counts.unique, done=totals.done, failed=totals.failed, cost_usd=totals.cost_usd
-    )
+    with session.folder.trouble_named():
+        begun = session.folder.record.exists()
+        counts, loss = plan_run(session)
+        refuse_guesses(counts, session.settings.limits)
+        session.folder.forget_summary()
+        gather_parts(session.bucket, session.folder)
+        drop_leftovers(session)
+        upload_unsaved(session)
+        unfinished = find_images(session, session.wait(session.store.unfinished_numbers), begun=begun)
+        totals = session.wait(session.store.totals)
+        session.recorder.begin(
+            unique=counts.unique, done=totals.done, failed=totals.failed, cost_usd=totals.cost_usd
+        )
     cost_usd = float(exact(counts.cost_usd * len(unfinished) / counts.unique)) if counts.unique else 0.0
     size = session.settings.execution.shard_size
     return Prepared(counts, shards(unfinished, size), len(unfinished), cost_usd, loss)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import orjson
 import pytest
 
-from imagemill.engine.receipt import Receipt
+from imagemill.engine.receipt import Receipt, image_metadata
 from imagemill.jobs import CostSource, Job, JobStatus
 from imagemill.runs.recovery import drop_leftovers, find_images, upload_unsaved
 from imagemill.runs.session import Session, open_session
@@ -100,3 +100,21 @@ def test_what_a_kill_left_of_images_it_could_not_keep_is_removed(
             (unsaved / name).write_bytes(b"")
         drop_leftovers(session)
         assert {file.name for file in unsaved.iterdir()} == {f"{job.key}.png", f"{job.key}.json"}
+
+
+def test_an_image_that_another_run_made_costs_this_run_nothing(
+    place: Place, catalog: Callable[..., str]
+) -> None:
+    """Its own request may be charged as well: that is counted, and the picture is not."""
+    with open_session(settings(place, catalog(prompt=["a"]))) as session:
+        job = killed_at_work(session)
+        receipt = Receipt("another", 1, 2.5, 0.007, 0, 0.0, CostSource.TOLD)
+        session.wait(
+            session.bucket.put_image,
+            f"images/{job.key[:2]}/{job.key}.png",
+            picture(),
+            image_metadata(job, receipt),
+        )
+        job = resumed(session)
+        assert (job.status, job.reused, job.cost_usd) == (JobStatus.DONE, True, 0.0)
+        assert job.unanswered == 1

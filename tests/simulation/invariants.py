@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 
 from imagemill.engine.engine import StopKind
 from imagemill.jobs import JobStatus
+from tests.simulation.scenario import SYNCHRONOUS
 
 if TYPE_CHECKING:
     from tests.simulation.simulation import Simulation
@@ -97,7 +98,7 @@ def _check_money(simulation: Simulation, last: dict[str, object]) -> None:
     for job in jobs:
         unanswered[job.prompt] = unanswered.get(job.prompt, 0) + job.unanswered
     for prompt, count in charged.items():
-        allowed = 1 + (unanswered.get(prompt, 0) if scenario.api == "together" else 0)
+        allowed = 1 + (unanswered.get(prompt, 0) if scenario.api in SYNCHRONOUS else 0)
         if count > allowed and not simulation.forgets:
             raise Violation(f"{prompt!r} was paid {count} times, with {unanswered.get(prompt)} unanswered")
     if cost_usd > bill_usd + _EXACT:

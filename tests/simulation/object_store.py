@@ -10,6 +10,7 @@ import asyncio
 import hashlib
 import io
 import random
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -141,6 +142,8 @@ class Bucket:
     def ask(self, what: str, action: Callable[[], T]) -> T:
         """One blocking request of a client."""
         world = self.world
+        if threading.get_ident() != world.thread:
+            return action()  # pyarrow reads ahead in a thread of its own
         world.point(f"s3 request: {what}")
         if greenlet.getcurrent() is world.hub:
             raise RuntimeError(f"a blocking request to S3 on the event loop: {what}")

@@ -401,12 +401,10 @@ def outside_world(home: Path) -> Iterator[None]:
         put(session, "learn_published", lambda *_: None)
         put(session, "read_limit", lambda _: None)
         put(session, "_client", _http)
-        for module in (
-            imagemill.bucket.image_bucket,
-            imagemill.runs.records,
-            imagemill.reports.measurement,
-        ):
-            put(module, "ThreadPoolExecutor", _Executor)
+        for name, module in list(sys.modules.items()):
+            ours = name.startswith(("imagemill.bucket", "imagemill.runs", "imagemill.reports"))
+            if ours and hasattr(module, "ThreadPoolExecutor"):
+                put(module, "ThreadPoolExecutor", _Executor)
         put(imagemill.bucket.output_lease, "threading", types.SimpleNamespace(Event=_Event, Thread=_Thread))
         pipeline: Any = imagemill.pipeline
         put(pipeline, "ThreadPoolTaskRunner", _Runner)

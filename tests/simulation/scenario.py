@@ -32,7 +32,7 @@ class Scenario:
     api_settings: dict[str, Any] = field(default_factory=lambda: {"base_url": BASE_URL})
     store: str = "memory"
     prompts: list[str] = field(default_factory=lambda: ["a", "b", "c"])
-    side: int = 128
+    size: tuple[int, int] = (128, 128)
     concurrency: int | str = 4
     shard_size: int = 250
     max_cost_usd: float | None = None
@@ -43,11 +43,35 @@ class Scenario:
     deaths: tuple[Death, ...] = ()
     disk_full: tuple[float, float] = (0.0, 0.0)
     clock_error_s: float = 0.0
+    clock_jump: tuple[float, float] | None = None
+    """After how many virtual seconds the machine's clock is set, and how wrong it is then, in seconds.
+
+    S3 takes no requests from a machine whose clock is 15 minutes off.
+    """
     second_after_s: float | None = None
     measures: bool = False
 
 
-APIS = {"together": 0.0027, "fal": 0.003, "runware": 0.0013}
+APIS = {"together": 0.0027, "openai": 0.003, "fal": 0.003, "replicate": 0.003, "runware": 0.0013}
+"""Synchronous, queued and client-named APIs, with their price in USD per megapixel or image."""
+
+SYNCHRONOUS = frozenset({"together", "openai"})
+"""APIs that cannot be asked about a request whose answer was lost."""
+
+_FAULTS = (
+    "400", "429", "500", "502", "503", "504", "truncated", "wrong_size", "black", "garbage", "flagged",
+    "fail", "html", "wrong_shape", "timeout_after_charge", "expired_link", "hang",
+)  # fmt: skip
+
+
+SIZES = {"openai": (512, 512), "replicate": (448, 544)}
+"""Width and height in pixels, where an API makes none of 128 x 128."""
+
+
+def price_usd(api: str) -> float:
+    """What a picture costs at an API, in USD."""
+    width, height = SIZES.get(api, (128, 128))
+    return APIS[api] * (width * height / 1e6 if api in {"together", "runware"} else 1)
 
 
 def drawn(seed: int) -> Scenario:
@@ -58,23 +82,93 @@ def drawn(seed: int) -> Scenario:
     prompts = [f"prompt {n}" for n in range(count)]
     if rng.random() < 0.3:
         prompts += rng.choices(prompts, k=2)
-    deaths = []
-    for _ in range(rng.choice([0, 1, 1, 1, 2, 3])):
-        how = rng.choice(["restart", "restart", "power cut", "empty machine"])
-        deaths.append(Death(rng.randint(1, 60 + 22 * count), how))
+    settings: dict[str, Any] = {"base_url": BASE_URL, "request_timeout_s": rng.choice([5.0, 20.0, 60.0])}
+    if api == "runware":
+        settings["usd_per_megapixel"] = APIS[api]
+    elif api != "together":  # which has a list price that needs no vendor to be asked
+        settings["usd_per_image"] = APIS[api]
+    if api == "openai":
+        settings["model"] = "black-forest-labs/FLUX.1-schnell"
+    budget = None
+    if rng.random() < 0.25:
+        budget = price_usd(api) * rng.randint(1, count + 1) * 1.0001
     return Scenario(
         seed,
         api=api,
+        api_settings=settings,
         store=rng.choice(["memory", "sqlite"]),
         prompts=prompts,
+        size=SIZES.get(api, (128, 128)),
         concurrency=rng.choice([1, 2, 4, "auto"]),
         shard_size=rng.choice([2, 250]),
-        vendor=Settings(
-            latency_s=rng.choice([0.1, 0.5, 3.0]),
-            max_concurrent=rng.choice([None, None, 1, 2, 3]),
-            seed=seed,
-            hang_s=100.0,
-        ),
-        deaths=tuple(deaths),
+        max_cost_usd=budget,
+        vendor=_vendor(rng, seed),
+        network=_network(rng),
+        store_weather=_store_weather(rng),
+        conditional=rng.random() < 0.85,
+        deaths=_deaths(rng, count),
+        disk_full=_window(rng) if rng.random() < 0.1 else (0.0, 0.0),
+        clock_error_s=rng.choice([0.0, 0.0, -600.0, 45.0, 800.0]),
+        clock_jump=(rng.uniform(0.0, 20.0), rng.choice([-850.0, 850.0])) if rng.random() < 0.15 else None,
+        second_after_s=rng.uniform(0.0, 20.0) if rng.random() < 0.12 else None,
         measures=rng.random() < 0.08,
     )
+
+
+def _vendor(rng: random.Random, seed: int) -> Settings:
+    faults = {}
+    if rng.random() < 0.5:
+        for name in rng.sample(_FAULTS, rng.randint(1, 3)):
+            faults[name] = rng.choice([0.05, 0.15, 0.3])
+    limits: dict[str, Any] = {}
+    if rng.random() < 0.4:
+        limits = rng.choice(
+            [
+                {"max_concurrent": rng.randint(1, 3)},
+                {"per_minute": rng.choice([30, 120]), "burst": 2},
+                {"dynamic_per_minute": 60, "dynamic_window_s": 60.0},
+                {"polls_per_minute": 60},
+            ]
+        )
+    return Settings(
+        latency_s=rng.choice([0.1, 0.5, 3.0]),
+        latency_sigma=rng.choice([0.0, 0.35, 0.8]),
+        faults=faults,
+        seed=seed,
+        hang_s=rng.choice([10.0, 100.0]),
+        link_ttl_s=rng.choice([None, None, 5.0]),
+        runware_repeats=rng.choice(["refused", "answered"]),
+        **limits,
+    )
+
+
+def _network(rng: random.Random) -> NetworkWeather:
+    if rng.random() < 0.35:
+        return NetworkWeather()
+    names = ("no_connection", "lost_request", "lost_answer", "cut_answer", "slow_answer", "repeated", "stale")
+    chosen = {name: rng.choice([0.02, 0.08, 0.2]) for name in rng.sample(names, rng.randint(1, 3))}
+    return NetworkWeather(latency_s=rng.choice([0.005, 0.05]), **chosen)
+
+
+def _store_weather(rng: random.Random) -> StoreWeather:
+    if rng.random() < 0.55:
+        return StoreWeather(latency_s=rng.choice([0.005, 0.1]))
+    names = ("refused", "lost", "lost_answer")
+    chosen = {name: rng.choice([0.02, 0.1]) for name in rng.sample(names, rng.randint(1, 2))}
+    away = (_window(rng),) if rng.random() < 0.3 else ()
+    return StoreWeather(latency_s=0.02, away=away, **chosen)
+
+
+def _deaths(rng: random.Random, count: int) -> tuple[Death, ...]:
+    deaths = []
+    for _ in range(rng.choice([0, 1, 1, 1, 2, 3])):
+        how = rng.choice(["restart", "restart", "restart", "power cut", "empty machine"])
+        interrupted = rng.uniform(0.0, 8.0) if rng.random() < 0.2 else None
+        at = None if interrupted is not None and rng.random() < 0.7 else rng.randint(1, 60 + 22 * count)
+        deaths.append(Death(at, how, interrupted))
+    return tuple(deaths)
+
+
+def _window(rng: random.Random) -> tuple[float, float]:
+    start = rng.uniform(0.0, 10.0)
+    return start, start + rng.choice([1.0, 30.0, 200.0])

@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -21,8 +20,8 @@ import pyarrow.parquet as pq
 from imagemill import pipeline
 from imagemill.engine.engine import StopKind
 from imagemill.errors import InputError, StoreUnavailableError
-from imagemill.jobs import Job, JobStatus
-from imagemill.runs.session import open_session
+from imagemill.jobs import Job
+from imagemill.runs.session import Session, open_session
 from imagemill.runs.summary import RunSummary
 from imagemill.settings import RunSettings
 from imagemill.tasks.prepare import prepare
@@ -95,6 +94,7 @@ class Simulation:
         self.endings: list[Ending] = []
         self.machines_lost = 0
         self.power_cuts = 0
+        self.session: Session | None = None
         scene.world, scene.bucket, scene.vendor = world, self.bucket, self.vendor
         scene.measures = scenario.measures
         self.bucket.written = lambda name, content: self._guard(check_written, self, name, content)
@@ -108,16 +108,24 @@ class Simulation:
 
     def _check_budget(self) -> None:
         limit = self.scenario.max_cost_usd
-        if limit is None or self.machines_lost or self.power_cuts:
+        if limit is None or self.forgets:
             return
+        if self.scenario.second_after_s is not None:
+            limit *= 2  # each run has its own
         spent = self.vendor.units / 1e10
         if spent > limit + 1e-9:
-            self.violations.append(f"the API charged {spent:.4f} USD of at most {limit:.4f}")
+            self.violations.append(f"the API charged {spent:.6f} USD of at most {limit:.6f}")
 
     @property
     def forgets(self) -> bool:
-        """Whether what was known of requests in flight may be lost, with a machine or in a power cut."""
-        return bool(self.machines_lost or self.power_cuts)
+        """Whether what was known of requests in flight may be lost.
+
+        With a machine, in a power cut, or where the disk was full and the process died or the bucket was
+        away.
+        """
+        met = self.world.met
+        trouble = any(what.startswith(("death", "bucket")) for what in met)
+        return bool(self.machines_lost or self.power_cuts or (met["disk: full"] and trouble))
 
     # One process
 
@@ -129,7 +137,7 @@ class Simulation:
                 "catalog": str(self.catalog),
                 "api": {"provider": scenario.api, **scenario.api_settings},
                 "output": f"s3://bucket/{PREFIX}",
-                "picture": {"width": scenario.side, "height": scenario.side},
+                "picture": dict(zip(("width", "height"), scenario.size, strict=True)),
                 "limits": {
                     "concurrency": scenario.concurrency,
                     "max_cost_usd": scenario.max_cost_usd,
@@ -159,7 +167,8 @@ class Simulation:
             try:
                 with open_session(settings) as session:
                     run = pipeline.Run(session, _NoArtifacts(), None)  # type: ignore[arg-type]
-                    self.session = session
+                    if run_id == "run":
+                        self.session = session
                     prepared = prepare.fn(session)
                     pipeline.generate(run, prepared)
                     ending.summary = pipeline.finish(run, prepared)
@@ -199,6 +208,8 @@ class Simulation:
         machine = Machine("machine-0", scenario.clock_error_s)
         self.weather(on=True)
         deaths = list(scenario.deaths)
+        if scenario.clock_jump is not None:
+            self.world.outside_later(scenario.clock_jump[0], lambda: self._jump(machine, scenario.clock_jump))
         other: asyncio.Future[None] | None = None
         if scenario.second_after_s is not None:
             other = world.outside(self._second(scenario.second_after_s))
@@ -207,6 +218,7 @@ class Simulation:
             if death is None:
                 self.weather(on=False)
             ending, over = self.start("run", machine, death.at if death else None)
+            self.session = None
             if death is not None and death.interrupt_after_s is not None:
                 world.outside_later(death.interrupt_after_s, self._interrupt)
             await over
@@ -238,12 +250,15 @@ class Simulation:
             await asyncio.sleep(60.0)
 
     def _interrupt(self) -> None:
-        session = getattr(self, "session", None)
-        ending = self.endings[-1] if self.endings else None
-        del ending
+        session = self.session
         if session is not None and session.engine.stopped is None:
             self.world.met["interrupt"] += 1
             session.engine.stop(StopKind.INTERRUPTED, "Interrupted.")
+
+    def _jump(self, machine: Machine, jump: tuple[float, float] | None) -> None:
+        if jump is not None:
+            self.world.met["clock jump"] += 1
+            machine.clock_error_s = jump[1]
 
     def _after_death(self, machine: Machine, how: str) -> Machine:
         self.world.met[f"after death: {how}"] += 1
@@ -266,7 +281,8 @@ class Simulation:
     def _check_ending(self, ending: Ending) -> None:
         error = ending.error
         if error is not None and not isinstance(error, InputError | StoreUnavailableError):
-            lines = "".join(traceback.format_exception(error)[-3:])
+            frames = [f for f in traceback.extract_tb(error.__traceback__) if "/imagemill/" in f.filename]
+            lines = "".join(traceback.format_list(frames[-3:]))
             self.violations.append(f"a traceback: {type(error).__name__}: {error}\n{lines}")
         if isinstance(error, InputError) and not self._may_refuse(str(error)):
             self.violations.append(f"refused: {error}")
@@ -311,12 +327,16 @@ def simulator(home: Path) -> Iterator[Callable[..., Report]]:
                 except Exception as error:  # noqa: BLE001 - stuck, or the simulator's own fault
                     lines = "".join(traceback.format_exception(error)[-4:])
                     simulation.violations.append(f"{type(error).__name__}: {error}\n{lines}")
+                for ending in simulation.endings:
+                    for job in ending.jobs:
+                        world.note(
+                            f"{job.id} {job.prompt!r} {job.status} attempts={job.attempts}"
+                            f" cost={job.cost_usd} unanswered={job.unanswered} reused={job.reused}"
+                            f" id={job.request_id} {job.error_code}"
+                        )
                 points = sum(ending.process.points for ending in simulation.endings)
                 world.close()
                 return Report(scenario.seed, world.met, simulation.violations, points, world.trace)
 
         yield play
     scene.world.loop.close()
-
-
-_ = (JobStatus, Any)

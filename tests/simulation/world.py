@@ -11,6 +11,7 @@ import asyncio
 import contextvars
 import heapq
 import random
+import threading
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
@@ -143,6 +144,7 @@ class World:
         self.loop = _Loop()
         self.loop.set_task_factory(self._make_task)
         self.hub = greenlet.getcurrent()
+        self.thread = threading.get_ident()
         self.met: Counter[str] = Counter()
         self.trace: list[str] | None = None
         self._pids = 1000
