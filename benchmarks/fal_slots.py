@@ -28,7 +28,7 @@ from imagemill.emulator import Emulator, Settings
 from imagemill.flows.generate_catalog import generate_catalog
 
 PARTI_PROMPTS = 1632
-CASES = ((2, 0.5, PARTI_PROMPTS), (2, 3.0, 200), (10, 0.5, 1000), (10, 3.0, 1000), (40, 3.0, 1000))
+CASES = ((2, 0.5, PARTI_PROMPTS), (10, 0.5, 1000), (40, 3.0, 1000), (10, 3.0, 1000), (2, 3.0, 200))
 """Slots, median latency in seconds, rows of the catalog at most."""
 
 

@@ -1,11 +1,11 @@
 """Tries the pacer on the limits that fal and Together document, over hundreds of seeds; prints tables.
 
-    python -m benchmarks.vendor_limits [SEEDS]
+    python -m benchmarks.vendor_limits [SEEDS] [fal|together]
 
 In virtual time, through the real pacer. fal: everything is taken, so many images are made at once and the
 rest waits; *used* is what the slots made from the first submit to the last image, compared with all images
 submitted at the beginning. Together: the rate follows the past hour's use, and requests beyond the rate (429)
-or the capacity (503) are refused; *delivered* is the share of what rate and capacity allow. SEEDS is 200.
+or the capacity (503) are refused; *delivered* is the share of what rate and capacity allow. SEEDS is 100.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import statistics
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from itertools import repeat
 
@@ -26,8 +26,8 @@ PARTI_PROMPTS = 1632
 """Rows of the PartiPrompts catalog."""
 
 QUEUES = (
-    *((2, latency_s, PARTI_PROMPTS) for latency_s in (0.5, 3.0)),
     *((slots, latency_s, 1000) for slots in (2, 10, 40) for latency_s in (0.5, 3.0)),
+    *((2, latency_s, PARTI_PROMPTS) for latency_s in (0.5, 3.0)),
 )
 """Slots, median latency in seconds, images."""
 
@@ -54,37 +54,51 @@ def spread(values: Iterable[float], form: Callable[[float], str] = "{:.1%}".form
     return " | ".join(form(value) for value in (found[0], statistics.median(found), found[-1]))
 
 
-def main(seeds: int) -> None:
-    """Run all and print the tables, row by row."""
+def main(seeds: int, vendors: Sequence[str]) -> None:
+    """Run all, or one vendor's, and print the tables, row by row."""
     with ProcessPoolExecutor(2) as pool:
+        if "together" in vendors:
+            together(pool, seeds)
+        if "fal" in vendors:
+            fal(pool, seeds)
+
+
+def together(pool: ProcessPoolExecutor, seeds: int) -> None:
+    """The rates, one row each."""
+    print(
+        "| base a minute | capacity a second | runs | delivered: least | median | most"
+        " | refused: least | median | most | jobs failed |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|---|", flush=True)
+    for base, capacity in RATES:
+        runs = list(pool.map(rate_run, repeat((base, capacity)), range(seeds)))
         print(
-            "| base a minute | capacity a second | runs | delivered: least | median | most"
-            " | refused: least | median | most | jobs failed |"
-        )
-        print("|---|---|---|---|---|---|---|---|---|---|", flush=True)
-        for base, capacity in RATES:
-            runs = list(pool.map(rate_run, repeat((base, capacity)), range(seeds)))
-            print(
-                f"| {base} | {'any' if capacity == math.inf else capacity} | {seeds}"
-                f" | {spread(run.delivered for run in runs)}"
-                f" | {spread((run.refused_share for run in runs), '{:.2%}'.format)}"
-                f" | {sum(run.failed for run in runs)} |",
-                flush=True,
-            )
-        print(
-            "\n| slots | latency s | images | runs | used: least | median | most | longest queue"
-            " | made twice |\n|---|---|---|---|---|---|---|---|---|",
+            f"| {base} | {'any' if capacity == math.inf else capacity} | {seeds}"
+            f" | {spread(run.delivered for run in runs)}"
+            f" | {spread((run.refused_share for run in runs), '{:.2%}'.format)}"
+            f" | {sum(run.failed for run in runs)} |",
             flush=True,
         )
-        for case in QUEUES:
-            used, queues, twice = zip(*pool.map(queue_run, repeat(case), range(seeds)), strict=True)
-            slots, latency_s, images = case
-            print(
-                f"| {slots} | {latency_s:g} | {images:,} | {seeds} | {spread(used)}"
-                f" | {max(queues)} | {sum(twice)} |",
-                flush=True,
-            )
+
+
+def fal(pool: ProcessPoolExecutor, seeds: int) -> None:
+    """The queues, one row each."""
+    print(
+        "\n| slots | latency s | images | runs | used: least | median | most | longest queue"
+        " | made twice |\n|---|---|---|---|---|---|---|---|---|",
+        flush=True,
+    )
+    for case in QUEUES:
+        used, queues, twice = zip(*pool.map(queue_run, repeat(case), range(seeds)), strict=True)
+        slots, latency_s, images = case
+        print(
+            f"| {slots} | {latency_s:g} | {images:,} | {seeds} | {spread(used)}"
+            f" | {max(queues)} | {sum(twice)} |",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 200)
+    numbers = [int(text) for text in sys.argv[1:] if text.isdecimal()]
+    names = [text for text in sys.argv[1:] if not text.isdecimal()]
+    main(numbers[0] if numbers else 100, names or ("together", "fal"))

@@ -9,6 +9,9 @@ from imagemill.request_watch import RequestState
 
 _LEAST_WAITING = 2
 """With one or two slots, too, the next request is there while the one after it is on the way."""
+_SPARE = 2
+"""More that wait than are being made: with few slots, some would else idle while word of an end travels."""
+_MOST_PER_SLOT = 3
 _FIRST = 4
 """Sent at once in the beginning: a new account at fal has two slots."""
 _AVERAGED_S = 10.0
@@ -37,7 +40,10 @@ class QueueDepth:
         """Whether one more request would only wait."""
         waiting = self._in[RequestState.SENT] + self._in[RequestState.QUEUED]
         in_progress = self._in[RequestState.IN_PROGRESS]
-        most = max(_LEAST_WAITING, in_progress, self._expected - in_progress)
+        spare = min(in_progress, _SPARE)
+        most = max(_LEAST_WAITING, in_progress + spare, self._expected - in_progress)
+        if self._seconds:
+            most = min(most, _MOST_PER_SLOT * self.slots)
         return waiting >= most or self._in[RequestState.COMPLETED] >= _FETCHED_AT_ONCE
 
     @property

@@ -248,6 +248,8 @@ def _reached(account: Account, begin: float, end: float) -> float:
     """Seconds from ``begin`` until throughput lies within 10 % of what is allowed, over the next 10 s."""
     step = account.limit(begin)
     per_s = step.per_s / (1 + account.load) * (1 - account.errors)
+    if per_s == math.inf:
+        return end - begin  # a rate that moves is never reached
     span = 10.0
     at = begin
     while at + span < end:
