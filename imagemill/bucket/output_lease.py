@@ -23,10 +23,14 @@ from imagemill.errors import InputError, StoreUnavailableError
 from imagemill.holder import Holder
 
 LEASE = "refresh.lease"
-EXPIRY_S = 120.0
-"""How long a lease outlives its last renewal, in seconds."""
+EXPIRY_S = 28.0
+"""How long a lease outlives its last renewal, in seconds: after that, the next run may take it over."""
 
 RENEW_S = EXPIRY_S / 4
+
+HOLD_S = 90.0
+"""How long its holder goes on without a renewal, in seconds: a bucket that is away takes no images either.
+Once it is back, the renewal is refused if another run has taken the lease over."""
 
 SETTLE_S = 2.0
 """How long a lease stands before it counts, in seconds, where the bucket knows no conditional writes."""
@@ -148,7 +152,7 @@ class OutputLease:
             except (ConflictError, StoreUnavailableError):
                 # The answer may be lost, and the write done: then the ETag is another one now.
                 self._look_again()
-        if self._clock() - self._renewed_at > EXPIRY_S - RENEW_S:
+        if self._clock() - self._renewed_at > HOLD_S:
             self._lose("It could not be renewed in time.")
 
     @property
@@ -177,6 +181,8 @@ class OutputLease:
         Raises:
             StoreUnavailableError: it is lost.
         """
+        if self._why_lost is None and self.is_late:
+            self.renew()
         if self._why_lost is None and self.is_late:
             self._lose("It could not be renewed in time.")
         if self._why_lost is not None:

@@ -14,6 +14,7 @@ from imagemill.blocks.apis import ImageApi
 from imagemill.catalog.keys import prompt_seed
 from imagemill.engine.limits.pacer import CEILING, Limit, Pacer, SlotWatch
 from imagemill.errors import RETRY_RULES, ApiError, ErrorClass, InputError, Outcome
+from imagemill.formatting import money
 from imagemill.jobs import Job
 from imagemill.settings import Budget
 
@@ -75,6 +76,19 @@ class Calibration(BaseModel):
     cost_usd: float
     seconds: float
     levels: list[Level]
+
+    def __str__(self) -> str:
+        """What was found, and what it cost, in one sentence."""
+        rate = f" and {self.per_minute:,.0f} images per minute" if self.per_minute else ""
+        cost = f"{self.images:,} images cost {money(self.cost_usd)}"
+        if self.limit_seen:
+            found = f"{self.provider} at {self.host} allows {self.concurrency} concurrent requests{rate}"
+            return f"{found}, from which runs with auto now start; {cost}."
+        most = max((level.concurrency for level in self.levels), default=0)
+        return (
+            f"{self.provider} at {self.host}: no limit was met with up to {most} concurrent requests, so"
+            f" nothing was kept; {cost}, and a larger budget may find the limit."
+        )
 
 
 @dataclass

@@ -38,6 +38,7 @@ from imagemill.errors import (
     Outcome,
     StoreUnavailableError,
 )
+from imagemill.formatting import cut
 from imagemill.jobs import TERMINAL, Job, JobStatus
 from imagemill.request_watch import RequestState
 from imagemill.stores import JobStore
@@ -114,6 +115,7 @@ class Engine:
         self._lost = LostRequests(api, http, recorder)
         self._expected: set[int] = set()
         self._spent = False
+        self._outage = ""
         self._at_work = 0
         api.begin(recorder.run_id)
         self._on_the_way: dict[int, Work] = {}
@@ -262,7 +264,9 @@ class Engine:
             if await self._may_send(work):
                 return slot
         except OutageError:
-            self.stop(StopKind.UNAVAILABLE, "The API has been down for too long.")
+            cause = f" ({self._outage})" if self._outage else ""
+            reason = f"The API has been down for too long: {self._api.base_url} does not work{cause}."
+            self.stop(StopKind.UNAVAILABLE, reason)
         except StoppedError:
             pass
         except StoreUnavailableError as error:
@@ -475,6 +479,8 @@ class Engine:
     def _verdict(self, work: Work, error: ApiError) -> float | None:
         """What becomes of a job after an error: seconds to wait before a retry, None where it ends."""
         job = work.job
+        if error.error_class in OUTAGE:
+            self._outage = cut(error.message.rstrip("."))
         rule = RETRY_RULES[error.error_class]
         if not work.keeps_request(error):
             work.is_lost = self._lost.can_look and job.request_id is None and is_doubtful(error)

@@ -5,6 +5,7 @@
 from prefect import flow
 
 from imagemill.reports.dashboard import DashboardSummary
+from imagemill.runs.states import completed
 from imagemill.runs.user_errors import one_sentence
 from imagemill.settings import Output, RegressionSettings
 from imagemill.tasks.draw_dashboard import draw_dashboard
@@ -32,4 +33,4 @@ def build_dashboard(
     history = read_history(output)
     summary = draw_dashboard(output, history, regressions)
     emit_alerts(output, summary)
-    return summary
+    return completed(str(summary), summary)

@@ -13,6 +13,7 @@ from imagemill.engine.calibration import Calibration, measure_account
 from imagemill.engine.limits.pacer import Limit
 from imagemill.reports.calibration_plot import write_plot
 from imagemill.runs.remembered_limit import variable_name, write_limit
+from imagemill.runs.states import completed
 from imagemill.runs.user_errors import one_sentence
 from imagemill.settings import Api, ApiSettings, Budget
 
@@ -43,13 +44,11 @@ def calibrate(
     if found.limit_seen:
         write_limit(account, Limit(found.concurrency, found.per_minute))
         get_run_logger().info("Stored in the Variable %s.", variable_name(account))
-    else:
-        get_run_logger().info("No limit was reached within the budget, so nothing was stored.")
     create_table_artifact(
         [level.model_dump() for level in found.levels],
         key=f"calibration-{account.provider}",
-        description=f"Calibration of {account.provider}: {found.concurrency} concurrent requests.",
+        description=str(found),
     )
     if plot is not None:
         write_plot(found, plot)
-    return found
+    return completed(str(found), found)

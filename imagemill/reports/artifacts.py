@@ -19,6 +19,7 @@ from prefect.client.schemas.actions import ArtifactCreate, ArtifactUpdate
 from prefect.exceptions import PrefectException
 from prefect.runtime import flow_run
 
+from imagemill.bucket.image_bucket import ImageBucket
 from imagemill.engine.job_log import spelled_out
 from imagemill.engine.recorder import Progress
 from imagemill.formatting import money, percent, rate, seconds
@@ -129,19 +130,20 @@ class RunArtifacts:
             final.append(_Artifact("changes", "table", json.dumps([summary.changes]), text))
         if summary.report is not None:
             text = f"The report is at {summary.report}."
-            final.append(_Artifact("report", "markdown", self._report_link(summary), text))
+            name, title = f"runs/{summary.run_id}/report.html", f"Open the report of run {summary.run_id}"
+            final.append(_Artifact("report", "markdown", link_to(self._bucket, name, title), text))
         return final
 
-    def _report_link(self, summary: RunSummary) -> str:
-        name = f"runs/{summary.run_id}/report.html"
-        link = self._bucket.link(name, 86_400 * _LINK_DAYS)
-        text = f"### [Open the report of run {summary.run_id}]({link})\n\n"
-        text += f"The link works for {_LINK_DAYS} days, or until the credentials it was made with expire."
-        if self._bucket.endpoint_url is None:
-            key = quote(self._bucket.prefix + name, safe="")
-            console = f"https://console.aws.amazon.com/s3/object/{self._bucket.name}?prefix={key}"
-            text += f" After that, open it in [the AWS console]({console})."
-        return text
+
+def link_to(bucket: ImageBucket, name: str, title: str) -> str:
+    """A link to an object for people, in Markdown."""
+    text = f"### [{title}]({bucket.link(name, 86_400 * _LINK_DAYS)})\n\n"
+    text += f"The link works for {_LINK_DAYS} days, or until the credentials it was made with expire."
+    if bucket.endpoint_url is None:
+        key = quote(bucket.prefix + name, safe="")
+        console = f"https://console.aws.amazon.com/s3/object/{bucket.name}?prefix={key}"
+        text += f" After that, open it in [the AWS console]({console})."
+    return text
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from urllib.parse import quote
 from pydantic import BaseModel, ConfigDict, Field
 
 from imagemill.bucket.image_bucket import ImageBucket
-from imagemill.formatting import utc
+from imagemill.formatting import money, utc
 from imagemill.media_types import HTML
 from imagemill.reports import chart_geometry as charts
 from imagemill.reports.chart_geometry import Chart, MomentAxis
@@ -58,6 +58,16 @@ class DashboardSummary(BaseModel):
     cost_usd: float
     cost_24h_usd: float = Field(default=0.0, description="The cost of runs that ended in the past 24 hours.")
     regressions: list[Regression] = Field(description="Runs that did worse than earlier runs, latest first.")
+
+    def __str__(self) -> str:
+        """The dashboard in one sentence."""
+        worse = [run for run in self.regressions if run.latest]
+        did_worse = "".join(
+            f"; {each.catalog} on {each.provider} did worse: {each.in_words}" for each in worse
+        )
+        spent = f"{money(self.cost_usd)} in all, {money(self.cost_24h_usd)} of it in the past 24 hours"
+        runs = f"{self.runs:,} {'run' if self.runs == 1 else 'runs'}"
+        return f"The dashboard shows {runs} with {self.generated:,} images for {spent}{did_worse}."
 
 
 def publish_dashboard(

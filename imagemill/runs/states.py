@@ -15,14 +15,17 @@ parent flow, should go on. The data is the summary in every case but unusable in
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar, cast
 
 from prefect.client.schemas.objects import State, StateType
+from prefect.states import Completed
 from pydantic import PrivateAttr
 
 from imagemill.runs.caller import at_a_terminal
 from imagemill.runs.summary import RunStoppedError, RunSummary
 from imagemill.runs.wording import in_names_of_settings
+
+T = TypeVar("T")
 
 
 class EndedState(State[RunSummary]):
@@ -45,6 +48,11 @@ class EndedState(State[RunSummary]):
         if raise_on_failure:
             raise self._stop
         return self._stop
+
+
+def completed(message: str, value: T) -> T:
+    """What a flow returns to end as Completed with a message; who called it gets the value."""
+    return cast("T", Completed(message=message, data=value))
 
 
 def ended_state(summary: RunSummary) -> EndedState:

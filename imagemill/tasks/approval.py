@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from prefect import get_run_logger
+from prefect.artifacts import create_markdown_artifact
 from prefect.flow_runs import pause_flow_run
 from prefect.input import RunInput
 
@@ -36,32 +38,33 @@ def ask_approval(
         return
     levers = "".join(f"\n- {Lever(**lever)}" for lever in counts.levers)
     per_row = f" ({counts.rows:,} rows, {counts.variants} pictures each)" if counts.variants > 1 else ""
-    question = Approval.with_initial_data(
-        description=f"This run would generate **{images:,} images{per_row} for about {money(cost_usd)}**,"
-        f" more than the {money(limit_usd)} that it may spend without approval. Continue? If not, the run"
-        f" ends."
-        f"\n\n{look}\n{levers}",
-        approve=True,
+    estimate = (
+        f"This run would generate **{images:,} images{per_row} for about {money(cost_usd)}**, more than the"
+        f" {money(limit_usd)} that it may spend without approval."
     )
-    if not _approved(question):
+    if not _approved(estimate, f"Continue? If not, the run ends.\n\n{look}\n{levers}", approve=True):
         raise InputError(f"The estimate of {money(cost_usd)} for {images:,} images was not approved.")
 
 
 def ask_loss_approval(loss: str | None) -> None:
-    """Pause a refresh that would take much from the manifest until someone approves it in the UI.
+    """Hold a refresh that would take much from the manifest until someone approves it in the UI.
 
     Raises:
         InputError: it was not approved.
     """
     if loss is None:
         return
-    question = Approval.with_initial_data(
-        description=f"{loss}\n\nContinue? If not, the refresh ends, and nothing changes.", approve=False
-    )
-    if not _approved(question):
+    if not _approved(loss, "Continue? If not, the refresh ends, and nothing changes.", approve=False):
         raise InputError(f"The refresh was not approved. {loss}")
 
 
-def _approved(question: type[Approval]) -> bool:
-    answer = pause_flow_run(wait_for_input=question, timeout=WAIT_S, poll_interval=POLL_S)
-    return answer.approve
+def _approved(why: str, question: str, *, approve: bool) -> bool:
+    """The answer to a question; ``approve`` is how its switch stands. The page says what the run waits for."""
+    get_run_logger().warning("Waiting for approval: press Resume. %s", why.replace("**", ""))
+    create_markdown_artifact(
+        f"### This run waits for approval\n\n{why} {question}\n\nResume, on the run's page, asks.",
+        key="imagemill-approval",
+        description="What the run waits for.",
+    )
+    answer_with = Approval.with_initial_data(description=f"{why}\n\n{question}", approve=approve)
+    return pause_flow_run(wait_for_input=answer_with, timeout=WAIT_S, poll_interval=POLL_S).approve

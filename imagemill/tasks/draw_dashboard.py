@@ -5,9 +5,11 @@ from __future__ import annotations
 from contextlib import closing
 
 from prefect import task
+from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 
 from imagemill.bucket.access import open_bucket
+from imagemill.reports.artifacts import link_to
 from imagemill.reports.dashboard import DashboardSummary, publish_dashboard
 from imagemill.reports.history import History
 from imagemill.runs.user_errors import without_secrets_in_errors
@@ -19,6 +21,12 @@ from imagemill.settings import OutputSettings, RegressionSettings
 def draw_dashboard(
     output: OutputSettings, history: History, regressions: RegressionSettings
 ) -> DashboardSummary:
-    """Write dashboard.html below the output prefix; what it shows."""
+    """Write dashboard.html below the output prefix; what it shows. Its link is an artifact."""
     with closing(open_bucket(output)) as bucket:
-        return publish_dashboard(bucket, history, regressions)
+        summary = publish_dashboard(bucket, history, regressions)
+        create_markdown_artifact(
+            link_to(bucket, "dashboard.html", "Open the dashboard"),
+            key="imagemill-dashboard",
+            description=f"The dashboard is at {summary.dashboard}.",
+        )
+    return summary

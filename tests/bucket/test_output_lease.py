@@ -147,26 +147,39 @@ def test_a_lease_that_another_run_took_is_lost_and_left_alone(bucket: ImageBucke
     assert lease_in(bucket)["holder"] == "thief"
 
 
-def test_a_lease_that_cannot_be_renewed_is_lost_before_it_expires(
+def test_a_lease_that_cannot_be_renewed_is_held_while_the_bucket_may_come_back(
     bucket: ImageBucket, clock: Clock, front: S3Front
 ) -> None:
     run = Run(bucket, "run", clock)
     run.lease.take()
     front.before = lambda _: Answer(403, "AccessDenied")
-    run.renew(clock, 2)
+    run.renew(clock, 8)
+    assert clock.now > EXPIRY_S
     assert run.lost == []
-    run.renew(clock, 2)
-    assert clock.now <= EXPIRY_S
+    front.before = lambda _: None
+    run.renew(clock)
+    run.lease.check()
+    front.before = lambda _: Answer(403, "AccessDenied")
+    run.renew(clock, 13)
     assert run.lost == [f"The run lost its lease of {bucket.uri}. It could not be renewed in time."]
 
 
-def test_a_stalled_process_notices_that_its_lease_is_over(bucket: ImageBucket, clock: Clock) -> None:
+@pytest.mark.parametrize("taken_over", [True, False])
+def test_a_stalled_process_finds_out_whether_its_lease_is_still_its_own(
+    bucket: ImageBucket,
+    clock: Clock,
+    taken_over: bool,  # noqa: FBT001 - a parameter of the test
+) -> None:
     run = Run(bucket, "run", clock)
     run.lease.take()
     clock.now += EXPIRY_S + 1  # a laptop that slept: no renewal came to its turn
-    with pytest.raises(StoreUnavailableError, match="could not be renewed in time"):
+    if taken_over:
+        lie(bucket, holder="next")
+        with pytest.raises(StoreUnavailableError, match="Run next took it over"):
+            run.lease.check()
+    else:
         run.lease.check()
-    assert len(run.lost) == 1
+    assert len(run.lost) == taken_over
 
 
 def test_a_lease_that_somebody_deleted_is_written_anew(bucket: ImageBucket, clock: Clock) -> None:
