@@ -21,6 +21,7 @@ from imagemill.engine.engine import StopKind
 from imagemill.errors import StoreUnavailableError
 from imagemill.reports.artifacts import RunArtifacts, shown_in_prefect
 from imagemill.reports.measurement import count
+from imagemill.runs.environment import refuse_proxies
 from imagemill.runs.remembered_limit import write_limit
 from imagemill.runs.session import Session, open_session
 from imagemill.runs.states import ended_state
@@ -60,6 +61,7 @@ def open_run(settings: RunSettings) -> Iterator[Run]:
     Raises:
         InputError: something the settings name cannot be used.
     """
+    refuse_proxies()
     check_cluster(settings.execution)
     with ExitStack() as stack:
         session = stack.enter_context(open_session(settings))

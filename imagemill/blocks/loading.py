@@ -12,6 +12,7 @@ from pydantic import SecretStr, ValidationError
 from imagemill.blocks.apis import PROVIDERS, ImageApi
 from imagemill.blocks.store_servers import StoreServer
 from imagemill.errors import InputError
+from imagemill.s3.connection import own_session
 from imagemill.settings import ApiSettings, ExecutionSettings, OutputSettings, input_error
 
 _OVERRIDES = {
@@ -98,7 +99,7 @@ def aws_session(output: OutputSettings) -> tuple[boto3.Session, str | None]:
         InputError: there is no such block.
     """
     if not output.s3_bucket_block:
-        return boto3.Session(), output.s3_endpoint_url
+        return own_session(), output.s3_endpoint_url
     # The package loads its ECS worker too, half a second of CPU, and only a saved block needs it.
     from prefect_aws.s3 import S3Bucket  # noqa: PLC0415
 

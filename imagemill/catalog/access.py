@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
-import boto3
-
 from imagemill.blocks.loading import aws_session
 from imagemill.catalog.files import CatalogFiles, open_catalog
 from imagemill.errors import InputError
+from imagemill.s3.connection import own_session
 from imagemill.settings import CatalogSettings, OutputSettings
 
 
@@ -21,7 +20,7 @@ def catalog_of(catalog: CatalogSettings, output: OutputSettings | None) -> Catal
     """
     if not catalog.path.startswith("s3://"):
         return open_catalog(catalog)
-    session, endpoint_url = aws_session(output) if output else (boto3.Session(), None)
+    session, endpoint_url = aws_session(output) if output else (own_session(), None)
     return open_catalog(catalog, session=session, endpoint_url=endpoint_url)
 
 

@@ -411,7 +411,9 @@ def _calibrate(arguments: argparse.Namespace) -> int:
     from imagemill.cli.options import settings_of
     from imagemill.cli.terminal import show_calibration
     from imagemill.flows.calibrate import calibrate
+    from imagemill.runs.environment import refuse_environment
 
+    refuse_environment()
     api, budget = settings_of(arguments, "api"), settings_of(arguments, "budget")
     image_api(api)
     found = calibrate(api, budget, arguments.plot)

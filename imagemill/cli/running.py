@@ -32,6 +32,7 @@ from imagemill.flows.build_dashboard import build_dashboard
 from imagemill.reports.dashboard import DashboardSummary
 from imagemill.reports.preview import Preview
 from imagemill.runs.caller import Caller, called_by
+from imagemill.runs.environment import refuse_environment
 from imagemill.runs.folder import RunFolder
 from imagemill.runs.recorded_settings import recorded_settings
 from imagemill.runs.summary import RunStoppedError, RunSummary
@@ -100,6 +101,7 @@ def run(flow: Callable[[], R], log_format: str | None = None) -> R | RunStoppedE
 
 def draw_and_show(output: OutputSettings, regressions: RegressionSettings, *, as_json: bool) -> int:
     """Run ``build_dashboard`` and print its result; the exit code."""
+    refuse_environment()
     open_bucket(output).close()
     _start_prefect()
     with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
@@ -117,6 +119,7 @@ def check(settings: dict[str, Any]) -> None:
     Raises:
         InputError: something cannot be used.
     """
+    refuse_environment()
     run_id = settings["execution"].run_id
     if run_id is None or RunFolder(run_id).read_record() is None:
         catalog_of(settings["catalog"], settings["output"])

@@ -32,7 +32,7 @@ class _Parser(argparse.ArgumentParser):
 def _parser() -> argparse.ArgumentParser:
     usual = Settings()
     parser = _Parser(
-        prog="python -m imagemill.emulator",
+        prog="imagemill emulator",
         description="Run the image APIs of fal, Together, Replicate, Black Forest Labs, OpenAI, Runware and"
         " Cloudflare on loopback.",
         epilog="Faults: " + ", ".join(sorted(NAMES)) + ". A prompt that contains #fault:NAME "

@@ -25,6 +25,7 @@ from imagemill.engine.image_check import check_picture
 from imagemill.errors import ApiError, ErrorClass, InputError, StoreUnavailableError
 from imagemill.formatting import money
 from imagemill.jobs import CostSource, Job
+from imagemill.runs.environment import refuse_prefect, refuse_proxies
 from imagemill.runs.folder import RunFolder
 from imagemill.settings import ApiSettings, ExecutionSettings, OutputSettings, PictureSettings
 from imagemill.stores import open_store
@@ -74,6 +75,7 @@ def _tried(what: str, words: Callable[[], str]) -> Finding:
 
 def _api_findings(settings: ApiSettings, picture: PictureSettings, *, image: bool) -> list[Finding]:
     try:
+        refuse_proxies()
         api = image_api(settings)
     except InputError as error:
         return [Finding(what="key", ok=False, words=str(error))]
@@ -179,14 +181,5 @@ def _store_words(settings: ExecutionSettings) -> str:
 
 
 def _prefect_words() -> str:
-    from prefect.client.orchestration import get_client  # noqa: PLC0415 - a second to load
-    from prefect.settings import get_current_settings  # noqa: PLC0415
-
-    url = get_current_settings().api.url
-    if url is None:
-        return "no server is configured: each run starts one of its own"
-    with get_client(sync_client=True) as client:
-        error = client.api_healthcheck()
-    if error is not None:
-        raise InputError(f"{url} does not answer ({type(error).__name__}): check PREFECT_API_URL.")
-    return f"{url}: answers"
+    url = refuse_prefect()
+    return f"{url}: answers" if url else "no server is configured: each run starts one of its own"

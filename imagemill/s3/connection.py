@@ -18,7 +18,7 @@ from obstore.auth.boto3 import Boto3CredentialProvider
 from obstore.store import S3Store
 
 from imagemill.errors import InputError
-from imagemill.secrets import keep_secret
+from imagemill.secrets import clean_key, keep_secret
 
 if TYPE_CHECKING:
     from botocore.client import BaseClient
@@ -27,6 +27,23 @@ if TYPE_CHECKING:
 _AWS = (".amazonaws.com", ".amazonaws.com.cn")
 _CREDENTIALS_LAST = timedelta(minutes=5)
 """How long obstore uses credentials before it asks boto3 again, which renews those that expire."""
+
+
+def own_session() -> boto3.Session:
+    """boto3's session by its own search for configuration.
+
+    Raises:
+        InputError: AWS_PROFILE names no profile, or the AWS config file cannot be read.
+    """
+    try:
+        session = boto3.Session()
+        session.region_name  # noqa: B018 - reads the configuration
+    except BotoCoreError as error:
+        reason = str(error).rstrip(".")
+        raise InputError(
+            f"The AWS configuration cannot be used ({reason}): check AWS_PROFILE and the AWS config file."
+        ) from error
+    return session
 
 
 class S3Connection:
@@ -47,7 +64,7 @@ class S3Connection:
         if endpoint_url and urlsplit(endpoint_url).scheme not in {"http", "https"}:
             raise InputError(f"The S3 endpoint {endpoint_url!r} is not an http or https address.")
         self.bucket = bucket
-        self._session = session or boto3.Session()
+        self._session = session or own_session()
         self._given_endpoint = endpoint_url
         self.region: str = self._session.region_name or "us-east-1"
         self._find_credentials()
@@ -72,6 +89,11 @@ class S3Connection:
             )
         keep_secret(known.secret_key or "")
         keep_secret(known.token or "")
+        for what, value in (("access key id", known.access_key), ("secret access key", known.secret_key)):
+            try:
+                clean_key(value or "")
+            except ValueError as error:
+                raise InputError(f"The S3 credentials cannot be used, in the {what}: {error}.") from error
 
     @property
     def endpoint_url(self) -> str | None:
@@ -86,19 +108,23 @@ class S3Connection:
 
     def client(self, *, attempts: int = 6, read_timeout_s: float = 30.0) -> BaseClient:
         """A boto3 client of the bucket's region."""
-        client = self._session.client(
-            "s3",
-            endpoint_url=self._given_endpoint,
-            region_name=self.region,
-            config=Config(
-                retries={"max_attempts": attempts, "mode": "standard"},
-                connect_timeout=5,
-                read_timeout=read_timeout_s,
-                max_pool_connections=32,
-                signature_version="s3v4",  # links that last a week
-                s3=self._s3,
-            ),
+        config = Config(
+            retries={"max_attempts": attempts, "mode": "standard"},
+            connect_timeout=5,
+            read_timeout=read_timeout_s,
+            max_pool_connections=32,
+            signature_version="s3v4",  # links that last a week
+            s3=self._s3,
         )
+        try:
+            client = self._session.client(
+                "s3", endpoint_url=self._given_endpoint, region_name=self.region, config=config
+            )
+        except (BotoCoreError, ValueError) as error:  # what AWS_ENDPOINT_URL or the configuration says
+            raise InputError(
+                f"boto3 cannot reach S3 as it is configured ({error}): check AWS_ENDPOINT_URL, AWS_REGION and"
+                " the AWS config file."
+            ) from error
         self._address = client.meta.endpoint_url
         return client
 
