@@ -8,6 +8,7 @@ It reads the environment: the API key (TOGETHER_API_KEY, FAL_KEY ...), the bucke
 prefect.yaml.
 """
 
+import argparse
 import os
 import sys
 import time
@@ -67,4 +68,10 @@ def _set(variable: str) -> str:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("output", metavar="s3://BUCKET/PREFIX", help="where the images go")
+    parser.add_argument("store", metavar="STORE", nargs="?", help="a job store that all machines can reach")
+    given = parser.parse_args()
+    main(given.output, given.store)

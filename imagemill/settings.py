@@ -185,16 +185,16 @@ class ApiSettings(_Settings):
     provider: str = Field(
         default="together",
         description="The vendor: together, fal, replicate, bfl, runware, cloudflare, or openai, for OpenAI"
-        " and any server that speaks its API.",
+        " and any server that speaks its API. With a block, the block's own vendor counts.",
         json_schema_extra={
             "enum": ["together", "fal", "replicate", "bfl", "openai", "runware", "cloudflare"]
         },
     )
     block: str | None = Field(
         default=None,
-        description="A saved image API block, as TYPE/NAME (imagemill-together/main), with key, address and"
-        " model. An address or model given here overrides the block's. Without a block, the key comes from"
-        " the vendor's usual environment variable.",
+        description="A saved image API block, by name or as TYPE/NAME (imagemill-together/main), with key,"
+        " address and model. An address or model given here overrides the block's. Without a block, the key"
+        " comes from the vendor's usual environment variable.",
     )
     base_url: str | None = Field(
         default=None,
@@ -262,8 +262,9 @@ class OutputSettings(_Settings):
     )
     s3_bucket_block: str | None = Field(
         default=None,
-        description="The name of a saved prefect-aws S3Bucket block whose credentials to use."
-        " Without one, boto3 looks for credentials in its usual places.",
+        description="The name of a saved prefect-aws S3Bucket block whose credentials and endpoint to use;"
+        " bucket and folder are those of the URI. Without one, boto3 looks for credentials in its usual"
+        " places.",
     )
     copies: bool = Field(
         default=False,
@@ -456,6 +457,7 @@ class ExecutionSettings(_Settings):
     @field_validator("run_id")
     @classmethod
     def _safe_run_id(cls, run_id: str | None) -> str | None:
+        run_id = run_id and run_id.strip()
         if run_id is not None and not RUN_ID.fullmatch(run_id):
             raise ValueError(f"{run_id!r} is not a run id: use up to 120 letters, digits, '.', '_' and '-'")
         return run_id

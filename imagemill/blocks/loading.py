@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import boto3
 from prefect.blocks.core import Block
+from prefect.client.orchestration import get_client
+from prefect.exceptions import ObjectNotFound
 from pydantic import SecretStr, ValidationError
 
 from imagemill.blocks.apis import PROVIDERS, ImageApi
-from imagemill.blocks.store_servers import StoreServer
+from imagemill.blocks.store_servers import PostgresServer, RedisServer, StoreServer
 from imagemill.errors import InputError
 from imagemill.s3.connection import own_session
 from imagemill.settings import ApiSettings, ExecutionSettings, OutputSettings, input_error
@@ -35,7 +38,7 @@ def image_api(settings: ApiSettings, *, needs_key: bool = True) -> ImageApi:
         InputError: there is no such block or vendor, or a value is invalid.
     """
     if settings.block:
-        block = _load(settings.block)
+        block = _load(settings.block, [*PROVIDERS.values()])
         if not isinstance(block, ImageApi):
             raise InputError(f"The block {settings.block!r} is not an image API.")
         return _with_overrides(block, settings)
@@ -86,7 +89,7 @@ def job_store(settings: ExecutionSettings) -> tuple[str | None, SecretStr | None
     kind, _, name = (settings.store or "").partition(":")
     if kind != "block":
         return settings.store, settings.store_password
-    block = _load(name)
+    block = _load(name, [PostgresServer, RedisServer])
     if not isinstance(block, StoreServer):
         raise InputError(f"The block {name!r} is not a job store.")
     return block.url, block.password
@@ -103,18 +106,34 @@ def aws_session(output: OutputSettings) -> tuple[boto3.Session, str | None]:
     # The package loads its ECS worker too, half a second of CPU, and only a saved block needs it.
     from prefect_aws.s3 import S3Bucket  # noqa: PLC0415
 
-    try:
-        block = S3Bucket.load(output.s3_bucket_block)
-    except ValueError as error:
-        raise InputError(f"There is no saved block {output.s3_bucket_block!r}: {error}") from error
+    block = _load(output.s3_bucket_block, [S3Bucket])
+    if not isinstance(block, S3Bucket):
+        raise InputError(f"The block {output.s3_bucket_block!r} is not an S3Bucket.")
     credentials = block.credentials
     parameters = getattr(credentials, "aws_client_parameters", None)
     endpoint = output.s3_endpoint_url or (parameters and parameters.endpoint_url)
     return credentials.get_boto3_session(), endpoint
 
 
-def _load(name: str) -> object:
-    try:
-        return Block.load(name)
-    except ValueError as error:
-        raise InputError(f"There is no saved block {name!r}: {error}") from error
+def _load(name: str, kinds: Sequence[type[Block]]) -> Block:
+    """A saved block by TYPE/NAME, or by NAME alone where only one block of these kinds has it.
+
+    Raises:
+        InputError: there is no such block, or several; the message lists those that exist.
+    """
+    name = name.strip()
+    if "/" in name:
+        with suppress(ValueError):
+            return Block.load(name)
+    with get_client(sync_client=True) as client:
+        saved = []
+        for slug in (kind.get_block_type_slug() for kind in kinds):
+            with suppress(ObjectNotFound):  # a type that nobody has registered yet
+                documents = client.read_block_documents_by_type(slug, include_secrets=False)
+                saved += [f"{slug}/{document.name}" for document in documents]
+    found = [each for each in saved if each.partition("/")[2] == name]
+    if len(found) == 1:
+        return Block.load(found[0])
+    if found:
+        raise InputError(f"Several saved blocks are called {name!r}: {', '.join(found)}. Name one in full.")
+    raise InputError(f"There is no saved block {name!r}. There are: {', '.join(saved) or 'none'}.")

@@ -21,7 +21,7 @@ def build_dashboard(
     """Draw the dashboard of all runs below an output prefix, from its metrics/ folder.
 
     Args:
-        output: Where the images and records of the runs are: s3://BUCKET/PREFIX, or output settings.
+        output: Where the images and records of the runs are; in Python, s3://BUCKET/PREFIX is enough.
         regressions: When a run counts as a regression.
 
     Returns:

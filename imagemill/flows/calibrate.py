@@ -28,7 +28,7 @@ def calibrate(
     """Measure an account's limits on concurrency and rate. This makes real, paid images.
 
     Args:
-        api: Which image API and model to use: a vendor's name, or API settings.
+        api: Which image API and model to use; in Python, a vendor's name is enough.
         budget: What the calibration may spend.
         plot: Write a plot of throughput by concurrency to this HTML file.
 

@@ -32,9 +32,9 @@ def generate_catalog(
     """Generate an image for each row of a catalog. An existing run is resumed.
 
     Args:
-        catalog: Where the prompts come from: a path, or catalog settings.
-        output: Where the images and records go: s3://BUCKET/PREFIX, or output settings.
-        api: Which image API and model to use: a vendor's name, or API settings.
+        catalog: Where the prompts come from; in Python, a path is enough.
+        output: Where the images and records go; in Python, s3://BUCKET/PREFIX is enough.
+        api: Which image API and model to use; in Python, a vendor's name is enough.
         picture: Defaults for rows that do not set their own.
         limits: Limits on speed and cost.
         execution: How the run is executed and where its state is stored.

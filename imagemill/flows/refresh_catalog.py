@@ -38,9 +38,9 @@ def refresh_catalog(  # noqa: PLR0917 - the fields of the form
     """Bring the images of a catalog up to date. Unchanged rows cost nothing.
 
     Args:
-        catalog: Where the prompts come from: a path, or catalog settings.
-        output: Where the images and records are: s3://BUCKET/PREFIX, or output settings.
-        api: Which image API and model to use: a vendor's name, or API settings.
+        catalog: Where the prompts come from; in Python, a path is enough.
+        output: Where the images and records are; in Python, s3://BUCKET/PREFIX is enough.
+        api: Which image API and model to use; in Python, a vendor's name is enough.
         picture: Defaults for rows that do not set their own.
         limits: Limits on speed and cost.
         execution: How the run is executed and where its state is stored.

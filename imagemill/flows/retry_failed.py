@@ -39,6 +39,7 @@ def retry_failed(
         InputError: there is no such run.
         RunStoppedError: the run stopped early and can be resumed.
     """
+    run_id = run_id.strip()
     changed = {"limits": limits, "execution": execution}
     settings = recorded_settings(run_id, output).model_copy(
         update={name: value for name, value in changed.items() if value is not None}

@@ -47,6 +47,16 @@ def test_the_block_decides_what_the_settings_leave_open(
         generate_catalog(catalog=path, api=other, execution={"run_id": "block"}, **given)
     assert emulated.bill()["images"] == 2
 
+    # Its name alone is enough; a wrong one is answered with those that exist.
+    again = generate_catalog(catalog=path, api={"block": "own "}, execution={"run_id": "block "}, **given)
+    assert (again.run_id, again.generated) == ("block", 2)
+    for wrong in ("owm", "imagemill-fal/owm", "nothing/own"):
+        with pytest.raises(InputError, match=r"no saved block .*imagemill-fal/own"):
+            generate_catalog(catalog=path, api={"block": wrong}, **given)
+    bucket = {**place.settings(), "s3_bucket_block": "nowhere"}
+    with pytest.raises(InputError, match="no saved block 'nowhere'"):
+        generate_catalog(catalog=path, api=api, **given | {"output": bucket})
+
 
 def test_a_request_may_take_as_long_as_the_block_says(
     place: Place, emulator: Callable[..., Emulator], catalog: Callable[..., str]
