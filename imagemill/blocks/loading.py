@@ -115,7 +115,7 @@ def aws_session(output: OutputSettings) -> tuple[boto3.Session, str | None]:
     return credentials.get_boto3_session(), endpoint
 
 
-def _load(name: str, kinds: Sequence[type[Block]]) -> Block:
+def _load(name: str, kinds: Sequence[type[Block]]) -> object:
     """A saved block by TYPE/NAME, or by NAME alone where only one block of these kinds has it.
 
     Raises:
