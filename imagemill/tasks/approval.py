@@ -59,7 +59,7 @@ def ask_loss_approval(loss: str | None) -> None:
 
 
 def _approved(why: str, question: str, *, approve: bool) -> bool:
-    """The answer to a question; ``approve`` is how its switch stands. The page says what the run waits for."""
+    """The answer to a question, also shown on the run's page; ``approve`` is how its switch stands."""
     get_run_logger().warning("Waiting for approval: press Resume. %s", why.replace("**", ""))
     create_markdown_artifact(
         f"### This run waits for approval\n\n{why} {question}\n\nResume, on the run's page, asks.",
