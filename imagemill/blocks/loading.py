@@ -7,9 +7,10 @@ from contextlib import suppress
 from typing import Any
 
 import boto3
+import httpx
 from prefect.blocks.core import Block
 from prefect.client.orchestration import get_client
-from prefect.exceptions import ObjectNotFound
+from prefect.exceptions import PrefectHTTPStatusError
 from pydantic import SecretStr, ValidationError
 
 from imagemill.blocks.apis import PROVIDERS, ImageApi
@@ -128,9 +129,13 @@ def _load(name: str, kinds: Sequence[type[Block]]) -> object:
     with get_client(sync_client=True) as client:
         saved = []
         for slug in (kind.get_block_type_slug() for kind in kinds):
-            with suppress(ObjectNotFound):  # a type that nobody has registered yet
+            try:
                 documents = client.read_block_documents_by_type(slug, include_secrets=False)
-                saved += [f"{slug}/{document.name}" for document in documents]
+            except PrefectHTTPStatusError as error:
+                if error.response.status_code != httpx.codes.NOT_FOUND:
+                    raise
+                continue  # a type that nobody has registered yet
+            saved += [f"{slug}/{document.name}" for document in documents]
     found = [each for each in saved if each.partition("/")[2] == name]
     if len(found) == 1:
         return Block.load(found[0])
