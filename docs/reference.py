@@ -21,7 +21,11 @@ from imagemill.runs.summary import RunSummary
 _FILES: tuple[tuple[str, str, pa.Schema], ...] = (
     ("jobs.parquet", "One row per job.", JOBS_SCHEMA),
     ("failed.parquet", "One row per failed job, with its full input and the API's message.", FAILED_SCHEMA),
-    ("rejected.parquet", "One row per catalog row that never became a job.", REJECTED_SCHEMA),
+    (
+        "rejected.parquet",
+        "One row per catalog row that never became a job. The catalog's other columns follow.",
+        REJECTED_SCHEMA,
+    ),
     (
         "metrics.parquet",
         "One row per time bucket in which something happened; `bucket_s` is its width.",

@@ -63,7 +63,8 @@ class CatalogFiles:
                         )
                     for batch in parquet.iter_batches(BATCH_ROWS, columns=wanted):
                         table = pa.Table.from_batches([batch]).select(wanted).rename_columns(names)
-                        table.select(list(self.columns)).validate(full=True)  # what says it is text is UTF-8
+                        used = self.templates.columns.union(self.columns).intersection(names)
+                        table.select(sorted(used)).validate(full=True)  # what says it is text is UTF-8
                         if left is not None:
                             table = table.slice(0, left)
                             left -= table.num_rows
@@ -158,7 +159,8 @@ def _column_map(settings: CatalogSettings, schema: pa.Schema) -> dict[str, str]:
     if "prompt" not in columns:
         raise InputError(
             f"The catalog has no column 'prompt'{_nearest('prompt', names)}. Name the column that holds"
-            f" the prompts, as in --column prompt=NAME. Its columns: {_listed(names)}."
+            " the prompts, as in --column prompt=NAME, or make them from columns with --prompt-template. Its"
+            f" columns: {_listed(names)}."
         )
     kind = schema.field(columns["prompt"]).type
     if pa.types.is_dictionary(kind):

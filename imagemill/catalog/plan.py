@@ -165,7 +165,7 @@ class Planner:
         refused = _Refused.of(judged, combinations)
         self._rejected += len(refused.places)
         plan = _plan_table(row_of, refused, rows, keys, numbers, table, catalog)
-        return plan, _rejected_table(row_of, refused, variations, table), jobs
+        return plan, _rejected_table(row_of, refused, table, catalog), jobs
 
     def _keys_of(self, rows: CatalogRows) -> list[str]:
         sizes = list(zip(rows.widths, rows.heights, rows.steps, rows.params, strict=True))
@@ -279,7 +279,7 @@ def write_plan(
     repeated = [name for name in schema.names if name not in _MOSTLY_UNIQUE]
     with (
         pq.ParquetWriter(plan_file, schema, compression="zstd", use_dictionary=repeated) as plan_writer,
-        pq.ParquetWriter(rejected_file, REJECTED_SCHEMA, compression="zstd") as rejected_writer,
+        pq.ParquetWriter(rejected_file, _rejected_schema(catalog), compression="zstd") as rejected_writer,
     ):
         for plan, rejected, jobs in planner.plan(catalog):
             plan_writer.write_table(plan)
@@ -356,18 +356,37 @@ def _plan_table(
     return planned
 
 
+def _rejected_schema(catalog: CatalogFiles) -> pa.Schema:
+    """The columns of rejected rows: with those that are carried, they can be repaired and run."""
+    own = {*REJECTED_SCHEMA.names}
+    carried = [field for field in catalog.carried if field.name not in CATALOG_COLUMNS]
+    return pa.schema(
+        [
+            *REJECTED_SCHEMA,
+            *[field.with_name(f"catalog_{f}" if (f := field.name) in own else f) for field in carried],
+        ]
+    )
+
+
 def _rejected_table(
-    row_of: npt.NDArray[np.int64], refused: _Refused, variations: Variations, batch: pa.Table
+    row_of: npt.NDArray[np.int64], refused: _Refused, batch: pa.Table, catalog: CatalogFiles
 ) -> pa.Table:
-    if not refused.places:
-        return REJECTED_SCHEMA.empty_table()
-    raw = [
-        _texts(batch[name], refused.places) if name in batch.column_names else [None] * len(refused.places)
-        for name in CATALOG_COLUMNS
-    ]
-    varied = variations.varied(variations.variants_of(refused.places))
-    alone = [None if whole else text for text, whole in zip(varied, refused.whole, strict=True)]
-    return _table([row_of[refused.places].tolist(), refused.reasons, *raw, alone], REJECTED_SCHEMA)
+    schema, variations, places = _rejected_schema(catalog), catalog.variations, refused.places
+    if not places:
+        return schema.empty_table()
+    columns: list[Any] = [row_of[places].tolist(), refused.reasons]
+    for name in CATALOG_COLUMNS:  # what a template makes is here as the catalog has it, or not at all
+        there = name if name not in catalog.templates.made else f"carried:{name}"
+        absent = refused.names if name == "id" else [None] * len(places)
+        columns.append(_texts(batch[there], places) if there in batch.column_names else absent)
+    varied = variations.varied(variations.variants_of(places))
+    columns.append([None if whole else text for text, whole in zip(varied, refused.whole, strict=True)])
+    table = _table(columns, REJECTED_SCHEMA)
+    carried = [field.name for field in catalog.carried if field.name not in CATALOG_COLUMNS]
+    for field_of, name in zip(list(schema)[len(REJECTED_SCHEMA) :], carried, strict=True):
+        column = batch[f"carried:{name}"].combine_chunks().take(places)
+        table = table.append_column(field_of, column.cast(field_of.type))
+    return table
 
 
 def _texts(column: pa.ChunkedArray, places: list[int]) -> list[str | None]:

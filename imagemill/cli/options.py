@@ -178,7 +178,11 @@ def settings_of(arguments: argparse.Namespace, group: str, **given: object) -> A
         if value is None:
             continue
         if option in _PAIRS:
-            value = pairs_of(option, metavar, value)
+            given, value = value, pairs_of(option, metavar, value)
+            if option == "--vary" and len(value) < len(given):
+                raise InputError(
+                    "--vary is given twice for one name: give all its values at once, as in A,B."
+                )
         elif option == "--concurrency" and value != "auto":
             value = _whole(option, value)
         values[name] = value

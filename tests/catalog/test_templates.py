@@ -81,6 +81,10 @@ def test_a_row_whose_template_fails_or_is_blank_is_rejected(catalog: Callable[..
     assert rows == ["Red"]
     assert rejected[1].startswith("prompt template fails: the column 'colour' is empty in this row; say what")
     assert rejected[2] == rejected[3] == "the prompt template renders blank"
+    again = Path(path).with_name("rejected").rename(Path(path).with_name("repaired.parquet"))
+    rows, rejected, _, _ = prompts(str(again), "{{ title }} {{ colour | default('plain') }}")
+    assert rows == ["Chair plain", "Vase", "Lamp"]
+    assert rejected == {}
 
 
 def test_the_rendered_prompt_is_keyed_and_the_plan_keeps_its_columns(catalog: Callable[..., str]) -> None:

@@ -146,6 +146,8 @@ def test_the_command_estimates_all_pictures(
     assert main(["estimate", path, "--json", *options, "--variations", "3"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert (found["rows"], found["variants"], found["unique"]) == (2, 6, 12)
+    assert main(["estimate", path, "--vary", "style=a", "--vary", "style=b"]) == 2
+    assert "--vary is given twice for one name" in capsys.readouterr().err
     assert main(["estimate", path, "--vary", "style"]) == 2
     assert "--vary 'style' is not of the form NAME=A,B" in capsys.readouterr().err
 
