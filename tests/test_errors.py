@@ -27,6 +27,23 @@ def test_every_class_has_a_rule() -> None:
     }
 
 
+def test_the_retry_table() -> None:
+    """Retries, outcome, first wait, longest wait, jitter."""
+    assert {
+        error_class.value: (rule.retries, rule.outcome.value, rule.base_s, rule.max_s, rule.jitter)
+        for error_class, rule in RETRY_RULES.items()
+    } == {
+        "rate_limited": (3, "retryable", 2.0, 60.0, True),
+        "server_error": (1, "retryable", 2.0, 60.0, False),
+        "timeout": (3, "retryable", 1.0, 60.0, True),
+        "bad_request": (0, "permanent", 0.0, 60.0, False),
+        "content_filtered": (0, "permanent", 0.0, 60.0, False),
+        "invalid_image": (1, "retryable", 0.0, 60.0, False),
+        "unauthorized": (0, "stop", 0.0, 60.0, False),
+        "out_of_budget": (0, "stop", 0.0, 60.0, False),
+    }
+
+
 def test_backoff_doubles_with_full_jitter_and_retry_after_wins() -> None:
     rule, rng = RETRY_RULES[ErrorClass.RATE_LIMITED], random.Random(1)
     for retry, ceiling in ((1, 2.0), (2, 4.0), (3, 8.0)):
