@@ -34,6 +34,9 @@ def test_money_adds_up_and_is_as_sure_as_its_least_sure_part() -> None:
     one.pay(0.0, CostSource.UNKNOWN)
     assert one.cost_source == CostSource.UNKNOWN
     assert CostSource.of_total(["", ""]) is None
+    free = job()
+    free.pay(0.0, "")
+    assert free.cost_source == ""
 
 
 def test_a_lost_answer_that_is_found_is_in_doubt_no_more() -> None:
@@ -80,9 +83,11 @@ def test_a_failed_job_says_why_in_bounds_and_can_be_reopened() -> None:
 
 @pytest.mark.parametrize(("request_id", "doubtful_usd"), [(None, 0.1), ("r", 0.0)])
 def test_reopening_leaves_a_doubt_that_nobody_can_settle(request_id: str | None, doubtful_usd: float) -> None:
-    one = job(request_id=request_id, unanswered=1, unanswered_usd=0.1, status=JobStatus.FAILED)
+    given = {"request_id": request_id, "unanswered": 1, "unanswered_usd": 0.1, "status": JobStatus.FAILED}
+    one, other = job(**given), job(**given)
     one.reopen(doubtful_usd)
-    assert (one.unanswered, one.unanswered_usd) == (1, 0.1)
+    other.reopen()
+    assert (one.unanswered, one.unanswered_usd) == (other.unanswered, other.unanswered_usd) == (1, 0.1)
 
 
 CHANGES: dict[str, Callable[[Job], None]] = {

@@ -98,3 +98,44 @@ def test_what_a_dead_worker_spent_counts_once() -> None:
         assert sum(set_aside) == pytest.approx(0.10)  # all of it is spent
 
     run(scenario)
+
+
+def test_what_a_resume_recovers_adds_up_and_counts_against_the_limit() -> None:
+    async def scenario() -> None:
+        cost = CostLimit(0.10)
+        for _ in range(2):
+            cost.recover(spent_usd=0.01)
+            cost.recover(doubtful_usd=0.01)
+            cost.recover(expected_usd=0.01)
+        amounts = (cost.spent_usd, cost.doubtful_usd, cost.expected_usd, cost.committed_usd)
+        assert amounts == pytest.approx((0.02, 0.02, 0.02, 0.06))
+        await cost.promise(0.04)
+        cost.stop()
+        with pytest.raises(BudgetSpentError):
+            await cost.promise(0.01)
+
+    run(scenario)
+
+
+def test_what_was_set_aside_and_is_not_spent_is_given_back_once() -> None:
+    asked: list[float] = []
+
+    async def fits(usd: float) -> bool:
+        asked.append(round(usd, 6))
+        return True
+
+    async def scenario() -> None:
+        cost = CostLimit(1.0, set_aside=fits)
+        for _ in range(3):
+            await cost.promise(0.01)
+            cost.settle(0.01, charged_usd=0.01)
+        cost.recover(spent_usd=0.02)  # another process set that aside
+        await cost.give_back()
+        await cost.give_back()
+        assert asked == [0.1, -0.07]
+        await cost.promise(0.01)
+        assert asked == [0.1, -0.07, 0.1]  # of what was given back nothing is left to spend
+        await CostLimit(None, set_aside=fits).give_back()
+        assert len(asked) == 3
+
+    run(scenario)
