@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         LimitSettings,
         OutputSettings,
         PictureSettings,
+        QualitySettings,
         RefreshSettings,
         RegressionSettings,
     )
@@ -46,6 +47,7 @@ __all__ = [
     "OutputSettings",
     "PictureSettings",
     "Preview",
+    "QualitySettings",
     "RefreshSettings",
     "RegressionSettings",
     "RunStoppedError",

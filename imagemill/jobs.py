@@ -55,7 +55,8 @@ class Job:
     job, ``cost_source`` how that is known ("" while nothing is charged); ``unanswered`` its requests whose
     answer never came or could not be read, and ``unanswered_usd`` what the API may have charged for them. A
     job that failed while the API kept its request still has its ``request_id``. ``image`` is the object's
-    name below the output prefix. ``reused`` says the image was there before this run asked.
+    name below the output prefix. ``reused`` says the image was there before this run asked. ``quality``
+    holds the picture's measures as JSON, "" where it was not measured; ``suspect`` the verdicts, with commas.
     """
 
     number: int
@@ -91,6 +92,8 @@ class Job:
     queued_s: float | None = None
     variant: int = 1
     varied: str = ""
+    quality: str = ""
+    suspect: str = ""
 
     @property
     def retries(self) -> int:

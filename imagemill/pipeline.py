@@ -33,6 +33,7 @@ from imagemill.settings import (
     LimitSettings,
     OutputSettings,
     PictureSettings,
+    QualitySettings,
     RunSettings,
 )
 from imagemill.tasks.approval import ask_approval
@@ -164,6 +165,7 @@ def run_settings(
     picture: PictureSettings,
     limits: LimitSettings,
     execution: ExecutionSettings,
+    quality: QualitySettings,
 ) -> RunSettings:
     """The settings of a run. Without a run id, it is derived from the flow run."""
     return RunSettings(
@@ -174,6 +176,7 @@ def run_settings(
         picture=picture,
         limits=limits,
         execution=execution,
+        quality=quality,
     )
 
 

@@ -326,6 +326,21 @@ class PictureSettings(_Settings):
         return policy
 
 
+class QualitySettings(_Settings):
+    """Whether pictures are measured, and what happens to those that look wrong."""
+
+    measure: Literal["auto", "all", "off"] = Field(
+        default="auto",
+        description="Which pictures to measure: auto as many as fit into a tenth of the CPU time, all, or"
+        " none (off). Measures and verdicts are in jobs.parquet.",
+    )
+    on_suspect: Literal["keep", "fail", "retry"] = Field(
+        default="keep",
+        description="What to do with a blurred, flat, letterboxed or half decoded picture: keep it and show"
+        " it first in the report, fail the job, or retry once with another seed, keeping the better.",
+    )
+
+
 class LimitSettings(_Settings):
     """Limits on speed and cost."""
 
@@ -546,6 +561,7 @@ class RunSettings(_Settings):
     api: Api
     output: Output
     picture: PictureSettings = PictureSettings()
+    quality: QualitySettings = QualitySettings()
     limits: LimitSettings = LimitSettings()
     execution: ExecutionSettings = ExecutionSettings()
     refresh: RefreshSettings | None = None

@@ -18,6 +18,7 @@ from imagemill.settings import (
     LimitSettings,
     OutputSettings,
     PictureSettings,
+    QualitySettings,
     RefreshSettings,
     RegressionSettings,
     input_error,
@@ -28,6 +29,7 @@ GROUPS: dict[str, type[BaseModel]] = {
     "api": ApiSettings,
     "output": OutputSettings,
     "picture": PictureSettings,
+    "quality": QualitySettings,
     "limits": LimitSettings,
     "execution": ExecutionSettings,
     "refresh": RefreshSettings,
@@ -72,6 +74,8 @@ OPTIONS: tuple[tuple[str, str, str, str], ...] = (
     ("--param", "NAME=VALUE", "picture", "params"),
     ("--seed-policy", "POLICY", "picture", "seed_policy"),
     ("--format", "FORMAT", "picture", "format"),
+    ("--quality", "auto|all|off", "quality", "measure"),
+    ("--on-suspect", "keep|fail|retry", "quality", "on_suspect"),
     ("--concurrency", "auto|N", "limits", "concurrency"),
     ("--max-images-per-minute", "N", "limits", "max_images_per_minute"),
     ("--max-cost", "USD", "limits", "max_cost_usd"),
@@ -89,7 +93,7 @@ OPTIONS: tuple[tuple[str, str, str, str], ...] = (
     ("--height", "N", "budget", "height"),
 )
 
-RUN_GROUPS = ("catalog", "api", "output", "picture", "limits", "execution")
+RUN_GROUPS = ("catalog", "api", "output", "picture", "quality", "limits", "execution")
 """The groups of settings of a run."""
 
 CALIBRATE_GROUPS = ("api", "budget")

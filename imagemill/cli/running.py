@@ -143,6 +143,7 @@ def resumed_arguments(run_id: str) -> dict[str, Any]:
         "api": settings.api,
         "picture": settings.picture,
         "limits": settings.limits,
+        "quality": settings.quality,
         "execution": settings.execution.model_copy(update={"run_id": run_id, "keep_plan": True}),
     }
 

@@ -9,10 +9,15 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-__all__ = ["CHARGED", "LINK", "NAMES", "STATUS", "FaultPlan", "UnknownFaultError"]
+__all__ = ["CHARGED", "FLAWS", "LINK", "NAMES", "STATUS", "FaultPlan", "UnknownFaultError"]
 
 STATUS = frozenset({"400", "401", "402", "429", "500", "502", "503", "504"})
 """Faults that answer with an HTTP status instead of a picture. Nothing is charged."""
+
+FLAWS = frozenset(
+    {"black", "blurred", "flat", "half_decoded", "letterboxed", "near_duplicate", "placeholder"}
+)
+"""Faults of a picture that is whole and has the right size."""
 
 CHARGED = frozenset(
     {
@@ -20,9 +25,9 @@ CHARGED = frozenset(
         "reset_body",
         "truncated",
         "wrong_size",
-        "black",
         "garbage",
         "expired_link",
+        *FLAWS,
     }
 )
 """Faults in which a picture was made, so that it is charged."""

@@ -38,7 +38,7 @@ class Gallery:
 
     async def picture(self, shot: Shot, *, fast: bool) -> bytes:
         """Return the encoded picture; `fast` stamps one base picture a size instead of drawing."""
-        if not fast:
+        if not fast or shot.flaw is not None:
             return await self._drawn(shot)
         base = replace(shot, prompt="Emulated picture", steps=4, seed=0)
         return stamp(await self._drawn(base), shot.digest)

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
+from imagemill.emulator.faults import FLAWS
+
 __all__ = ["Format", "Order", "Shot"]
 
 Format = Literal["jpeg", "png", "webp"]
@@ -15,7 +17,7 @@ Format = Literal["jpeg", "png", "webp"]
 
 @dataclass(frozen=True, slots=True)
 class Shot:
-    """One picture to draw; two equal shots have the same bytes. Sizes are in pixels."""
+    """One picture to draw; two equal shots have the same bytes. Sizes in pixels, `flaw` of `FLAWS`."""
 
     prompt: str
     width: int
@@ -23,7 +25,7 @@ class Shot:
     steps: int
     seed: int
     format: Format
-    black: bool = False
+    flaw: str | None = None
 
     @property
     def media_type(self) -> str:
@@ -38,7 +40,7 @@ class Shot:
     @property
     def digest(self) -> str:
         """A digest of everything that decides the picture, 64 hexadecimal digits."""
-        parts = (self.prompt, self.width, self.height, self.steps, self.seed, self.black)
+        parts = (self.prompt, self.width, self.height, self.steps, self.seed, self.flaw)
         return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 
@@ -97,7 +99,7 @@ class Order:
                 steps=self.steps,
                 seed=self.drawn_seed + index,
                 format=self.format,
-                black=fault in {"black", "flagged"},
+                flaw="black" if fault == "flagged" else fault if fault in FLAWS else None,
             )
             for index in range(self.count)
         ]

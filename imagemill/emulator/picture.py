@@ -6,7 +6,7 @@ import io
 from random import Random
 from typing import TYPE_CHECKING
 
-from PIL import Image
+from PIL import Image, ImageFilter
 
 from imagemill.emulator.caption import write_caption
 from imagemill.emulator.scenery import scenery
@@ -18,17 +18,37 @@ __all__ = ["draw"]
 
 _JPEG_QUALITY = 86
 _PNG_LEVEL = 2
+_NO_DATA = (0, 135, 0)
+"""What zeros in YUV look like, where a decoder had no data."""
 
 
 def draw(shot: Shot) -> bytes:
     """Return the encoded picture of a shot, as PNG, JPEG or WebP; sizes are in pixels."""
     size = (shot.width, shot.height)
-    if shot.black:
+    if shot.flaw == "black":
         return _encoded(Image.new("RGB", size), shot)
-    image = scenery(shot.width, shot.height, Random(shot.digest))
+    alike = shot.flaw in {"near_duplicate", "placeholder"}
+    image = scenery(shot.width, shot.height, Random(shot.flaw if alike else shot.digest))
     footer = f"seed {shot.seed} · {shot.width} x {shot.height} · {shot.steps} steps"
-    write_caption(image, shot.prompt, footer)
-    return _encoded(image, shot)
+    write_caption(image, *(("Alike", "") if alike else (shot.prompt, footer)))
+    return _encoded(_flawed(image, shot.flaw, shot.digest), shot)
+
+
+def _flawed(image: Image.Image, flaw: str | None, digest: str) -> Image.Image:
+    width, height = image.size
+    if flaw == "blurred":
+        return image.filter(ImageFilter.GaussianBlur(min(width, height) / 32))
+    if flaw == "flat":
+        return Image.blend(image, Image.new("RGB", image.size, (118, 120, 122)), 0.985)
+    if flaw == "half_decoded":
+        image.paste(_NO_DATA, (0, height * 6 // 10, width, height))
+    elif flaw == "letterboxed":
+        bars = Image.new("RGB", image.size)
+        bars.paste(image.resize((width, height * 3 // 4)), (0, height // 8))
+        return bars
+    elif flaw == "near_duplicate":
+        image.putpixel((0, 0), tuple(Random(digest).randbytes(3)))
+    return image
 
 
 def _encoded(image: Image.Image, shot: Shot) -> bytes:

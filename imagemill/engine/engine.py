@@ -30,7 +30,7 @@ from imagemill.engine.purchase import Purchase
 from imagemill.engine.receipt import Receipt, image_metadata
 from imagemill.engine.recorder import Recorder
 from imagemill.engine.setup_fault import SetupFault, is_suspect
-from imagemill.engine.work import Work, is_doubtful
+from imagemill.engine.work import KeptPicture, Work, is_doubtful
 from imagemill.errors import (
     RETRY_RULES,
     ApiError,
@@ -40,6 +40,15 @@ from imagemill.errors import (
 )
 from imagemill.formatting import cut
 from imagemill.jobs import TERMINAL, Job, JobStatus
+from imagemill.quality.inspection import (
+    PLACEHOLDER,
+    SUSPECT,
+    Finding,
+    Inspection,
+    OnSuspect,
+    another_seed,
+)
+from imagemill.quality.verdicts import Verdict
 from imagemill.request_watch import RequestState
 from imagemill.stores import JobStore
 
@@ -75,10 +84,11 @@ class Engine:
     """Works off shards of jobs; one for a whole process, from one event loop.
 
     Everything it touches is passed in: the API and its HTTP client, the bucket, the store, the pacer, the
-    cost limit, the breaker, the watch for a wrong setup, the recorder, the folder for images that the bucket
-    did not take, the clocks (``wall`` in Unix seconds) and the random numbers. ``grace_s``, which may be set,
-    is how long requests in flight may still come home once the run is interrupted, in seconds. So may
-    ``fence``: asked right before each purchase whether the job of this number is still this process's.
+    cost limit, the breaker, the watch for a wrong setup, the look at pictures, the recorder, the folder for
+    images that the bucket did not take, the clocks (``wall`` in Unix seconds) and the random numbers.
+    ``grace_s``, which may be set, is how long requests in flight may still come home once the run is
+    interrupted, in seconds. So may ``fence``: asked right before each purchase whether the job of this number
+    is still this process's.
     """
 
     def __init__(  # noqa: PLR0913 - its parts, by name
@@ -94,6 +104,8 @@ class Engine:
         recorder: Recorder,
         unsaved: Path,
         setup: SetupFault | None = None,
+        inspection: Inspection | None = None,
+        on_suspect: OnSuspect = OnSuspect.KEEP,
         clock: Callable[[], float] = anyio.current_time,
         wall: Callable[[], float] = time.time,
         rng: random.Random | None = None,
@@ -106,6 +118,8 @@ class Engine:
         self._cost = cost
         self._breaker = breaker
         self._setup = setup or SetupFault(share=0.8)
+        self._inspection = inspection or Inspection(share=0)
+        self._on_suspect = on_suspect
         self._unsaved = unsaved
         self._recorder = recorder
         self._clock = clock
@@ -354,9 +368,13 @@ class Engine:
                 if image.flagged:
                     raise ApiError(ErrorClass.CONTENT_FILTERED, "the API flagged the image", code="flagged")
                 picture = self._checked(job, image)
+                found = await self._look_at(job, image)
                 self._setup.succeeded(job)
-                receipt = Receipt.of(self._recorder.run_id, job, latency_s, queued_s)
-                await self._keep(job, picture, image.content, receipt)
+                if work.kept is None or found.merit > work.kept.found.merit:
+                    name = image_name(job.key, picture.extension)
+                    receipt = Receipt.of(self._recorder.run_id, job, latency_s, queued_s)
+                    await self._keep(job, name, image.content, receipt)
+                    work.kept = KeptPicture(name, len(image.content), found, job.seed, latency_s, queued_s)
             finally:
                 self._uploads.release()
         except (ApiError, StoreUnavailableError):
@@ -369,13 +387,32 @@ class Engine:
                 code="unexpected_error",
                 keep_request=True,
             ) from error
-        job.finish(
-            self._wall(),
-            image=image_name(job.key, picture.extension),
-            image_bytes=len(image.content),
-            latency_s=latency_s,
-        )
-        job.queued_s = queued_s
+        if found.verdicts and self._on_suspect is OnSuspect.RETRY and not work.again:
+            work.again = True
+            job.seed = another_seed(job.seed)
+            raise ApiError(ErrorClass.INVALID_IMAGE, f"a suspect picture ({found.suspect})", code=SUSPECT)
+        self._finish(work, work.kept)
+
+    async def _look_at(self, job: Job, image: GeneratedImage) -> Finding:
+        """Look whether the picture is suspect, and whether the run pays for a placeholder."""
+        found = await self._inspection.look(image.content, job.prompt)
+        if Verdict.PLACEHOLDER in found.verdicts:
+            self.stop(StopKind.SETUP, PLACEHOLDER)
+            raise ApiError(ErrorClass.INVALID_IMAGE, "a placeholder", code=Verdict.PLACEHOLDER)
+        if found.verdicts and self._on_suspect is OnSuspect.FAIL:
+            raise ApiError(ErrorClass.CONTENT_FILTERED, f"a suspect picture ({found.suspect})", code=SUSPECT)
+        return found
+
+    def _finish(self, work: Work, kept: KeptPicture) -> None:
+        """The job is done: its picture, or the better of two, is in the bucket."""
+        job = work.job
+        if work.again:
+            self._recorder.event(
+                "suspect_retried", job=job.number, kept_seed=kept.seed, kept=kept.found.suspect
+            )
+        job.finish(self._wall(), image=kept.name, image_bytes=kept.size, latency_s=kept.latency_s)
+        job.queued_s, job.seed = kept.queued_s, kept.seed
+        job.quality, job.suspect = kept.found.quality, kept.found.suspect
         self._store.save(job)
         self._recorder.finished(job)
 
@@ -464,8 +501,7 @@ class Engine:
         except OSError as error:
             self._recorder.lost_image(name, error.strerror or type(error).__name__)
 
-    async def _keep(self, job: Job, picture: Picture, content: bytes, receipt: Receipt) -> None:
-        name = image_name(job.key, picture.extension)
+    async def _keep(self, job: Job, name: str, content: bytes, receipt: Receipt) -> None:
         try:
             await self._bucket.put_image(name, content, image_metadata(job, receipt))
         except (StoreUnavailableError, anyio.get_cancelled_exc_class()):
@@ -507,6 +543,9 @@ class Engine:
             self._recorder.attempt_failed(job, error, wait_s)
             return wait_s
         self._recorder.attempt_failed(job, error, None)
+        if work.kept is not None:
+            self._finish(work, work.kept)
+            return None
         if job.request_id is not None:
             work.purchase.doubt()  # the API still has it: it may be made and charged yet
         job.fail(
@@ -541,6 +580,10 @@ class Engine:
             work.job.request_id = None
         work.purchase.leave()
         if work.job.status not in TERMINAL and not work.taken_over:
+            if work.kept is not None:
+                with contextlib.suppress(StoreUnavailableError):
+                    self._finish(work, work.kept)
+                return
             work.job.requeue()
             with contextlib.suppress(StoreUnavailableError):
                 self._store.save(work.job)

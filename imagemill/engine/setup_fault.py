@@ -16,6 +16,7 @@ import anyio
 from imagemill.blocks.apis.exchange import UNKNOWN_ANSWER
 from imagemill.errors import ApiError, ErrorClass
 from imagemill.jobs import Job
+from imagemill.quality.inspection import SUSPECT
 
 ALIKE = 10
 """Rows that failed alike, with no image yet, that are a fault of the setup."""
@@ -153,7 +154,7 @@ class SetupFault:
 def is_suspect(error: ApiError) -> bool:
     """Whether an error may be a fault of the setup."""
     if error.error_class is ErrorClass.INVALID_IMAGE:
-        return error.code not in _OF_THE_IMAGE_LINK
+        return error.code not in _OF_THE_IMAGE_LINK | {SUSPECT}
     if error.code in _OF_THE_ROW:
         return False
     return error.error_class is ErrorClass.BAD_REQUEST or error.code == UNKNOWN_ANSWER

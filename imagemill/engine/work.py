@@ -13,6 +13,7 @@ from imagemill.engine.limits.pacer import SlotWatch
 from imagemill.engine.purchase import Purchase
 from imagemill.errors import ApiError, ErrorClass
 from imagemill.jobs import Job
+from imagemill.quality.inspection import Finding
 
 _NEVER_SENT = (
     httpx.ConnectError,
@@ -25,12 +26,25 @@ _NEVER_SENT = (
 """No connection, or no request that may be sent: nothing can have been charged."""
 
 
+@dataclass(frozen=True, slots=True)
+class KeptPicture:
+    """A picture that is in the bucket: the object's name, its bytes, its seed, and how long it took."""
+
+    name: str
+    size: int
+    found: Finding
+    seed: int
+    latency_s: float
+    queued_s: float
+
+
 @dataclass(slots=True)
 class Work:
     """One job at work. ``is_lost`` says that its request got no answer and the API may list it.
 
     ``watch`` follows its request while that is on the way; ``withdrawal`` is set once the API has answered
-    whether it cancelled it. ``taken_over``: another process has the job now.
+    whether it cancelled it. ``taken_over``: another process has the job now. ``kept`` is the better of its
+    pictures so far, and ``again`` whether a suspect one is made once more.
     """
 
     job: Job
@@ -41,6 +55,8 @@ class Work:
     watch: SlotWatch | None = None
     withdrawal: anyio.Event | None = None
     taken_over: bool = False
+    kept: KeptPicture | None = None
+    again: bool = False
 
     def __post_init__(self) -> None:
         self.is_lost = self.job.unanswered > 0 and self.job.request_id is None

@@ -15,6 +15,7 @@ from imagemill.settings import (
     LimitSettings,
     Output,
     PictureSettings,
+    QualitySettings,
 )
 from imagemill.tasks.prepare import prepare
 
@@ -28,6 +29,7 @@ def generate_catalog(
     picture: PictureSettings = PictureSettings(),
     limits: LimitSettings = LimitSettings(),
     execution: ExecutionSettings = ExecutionSettings(),
+    quality: QualitySettings = QualitySettings(),
 ) -> RunSummary:
     """Generate an image for each row of a catalog. An existing run is resumed.
 
@@ -38,6 +40,7 @@ def generate_catalog(
         picture: Defaults for rows that do not set their own.
         limits: Limits on speed and cost.
         execution: How the run is executed and where its state is stored.
+        quality: Whether pictures are measured, and what happens to those that look wrong.
 
     Returns:
         The run's summary.
@@ -47,7 +50,7 @@ def generate_catalog(
         RunStoppedError: the run stopped early (key refused, budget, interrupted, bucket or store
             unavailable) and can be resumed. It carries the summary.
     """
-    settings = run_settings(catalog, output, api, picture, limits, execution)
+    settings = run_settings(catalog, output, api, picture, limits, execution, quality)
     with open_run(settings) as run:
         prepared = prepare(run.session)
         approve(run, prepared)

@@ -20,6 +20,7 @@ from imagemill.settings import (
     LimitSettings,
     Output,
     PictureSettings,
+    QualitySettings,
 )
 from imagemill.tasks.prepare import prepare
 from imagemill.tasks.preview import IMAGES, preview
@@ -35,6 +36,7 @@ def preview_catalog(
     limits: LimitSettings = LimitSettings(),
     execution: ExecutionSettings = ExecutionSettings(),
     images: Annotated[int, Field(ge=1, le=200, description="How many pictures to make.")] = IMAGES,
+    quality: QualitySettings = QualitySettings(),
 ) -> Preview:
     """Make a few of a catalog's images, spread over all of it, and say what the whole would cost.
 
@@ -48,6 +50,7 @@ def preview_catalog(
         limits: Limits on speed and cost.
         execution: How the run is executed and where its state is stored.
         images: How many pictures to make. With variations, whole rows are shown.
+        quality: Whether pictures are measured, and what happens to those that look wrong.
 
     Returns:
         What was made, what the whole would cost, and where the page with the pictures is.
@@ -56,7 +59,7 @@ def preview_catalog(
         InputError: unusable input or settings; nothing was sent to the API.
         RunStoppedError: the preview stopped early and can be resumed. It carries the summary.
     """
-    with open_run(run_settings(catalog, output, api, picture, limits, execution)) as run:
+    with open_run(run_settings(catalog, output, api, picture, limits, execution, quality)) as run:
         prepared = prepare(run.session)
         found = preview(run.session, prepared, images)
         summary = count(run.session, prepared.counts)

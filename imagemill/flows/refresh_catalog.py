@@ -16,6 +16,7 @@ from imagemill.settings import (
     LimitSettings,
     Output,
     PictureSettings,
+    QualitySettings,
     RefreshSettings,
 )
 from imagemill.tasks.approval import ask_loss_approval
@@ -34,6 +35,7 @@ def refresh_catalog(  # noqa: PLR0917 - the fields of the form
     prune: bool = False,  # noqa: FBT001, FBT002 - a field of the form
     refresh: RefreshSettings = RefreshSettings(),
     path: str = "",
+    quality: QualitySettings = QualitySettings(),
 ) -> RunSummary:
     """Bring the images of a catalog up to date. Unchanged rows cost nothing.
 
@@ -47,6 +49,7 @@ def refresh_catalog(  # noqa: PLR0917 - the fields of the form
         prune: Delete images that no row has used for some days: refresh.prune_after_days says how many.
         refresh: What the refresh may take away, and what it does before it takes more.
         path: Read this path instead of the catalog's own: an event names what was uploaded.
+        quality: Whether pictures are measured, and what happens to those that look wrong.
 
     Returns:
         The run's summary, with the numbers of added, changed, unchanged and retired rows.
@@ -59,7 +62,7 @@ def refresh_catalog(  # noqa: PLR0917 - the fields of the form
     if path:
         catalog = catalog.model_copy(update={"path": path})
     refuse_other_paths(catalog.path, refresh.only_paths)
-    settings = run_settings(catalog, output, api, picture, limits, execution)
+    settings = run_settings(catalog, output, api, picture, limits, execution, quality)
     settings = settings.model_copy(update={"refresh": refresh, "prune": prune})
     with open_run(settings) as run:
         prepared = prepare(run.session)

@@ -34,7 +34,7 @@ class Tile:
     """One picture of a contact sheet; ``thumbnail`` is a small JPEG.
 
     ``row`` is the catalog row, whose ``variant`` it is; ``varied`` words what its pictures differ in.
-    ``fault`` says why there is no picture.
+    ``fault`` says why there is no picture, ``suspect`` what looks wrong in it.
     """
 
     id: str
@@ -48,6 +48,7 @@ class Tile:
     variant: int = 1
     varied: str = ""
     fault: str = ""
+    suspect: tuple[str, ...] = ()
 
 
 def spread_rows(
@@ -87,10 +88,11 @@ def tiles_of(
     bucket: ImageBucket,
     rows: Sequence[dict[str, Any]],
     images: dict[int, str | None],
-    faults: dict[int, str],
+    faults: dict[int, str] | None = None,
+    suspects: dict[int, str] | None = None,
     side: int = _THUMBNAIL,
 ) -> list[Tile]:
-    """The tiles of a plan's rows; ``images`` names the objects and ``faults`` what went wrong, by job.
+    """The tiles of a plan's rows. By job: the objects, what went wrong, and the verdicts with commas.
 
     No side of a thumbnail is longer than ``side`` pixels.
 
@@ -98,7 +100,7 @@ def tiles_of(
     """
 
     def tile(row: dict[str, Any]) -> Tile | None:
-        name, fault = images.get(row["job"]), faults.get(row["job"], "")
+        name, fault = images.get(row["job"]), (faults or {}).get(row["job"], "")
         thumbnail = _thumbnail(bucket, name, side) if name else b""
         if not thumbnail and not fault:
             return None
@@ -115,6 +117,7 @@ def tiles_of(
             variant=row.get("variant", 1),
             varied=" · ".join(varied.values()),
             fault=fault,
+            suspect=tuple(filter(None, (suspects or {}).get(row["job"], "").split(","))),
         )
 
     with ThreadPoolExecutor(4) as threads:

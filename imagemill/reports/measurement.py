@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from imagemill.jobs import CostSource
 from imagemill.media_types import HTML, JSON, PARQUET
 from imagemill.parquet import read_batches
 from imagemill.reports.contact_sheet import Tile, spread_rows, tiles_of
-from imagemill.reports.metrics import METRICS_SCHEMA, MeasuredJobs, Pace, Savings, metrics_table, working_s
+from imagemill.reports.metrics import QUALITY, MeasuredJobs, Pace, Savings, metrics_table, working_s
 from imagemill.reports.report import FailureGroup, MetricsBucket, Report, render_report
 from imagemill.runs.session import Session
 from imagemill.runs.summary import RunSummary
@@ -95,6 +95,8 @@ def summarize(session: Session, counts: PlanCounts, jobs: MeasuredJobs, pace: Pa
         cost_source=CostSource.of_total(jobs.cost_sources),
         unanswered=totals.unanswered,
         unanswered_usd=round(totals.unanswered_usd, 12),
+        measured=jobs.measured,
+        suspect=int(jobs.suspect.sum()),
         lost_images=session.recorder.lost_images,
         saved_usd=round(counts.duplicates_usd + totals.reused * price, 12),
         requests=totals.attempts,
@@ -135,6 +137,7 @@ def _run_table(settings: RunSettings, summary: RunSummary, jobs: MeasuredJobs) -
     """A run as one row of the table that the folder metrics/ is."""
     row = summary.model_dump(exclude={"errors", "rejections", "refreshed", "run_id"})
     row |= {
+        **jobs.distributions(),
         "started_at": _moment(jobs.first_start_ms),
         "ended_at": datetime.now(UTC),
         "catalog": settings.catalog.path,
@@ -153,6 +156,7 @@ _RUN_TYPES = {
     "p95_latency_s": pa.float64(),
     "p50_queued_s": pa.float64(),
     "p95_queued_s": pa.float64(),
+    **{f"p{per_cent}_{name}": pa.float64() for name in QUALITY for per_cent in (5, 50, 95)},
 }
 
 
@@ -164,7 +168,7 @@ def _arrow_type(value: object) -> pa.DataType:
 
 def _report(session: Session, summary: RunSummary, jobs: MeasuredJobs, metrics: pa.Table) -> Report:
     settings = session.settings
-    shown = [f.name for f in METRICS_SCHEMA if f.name not in {"duplicates_saved", "saved_usd"}]
+    shown = [field.name for field in fields(MetricsBucket)]
     rows = metrics.select(shown).to_pylist()
     return Report(
         summary=summary,
@@ -209,11 +213,16 @@ def _most_first(counted: tuple[tuple[str, str], int]) -> tuple[int, tuple[str, s
 
 
 def _tiles(session: Session, jobs: MeasuredJobs, variants: int) -> Sequence[Tile]:
-    """Thumbnails of images spread evenly over the run."""
-    rows = spread_rows(session.folder.plan, _TILES, variants, jobs.done)
+    """Thumbnails: suspect pictures first, up to half of them, then pictures spread evenly over the run."""
+    suspect = spread_rows(session.folder.plan, _TILES // 2, variants, jobs.done & jobs.suspect)
+    rest = spread_rows(session.folder.plan, _TILES - len(suspect), variants, jobs.done & ~jobs.suspect)
+    rows = [*suspect, *rest]
     wanted = pa.array([row["job"] for row in rows], pa.int64())
     images: dict[int, str | None] = {}
-    for batch in read_batches(session.folder.path / "jobs.parquet", ["number", "image"]):
+    suspects: dict[int, str] = {}
+    for batch in read_batches(session.folder.path / "jobs.parquet", ["number", "image", "suspect"]):
         found = batch.filter(pc.is_in(batch["number"], wanted))
-        images.update(zip(found["number"].to_pylist(), found["image"].to_pylist(), strict=True))
-    return tiles_of(session.bucket, rows, images, {})
+        numbers = found["number"].to_pylist()
+        images.update(zip(numbers, found["image"].to_pylist(), strict=True))
+        suspects.update(zip(numbers, found["suspect"].to_pylist(), strict=True))
+    return tiles_of(session.bucket, rows, images, suspects=suspects)

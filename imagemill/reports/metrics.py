@@ -29,6 +29,9 @@ MOST_BUCKETS = 240
 PAUSE_S = 5.0
 """A longer gap in the log is a pause between two sessions of a run, not part of the run."""
 
+QUALITY = ("sharpness", "contrast", "brightness", "colourfulness", "flat")
+"""The measures of pictures whose distributions are kept."""
+
 METRICS_SCHEMA = pa.schema(
     [
         ("bucket_start", pa.timestamp("ms", "UTC")),
@@ -49,6 +52,9 @@ METRICS_SCHEMA = pa.schema(
         ("saved_usd", pa.float64()),
         ("p50_queued_s", pa.float64()),
         ("p95_queued_s", pa.float64()),
+        ("measured", pa.int64()),
+        ("suspect", pa.int64()),
+        *((f"p50_{name}", pa.float64()) for name in QUALITY),
     ]
 )
 
@@ -64,7 +70,8 @@ _PACE = ("requests", "rate_limited", "retries", "concurrency")
 class MeasuredJobs:
     """The jobs of a run, by number. Times are in Unix milliseconds or -1, costs in USD, latencies in seconds.
 
-    The latency, and the time in the vendor's queue, is NaN if there is no image.
+    The latency, and the time in the vendor's queue, is NaN if there is no image; so are measures of quality
+    if it was not measured.
     """
 
     done: Flags
@@ -75,6 +82,8 @@ class MeasuredJobs:
     cost_usd: Floats
     started_ms: Whole
     finished_ms: Whole
+    suspect: Flags
+    quality: dict[str, Floats]
     cost_sources: set[str] = field(default_factory=set)
 
     @classmethod
@@ -90,6 +99,8 @@ class MeasuredJobs:
             "cost_source",
             "started_at",
             "finished_at",
+            "suspect",
+            *QUALITY,
         ]
         for batch in read_batches(file, columns):
             rows = slice(start, start := start + batch.num_rows)
@@ -102,6 +113,9 @@ class MeasuredJobs:
             jobs.cost_sources.update(pc.unique(batch["cost_source"]).drop_null().to_pylist())
             jobs.started_ms[rows] = batch["started_at"].cast(pa.int64()).fill_null(_NEVER)
             jobs.finished_ms[rows] = batch["finished_at"].cast(pa.int64()).fill_null(_NEVER)
+            jobs.suspect[rows] = pc.not_equal(batch["suspect"], "")
+            for name, values in jobs.quality.items():
+                values[rows] = batch[name].fill_null(np.nan)
         return jobs
 
     @classmethod
@@ -116,6 +130,8 @@ class MeasuredJobs:
             cost_usd=np.zeros(number),
             started_ms=np.full(number, _NEVER),
             finished_ms=np.full(number, _NEVER),
+            suspect=np.zeros(number, bool),
+            quality={name: np.full(number, np.nan, np.float32) for name in QUALITY},
         )
 
     def latency_quantile(self, share: float) -> float | None:
@@ -125,6 +141,21 @@ class MeasuredJobs:
     def queued_quantile(self, share: float) -> float | None:
         """A quantile of the time in the vendor's queue, over all generated images; None if there are none."""
         return self._quantile(self.queued_s, share)
+
+    @property
+    def measured(self) -> int:
+        """How many pictures were measured."""
+        return int(np.count_nonzero(~np.isnan(self.quality[QUALITY[0]])))
+
+    def distributions(self) -> dict[str, float | None]:
+        """The 5th, 50th and 95th percentile of each measure; None if nothing was measured."""
+        found: dict[str, float | None] = {}
+        for name, values in self.quality.items():
+            known = values[~np.isnan(values)]
+            for per_cent in (5, 50, 95):
+                quantile = float(np.percentile(known, per_cent)) if known.size else None
+                found[f"p{per_cent}_{name}"] = None if quantile is None else round(quantile, 4)
+        return found
 
     def _quantile(self, seconds: Floats, share: float) -> float | None:
         known = seconds[self.done & ~np.isnan(seconds)]
@@ -269,6 +300,12 @@ def metrics_table(jobs: MeasuredJobs, pace: Pace, savings: Savings) -> pa.Table:
         "saved_usd": total(of_image, savings.saved_usd[image]),
         "p50_queued_s": p50_queued,
         "p95_queued_s": p95_queued,
+        "measured": total(of_image, ~np.isnan(jobs.quality[QUALITY[0]][image])),
+        "suspect": total(of_image, jobs.suspect[image]),
+        **{
+            f"p50_{name}": _quantiles(of_image, values[image], len(buckets))[0]
+            for name, values in jobs.quality.items()
+        },
     }
     arrays = [pa.array(columns[f.name], from_pandas=True).cast(f.type) for f in METRICS_SCHEMA]
     return pa.Table.from_arrays(arrays, schema=METRICS_SCHEMA)

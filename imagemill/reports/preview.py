@@ -85,7 +85,7 @@ def make_preview(session: Session, counts: PlanCounts, images: int) -> Preview:
     with session.interruptible():
         session.wait(work_off)
     images_of, faults = session.wait(_outcomes, session, numbers)
-    tiles = tiles_of(session.bucket, rows, images_of, faults, _THUMBNAIL)
+    tiles = tiles_of(session.bucket, rows, images_of, faults, side=_THUMBNAIL)
     preview = _preview(session, counts, count(session, counts), len(tiles), len(faults))
     page = PreviewPage(preview, session.settings, session.api.model, tiles)
     file = session.folder.path / "preview.html"

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import fields
 from operator import attrgetter
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -16,6 +21,9 @@ from imagemill.bucket.manifest import Outcomes, variants_of
 from imagemill.jobs import Job, JobStatus
 from imagemill.media_types import JSON_LINES, PARQUET
 from imagemill.parquet import RowWriter, read_batches
+from imagemill.quality.measures import Measures
+from imagemill.quality.near_duplicates import near_duplicates
+from imagemill.quality.verdicts import Verdict
 from imagemill.runs.session import Session
 
 _COPIES_AT_ONCE = 16
@@ -45,8 +53,14 @@ JOBS_SCHEMA = pa.schema(
         ("finished_at", pa.timestamp("ms", "UTC")),
         ("variant", pa.int32()),
         ("varied", pa.string()),
+        ("suspect", pa.string()),
     ]
 )
+
+QUALITY_SCHEMA = pa.schema(
+    [(field.name, pa.string() if field.name == "phash" else pa.float32()) for field in fields(Measures)]
+)
+"""The measures of each picture; null where it was not measured."""
 
 FAILED_SCHEMA = pa.schema(
     [
@@ -78,18 +92,59 @@ FAILED_SCHEMA = pa.schema(
 def write_records(session: Session) -> Outcomes:
     """Write jobs.parquet and failed.parquet into the run's folder; the outcomes of all jobs."""
     jobs_file, failed_file = session.folder.path / "jobs.parquet", session.folder.path / "failed.parquet"
-    outcomes = Outcomes()
-    with (
-        RowWriter(jobs_file, JOBS_SCHEMA) as jobs_writer,
-        RowWriter(failed_file, FAILED_SCHEMA) as failed_writer,
-    ):
+    outcomes, alike = Outcomes(), AlikePictures()
+    schema = pa.schema([*JOBS_SCHEMA, *QUALITY_SCHEMA])
+    with RowWriter(jobs_file, schema) as jobs_writer, RowWriter(failed_file, FAILED_SCHEMA) as failed_writer:
         for jobs in _job_batches(session):
-            jobs_writer.write(_table(jobs, JOBS_SCHEMA))
+            measures = [orjson.loads(job.quality or "{}") for job in jobs]
+            measured = pa.Table.from_pylist(measures, QUALITY_SCHEMA)
+            alike.add(jobs, measured["phash"])
+            jobs_writer.write(pa.table([*_table(jobs, JOBS_SCHEMA).columns, *measured.columns], schema))
             failed = [job for job in jobs if job.status is JobStatus.FAILED]
             if failed:
                 failed_writer.write(_table(failed, FAILED_SCHEMA))
             outcomes.add(jobs)
+    alike.mark(jobs_file)
     return outcomes
+
+
+class AlikePictures:
+    """Finds pictures of different prompts that look the same, once all jobs are written; 24 bytes per job."""
+
+    def __init__(self) -> None:
+        self._hashes, self._prompts, self._places = array("Q"), array("q"), array("q")
+        self._rows = 0
+
+    def add(self, jobs: list[Job], phashes: pa.ChunkedArray) -> None:
+        """Take the next jobs of the file, with the hashes of their pictures or nulls."""
+        for place, (job, phash) in enumerate(zip(jobs, phashes.to_pylist(), strict=True), self._rows):
+            if phash is not None:
+                self._hashes.append(int(phash, 16))
+                self._prompts.append(hash(job.prompt))
+                self._places.append(place)
+        self._rows += len(jobs)
+
+    def mark(self, file: Path) -> None:
+        """Add the verdict to the jobs of ``file``, if there are any."""
+        places = np.frombuffer(self._places, np.int64)
+        prompts = np.frombuffer(self._prompts, np.int64)
+        found = near_duplicates(np.frombuffer(self._hashes, np.uint64), prompts)
+        marked = np.zeros(self._rows, bool)
+        marked[places[found >= 0]] = True
+        if not marked.any():
+            return
+        other, start = file.with_suffix(".marked"), 0
+        with RowWriter(other, pq.read_schema(file)) as writer:
+            for batch in read_batches(file):
+                here = pa.array(marked[start : start + batch.num_rows])
+                start += batch.num_rows
+                known = batch["suspect"]
+                before = pc.if_else(pc.equal(known, ""), "", pc.binary_join_element_wise(known, "", ","))
+                more = pc.binary_join_element_wise(before, Verdict.NEAR_DUPLICATE, "")
+                suspect = pc.if_else(here, more, known)
+                place = batch.schema.get_field_index("suspect")
+                writer.write(pa.Table.from_batches([batch]).set_column(place, "suspect", suspect))
+        other.replace(file)
 
 
 def _job_batches(session: Session) -> Iterator[list[Job]]:

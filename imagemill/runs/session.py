@@ -42,6 +42,8 @@ from imagemill.engine.recorder import Progress, Recorder
 from imagemill.engine.setup_fault import SetupFault
 from imagemill.engine.telemetry import Telemetry
 from imagemill.errors import InputError, StoreUnavailableError
+from imagemill.quality.inspection import Inspection, OnSuspect
+from imagemill.quality.sampling import AUTO_SHARE
 from imagemill.runs.caller import current_caller
 from imagemill.runs.folder import RunFolder
 from imagemill.runs.remembered_limit import read_limit
@@ -281,6 +283,8 @@ async def _running(parts: _Parts, joining: Joining | None) -> AsyncIterator[Sess
             breaker=Breaker(limits.outage_share, limits.outage_timeout_s),
             recorder=recorder,
             setup=SetupFault(limits.setup_fault_share, worked=before.done > 0),
+            inspection=Inspection({"auto": AUTO_SHARE, "all": 1.0, "off": 0.0}[settings.quality.measure]),
+            on_suspect=OnSuspect(settings.quality.on_suspect),
             unsaved=parts.folder.unsaved,
         )
         engine.grace_s = settings.execution.grace_s

@@ -52,6 +52,10 @@ class RunSummary(BaseModel):
     unanswered_usd: float = Field(
         default=0.0, description="What it may have charged for them; not included in cost_usd."
     )
+    measured: int = Field(default=0, description="Pictures whose quality was measured.")
+    suspect: int = Field(
+        default=0, description="Pictures to look at: the column suspect of jobs.parquet says why."
+    )
     lost_images: int = Field(
         default=0,
         description="Paid images that neither bucket nor disk could keep, since the run was last started."

@@ -58,6 +58,8 @@ JOBS = sa.Table(
     sa.Column("queued_s", sa.Double, server_default=sa.null()),
     sa.Column("variant", sa.Integer, nullable=False, server_default="1"),
     sa.Column("varied", sa.Text, nullable=False, server_default=""),
+    sa.Column("quality", sa.Text, nullable=False, server_default=""),
+    sa.Column("suspect", sa.Text, nullable=False, server_default=""),
     sqlite_with_rowid=False,  # the rows lie in the order of their key: half the work of an insert
 )
 

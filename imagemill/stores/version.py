@@ -14,7 +14,10 @@ from importlib.metadata import version
 from imagemill.errors import InputError
 
 STORE_VERSION = 3
-"""2: jobs have ``params``, ``cost_source`` and ``queued_s``. 3: ``variant`` and ``varied``."""
+"""2: jobs have ``params``, ``cost_source`` and ``queued_s``.
+
+3: ``variant``, ``varied``, ``quality`` and ``suspect``.
+"""
 
 UPGRADED = frozenset({1, 2})
 """Earlier versions that differ only by fields that have a default."""

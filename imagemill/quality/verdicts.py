@@ -1,0 +1,46 @@
+"""What a person should look at: named flags, set where a measure passes a bound.
+
+The bounds are tuned to flag little that is right; benchmarks/quality.md has their precision and recall.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+from imagemill.quality.measures import Measures
+
+FLAT_SHARE = 0.97
+BLURRED_BELOW = 0.06
+LETTERBOX_SHARE = 0.06
+HALF_DECODED_SHARE = 0.12
+
+
+class Verdict(StrEnum):
+    """Why a picture is suspect."""
+
+    PLACEHOLDER = "placeholder"
+    """The same file for three different prompts: nobody drew them."""
+    NEAR_DUPLICATE = "near_duplicate"
+    """Another prompt has nearly the same picture."""
+    HALF_DECODED = "half_decoded"
+    """Its lower end has one colour, as where data are missing."""
+    FLAT = "flat"
+    """Hardly any detail anywhere."""
+    BLURRED = "blurred"
+    """No sharp edge anywhere."""
+    LETTERBOXED = "letterboxed"
+    """Plain bars at two opposite edges."""
+
+
+def judge(measures: Measures) -> tuple[Verdict, ...]:
+    """The verdicts on one picture by itself, worst first."""
+    found = []
+    if measures.blank_end >= HALF_DECODED_SHARE:
+        found.append(Verdict.HALF_DECODED)
+    if measures.flat >= FLAT_SHARE:
+        found.append(Verdict.FLAT)
+    elif measures.sharpness < BLURRED_BELOW and not found:
+        found.append(Verdict.BLURRED)
+    if measures.border >= LETTERBOX_SHARE:
+        found.append(Verdict.LETTERBOXED)
+    return tuple(found)

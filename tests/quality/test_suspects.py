@@ -1,0 +1,78 @@
+"""What becomes of pictures that look wrong, in whole runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from imagemill.emulator import Emulator
+from imagemill.flows.generate_catalog import generate_catalog
+from imagemill.runs.summary import RunStoppedError, RunSummary
+from tests.conftest import Place
+
+pytestmark = pytest.mark.usefixtures("prefect_server")
+
+FLAWS = ["blurred", "flat", "half_decoded", "letterboxed", "near_duplicate", "near_duplicate"]
+
+
+@pytest.fixture
+def run(
+    place: Place, emulator: Callable[..., Emulator], catalog: Callable[..., str]
+) -> Callable[..., tuple[RunSummary, Emulator, dict[str, dict[str, Any]]]]:
+    def run(prompts: list[str], **quality: str) -> tuple[RunSummary, Emulator, dict[str, dict[str, Any]]]:
+        emulated = emulator(pictures="full")
+        summary = generate_catalog(
+            catalog=catalog(id=[str(number) for number in range(len(prompts))], prompt=prompts),
+            output=place.settings(),
+            api={"provider": "together", "base_url": emulated.base_url},
+            picture={"width": 256, "height": 256},
+            quality={"measure": "all", **quality},
+            execution={"run_id": "looked-at"},
+        )
+        return summary, emulated, {job["id"]: job for job in place.table("runs/looked-at/jobs.parquet")}
+
+    return run
+
+
+def test_they_are_kept_flagged_counted_and_shown_first(run: Callable[..., Any], place: Place) -> None:
+    flawed = [f"{number} #fault:{flaw}" for number, flaw in enumerate(FLAWS)]
+    summary, _, jobs = run([*(f"fine {number}" for number in range(6)), *flawed])
+    assert [jobs[str(number)]["suspect"] for number in range(12)] == [*[""] * 6, *FLAWS]
+    assert (summary.done, summary.measured, summary.suspect) == (12, 12, 6)
+    assert len({job["phash"] for job in jobs.values()}) == 11
+    (row,) = place.table("metrics/run_id=looked-at/run.parquet")
+    assert row["suspect"] == 6
+    assert row["p5_sharpness"] < row["p50_sharpness"] < row["p95_sharpness"]
+    assert sum(bucket["suspect"] for bucket in place.table("runs/looked-at/metrics.parquet")) == 6
+    report = place.read("runs/looked-at/report.html").decode()
+    assert "6 of 12 measured pictures look wrong" in report
+    assert report.index('class="suspect">half decoded') < report.index("fine 0")
+
+
+def test_a_retried_one_gives_way_to_a_better_one_and_else_stays(
+    run: Callable[..., Any],
+) -> None:
+    summary, emulated, jobs = run(["better #fault:blurred*1", "no better #fault:flat"], on_suspect="retry")
+    assert [jobs[name]["suspect"] for name in "01"] == ["", "flat"]
+    assert (summary.done, summary.failed, summary.suspect) == (2, 0, 1)
+    assert emulated.bill()["images"] == 4
+    assert summary.cost_usd == pytest.approx(emulated.bill()["usd"])
+    seeds = {request["body"]["seed"] for request in emulated.requests(last=10)}
+    assert len(seeds) == 4, "another seed each time"
+
+
+def test_a_run_may_fail_them(run: Callable[..., Any]) -> None:
+    summary, emulated, jobs = run(["fine", "bad #fault:letterboxed"], on_suspect="fail")
+    assert (jobs["1"]["status"], jobs["1"]["error_code"]) == ("failed", "suspect")
+    assert (summary.done, summary.failed, emulated.bill()["images"]) == (1, 1, 2)
+
+
+def test_a_placeholder_stops_the_run_before_it_pays_for_more(run: Callable[..., Any]) -> None:
+    with pytest.raises(RunStoppedError, match="a placeholder") as stopped:
+        run([f"{number} #fault:placeholder" for number in range(300)])
+    summary = stopped.value.summary
+    assert summary.done == 2
+    assert summary.pending == 298
+    assert summary.requests < 30
