@@ -122,7 +122,15 @@ class CatalogSettings(_Settings):
         " seed, negative_prompt, param_NAME, or any name that a template reads.",
         examples=[{"style": ["studio photo", "watercolour"], "size": ["1024x1024", "768x1344"]}],
     )
-    limit: int | None = Field(default=None, ge=1, description="Read at most this many rows.")
+    limit: int | None = Field(
+        default=None,
+        ge=1,
+        description="Read at most this many rows. They are merged into the manifest, which keeps its others.",
+    )
+    carry: list[str] = Field(
+        default_factory=list,
+        description="Columns of bytes, such as pictures, to keep in the manifest; it keeps all others.",
+    )
 
     @property
     def templates(self) -> dict[str, str]:

@@ -77,8 +77,14 @@ def write_manifest(
     """
     schema = pq.read_schema(plan)
     carried = [f for f in schema if f.name not in PLAN_SCHEMA.names]
-    names = {field.name: field.name.removeprefix("carried:") for field in carried}
-    names.update({f: f"catalog_{n}" for f, n in names.items() if n in _OWN_COLUMNS})
+    taken = {*_OWN_COLUMNS, *[field.name.removeprefix("carried:") for field in carried]}
+    names: dict[str, str] = {}
+    for field in carried:
+        name = field.name.removeprefix("carried:")
+        while name in _OWN_COLUMNS or (name != field.name.removeprefix("carried:") and name in taken):
+            name = f"catalog_{name}"
+        names[field.name] = name
+        taken.add(name)
     writer: pq.ParquetWriter | None = None
     try:
         for batch in read_batches(plan):

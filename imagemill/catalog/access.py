@@ -7,6 +7,7 @@ from fnmatch import fnmatchcase
 
 from imagemill.blocks.loading import aws_session
 from imagemill.catalog.files import CatalogFiles, open_catalog
+from imagemill.catalog.places import is_on_s3
 from imagemill.errors import InputError
 from imagemill.s3.connection import own_session
 from imagemill.settings import CatalogSettings, OutputSettings
@@ -18,7 +19,7 @@ def catalog_of(catalog: CatalogSettings, output: OutputSettings | None) -> Catal
     Raises:
         InputError: it cannot be used.
     """
-    if not catalog.path.startswith("s3://"):
+    if not is_on_s3(catalog.path):
         return open_catalog(catalog)
     session, endpoint_url = aws_session(output) if output else (own_session(), None)
     return open_catalog(catalog, session=session, endpoint_url=endpoint_url)

@@ -87,7 +87,7 @@ def _estimate(given: _Given) -> Estimate:
     learn_published(vendor, keyed=keyed)
     planner = Planner(vendor, given.picture)
     reasons: dict[str, int] = {}
-    for _, rejected, _ in planner.plan(catalog_of(given.catalog, given.output)):
+    for _, rejected, _ in planner.plan(catalog_of(given.catalog, given.output).without_carried()):
         for reason in rejected["reason"].to_pylist():
             reasons[reason] = reasons.get(reason, 0) + 1
     counts = planner.counts

@@ -2,79 +2,150 @@
 
 from __future__ import annotations
 
-import difflib
-import fnmatch
-import glob
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import blake2b
-from pathlib import Path
+from typing import Any
 
 import boto3
 import pyarrow as pa
 import pyarrow.fs
 import pyarrow.parquet as pq
 
+from imagemill.catalog import values
+from imagemill.catalog.columns import TEXTS, Columns, columns_of
+from imagemill.catalog.places import Place, find_places
 from imagemill.catalog.templates import CatalogTemplates
 from imagemill.catalog.variations import Variations
 from imagemill.errors import InputError
-from imagemill.s3.connection import S3Connection
-from imagemill.s3.filesystem import s3_filesystem
-from imagemill.settings import CATALOG_COLUMNS, PARAM_PREFIX, CatalogSettings
+from imagemill.settings import PARAM_PREFIX, CatalogSettings
 
 BATCH_ROWS = 10_000
+BATCH_BYTES = 32 * 2**20
+"""What a batch may take in memory, judged by the mean of its row group."""
+
+_BUFFER = 4 * 2**20
+"""Read a column piece by piece: by default all of a row group's column is in memory at once."""
+
+_REASON = "reason"
+"""The column of a batch that says which rows could not be read, and why; not there if all could."""
 
 
 @dataclass(frozen=True, slots=True)
 class CatalogFiles:
-    """A catalog's files in order, their filesystem, their number of rows, and the columns to read.
+    """A catalog's files in order, their filesystem, their number of rows, and what its columns are used for.
 
-    ``columns`` maps imagemill's names to the catalog's; ``carried`` are the other columns, for the manifest.
     ``digest`` stands for the content: it is made of the files' footers, which hold counts, offsets and
     extremes of every column.
     """
 
-    files: Sequence[str]
+    places: Sequence[Place]
     filesystem: pa.fs.FileSystem
     rows: int
-    columns: dict[str, str]
-    carried: pa.Schema
+    usage: Columns
     limit: int | None
     digest: str
     templates: CatalogTemplates = field(default_factory=CatalogTemplates)
     variations: Variations = field(default_factory=Variations)
 
+    @property
+    def columns(self) -> dict[str, str]:
+        """Imagemill's names of the columns that it reads itself, with the catalog's."""
+        return self.usage.used
+
+    @property
+    def carried(self) -> pa.Schema:
+        """The other columns, which the manifest keeps."""
+        return self.usage.carried
+
+    def without_carried(self) -> CatalogFiles:
+        """The same catalog for those who need no manifest: what nothing uses is not read."""
+        return replace(self, usage=replace(self.usage, carried=pa.schema([])))
+
     def batches(self) -> Iterator[pa.Table]:
-        """Tables of at most 10,000 rows: imagemill's columns under its own names, then the carried ones."""
+        """Tables of at most 10,000 rows: imagemill's columns under its own names, then the carried ones.
+
+        Rows that cannot be read have nulls; :func:`unreadable` says which they are.
+        """
         left = self.limit
-        wanted = [*self.columns.values(), *self.carried.names]
-        names = [*self.columns, *[f"carried:{name}" for name in self.carried.names]]
-        for file in self.files:
-            with self.filesystem.open_input_file(file) as source:
+        for place in self.places:
+            with ExitStack() as stack:
                 try:
-                    parquet = pq.ParquetFile(source)
-                    missing = [name for name in wanted if name not in parquet.schema_arrow.names]
-                    if missing:
-                        raise InputError(
-                            f"The catalog file {file!r} lacks the column {missing[0]!r}, which the"
-                            " catalog's first file has."
-                        )
-                    for batch in parquet.iter_batches(BATCH_ROWS, columns=wanted):
-                        table = pa.Table.from_batches([batch]).select(wanted).rename_columns(names)
-                        used = self.templates.columns.union(self.columns).intersection(names)
-                        table.select(sorted(used)).validate(full=True)  # what says it is text is UTF-8
+                    source = stack.enter_context(self.filesystem.open_input_file(place.path))
+                    parquet = pq.ParquetFile(source, buffer_size=_BUFFER)
+                    for batch in self._read(parquet):
+                        table = self._table(batch, place)
                         if left is not None:
                             table = table.slice(0, left)
                             left -= table.num_rows
                         yield table
                         if left == 0:
                             return
-                except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+                except (pa.ArrowException, OSError, UnicodeError) as error:
                     raise InputError(
-                        f"The catalog file {file!r} cannot be read to its end: {_first_line(error)}"
+                        f"The catalog file {place.path!r} cannot be read to its end: {_first_line(error)}"
                     ) from error
+
+    def _read(self, parquet: pq.ParquetFile) -> Iterator[pa.RecordBatch]:
+        """A file's batches of the columns that are needed, each of a bounded size."""
+        names = parquet.schema_arrow.names
+        wanted = [name for name in self._needed() if name in names]
+        for group in range(parquet.num_row_groups):
+            rows = _batch_rows(parquet.metadata.row_group(group), wanted)
+            if wanted:
+                yield from parquet.iter_batches(rows, row_groups=[group], columns=wanted)
+            else:  # all is in the names of the folders
+                count = parquet.metadata.row_group(group).num_rows
+                for start in range(0, count, rows):
+                    yield pa.RecordBatch.from_pydict({"": pa.nulls(min(rows, count - start))})
+
+    def _needed(self) -> list[str]:
+        """The catalog's columns that are read: used, carried, or seen by a template."""
+        seen = {
+            name.removeprefix("carried:")
+            for template in self.templates.made.values()
+            for name in template.columns
+            if name.startswith("carried:")
+        }
+        return list(dict.fromkeys([*self.columns.values(), *self.carried.names, *sorted(seen)]))
+
+    def _table(self, batch: pa.RecordBatch, place: Place) -> pa.Table:
+        reasons: values.Reasons = {}
+        raw = {name: self._column(batch, name, place, reasons) for name in self._needed()}
+        columns: dict[str, pa.Array] = {}
+        for own, name in self.columns.items():
+            if own in TEXTS:
+                columns[own] = values.texts(raw[name], name, reasons)
+            elif own == "id":
+                columns[own] = values.ids(raw[name])
+            else:
+                columns[own] = values.numbers(raw[name]) if own.startswith(PARAM_PREFIX) else raw[name]
+        for name in self._needed():
+            if name in self.carried.names:
+                kind = self.carried.field(name).type
+                columns[f"carried:{name}"] = values.carried(raw[name], kind, name, reasons)
+            elif name not in self.columns.values():
+                columns[f"carried:{name}"] = raw[name]
+        if reasons:
+            said = [reasons.get(row) for row in range(batch.num_rows)]
+            columns[_REASON] = pa.array(said, pa.string())
+        return pa.table(columns)
+
+    def _column(self, batch: pa.RecordBatch, name: str, place: Place, reasons: values.Reasons) -> pa.Array:
+        if name in batch.schema.names:
+            return values.decoded(batch.column(batch.schema.names.index(name)), name, reasons)
+        value = place.partitions.get(name)
+        return pa.nulls(batch.num_rows) if value is None else pa.repeat(value, batch.num_rows)
+
+
+def unreadable(table: pa.Table) -> tuple[pa.Table, dict[int, str]]:
+    """A batch without its column of reasons, and by place why rows could not be read."""
+    if _REASON not in table.column_names:
+        return table, {}
+    reasons = table[_REASON].to_pylist()
+    found = {place: reason for place, reason in enumerate(reasons) if reason is not None}
+    return table.drop_columns([_REASON]), found
 
 
 def open_catalog(
@@ -90,45 +161,56 @@ def open_catalog(
     Raises:
         InputError: no such file, not Parquet, or no such column. The message suggests the closest column.
     """
-    if settings.path.startswith("s3://"):
-        bucket, _, path = settings.path.removeprefix("s3://").partition("/")
-        filesystem = s3_filesystem(S3Connection(bucket, endpoint_url=endpoint_url, session=session))
-        files = _s3_files(filesystem, settings.path, path)
-    else:
-        filesystem = pyarrow.fs.LocalFileSystem()
-        files = _local_files(settings.path)
-    schema, rows, digest = None, 0, blake2b(digest_size=16)
-    for file in files:
+    filesystem, places = find_places(settings.path, session=session, endpoint_url=endpoint_url)
+    full: dict[str, pa.Schema] = {}
+    empty: dict[str, pa.Schema] = {}
+    rows, digest = 0, blake2b(digest_size=16)
+    for place in places:
         with ExitStack() as stack:
             try:
-                source = stack.enter_context(filesystem.open_input_file(file))
+                source = stack.enter_context(filesystem.open_input_file(place.path))
                 parquet = pq.ParquetFile(source)
+                schema = parquet.schema_arrow
                 digest.update(_footer(source))
             except PermissionError as error:
-                raise InputError(f"No permission to read the catalog file {file!r}.") from error
-            except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+                raise InputError(f"No permission to read the catalog file {place.path!r}.") from error
+            except (pa.ArrowException, OSError, UnicodeError) as error:
                 raise InputError(
-                    f"The catalog file {file!r} is not a Parquet file ({_first_line(error)})."
+                    f"The catalog file {place.path!r} is not a Parquet file ({_first_line(error)})."
                 ) from error
-            schema = schema or parquet.schema_arrow
+            for name in place.partitions:
+                if name not in schema.names:
+                    schema = schema.append(pa.field(name, pa.string()))
+            (full if parquet.metadata.num_rows else empty)[place.path] = schema
             rows += parquet.metadata.num_rows
-    if schema is None:
-        raise InputError(f"The catalog {settings.path!r} has no files.")
-    columns = _column_map(settings, schema)
-    templates = CatalogTemplates.of(settings, schema.names, columns)
-    taken = set(columns.values())
-    carried = pa.schema([field for field in schema if field.name not in taken])
+    usage = columns_of(settings, full or _of_no_rows(empty))
+    names = [*usage.used.values(), *usage.carried.names, *usage.left_out]
+    templates = CatalogTemplates.of(settings, names, usage.used)
     return CatalogFiles(
-        files,
+        places,
         filesystem,
         rows if settings.limit is None else min(rows, settings.limit),
-        columns,
-        carried,
+        usage,
         settings.limit,
         digest.hexdigest(),
         templates,
-        Variations.of(settings, schema.names, templates),
+        Variations.of(settings, names, templates),
     )
+
+
+def _of_no_rows(files: dict[str, pa.Schema]) -> dict[str, pa.Schema]:
+    """Schemas of files without rows: whoever writes them cannot know the types of what is not there."""
+    return {file: pa.schema([(each.name, pa.null()) for each in schema]) for file, schema in files.items()}
+
+
+def _batch_rows(group: Any, wanted: Sequence[str]) -> int:  # noqa: ANN401 - pyarrow has no types
+    size = 0
+    for place in range(group.num_columns):
+        column = group.column(place)
+        if any(column.path_in_schema == n or column.path_in_schema.startswith(f"{n}.") for n in wanted):
+            size += column.total_uncompressed_size
+    per_row = size / max(1, group.num_rows)
+    return int(min(BATCH_ROWS, max(1, BATCH_BYTES / max(1.0, per_row))))
 
 
 def _footer(source: pa.NativeFile) -> bytes:
@@ -136,97 +218,6 @@ def _footer(source: pa.NativeFile) -> bytes:
     length = int.from_bytes(source.read_at(4, size - 8), "little")
     footer: bytes = source.read_at(length, size - 8 - length)
     return footer
-
-
-def _column_map(settings: CatalogSettings, schema: pa.Schema) -> dict[str, str]:
-    names: list[str] = schema.names
-    for own, name in settings.columns.items():
-        if name not in names:
-            raise InputError(
-                f"The catalog has no column {name!r} to use as {own!r}"
-                f"{_nearest(name, names)}. Its columns: {_listed(names)}."
-            )
-    renamed = set(settings.columns.values())
-    columns = {
-        own: settings.columns.get(own, own)
-        for own in (*CATALOG_COLUMNS, *[own for own in settings.columns if own.startswith(PARAM_PREFIX)])
-        if own in settings.columns or (own in names and own not in renamed)
-    }
-    for made in settings.templates:  # what a template makes is carried, where the catalog has it too
-        columns.pop(made, None)
-    if "prompt" in settings.templates:
-        return columns
-    if "prompt" not in columns:
-        raise InputError(
-            f"The catalog has no column 'prompt'{_nearest('prompt', names)}. Name the column that holds"
-            " the prompts, as in --column prompt=NAME, or make them from columns with --prompt-template. Its"
-            f" columns: {_listed(names)}."
-        )
-    kind = schema.field(columns["prompt"]).type
-    if pa.types.is_dictionary(kind):
-        kind = kind.value_type
-    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)):
-        raise InputError(
-            f"The catalog's column {columns['prompt']!r} holds {kind}, not text. Name the column that holds"
-            " the prompts, as in --column prompt=NAME."
-        )
-    return columns
-
-
-def _nearest(name: str, names: Sequence[str]) -> str:
-    lowered = {known.lower(): known for known in reversed(names)}
-    usual = ["text", "caption", "description", "prompts", "title"] if name == "prompt" else []
-    for wanted in [name, *usual]:
-        if close := difflib.get_close_matches(wanted.lower(), lowered, 1, 0.6):
-            return f"; the closest is {lowered[close[0]]!r}"
-    return ""
-
-
-def _listed(names: Sequence[str]) -> str:
-    shown = ", ".join(names[:20])
-    return f"{shown}, …" if len(names) > 20 else shown or "none"
-
-
-def _local_files(path: str) -> list[str]:
-    place = Path(path).expanduser()
-    if place.is_file():
-        return [str(place)]
-    if place.is_dir():
-        files = sorted(str(file) for file in place.rglob("*.parquet") if file.is_file())
-        if not files:
-            raise InputError(f"The catalog folder {path!r} has no .parquet files.")
-        return files
-    if glob.has_magic(path):
-        found = glob.glob(str(place), recursive=True)  # noqa: PTH207 - Path.glob takes no absolute one
-        files = sorted(file for file in found if Path(file).is_file())
-        if not files:
-            raise InputError(f"No file matches the catalog {path!r}.")
-        return files
-    raise InputError(f"The catalog {path!r} does not exist.")
-
-
-def _s3_files(filesystem: pa.fs.FileSystem, uri: str, path: str) -> list[str]:
-    path = path.rstrip("/")
-    try:
-        if glob.has_magic(path):
-            folder = re.split(r"[*?\[]", path, maxsplit=1)[0].rpartition("/")[0]
-            found = [f.path for f in _walk(filesystem, folder) if fnmatch.fnmatchcase(f.path, path)]
-        else:
-            info = filesystem.get_file_info(path)
-            if info.type is pyarrow.fs.FileType.File:
-                found = [path]
-            else:
-                found = [f.path for f in _walk(filesystem, path) if f.path.endswith(".parquet")]
-    except OSError as error:
-        raise InputError(f"The catalog {uri!r} cannot be reached: {_first_line(error)}") from error
-    if not found:
-        raise InputError(f"The catalog {uri!r} does not exist, or has no .parquet files.")
-    return sorted(found)
-
-
-def _walk(filesystem: pa.fs.FileSystem, folder: str) -> list[pa.fs.FileInfo]:
-    selector = pyarrow.fs.FileSelector(folder, recursive=True, allow_not_found=True)
-    return [f for f in filesystem.get_file_info(selector) if f.type is pyarrow.fs.FileType.File]
 
 
 def _first_line(error: BaseException) -> str:

@@ -18,7 +18,7 @@ from imagemill.blocks.apis import ImageApi
 from imagemill.catalog.cost import Picture, levers, total_of
 from imagemill.catalog.counts import PlanCounts
 from imagemill.catalog.digest_index import DIGEST_BYTES, DigestIndex, text_digest
-from imagemill.catalog.files import BATCH_ROWS, CatalogFiles
+from imagemill.catalog.files import BATCH_ROWS, CatalogFiles, unreadable
 from imagemill.catalog.keys import job_keys, key_head
 from imagemill.catalog.rows import MAX_PROMPT_LENGTH, CatalogRows, Judge, Judged
 from imagemill.catalog.templates import varied_column
@@ -140,9 +140,8 @@ class Planner:
     def _plan_batch(self, table: pa.Table, catalog: CatalogFiles) -> tuple[pa.Table, pa.Table, NewJobs]:
         variations, first_row = catalog.variations, self._rows
         self._rows += table.num_rows
-        table = variations.combined(table)
+        table, reasons = unreadable(variations.combined(table))
         combinations = len(variations.combinations)
-        reasons: dict[int, str] = {}
         table = catalog.templates.applied(table, reasons)
         row_of = np.arange(first_row * combinations, self._rows * combinations) // combinations
         judged = self._judge.judge(table, row_of.tolist(), reasons)

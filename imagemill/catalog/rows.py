@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from collections.abc import Sequence
 from dataclasses import replace
+from decimal import Decimal
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,6 +21,8 @@ from imagemill.settings import PARAM_PREFIX, PictureSettings
 MAX_PROMPT_LENGTH = 20_000
 MAX_ID_LENGTH = 2_000
 
+_NUMBER = re.compile(r"[+-]?[0-9]+(\.[0-9]+)?", re.ASCII)
+_LONGEST_NUMBER = 40
 _EXACT = 2.0**53
 """Below this a float that is whole is the number that was meant."""
 
@@ -215,11 +219,25 @@ def _wholes(name: str, column: pa.ChunkedArray, default: Any, reasons: dict[int,
 
 
 def _whole(name: str, place: int, value: Any, default: Any, reasons: dict[int, str]) -> Any:  # noqa: ANN401
+    if isinstance(value, str):
+        value = _number(value)
     if value is None or value != value:  # null, or the NaN that stands for it
         return default
     if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, Decimal) and value == value.to_integral_value():
         return int(value)
     if isinstance(value, int) and not isinstance(value, bool):
         return value
     reasons.setdefault(place, f"{name} {str(value)[:40]!r} is not a whole number")
     return default
+
+
+def _number(text: str) -> Any:  # noqa: ANN401
+    """The number that a text stands for, as CSV readers leave it; None where it is blank, else the text."""
+    stripped = text.strip()
+    if not stripped:
+        return None
+    if len(stripped) <= _LONGEST_NUMBER and _NUMBER.fullmatch(stripped):
+        return Decimal(stripped)
+    return text

@@ -68,6 +68,7 @@ OPTIONS: tuple[tuple[str, str, str, str], ...] = (
     ("--variations", "N", "catalog", "variations"),
     ("--vary", "NAME=A,B", "catalog", "vary"),
     ("--limit", "ROWS", "catalog", "limit"),
+    ("--carry", "COLUMN", "catalog", "carry"),
     ("--width", "N", "picture", "width"),
     ("--height", "N", "picture", "height"),
     ("--steps", "N", "picture", "steps"),
@@ -125,7 +126,7 @@ RESUME_OPTIONS = (
 """The options that a resume can override."""
 
 
-_REPEATED = ("--image-host", "--only-path")
+_REPEATED = ("--image-host", "--only-path", "--carry")
 """Options that may be given several times."""
 
 _PAIRS = {

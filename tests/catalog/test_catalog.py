@@ -236,7 +236,9 @@ def test_numbers_are_no_prompts(catalog: Callable[..., str]) -> None:
 def test_a_file_without_a_column_that_the_first_has(catalog: Callable[..., str], tmp_path: Path) -> None:
     catalog("parts/a.parquet", prompt=["x"], shelf=["s"])
     catalog("parts/b.parquet", prompt=["y"])
-    with pytest.raises(InputError, match=r"b\.parquet' lacks the column 'shelf'"):
+    assert [job.prompt for job in plan(str(tmp_path / "parts"))[0]] == ["x", "y"]
+    catalog("parts/c.parquet", shelf=["t"])
+    with pytest.raises(InputError, match=r"c\.parquet' has no column 'prompt', which other files"):
         plan(str(tmp_path / "parts"))
 
 
