@@ -73,7 +73,8 @@ catalog's other columns (as `catalog_NAME` where the name is taken).
 
 _RUN = """\
 One row per run: the fields of [the summary](#the-summary) except `run_id`, which is in the path, with
-`errors_CLASS` in place of `errors`; and `started_at`, `ended_at`, `catalog`, `provider` and `output`."""
+`errors_CLASS` in place of `errors`, without `rejections`, `refreshed`, `columns`, `carried` and `notes`;
+and `started_at`, `ended_at`, `catalog`, `provider` and `output`."""
 
 
 def reference() -> str:

@@ -20,6 +20,7 @@ TEXTS = ("prompt", "negative_prompt")
 _MANIFEST = frozenset({"key", "status", "uri", "copy_uri", "error_code"})
 """Columns of imagemill's own manifest: a catalog that has all of them is one that was fed back."""
 _REJECTED = frozenset({"row", "reason"})
+_VARIED = frozenset({"variant", "varied"})
 _MOST_NOTES = 20
 _DECIMAL_DIGITS = 38
 
@@ -222,10 +223,10 @@ def _left_out(
     others = merged.keys() - used
     left_out: list[str] = []
     if merged.keys() >= _MANIFEST:
-        left_out += [name for name in merged if name in others and name in {*_MANIFEST, "variant"}]
+        left_out += [name for name in merged if name in others and name in {*_MANIFEST, *_VARIED}]
         notes.append("The catalog is a manifest of imagemill: its keys and outcomes are not carried.")
     elif merged.keys() >= {*_REJECTED, *CATALOG_COLUMNS}:
-        left_out += [name for name in merged if name in others and name in _REJECTED]
+        left_out += [name for name in merged if name in others and name in {*_REJECTED, *_VARIED}]
         notes.append("The catalog is a list of rejected rows: their numbers and reasons are not carried.")
     unknown = [name for name in settings.carry if name not in merged]
     if unknown:

@@ -28,3 +28,5 @@ class PlanCounts:
     """Jobs whose price is unknown: the costs are those of the others."""
     levers: list[dict[str, Any]] = field(default_factory=list)
     """What would make the catalog cheaper: see ``imagemill.catalog.cost.Lever``."""
+    columns: dict[str, Any] = field(default_factory=dict)
+    """What the catalog's columns are used for: see ``imagemill.catalog.columns.described``."""

@@ -52,6 +52,8 @@ def run_and_show(flow: Callable[[], RunSummary], *, as_json: bool, log_format: s
     else:
         show_summary(summary)
     if not as_json:
+        for note in summary.notes if summary.rows else ["The catalog has no rows."]:
+            say(note)
         if summary.rejected:
             say(summary.rejections_in_words)
         if summary.failed:

@@ -105,6 +105,9 @@ def summarize(session: Session, counts: PlanCounts, jobs: MeasuredJobs, pace: Pa
         errors=dict(pace.errors),
         refreshed=session.settings.refresh is not None,
         rejections=_rejections(session.folder.rejected),
+        columns=counts.columns.get("used", {}),
+        carried=counts.columns.get("carried", []),
+        notes=counts.columns.get("notes", []),
         wall_s=round(session.wall_s, 2),
         manifest=None,
         metrics=None,
@@ -135,7 +138,7 @@ def read_pace(session: Session) -> Pace:
 
 def _run_table(settings: RunSettings, summary: RunSummary, jobs: MeasuredJobs) -> pa.Table:
     """A run as one row of the table that the folder metrics/ is."""
-    row = summary.model_dump(exclude={"errors", "rejections", "refreshed", "run_id"})
+    row = summary.model_dump(exclude=_NOT_OF_A_ROW)
     row |= {
         **jobs.distributions(),
         "started_at": _moment(jobs.first_start_ms),
@@ -148,6 +151,8 @@ def _run_table(settings: RunSettings, summary: RunSummary, jobs: MeasuredJobs) -
     fields = [(name, _RUN_TYPES.get(name) or _arrow_type(value)) for name, value in row.items()]
     return pa.Table.from_pylist([row], pa.schema(fields))
 
+
+_NOT_OF_A_ROW = {"errors", "rejections", "refreshed", "columns", "carried", "notes", "run_id"}
 
 _RUN_TYPES = {
     "started_at": pa.timestamp("ms", "UTC"),

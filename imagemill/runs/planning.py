@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import pyarrow.compute as pc
@@ -13,6 +14,7 @@ from prefect.runtime import flow_run
 from imagemill.blocks.loading import resolved
 from imagemill.bucket.manifest_guard import loss_of_refresh, refuse_other_catalog, standing
 from imagemill.catalog.access import catalog_of
+from imagemill.catalog.columns import described
 from imagemill.catalog.counts import PlanCounts
 from imagemill.catalog.plan import Planner, planned_jobs, write_plan
 from imagemill.errors import InputError, StoreUnavailableError
@@ -111,6 +113,7 @@ def plan_run(session: Session) -> tuple[PlanCounts, str | None]:
     planner = Planner(session.api, settings.picture)
     with _adding(session) as add:
         counts = write_plan(planner, catalog, folder.plan, folder.rejected, add)
+    counts = replace(counts, columns=described(catalog.usage))
     _refuse_run_wide_reason(session, counts, planner)
     loss = _refuse_loss(session)
     session.wait(store.mark_planned)

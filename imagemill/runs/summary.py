@@ -81,6 +81,17 @@ class RunSummary(BaseModel):
     rejections: dict[str, int] = Field(
         default_factory=dict, description="Rejected rows by reason, the ten most frequent reasons."
     )
+    columns: dict[str, str] = Field(
+        default_factory=dict, description="The catalog's columns that were used, by imagemill's names."
+    )
+    carried: list[str] = Field(
+        default_factory=list, description="The catalog's other columns, which the manifest keeps."
+    )
+    notes: list[str] = Field(
+        default_factory=list,
+        description="What was not plain about the catalog's columns: matched in another case, not carried,"
+        " of other types in other files.",
+    )
     wall_s: float = Field(description="Wall time of this session; a resume starts from zero.")
     manifest: str | None = Field(description="Where manifest.parquet is; null if the run could not publish.")
     metrics: str | None = Field(description="Where metrics.parquet is.")
@@ -106,7 +117,8 @@ class RunSummary(BaseModel):
         if self.rejected:
             most = f" (most often: {next(iter(self.rejections))})" if self.rejections else ""
             parts.append(f"{_counted(self.rejected, 'row was', 'rows were')} rejected{most}")
-        return ", ".join(parts) or "there was nothing to do"
+        nothing = "there was nothing to do" if self.rows else "the catalog has no rows"
+        return ", ".join(parts) or nothing
 
     @property
     def _rows(self) -> str:

@@ -191,3 +191,36 @@ def test_a_manifest_knows_its_catalog_by_its_rows(output: Output) -> None:
     refuse_other_catalog(*output.standing(prompts, "moved.parquet"))
     with pytest.raises(InputError, match="0 of its 20 prompts are in this catalog"):
         refuse_other_catalog(*output.standing({"prompt": ["all", "new"]}, "lamps.parquet"))
+
+
+def test_a_manifest_is_a_catalog_any_number_of_times(output: Output) -> None:
+    output.run(shop(3, status=["mine"] * 3, uri=["u"] * 3, key=["k"] * 3, price=[1, 2, 3]))
+    first = output.rows()
+    assert {name for name in first[0] if name.startswith("catalog_")} == {
+        "catalog_status", "catalog_uri", "catalog_key",
+    }  # fmt: skip
+    for _ in range(2):
+        fed = pq.read_table(pa.BufferReader(output.bucket.read("manifest.parquet")))
+        changes = output.run({name: fed[name] for name in fed.column_names})
+        assert (changes.unchanged, changes.added, changes.changed) == (3, 0, 0)
+        assert output.rows() == first
+
+
+@pytest.mark.parametrize("name", ["q[1].parquet", "what?.parquet", "a//b.parquet", "sp ace.parquet"])
+def test_a_key_that_exists_is_that_key(
+    bucket_name: str, front: S3Front, client: Any, tmp_path: Path, name: str
+) -> None:
+    pq.write_table(pa.table({"prompt": [name]}), tmp_path / "c.parquet")
+    for key in (f"in/{name}", "in/other.parquet", "in/deep/er/c.PARQUET", "in/_tmp/x.parquet"):
+        client.upload_file(str(tmp_path / "c.parquet"), bucket_name, key)
+
+    def found(path: str) -> list[str]:
+        settings = CatalogSettings(path=f"s3a://{bucket_name}/{path}")
+        return [place.path for place in open_catalog(settings, endpoint_url=front.url).places]
+
+    assert found(f"in/{name}") == [f"in/{name}"]
+    assert found("in/o*.parquet") == ["in/other.parquet"]
+    assert found("in/**/c.PARQUET") == ["in/deep/er/c.PARQUET"]
+    assert len(found("in")) == 3
+    catalog = open_catalog(CatalogSettings(path=f"s3://{bucket_name}/in/{name}"), endpoint_url=front.url)
+    assert [table["prompt"].to_pylist() for table in catalog.batches()] == [[name]]

@@ -11,13 +11,18 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import duckdb
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from pydantic import SecretStr
 
 from imagemill.blocks.apis import Fal
 from imagemill.catalog.files import CatalogFiles, open_catalog
+from imagemill.catalog.keys import normalized, prompt_seed
 from imagemill.catalog.plan import Planner, write_plan
 from imagemill.errors import InputError
 from imagemill.jobs import Job
@@ -317,3 +322,72 @@ def test_a_large_catalog_of_pictures_takes_little_memory(tmp_path: Path) -> None
         ).stdout.split()
         assert int(answer[0]) == rows
         assert int(answer[1]) / 1024 < most_mb, carry
+
+
+def test_repaired_rejected_rows_are_a_catalog(tmp_path: Path, read: Read) -> None:
+    path = write(tmp_path / "c.parquet", id=["a", "b"], prompt=["p", " "], width=[D("512"), D("512")])
+    read(path)
+    for _ in range(2):
+        repaired = pq.read_table(tmp_path / "rejected").to_pandas()
+        repaired["prompt"] = "mended"
+        repaired.to_parquet(tmp_path / "repaired.parquet")
+        found = read(tmp_path / "repaired.parquet")
+        assert [(job.id, job.prompt, job.width) for job in found.jobs] == [("b", "mended", 512)]
+        assert found.catalog.carried.names == []
+        read(path)
+
+
+def _by_pyarrow(columns: dict[str, list[Any]], path: Path) -> None:
+    pq.write_table(pa.table(columns), path)
+
+
+def _by_pandas(columns: dict[str, list[Any]], path: Path) -> None:
+    pd.DataFrame(columns).to_parquet(path)
+
+
+def _by_duckdb(columns: dict[str, list[Any]], path: Path) -> None:
+    rows = pa.table(columns)
+    with duckdb.connect() as database:
+        database.register("rows", rows)
+        database.sql(f"COPY rows TO '{path}' (FORMAT parquet)")
+
+
+def _by_polars(columns: dict[str, list[Any]], path: Path) -> None:
+    pytest.importorskip("polars").DataFrame(columns).write_parquet(path)
+
+
+def _by_fastparquet(columns: dict[str, list[Any]], path: Path) -> None:
+    pytest.importorskip("fastparquet").write(str(path), pd.DataFrame(columns).astype({"prompt": object}))
+
+
+WRITERS = [_by_pyarrow, _by_pandas, _by_duckdb, _by_polars, _by_fastparquet]
+ROWS = st.lists(
+    st.tuples(
+        st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=12),
+        st.one_of(st.none(), st.sampled_from([256, 512, 768])),
+        st.one_of(st.none(), st.integers(0, 2**31 - 1)),
+    ),
+    min_size=1,
+    max_size=8,
+)
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(rows=ROWS)
+def test_every_writer_gives_the_same_rows(
+    tmp_path: Path, read: Read, writer: Any, rows: list[tuple[str, int | None, int | None]]
+) -> None:
+    prompts, widths, seeds = (list(column) for column in zip(*rows, strict=True))
+    ids = [f"row {n}" for n in range(len(rows))]
+    path = tmp_path / "written.parquet"
+    writer({"id": ids, "prompt": prompts, "width": widths, "seed": seeds}, path)
+    found = read(path)
+    planned = {row["id"]: row for row in found.plan}
+    for row_id, prompt, width, seed in zip(ids, prompts, widths, seeds, strict=True):
+        row, expected = planned[row_id], normalized(prompt)
+        if not expected:
+            assert row["reason"] == "blank prompt"
+            continue
+        assert (row["prompt"], row["width"]) == (expected, width or 1024)
+        assert row["seed"] == (prompt_seed(expected) if seed is None else seed)
