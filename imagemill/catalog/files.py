@@ -92,7 +92,7 @@ class CatalogFiles:
         names = parquet.schema_arrow.names
         wanted = [name for name in self._needed() if name in names]
         for group in range(parquet.num_row_groups):
-            rows = _batch_rows(parquet.metadata.row_group(group), wanted)
+            rows = _batch_rows(parquet.metadata.row_group(group))
             if wanted:
                 yield from parquet.iter_batches(rows, row_groups=[group], columns=wanted)
             else:  # all is in the names of the folders
@@ -203,14 +203,13 @@ def _of_no_rows(files: dict[str, pa.Schema]) -> dict[str, pa.Schema]:
     return {file: pa.schema([(each.name, pa.null()) for each in schema]) for file, schema in files.items()}
 
 
-def _batch_rows(group: Any, wanted: Sequence[str]) -> int:  # noqa: ANN401 - pyarrow has no types
-    size = 0
-    for place in range(group.num_columns):
-        column = group.column(place)
-        if any(column.path_in_schema == n or column.path_in_schema.startswith(f"{n}.") for n in wanted):
-            size += column.total_uncompressed_size
-    per_row = size / max(1, group.num_rows)
-    return int(min(BATCH_ROWS, max(1, BATCH_BYTES / max(1.0, per_row))))
+def _batch_rows(group: Any) -> int:  # noqa: ANN401 - pyarrow has no types
+    """How many rows of a row group make a batch, by the size of all its columns.
+
+    Not by that of the columns that are read: pyarrow ends the process where a single column's metadata is
+    damaged.
+    """
+    return int(min(BATCH_ROWS, max(1, BATCH_BYTES * group.num_rows // max(1, group.total_byte_size))))
 
 
 def _footer(source: pa.NativeFile) -> bytes:
