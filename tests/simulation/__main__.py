@@ -7,6 +7,7 @@ import os
 import sys
 import tempfile
 from collections import Counter
+from contextlib import nullcontext
 from pathlib import Path
 
 
@@ -15,12 +16,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("seed", type=int, nargs="*", help="a seed to replay, with its trace")
     parser.add_argument("--seeds", help="FIRST:END, to play without traces")
+    parser.add_argument("--put-back", metavar="FAULT", help="a fault of tests/simulation/reintroduced.py")
     arguments = parser.parse_args()
     if os.environ.get("PYTHONHASHSEED") != "0":  # sets of texts are walked through in the same order
         environment = {**os.environ, "PYTHONHASHSEED": "0"}
         os.execve(sys.executable, [sys.executable, "-m", "tests.simulation", *sys.argv[1:]], environment)
 
-    from tests.simulation.scenario import drawn  # noqa: PLC0415 - loads Prefect
+    from tests.simulation.reintroduced import put_back  # noqa: PLC0415 - loads Prefect
+    from tests.simulation.scenario import drawn  # noqa: PLC0415
     from tests.simulation.simulation import simulator  # noqa: PLC0415
 
     first, _, end = (arguments.seeds or "0:0").partition(":")
@@ -28,7 +31,12 @@ def main() -> int:
     met: Counter[str] = Counter()
     failed = 0
     memory = "/dev/shm" if Path("/dev/shm").is_dir() else None
-    with tempfile.TemporaryDirectory(dir=memory) as folder, simulator(Path(folder) / "home") as play:
+    fault = put_back(arguments.put_back) if arguments.put_back else nullcontext()
+    with (
+        tempfile.TemporaryDirectory(dir=memory) as folder,
+        simulator(Path(folder) / "home") as play,
+        fault,
+    ):
         for seed in seeds:
             scenario = drawn(seed)
             report = play(scenario, trace=bool(arguments.seed))

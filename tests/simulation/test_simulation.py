@@ -8,17 +8,25 @@ import sys
 import pytest
 
 
-def play(seeds: str) -> None:
+def play(seeds: str, *options: str) -> subprocess.CompletedProcess[str]:
     """Play seeds in a process of its own, as the command that replays one does."""
-    command = [sys.executable, "-m", "tests.simulation", "--seeds", seeds]
-    played = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert played.returncode == 0, played.stderr[-6000:] or played.stdout
+    command = [sys.executable, "-m", "tests.simulation", "--seeds", seeds, *options]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
 def test_seeds_of_the_suite_hold() -> None:
-    play("0:60")
+    played = play("0:60")
+    assert played.returncode == 0, played.stderr[-6000:] or played.stdout
 
 
 @pytest.mark.slow
 def test_more_seeds_hold() -> None:
-    play("60:2000")
+    played = play("60:2000")
+    assert played.returncode == 0, played.stderr[-6000:] or played.stdout
+
+
+def test_a_fault_that_is_put_back_is_found_with_the_command_that_replays_it() -> None:
+    played = play("0:3", "--put-back", "a job is done before its image is in the bucket")
+    assert played.returncode == 1
+    assert "is done, and images/" in played.stderr
+    assert "Replay it with: python -m tests.simulation 0\n" in played.stderr

@@ -1,0 +1,144 @@
+"""Faults that the product once had, or could have, put back one by one: the simulator must find each."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import imagemill.blocks.apis.queued
+import imagemill.engine.cost_limit
+import imagemill.engine.engine
+import imagemill.engine.lost_requests
+import imagemill.runs.folder
+import imagemill.runs.recovery
+from imagemill.blocks.apis import PROVIDERS
+from imagemill.bucket.output_lease import OutputLease
+from imagemill.engine.purchase import Purchase
+from imagemill.engine.receipt import Receipt
+from tests.simulation.scenario import SYNCHRONOUS, Scenario, drawn
+
+
+def _own_receipts(session: Any, images: Sequence[str]) -> dict[str, Receipt]:
+    return {
+        key: receipt
+        for key, receipt in _receipts(session, images).items()
+        if receipt.run_id == session.settings.run_id
+    }
+
+
+_receipts = imagemill.runs.recovery._receipts
+
+
+async def _kept_nowhere(*_: object) -> None:
+    """The image is dropped."""
+
+
+def _written(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
+
+
+_queued: Any = imagemill.blocks.apis.queued
+_recovery: Any = imagemill.runs.recovery
+_folder: Any = imagemill.runs.folder
+_engine: Any = imagemill.engine.engine
+_lost: Any = imagemill.engine.lost_requests.LostRequests
+
+_PATCHES: dict[str, Sequence[tuple[Any, str, Any]]] = {
+    "two runs at once on one output: no lease": [
+        (OutputLease, "take", lambda _: None),
+        (OutputLease, "check", lambda _: None),
+        (OutputLease, "renew", lambda _: None),
+        (OutputLease, "is_late", property(lambda _: False)),
+    ],
+    "a lost submit is not looked for in the vendor's list": [(_lost, "can_look", property(lambda _: False))],
+    "the list is read from five minutes before, whatever the clock": [
+        (_queued, "_CLOCKS_DIFFER", timedelta(minutes=5))
+    ],
+    "a client-named request gets another name on each resume": [
+        (PROVIDERS["runware"], "task_of", lambda _api, _job: str(uuid.uuid4()))
+    ],
+    "the log is not read on resume": [(_recovery, "last_lines", lambda *_: {})],
+    "requests without an answer are not counted": [(Purchase, "doubt", lambda _: None)],
+    "the limit on cost does not count requests in flight": [
+        (
+            imagemill.engine.cost_limit.CostLimit,
+            "committed_usd",
+            property(lambda limit: limit.spent_usd),
+        )
+    ],
+    "a job is done before its image is in the bucket": [(_engine.Engine, "_keep", _kept_nowhere)],
+    "an image of another run counts as paid by this one": [(_recovery, "_receipts", _own_receipts)],
+    "the run's record is not safe on the disk": [
+        (_folder, "write_whole", _written),
+        (_folder, "make_durable", lambda _: None),
+    ],
+    "a full disk while a run opens is a traceback": [
+        (_folder.RunFolder, "trouble_named", lambda _: contextlib.nullcontext())
+    ],
+    "a lost answer to the lease's second write is a traceback": [
+        (OutputLease, "_write_ours", lambda lease: lease._write())
+    ],
+}
+
+_CAN_SHOW: dict[str, Callable[[Scenario], bool]] = {
+    "two runs at once on one output: no lease": lambda s: s.second_after_s is not None,
+    "a lost submit is not looked for in the vendor's list": lambda s: (
+        s.api in {"fal", "replicate"} and bool(s.network.lost_answer or s.network.slow_answer or s.deaths)
+    ),
+    "the list is read from five minutes before, whatever the clock": lambda s: (
+        s.api == "fal" and s.clock_error_s > 300 and bool(s.deaths or s.network.lost_answer)
+    ),
+    "a client-named request gets another name on each resume": lambda s: (
+        s.api == "runware" and bool(s.deaths or s.network.repeated)
+    ),
+    "the log is not read on resume": lambda s: bool(s.deaths),
+    "the limit on cost does not count requests in flight": lambda s: (
+        s.max_cost_usd is not None and s.concurrency != 1
+    ),
+    "requests without an answer are not counted": lambda s: (
+        s.api in SYNCHRONOUS and bool(s.network.lost_answer or s.network.cut_answer)
+    ),
+    "an image of another run counts as paid by this one": lambda s: (
+        s.second_after_s is not None and bool(s.deaths)
+    ),
+    "the run's record is not safe on the disk": lambda s: any(d.how == "power cut" for d in s.deaths),
+    "a full disk while a run opens is a traceback": lambda s: s.disk_full[1] > 0,
+    "a lost answer to the lease's second write is a traceback": lambda s: (
+        abs(s.clock_error_s) > 5 and s.store_weather.lost_answer > 0
+    ),
+}
+"""What a scenario needs to have to show a fault at all."""
+
+REINTRODUCED = tuple(_PATCHES)
+"""The faults, each in a few words."""
+
+
+@contextmanager
+def put_back(fault: str) -> Iterator[None]:
+    """The product with one of these faults, in the block."""
+    with contextlib.ExitStack() as stack:
+        for target, name, value in _PATCHES[fault]:
+            if hasattr(target, name):
+                stack.enter_context(mock.patch.object(target, name, value))
+        yield
+
+
+def first_found(play: Callable[[Scenario], list[str]], fault: str, most: int) -> tuple[int, int, str] | None:
+    """How many seeds it takes until a fault shows, which one that is, and its first words.
+
+    Only seeds count that could show it; None where ``most`` of them do not.
+    """
+    can_show = _CAN_SHOW.get(fault, lambda _: True)
+    scenarios = (scenario for scenario in map(drawn, itertools.count()) if can_show(scenario))
+    with put_back(fault):
+        for count, scenario in enumerate(itertools.islice(scenarios, most), start=1):
+            if violations := play(scenario):
+                return count, scenario.seed, violations[0].partition("\n")[0]
+    return None
