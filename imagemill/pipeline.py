@@ -16,7 +16,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 
 from imagemill.bucket.probe import probe_copies
 from imagemill.cluster.dask import check_cluster, leading, run_on_cluster
-from imagemill.cluster.membership import Crew
+from imagemill.cluster.membership import Membership
 from imagemill.engine.engine import StopKind
 from imagemill.errors import StoreUnavailableError
 from imagemill.reports.artifacts import RunArtifacts, shown_in_prefect
@@ -45,14 +45,14 @@ from imagemill.tasks.publish import publish
 
 
 class Run:
-    """A run within a flow: its session, its artifacts in Prefect's UI, and its crew on a cluster."""
+    """A run within a flow: its session, its artifacts in Prefect's UI, and its membership on a cluster."""
 
-    __slots__ = ("artifacts", "crew", "session")
+    __slots__ = ("artifacts", "membership", "session")
 
-    def __init__(self, session: Session, artifacts: RunArtifacts, crew: Crew | None) -> None:
+    def __init__(self, session: Session, artifacts: RunArtifacts, membership: Membership | None) -> None:
         self.session = session
         self.artifacts = artifacts
-        self.crew = crew
+        self.membership = membership
 
 
 @contextmanager
@@ -69,10 +69,10 @@ def open_run(settings: RunSettings) -> Iterator[Run]:
         if session.api.notice:
             get_run_logger().warning("%s", session.api.notice)
         on_dask = settings.execution.task_runner == "dask"
-        crew = stack.enter_context(leading(session)) if on_dask else None
+        membership = stack.enter_context(leading(session)) if on_dask else None
         artifacts = stack.enter_context(shown_in_prefect(session))
         stack.enter_context(session.recorder.telemetry.run())
-        yield Run(session, artifacts, crew)
+        yield Run(session, artifacts, membership)
 
 
 def approve(run: Run, prepared: Prepared) -> None:
@@ -95,9 +95,9 @@ def generate(run: Run, prepared: Prepared) -> None:
             probe_copies(session.bucket)
         session.wait(session.engine.check_account)
     try:
-        if run.crew is not None:
+        if run.membership is not None:
             with session.interruptible():
-                run_on_cluster(session, run.crew, generate_shard_on_worker, prepared.shards)
+                run_on_cluster(session, run.membership, generate_shard_on_worker, prepared.shards)
         else:
             # A separate runner: the flow's own one gets its size before the parameters are known.
             runner: ThreadPoolTaskRunner[None] = ThreadPoolTaskRunner(session.settings.execution.workers)

@@ -15,7 +15,7 @@ from prefect.settings import get_current_settings
 
 from imagemill.cluster.global_rate import hold_rate
 from imagemill.cluster.log_parts import gather_parts
-from imagemill.cluster.membership import Crew, member_name, on_board
+from imagemill.cluster.membership import Membership, joined, member_name
 from imagemill.engine.engine import StopKind
 from imagemill.errors import InputError
 from imagemill.runs.session import Session, on_loop
@@ -24,7 +24,7 @@ from imagemill.stores import Shard
 
 _CONNECT_S = 5
 _NO_WORKER_S = 60.0
-_LAST_WORDS_S = 20.0
+_STOP_GRACE_S = 20.0
 _LOOK_EVERY_S = 0.25
 
 
@@ -69,24 +69,26 @@ def check_cluster(execution: ExecutionSettings) -> None:
 
 
 @contextmanager
-def leading(session: Session) -> Iterator[Crew]:
+def leading(session: Session) -> Iterator[Membership]:
     """Lead a run on Dask while the block runs.
 
     Raises:
         InputError: other machines are still working on it.
     """
-    crew = Crew(
+    membership = Membership(
         session.store,  # type: ignore[arg-type] # a run on Dask has a board, or was refused
         member_name(),
         leads=True,
         engine=session.engine,
         recorder=session.recorder,
     )
-    with on_loop(session.portal, on_board(crew, session.pacer.look_again)):
-        yield crew
+    with on_loop(session.portal, joined(membership, session.pacer.look_again)):
+        yield membership
 
 
-def run_on_cluster(session: Session, crew: Crew, task: Task[..., Any], shards: Sequence[Shard]) -> None:
+def run_on_cluster(
+    session: Session, membership: Membership, task: Task[..., Any], shards: Sequence[Shard]
+) -> None:
     """Process all shards on the cluster's workers, then add their log lines to the run's log.
 
     ``task`` takes the run's settings and a shard.
@@ -106,7 +108,7 @@ def run_on_cluster(session: Session, crew: Crew, task: Task[..., Any], shards: S
         with DaskTaskRunner(address=settings.execution.scheduler) as runner:
             client = runner.client
             workers = len(client.scheduler_info(n_workers=-1)["workers"])
-            session.wait(crew.expect, min(workers, len(shards)))
+            session.wait(membership.expect, min(workers, len(shards)))
             client.register_plugin(RunMember(settings), name=plugin_name(settings))
             futures = runner.map(task, {"settings": unmapped(settings), "shard": shards})
             _wait(session, client, [f.wrapped_future for f in futures])
@@ -125,15 +127,15 @@ def run_on_cluster(session: Session, crew: Crew, task: Task[..., Any], shards: S
 
 
 def _wait(session: Session, client: Any, futures: list[Any]) -> None:  # noqa: ANN401
-    lonely_s = stopping_s = 0.0
+    idle_s = stopping_s = 0.0
     while not all(future.done() for future in futures):
         time.sleep(_LOOK_EVERY_S)
         workers = client.scheduler_info(n_workers=-1).get("workers")  # none where the scheduler is gone
-        lonely_s = 0.0 if workers else lonely_s + _LOOK_EVERY_S
+        idle_s = 0.0 if workers else idle_s + _LOOK_EVERY_S
         stopping_s = stopping_s + _LOOK_EVERY_S if session.engine.stopped else 0.0
-        if lonely_s > _NO_WORKER_S:
+        if idle_s > _NO_WORKER_S:
             session.stop(StopKind.UNAVAILABLE, "The Dask cluster has had no workers for a minute.")
-        if stopping_s > _LAST_WORDS_S:
+        if stopping_s > _STOP_GRACE_S:
             return
 
 

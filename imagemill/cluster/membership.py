@@ -34,7 +34,7 @@ def member_name() -> str:
     return f"{host}-{os.getpid()}-{uuid.uuid4().hex[:4]}"
 
 
-class Crew:
+class Membership:
     """One process's membership in a run. Call all methods on the run's event loop."""
 
     def __init__(
@@ -205,20 +205,20 @@ class Crew:
 
 
 @asynccontextmanager
-async def on_board(crew: Crew, changed: Callable[[], None]) -> AsyncIterator[None]:
+async def joined(membership: Membership, changed: Callable[[], None]) -> AsyncIterator[None]:
     """Be a member of the run while the block runs. ``changed`` is called after each exchange of notes.
 
     Raises:
-        InputError: see :meth:`Crew.join`.
+        InputError: see :meth:`Membership.join`.
     """
-    await crew.join()
+    await membership.join()
     try:
         async with anyio.create_task_group() as group:
-            group.start_soon(crew.keep_exchanging, changed)
+            group.start_soon(membership.keep_exchanging, changed)
             yield
             group.cancel_scope.cancel()
     finally:
-        await crew.leave()
+        await membership.leave()
 
 
 def _is_fresh(note: Note) -> bool:

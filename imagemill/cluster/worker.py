@@ -17,7 +17,7 @@ from distributed import WorkerPlugin, get_worker
 from imagemill.blocks.apis import ImageApi
 from imagemill.cluster.global_rate import leased_rate
 from imagemill.cluster.log_parts import LogPart
-from imagemill.cluster.membership import Crew, member_name, on_board
+from imagemill.cluster.membership import Membership, joined, member_name
 from imagemill.engine.limits.leased_rate import LeasedRate
 from imagemill.errors import StoreUnavailableError
 from imagemill.runs.recovery import find_images, upload_unsaved
@@ -33,7 +33,7 @@ class _Member:
     """This process's session, its membership in the run, and its part of the log."""
 
     session: Session
-    crew: Crew
+    membership: Membership
     part: LogPart
 
 
@@ -83,7 +83,7 @@ class RunMember(WorkerPlugin):  # type: ignore[misc] # Dask has no types
                 opened.set_result(member)
                 with contextlib.suppress(StoreUnavailableError):
                     upload_unsaved(member.session)
-                while not member.session.wait(_is_over, member.crew):
+                while not member.session.wait(_is_over, member.membership):
                     _send_lines(member)
                 with self._changed:
                     self._opened = None
@@ -107,8 +107,8 @@ def work_off(settings: RunSettings, shard: Shard) -> None:
     """Process the unfinished jobs of a shard, after recovering what a dead process had begun."""
     plugin: RunMember = get_worker().plugins[plugin_name(settings)]
     with plugin.member() as member, member.session.recorder.telemetry.shard(*shard):
-        session, crew = member.session, member.crew
-        before = session.wait(crew.claim, shard)
+        session, membership = member.session, member.membership
+        before = session.wait(membership.claim, shard)
         try:
             if before:
                 unfinished = session.wait(session.store.unfinished_numbers)
@@ -117,7 +117,7 @@ def work_off(settings: RunSettings, shard: Shard) -> None:
         finally:
             session.portal.call(session.recorder.write_pace)
             _send_lines(member)
-            session.wait(crew.release, shard)
+            session.wait(membership.release, shard)
 
 
 @contextmanager
@@ -131,7 +131,7 @@ def _open_member(settings: RunSettings) -> Iterator[_Member]:
 
     with open_session(settings, Joining(name, rate)) as session:
         part = LogPart(session.bucket, settings.run_id, name, worker_log(session.folder, name))
-        crew = Crew(
+        membership = Membership(
             session.store,  # type: ignore[arg-type] # a run on Dask has a board, or was refused
             name,
             leads=False,
@@ -139,14 +139,14 @@ def _open_member(settings: RunSettings) -> Iterator[_Member]:
             recorder=session.recorder,
             rate=leased[0] if leased else None,
         )
-        session.engine.fence = crew.owns
-        with on_loop(session.portal, on_board(crew, session.pacer.look_again)):
-            yield _Member(session, crew, part)
+        session.engine.fence = membership.owns
+        with on_loop(session.portal, joined(membership, session.pacer.look_again)):
+            yield _Member(session, membership, part)
 
 
-async def _is_over(crew: Crew) -> bool:
+async def _is_over(membership: Membership) -> bool:
     with anyio.move_on_after(_SEND_EVERY_S):
-        await crew.over.wait()
+        await membership.over.wait()
         return True
     return False
 

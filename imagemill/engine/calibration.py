@@ -92,7 +92,7 @@ class Calibration(BaseModel):
 
 
 @dataclass
-class _Purse:
+class _Allowance:
     """Images left to pay for; one is taken before a request and given back where it made none."""
 
     left: int
@@ -128,23 +128,25 @@ async def calibrate(api: ImageApi, http: httpx.AsyncClient, budget: Budget) -> C
     if refusal := api.refusal(budget.width, budget.height, api.profile.steps.default):
         raise InputError(f"The API would refuse the calibration's images: {refusal}.")
     began = anyio.current_time()
-    purse = _Purse(budget.images, began + budget.seconds)
+    allowance = _Allowance(budget.images, began + budget.seconds)
     share = budget.images // (2 * len(LEVELS))
     levels: list[Level] = []
     best, served_per_s = 0, api.first_per_s
     for level in () if api.queues else LEVELS:  # a queue takes them all, and the next level waits for it
         if share < level:
             continue  # too few images for this concurrency
-        until = min(purse.until, anyio.current_time() + budget.seconds / (2 * len(LEVELS)))
-        found = await _measure(api, http, budget, Pacer(level), purse, images=share, until=until)
+        until = min(allowance.until, anyio.current_time() + budget.seconds / (2 * len(LEVELS)))
+        found = await _measure(api, http, budget, Pacer(level), allowance, images=share, until=until)
         levels.append(found)
         if found.refused_share > 0:
             break
         best, served_per_s = level, max(served_per_s, found.per_minute / 60)
     pacer = Pacer(None, first_per_s=served_per_s, queues=api.queues)
-    if purse.left:
+    if allowance.left:
         levels.append(
-            await _measure(api, http, budget, pacer, purse, images=purse.left, until=purse.until, auto=True)
+            await _measure(
+                api, http, budget, pacer, allowance, images=allowance.left, until=allowance.until, auto=True
+            )
         )
     if not any(level.images for level in levels):
         raise InputError("No image was generated within the budget, so nothing could be measured.")
@@ -157,9 +159,9 @@ async def calibrate(api: ImageApi, http: httpx.AsyncClient, budget: Budget) -> C
         concurrency=limit.concurrency,
         per_minute=limit.per_minute,
         limit_seen=learned is not None or refused,
-        images=purse.spent,
+        images=allowance.spent,
         cost_usd=round(
-            purse.spent * api.price_usd(budget.width, budget.height, api.profile.steps.default), 12
+            allowance.spent * api.price_usd(budget.width, budget.height, api.profile.steps.default), 12
         ),
         seconds=round(anyio.current_time() - began, 1),
         levels=levels,
@@ -179,7 +181,7 @@ async def _measure(
     http: httpx.AsyncClient,
     budget: Budget,
     pacer: Pacer,
-    purse: _Purse,
+    allowance: _Allowance,
     *,
     images: int,
     until: float,
@@ -187,17 +189,17 @@ async def _measure(
 ) -> Level:
     tally = _Tally()
     began = anyio.current_time()
-    share = _Purse(images, until)
+    share = _Allowance(images, until)
     numbers = itertools.count()
     marker = f"{time.time_ns():x}"
 
     async def worker() -> None:
         while tally.verdict is None and (auto or tally.refused < _REFUSALS_ENOUGH):
-            if not share.take() or not purse.take():
+            if not share.take() or not allowance.take():
                 return
             if not await _image(api, http, _job(api, budget, marker, next(numbers)), pacer, tally):
                 share.give_back()
-                purse.give_back()
+                allowance.give_back()
 
     async with anyio.create_task_group() as group:
         for _ in range(min(images, CEILING if auto else pacer.concurrency)):

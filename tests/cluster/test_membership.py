@@ -14,7 +14,7 @@ import pytest
 
 from imagemill.blocks.apis import Together
 from imagemill.bucket.image_bucket import ImageBucket
-from imagemill.cluster.membership import LEADER_STALE_S, STALE_S, Crew
+from imagemill.cluster.membership import LEADER_STALE_S, STALE_S, Membership
 from imagemill.engine.breaker import Breaker
 from imagemill.engine.cost_limit import CostLimit
 from imagemill.engine.engine import Engine
@@ -56,13 +56,13 @@ class LocalBoard(Board):
 class Process:
     """A process of the run: it exchanges notes, unless it stands still."""
 
-    def __init__(self, crew: Crew, engine: Engine) -> None:
-        self.crew, self.engine = crew, engine
+    def __init__(self, membership: Membership, engine: Engine) -> None:
+        self.membership, self.engine = membership, engine
         self._scope = anyio.CancelScope()
 
     async def beat(self) -> None:
         with self._scope:
-            await self.crew.keep_exchanging(lambda: None)
+            await self.membership.keep_exchanging(lambda: None)
 
     def stand_still(self) -> None:
         """As a process that was suspended, or whose machine was."""
@@ -70,8 +70,8 @@ class Process:
 
 
 @pytest.fixture
-def crew(tmp_path: Path) -> Callable[..., Any]:
-    """``crew("leader", "a", "b")``: their processes, on one board, the first of them the leader."""
+def processes(tmp_path: Path) -> Callable[..., Any]:
+    """``processes("leader", "a", "b")``: these processes, on one board, the first of them the leader."""
 
     @asynccontextmanager
     async def start(*names: str) -> AsyncIterator[list[Process]]:
@@ -82,7 +82,7 @@ def crew(tmp_path: Path) -> Callable[..., Any]:
             httpx.AsyncClient(transport=httpx.MockTransport(lambda _: httpx.Response(500))) as http,
             anyio.create_task_group() as group,
         ):
-            processes = []
+            started: list[Process] = []
             for name in names:
                 pacer = Pacer(1)
                 log = JobLog("run", tmp_path / f"{name}.jsonl")
@@ -99,94 +99,96 @@ def crew(tmp_path: Path) -> Callable[..., Any]:
                     unsaved=tmp_path,
                 )
                 process = Process(
-                    Crew(board, name, leads=not processes, engine=engine, recorder=recorder), engine
+                    Membership(board, name, leads=not started, engine=engine, recorder=recorder), engine
                 )
-                await process.crew.join()
+                await process.membership.join()
                 group.start_soon(process.beat)
-                processes.append(process)
-            yield processes
+                started.append(process)
+            yield started
             group.cancel_scope.cancel()
-            for process in processes:
+            for process in started:
                 process.engine._recorder.close()
         bucket.close()
 
     return start
 
 
-def test_a_process_that_stood_still_past_its_takeover_may_buy_nothing_more(crew: Callable[..., Any]) -> None:
+def test_a_process_that_stood_still_past_its_takeover_may_buy_nothing_more(
+    processes: Callable[..., Any],
+) -> None:
     async def scenario() -> None:
-        async with crew("leader", "a", "b") as (_, a, b):
-            assert not await a.crew.claim(SHARD)
-            assert not await a.crew.claim(OTHER)
-            assert await a.crew.owns(0)
+        async with processes("leader", "a", "b") as (_, a, b):
+            assert not await a.membership.claim(SHARD)
+            assert not await a.membership.claim(OTHER)
+            assert await a.membership.owns(0)
             a.stand_still()
-            assert await b.crew.claim(SHARD)  # which waits until a's note is stale
+            assert await b.membership.claim(SHARD)  # which waits until a's note is stale
             assert anyio.current_time() > STALE_S
-            assert [await b.crew.owns(number) for number in (0, 49, 50)] == [True, True, False]
-            assert [await a.crew.owns(number) for number in (0, 49, 50)] == [False, False, True]
-            await a.crew.release(SHARD)  # which it has not any more
-            assert await b.crew.owns(0)
+            assert [await b.membership.owns(number) for number in (0, 49, 50)] == [True, True, False]
+            assert [await a.membership.owns(number) for number in (0, 49, 50)] == [False, False, True]
+            await a.membership.release(SHARD)  # which it has not any more
+            assert await b.membership.owns(0)
 
     run(scenario)
 
 
-def test_nor_where_the_other_has_finished_the_shard_meanwhile(crew: Callable[..., Any]) -> None:
+def test_nor_where_the_other_has_finished_the_shard_meanwhile(processes: Callable[..., Any]) -> None:
     async def scenario() -> None:
-        async with crew("leader", "a", "b") as (_, a, b):
-            await a.crew.claim(SHARD)
+        async with processes("leader", "a", "b") as (_, a, b):
+            await a.membership.claim(SHARD)
             a.stand_still()
-            await b.crew.claim(SHARD)
-            await b.crew.release(SHARD)
-            assert not await a.crew.owns(0)
+            await b.membership.claim(SHARD)
+            await b.membership.release(SHARD)
+            assert not await a.membership.owns(0)
 
     run(scenario)
 
 
-def test_one_whose_shard_nobody_took_goes_on(crew: Callable[..., Any]) -> None:
+def test_one_whose_shard_nobody_took_goes_on(processes: Callable[..., Any]) -> None:
     async def scenario() -> None:
-        async with crew("leader", "a", "b") as (_, a, b):
-            await a.crew.claim(SHARD)
+        async with processes("leader", "a", "b") as (_, a, b):
+            await a.membership.claim(SHARD)
             a.stand_still()
             await anyio.sleep(3 * STALE_S)
-            assert await a.crew.owns(0)
+            assert await a.membership.owns(0)
             with anyio.move_on_after(STALE_S / 2) as waited:
-                await b.crew.claim(SHARD)
+                await b.membership.claim(SHARD)
             assert waited.cancelled_caught  # it is fresh again
-            assert await a.crew.owns(0)
+            assert await a.membership.owns(0)
 
     run(scenario)
 
 
 @pytest.mark.parametrize("pause_s", [0.0, 0.005, 0.01, 0.015, 0.02, 0.03, 0.04, 0.05, 0.5])
 def test_of_one_that_comes_back_and_one_that_takes_over_only_one_buys(
-    crew: Callable[..., Any], pause_s: float
+    processes: Callable[..., Any], pause_s: float
 ) -> None:
     async def scenario() -> None:
-        async with crew("leader", "a", "b") as (_, a, b), anyio.create_task_group() as group:
-            await a.crew.claim(SHARD)
+        async with processes("leader", "a", "b") as (_, a, b), anyio.create_task_group() as group:
+            await a.membership.claim(SHARD)
             a.stand_still()
             await anyio.sleep(2 * STALE_S)
-            group.start_soon(b.crew.claim, SHARD)
+            group.start_soon(b.membership.claim, SHARD)
             await anyio.sleep(pause_s)
-            owned = [await a.crew.owns(0)]
+            owned = [await a.membership.owns(0)]
             await anyio.sleep(0.1)
-            owned = [owned[0] and await a.crew.owns(0), await b.crew.owns(0)]
+            owned = [owned[0] and await a.membership.owns(0), await b.membership.owns(0)]
             assert owned.count(True) <= 1
             await anyio.sleep(2 * STALE_S)
-            assert (await a.crew.owns(0)) != (await b.crew.owns(0)) or not owned[0]
+            assert (await a.membership.owns(0)) != (await b.membership.owns(0)) or not owned[0]
             group.cancel_scope.cancel()
 
     run(scenario)
 
 
-def test_one_whose_leader_has_gone_buys_nothing_more(crew: Callable[..., Any]) -> None:
+def test_one_whose_leader_has_gone_buys_nothing_more(processes: Callable[..., Any]) -> None:
     async def scenario() -> None:
-        async with crew("leader", "a") as (leader, a):
-            await a.crew.claim(SHARD)
+        async with processes("leader", "a") as (leader, a):
+            await a.membership.claim(SHARD)
             a.stand_still()
             leader.stand_still()
             await anyio.sleep(LEADER_STALE_S + 1)
-            await a.crew.owns(0)
+            await a.membership.owns(0)
             assert a.engine.stopped is not None
 
     run(scenario)
