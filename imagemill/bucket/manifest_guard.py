@@ -34,10 +34,11 @@ _DATE = re.compile(
 class Standing:
     """How a plan stands to the manifest at its output. Retired rows do not count.
 
-    ``usable`` are the plan's rows that can become images, ``rows`` those of the manifest; of these,
-    ``shared`` are also the plan's, ``retired`` have left the catalog and ``rejected`` are there but cannot be
-    used. Of the manifest's ``images``, ``unused`` are of no row of the plan. ``by`` is what rows are told
-    apart by: ids, or prompts where the catalog has no ids.
+    ``usable`` are the plan's rows that can become images, ``rows`` those of the manifest. Of these,
+    ``retired`` have left the catalog, and ``rejected`` are in it but cannot be used. ``shared`` are the rows
+    of the manifest that the plan can use, also those that were rejected before and are repaired now. Of the
+    manifest's ``images``, no row of the plan uses ``unused``. ``by`` is what identifies a row: its id, or its
+    prompt if the catalog has no ids.
     """
 
     uri: str
@@ -114,6 +115,9 @@ def _standing(bucket: ImageBucket, planned: _Planned, manifest: pq.ParquetFile) 
         rejected += int((known & ~usable).sum())
         if planned.numbered:
             usable = planned.prompts.places(text_digests(some["prompt"].to_pylist())) >= 0
+        else:
+            without_image = batch.filter(pc.and_(active, batch["key"].is_null()))
+            shared += int((planned.usable_ids.places(identities(without_image)) >= 0).sum())
         shared += int(usable.sum())
         keys = text_digests(some.filter(some["uri"].is_valid())["key"].to_pylist())
         images.number(keys)

@@ -193,6 +193,14 @@ def test_a_manifest_knows_its_catalog_by_its_rows(output: Output) -> None:
         refuse_other_catalog(*output.standing({"prompt": ["all", "new"]}, "lamps.parquet"))
 
 
+def test_repaired_rejected_rows_are_of_the_same_catalog(output: Output) -> None:
+    output.run(shop(30) | {"prompt": [f"a photo of {n}" if n < 28 else " " for n in range(30)]})
+    repaired = {"id": ["sku-28", "sku-29"], "prompt": ["a mug", "a lamp"]}
+    refuse_other_catalog(*output.standing(repaired, "repaired.parquet"))
+    output.run(repaired, "repaired.parquet", missing=Missing.KEEP)
+    assert [row["status"] for row in output.rows()] == ["done"] * 30
+
+
 def test_a_manifest_is_a_catalog_any_number_of_times(output: Output) -> None:
     output.run(shop(3, status=["mine"] * 3, uri=["u"] * 3, key=["k"] * 3, price=[1, 2, 3]))
     first = output.rows()
