@@ -21,6 +21,7 @@ from imagemill.cli.options import Parser
 from imagemill.emulator import Emulator
 from imagemill.flows.build_dashboard import build_dashboard
 from imagemill.flows.generate_catalog import generate_catalog
+from imagemill.flows.preview_catalog import preview_catalog
 from imagemill.flows.refresh_catalog import refresh_catalog
 from tests.conftest import Place
 from tests.docs.test_docs import PAGES, ROOT
@@ -226,6 +227,10 @@ print(json.dumps(helps))
 """
 
 
+WRITTEN_ELSEWHERE = ("reconciliation.parquet", "model.json")
+"""By the runs and the command of tests/cli/test_reconcile.py."""
+
+
 @pytest.mark.usefixtures("prefect_server")
 def test_the_listing_of_the_bucket_is_whole(
     place: Place, emulator: Callable[..., Emulator], catalog: Callable[..., str]
@@ -240,10 +245,11 @@ def test_the_listing_of_the_bucket_is_whole(
     api = {"provider": "together", "base_url": emulator().base_url}
     for prompts in (["an owl", "a tram", " "], ["an owl", "a fox"]):
         path = catalog(id=[str(number) for number in range(len(prompts))], prompt=prompts)
-        refresh_catalog(catalog=path, output=place.settings(copies=True), api=api)
+        refresh_catalog(catalog=path, output=place.settings(copies=True), api=api, prune=True)
+    preview_catalog(catalog=path, output=place.settings(), api=api, images=1)
     build_dashboard(output=place.settings())
 
-    written = place.objects()
+    written = set(place.objects()) | {f"runs/elsewhere/{name}" for name in WRITTEN_ELSEWHERE}
     unlisted = {name for name in written if not any(re.fullmatch(pattern, name) for pattern in patterns)}
     assert not unlisted
     assert [p for p in patterns if not any(re.fullmatch(p, name) for name in written)] == []
