@@ -15,11 +15,15 @@ from imagemill.errors import RETRY_RULES
 from imagemill.models.listing import VENDORS, listed_models
 from imagemill.reports.metrics import METRICS_SCHEMA
 from imagemill.runs.reconciliation import RECONCILIATION_SCHEMA
-from imagemill.runs.records import FAILED_SCHEMA, JOBS_SCHEMA
+from imagemill.runs.records import FAILED_SCHEMA, JOBS_SCHEMA, QUALITY_SCHEMA
 from imagemill.runs.summary import RunSummary
 
 _FILES: tuple[tuple[str, str, pa.Schema], ...] = (
-    ("jobs.parquet", "One row per job.", JOBS_SCHEMA),
+    (
+        "jobs.parquet",
+        "One row per job. The last columns measure its picture, and are null if it was not measured.",
+        pa.schema([*JOBS_SCHEMA, *QUALITY_SCHEMA]),
+    ),
     ("failed.parquet", "One row per failed job, with its full input and the API's message.", FAILED_SCHEMA),
     (
         "rejected.parquet",
@@ -68,13 +72,14 @@ share one job, one image and one payment."""
 _MANIFEST = """\
 One row per picture that the catalog asks for, and per rejected row: `id`, `prompt`, `negative_prompt`,
 `width`, `height`, `seed`, `steps`, `key`, `status`, `uri`, `copy_uri`, `error_code` and `variant`, then the
-catalog's other columns (as `catalog_NAME` where the name is taken).
+catalog's [other columns](catalogs.md#all-other-columns) (as `catalog_NAME` where the name is taken).
 `status` is `done`, `failed`, `pending`, `rejected` or `retired`."""
 
 _RUN = """\
 One row per run: the fields of [the summary](#the-summary) except `run_id`, which is in the path, with
 `errors_CLASS` in place of `errors`, without `rejections`, `refreshed`, `columns`, `carried` and `notes`;
-and `started_at`, `ended_at`, `catalog`, `provider` and `output`."""
+`started_at`, `ended_at`, `catalog`, `provider` and `output`; and `p5_NAME`, `p50_NAME` and `p95_NAME` of the
+measures `sharpness`, `contrast`, `brightness`, `colourfulness` and `flat`."""
 
 
 def reference() -> str:

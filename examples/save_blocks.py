@@ -38,7 +38,7 @@ def main(output: str, store: str | None = None) -> None:
     )
 
     _wait_for_the_server()
-    lines = ["catalog: {path: catalog.parquet}"]
+    lines = ["catalog: {path: &path catalog.parquet}"]
     S3Bucket(bucket_name=bucket, credentials=credentials).save("images", overwrite=True)
     lines.append(f'output: &output {{uri: "{output}", s3_bucket_block: images}}')
     for n, api in enumerate(apis):

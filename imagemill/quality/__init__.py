@@ -1,1 +1,1 @@
-"""Sees the pictures that a person should look at: measures, verdicts, near-duplicates, placeholders."""
+"""Finds pictures that a person should look at: measures, verdicts, near-duplicates, placeholders."""

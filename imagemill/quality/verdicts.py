@@ -1,6 +1,6 @@
-"""What a person should look at: named flags, set where a measure passes a bound.
+"""Flags that a person should look at, each set when a measure passes a bound.
 
-The bounds are tuned to flag little that is right; benchmarks/quality.md has their precision and recall.
+The bounds are chosen to flag few pictures that are right.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ class Verdict(StrEnum):
     """Why a picture is suspect."""
 
     PLACEHOLDER = "placeholder"
-    """The same file for three different prompts: nobody drew them."""
+    """The same file for three different prompts: no model made it."""
     NEAR_DUPLICATE = "near_duplicate"
     """Another prompt has nearly the same picture."""
     HALF_DECODED = "half_decoded"
-    """Its lower end has one colour, as where data are missing."""
+    """Its lower end has one colour, as if data were missing."""
     FLAT = "flat"
     """Hardly any detail anywhere."""
     BLURRED = "blurred"
