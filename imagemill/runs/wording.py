@@ -15,6 +15,7 @@ from imagemill.settings import (
     LimitSettings,
     OutputSettings,
     PictureSettings,
+    QualitySettings,
     RefreshSettings,
     RegressionSettings,
 )
@@ -24,6 +25,7 @@ _GROUPS: dict[str, type[BaseModel]] = {
     "api": ApiSettings,
     "output": OutputSettings,
     "picture": PictureSettings,
+    "quality": QualitySettings,
     "limits": LimitSettings,
     "execution": ExecutionSettings,
     "refresh": RefreshSettings,
@@ -52,7 +54,11 @@ def _options(group: str, field: str) -> Iterator[str]:
     name = field.replace("_", "-")
     units = ("-usd", "-days", "-s", "s")
     yield from (name, *(name.removesuffix(unit) for unit in units))
-    yield from (f"{group}-{name}", f"{group}-{name}".removesuffix("-s"), *([group] if name == "uri" else []))
+    yield from (
+        f"{group}-{name}",
+        f"{group}-{name}".removesuffix("-s"),
+        *([group] if name in {"uri", "measure"} else []),
+    )
 
 
 _SETTINGS: dict[str, str] = {}

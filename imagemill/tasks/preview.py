@@ -13,6 +13,7 @@ from prefect.exceptions import PrefectException
 from imagemill.formatting import money
 from imagemill.reports.preview import Preview, link_to, make_preview
 from imagemill.runs.session import Session
+from imagemill.runs.user_errors import without_secrets_in_errors
 from imagemill.tasks.prepare import Prepared
 
 IMAGES = 12
@@ -20,6 +21,7 @@ IMAGES = 12
 
 
 @task(name="preview", task_run_name="preview", cache_policy=NO_CACHE, persist_result=False)
+@without_secrets_in_errors
 def preview(session: Session, prepared: Prepared, images: int = IMAGES) -> Preview:
     """Make ``images`` pictures, spread over the catalog, and a page with them and the cost of the whole.
 
