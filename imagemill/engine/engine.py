@@ -368,7 +368,8 @@ class Engine:
                 if image.flagged:
                     raise ApiError(ErrorClass.CONTENT_FILTERED, "the API flagged the image", code="flagged")
                 picture = self._checked(job, image)
-                found = await self._look_at(job, image)
+                with anyio.CancelScope(shield=True):  # it is paid for, and kept only after the look
+                    found = await self._look_at(job, image)
                 self._setup.succeeded(job)
                 if work.kept is None or found.merit > work.kept.found.merit:
                     name = image_name(job.key, picture.extension)
@@ -543,11 +544,11 @@ class Engine:
             self._recorder.attempt_failed(job, error, wait_s)
             return wait_s
         self._recorder.attempt_failed(job, error, None)
+        if job.request_id is not None:
+            work.purchase.doubt()  # the API still has it: it may be made and charged yet
         if work.kept is not None:
             self._finish(work, work.kept)
             return None
-        if job.request_id is not None:
-            work.purchase.doubt()  # the API still has it: it may be made and charged yet
         job.fail(
             self._wall(),
             error_class=error.error_class,
@@ -578,8 +579,11 @@ class Engine:
         """Leave a job pending for a resume, its request id with it, unless its request was withdrawn."""
         if work.watch is not None and work.watch.withdrawn:
             work.job.request_id = None
+        is_ours = work.job.status not in TERMINAL and not work.taken_over
+        if is_ours and work.kept is not None and work.job.request_id is not None:
+            work.purchase.doubt()  # the job ends here: nobody will ask about it
         work.purchase.leave()
-        if work.job.status not in TERMINAL and not work.taken_over:
+        if is_ours:
             if work.kept is not None:
                 with contextlib.suppress(StoreUnavailableError):
                     self._finish(work, work.kept)

@@ -155,12 +155,13 @@ def _settle(
     if image is not None:
         asked = job.attempts > 0
         others = receipt is not None and receipt.run_id != session.settings.run_id
+        asked_again = receipt is not None and receipt.attempts < job.attempts  # for a suspect picture
         if receipt is not None and not others:
             receipt.settle(job)
         booked = job.cost_usd and (not missed or session.api.is_paid(job.request_id))
         if asked and receipt is None and not booked:
             job.pay(*session.api.expected_charge(job))  # this run paid for it, and died before recording it
-        if others and _is_in_doubt(session, job, line, missed=missed):
+        if (others or asked_again) and _is_in_doubt(session, job, line, missed=missed):
             job.lose_answer(price)  # nobody will ask about it any more
         job.finish(
             time.time(),

@@ -24,6 +24,7 @@ from imagemill.engine.limits.pacer import Pacer
 from imagemill.engine.recorder import Recorder
 from imagemill.engine.telemetry import Telemetry
 from imagemill.jobs import Job, JobStatus
+from imagemill.quality.inspection import Inspection
 from imagemill.stores.memory import MemoryStore
 from tests.blocks.apis.variants import VARIANTS, make_job
 from tests.cli.test_command import arguments, wait_for
@@ -81,8 +82,9 @@ def deaf_server() -> Iterator[str]:
         yield f"http://127.0.0.1:{server.getsockname()[1]}"
 
 
-def test_images_that_wait_for_an_upload_are_kept_when_the_run_is_cancelled(
-    emulator: Callable[..., Emulator], deaf_server: str, tmp_path: Path
+@pytest.mark.parametrize("measured", [0.0, 1.0])
+def test_images_that_wait_for_a_look_or_an_upload_are_kept_when_the_run_is_cancelled(
+    emulator: Callable[..., Emulator], deaf_server: str, tmp_path: Path, measured: float
 ) -> None:
     emulated = emulator(latency_s=0.0)
     api = VARIANTS["together"](emulated.base_url)
@@ -110,6 +112,7 @@ def test_images_that_wait_for_an_upload_are_kept_when_the_run_is_cancelled(
                 breaker=Breaker(0.5, 300.0),
                 recorder=recorder,
                 unsaved=tmp_path / "unsaved",
+                inspection=Inspection(measured),
                 rng=random.Random(1),
             )
             engine.grace_s = 0.0

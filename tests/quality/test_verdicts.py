@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import struct
+import zlib
+
+import anyio
 import numpy as np
 import pytest
 from hypothesis import given
@@ -10,6 +14,7 @@ from hypothesis import strategies as st
 from imagemill.emulator.faults import FLAWS
 from imagemill.emulator.order import Format, Shot
 from imagemill.emulator.picture import draw
+from imagemill.quality.inspection import Finding, Inspection
 from imagemill.quality.measures import measure
 from imagemill.quality.near_duplicates import MOST_BITS_APART, near_duplicates
 from imagemill.quality.sampling import Sampling
@@ -32,6 +37,14 @@ def test_pictures_without_flaws_are_not_suspect(file_format: Format) -> None:
 @pytest.mark.parametrize("flaw", SEEN_IN_ONE)
 def test_each_flaw_is_named(file_format: Format, flaw: str) -> None:
     assert [judge(measure(drawn(number, file_format, flaw))) for number in range(4)] == [(flaw,)] * 4
+
+
+def test_a_picture_over_which_the_decoder_stumbles_is_not_suspect() -> None:
+    fine, animated = drawn(1, "png"), b"acTL" + bytes(8)  # of no frames: a warning, and here an error
+    broken = fine[:33] + struct.pack(">I", 8) + animated + struct.pack(">I", zlib.crc32(animated)) + fine[33:]
+    with pytest.raises(UserWarning):
+        measure(broken)
+    assert anyio.run(Inspection(1.0).look, broken, "a lighthouse") == Finding()
 
 
 def test_pictures_alike_are_found_and_others_are_not() -> None:

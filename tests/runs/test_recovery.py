@@ -102,6 +102,18 @@ def test_what_a_kill_left_of_images_it_could_not_keep_is_removed(
         assert {file.name for file in unsaved.iterdir()} == {f"{job.key}.png", f"{job.key}.json"}
 
 
+def test_a_suspect_pictures_second_request_is_counted_where_the_first_picture_is_found(
+    place: Place, catalog: Callable[..., str]
+) -> None:
+    with open_session(settings(place, catalog(prompt=["a"]))) as session:
+        job = killed_at_work(session, attempts=2, cost_usd=PRICE_USD, cost_source=CostSource.LIST)
+        name = f"images/{job.key[:2]}/{job.key}.png"
+        receipt = Receipt("r", 1, 2.5, PRICE_USD, 0, 0.0, CostSource.LIST)
+        session.wait(session.bucket.put_image, name, picture(), image_metadata(job, receipt))
+        job = resumed(session)
+        assert (job.status, job.cost_usd, job.unanswered) == (JobStatus.DONE, PRICE_USD, 1)
+
+
 def test_an_image_that_another_run_made_costs_this_run_nothing(
     place: Place, catalog: Callable[..., str]
 ) -> None:
