@@ -413,7 +413,7 @@ class ExecutionSettings(_Settings):
         default=None,
         description="The job store: memory, sqlite, sqlite:PATH, postgresql://USER@HOST/DATABASE,"
         " redis://HOST or block:TYPE/NAME, with the password in IMAGEMILL_STORE_PASSWORD."
-        " By default memory for up to 1,000 rows, sqlite for more.",
+        " By default memory for up to 1,000 images, sqlite for more.",
     )
     shard_size: int = Field(
         default=250,

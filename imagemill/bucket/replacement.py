@@ -189,8 +189,11 @@ def _retire(
 def _with_columns_of(schema: pa.Schema, before: pa.Schema) -> pa.Schema:
     """A manifest's schema, and the previous one's columns that it lacks: other rows still have them."""
     for field in before:
-        if field.name not in schema.names:
+        place = schema.get_field_index(field.name)
+        if place < 0:
             schema = schema.append(field)
+        elif pa.types.is_null(schema.field(place).type):  # no row of this catalog has a value
+            schema = schema.set(place, field)
     return schema
 
 

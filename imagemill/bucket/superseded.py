@@ -30,11 +30,13 @@ class Superseded:
         self._bucket, self._file = bucket, folder / SUPERSEDED
         self._etag = found and found[1]
         self.since: Mapping[str, datetime] = {}
+        self._stored: Mapping[str, datetime] = self.since
         if found is not None:
             table = pq.read_table(pa.BufferReader(found[0]))
             names = table["name"].to_pylist()
             if "superseded_at" in table.column_names:
                 self.since = dict(zip(names, table["superseded_at"].to_pylist(), strict=True))
+                self._stored = self.since
             else:  # written by an earlier version: their grace period begins now
                 self.since = dict.fromkeys(names, datetime.now(UTC))
 
@@ -44,10 +46,10 @@ class Superseded:
         Raises:
             ConflictError: another process replaced them in the meantime.
         """
-        if since == self.since:
+        if since == self._stored:
             return
         names = sorted(since)
         table = pa.table([names, [since[name] for name in names]], _SCHEMA)
         pq.write_table(table, self._file, compression="zstd")
         self._etag = self._bucket.replace(self._file, SUPERSEDED, PARQUET, self._etag)
-        self.since = since
+        self.since = self._stored = since

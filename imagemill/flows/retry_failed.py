@@ -9,7 +9,7 @@ from imagemill.runs.recorded_settings import recorded_settings
 from imagemill.runs.summary import RunSummary
 from imagemill.runs.user_errors import one_sentence
 from imagemill.settings import ExecutionSettings, LimitSettings, Output
-from imagemill.tasks.approval import ask_approval
+from imagemill.tasks.approval import ask_approval, ask_loss_approval
 from imagemill.tasks.prepare import prepare
 from imagemill.tasks.reopen_failed import reopen_failed
 
@@ -49,6 +49,7 @@ def retry_failed(
     with open_run(settings) as run:
         reopen_failed(run.session, permanent=permanent)
         prepared = prepare(run.session)
+        ask_loss_approval(prepared.loss)
         ask_approval(prepared.images, prepared.cost_usd, settings.limits.approve_above_usd, prepared.counts)
         generate(run, prepared)
         summary = finish(run, prepared)

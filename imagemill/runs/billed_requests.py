@@ -31,6 +31,9 @@ _MOST_ASKED_AGAIN = 5_000
 _AROUND = timedelta(minutes=10)
 """Charges this long before and after the run's requests are read: clocks differ, and bills come later."""
 
+_MOST_USD = 10**9
+"""No charge, and no bill, is larger; the comparison's columns hold up to a thousand times as much."""
+
 _WAITS_S = (2.0, 10.0, 30.0)
 
 _IDS = ("request_id", "requestid", "prediction_id", "task_uuid", "taskuuid", "generation_id", "id")
@@ -127,6 +130,8 @@ async def listed_charges(
 async def _total(events: AsyncIterator[BillingEvent]) -> dict[str, int]:
     charged: defaultdict[str, int] = defaultdict(int)
     async for event in events:
+        if abs(event.usd) >= _MOST_USD:
+            raise InputError(f"The vendor says {event.usd:.3g} USD of request {event.request_id[:80]!r}.")
         charged[event.request_id] += _picos(event.usd)
     return dict(charged)
 
@@ -207,7 +212,7 @@ def _usd(text: Any, file: Path, line: int, *, decimal_comma: bool) -> Decimal:  
         usd = Decimal(cell.replace(",", ""))
     except InvalidOperation:
         usd = Decimal("NaN")
-    if not usd.is_finite():
+    if not usd.is_finite() or abs(usd) >= _MOST_USD:
         raise InputError(f"Line {line} of {str(file)!r}: {str(text)[:40]!r} is not an amount.")
     return exact(usd)
 

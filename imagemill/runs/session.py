@@ -218,13 +218,13 @@ def _unplanned_catalog(settings: RunSettings, folder: RunFolder, bucket: ImageBu
 def _open_store(
     settings: RunSettings, folder: RunFolder, catalog: CatalogFiles | None, *, join: bool
 ) -> JobStore:
-    rows = catalog.rows if catalog else 0
+    jobs = catalog.rows * catalog.variations.per_row if catalog else 0
     if not join and (record := folder.read_record()):
-        rows = record[1].rows
+        jobs = record[1].rows * record[1].variants
     folder.create()
     named, password = job_store(settings.execution)
     store = open_store(
-        named, rows=rows, run_id=settings.run_id, folder=folder.path, password=password, join=join
+        named, rows=jobs, run_id=settings.run_id, folder=folder.path, password=password, join=join
     )
     if settings.execution.task_runner == "dask" and not isinstance(store, Board):
         raise InputError("A run on Dask needs a job store in Postgres or Redis.")

@@ -15,7 +15,7 @@ from imagemill.stores.redis import RedisStore
 from imagemill.stores.sql import PostgresStore, SqliteStore
 
 MEMORY_LIMIT = 1_000
-"""The default store is memory up to this many catalog rows, and SQLite for more."""
+"""The default store is memory up to this many pictures, and SQLite for more."""
 
 __all__ = [
     "MEMORY_LIMIT",
@@ -42,8 +42,9 @@ def open_store(
     password: SecretStr | None = None,
     join: bool = False,
 ) -> JobStore:
-    """Open the job store that ``store`` names, for a run of about ``rows`` rows whose folder is ``folder``.
+    """Open the job store that ``store`` names, for a run whose folder is ``folder``.
 
+    ``rows`` is about how many pictures the run makes.
     ``memory``, ``sqlite`` (a file in the run's folder), ``sqlite:PATH``, ``postgresql://…``,
     ``redis://…``, ``rediss://…``, or None: the store that the run began with, else chosen by size.
     ``password`` is the server's, if the address has none. With ``join`` the process works on a run whose

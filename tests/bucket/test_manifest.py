@@ -93,6 +93,8 @@ def test_a_part_of_a_catalog_is_merged_into_the_manifest(output: Output) -> None
     assert len(rows) == 31
     assert {row["status"] for row in rows.values()} == {"done"}
     assert (rows["sku-7"]["price"], rows["sku-1"]["price"], rows["new"]["stock"]) == (7, None, 6)
+    output.run({"id": ["new"], "prompt": ["x"], "price": pa.nulls(1)}, missing=Missing.KEEP)
+    assert {row["id"]: row["price"] for row in output.rows()}["sku-7"] == 7, "a column without a value"
     # A later prune knows what the manifest no longer names, whichever run removed it.
     output.run({"id": ["new"], "prompt": ["x"]})
     assert {row["name"] for row in output.rows("superseded.parquet")} == kept | {
@@ -121,6 +123,22 @@ def test_prune_waits_lists_and_deletes(output: Output) -> None:
     assert (changes.pruned, changes.prunable, len(output.images())) == (1, 0, 4)
     assert [row["outcome"] for row in output.rows("runs/b/prune.parquet")] == ["deleted"]
     assert (output.rows()[-1]["status"], output.rows()[-1]["uri"]) == ("retired", None)
+
+
+def test_the_grace_period_of_what_an_earlier_version_superseded_begins_once(output: Output) -> None:
+    output.run(shop(5))
+    patient = {"missing": Missing.RETIRE, "prune": Prune(7, "runs/a/prune.parquet")}
+    output.run(shop(4), **patient)
+    (name,) = [row["name"] for row in output.rows("superseded.parquet")]
+    content = pa.BufferOutputStream()
+    pq.write_table(pa.table({"name": [name]}), content)
+    etag = output.bucket._etag("superseded.parquet")
+    output.bucket.write_version("superseded.parquet", content.getvalue().to_pybytes(), "x/y", etag)
+    output.run(shop(4), **patient)
+    (since,) = output.rows("superseded.parquet")
+    output.run(shop(4), **patient)
+    assert "superseded_at" in since
+    assert output.rows("superseded.parquet") == [since]
 
 
 class PartlyRefused(Answer):

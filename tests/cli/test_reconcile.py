@@ -132,5 +132,6 @@ def test_a_run_is_compared_with_an_exported_csv(
         "unknown_request": (1, 0.0, 1.5),
     }
     assert "does not list what it charged" in reconcile("r", code=2)["error"]
-    bill.write_text(f"id,cost_usd\n{ids[0]},zero\n")
-    assert "Line 2 of" in reconcile("r", "--from", str(bill), code=2)["error"]
+    for amount in ("zero", "1e30"):
+        bill.write_text(f"id,cost_usd\n{ids[0]},{amount}\n")
+        assert "Line 2 of" in reconcile("r", "--from", str(bill), code=2)["error"]

@@ -48,6 +48,15 @@ def test_prefect_does_not_walk_through_a_session(place: Place, catalog: Callable
         assert session.catalog is not None  # opened once, and handed on
 
 
+def test_the_default_store_is_chosen_by_the_pictures_that_a_catalog_asks_for(
+    place: Place, catalog: Callable[..., str]
+) -> None:
+    given = settings(place, catalog(prompt=[str(number) for number in range(11)]))
+    many = given.catalog.model_copy(update={"variations": 100})
+    with open_session(given.model_copy(update={"catalog": many})) as session:
+        assert session.store.name == "sqlite"
+
+
 @pytest.mark.parametrize("silent", ["s3", "redis", "postgresql"])
 def test_an_interrupt_while_a_server_does_not_answer_ends_the_opening(
     place: Place, catalog: Callable[..., str], silent_server: int, silent: str
