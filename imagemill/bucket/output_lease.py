@@ -143,7 +143,7 @@ class OutputLease:
         """Renew the lease once; find out whether it is still ours."""
         if self._why_lost is not None:
             return
-        with suppress(StoreUnavailableError):
+        try:
             try:
                 if not self._bucket.conditional and not self._is_ours():
                     self._lose("Another run took it over.")
@@ -152,6 +152,10 @@ class OutputLease:
             except (ConflictError, StoreUnavailableError):
                 # The answer may be lost, and the write done: then the ETag is another one now.
                 self._look_again()
+        except StoreUnavailableError:
+            pass
+        except Exception as error:  # noqa: BLE001 - credentials expire, and the run waits for who renews
+            logger.warning("The lease of %s was not renewed (%s).", self._bucket.uri, type(error).__name__)
         if self._clock() - self._renewed_at > HOLD_S:
             self._lose("It could not be renewed in time.")
 

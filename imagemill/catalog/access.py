@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
+from urllib.parse import unquote
 
 from imagemill.blocks.loading import aws_session
 from imagemill.catalog.files import CatalogFiles, open_catalog
@@ -31,7 +32,8 @@ def refuse_other_paths(path: str, patterns: Sequence[str]) -> None:
     Raises:
         InputError: it is not.
     """
-    if patterns and not any(fnmatchcase(path, pattern) for pattern in patterns):
+    leads_out = ".." in unquote(path).split("/")  # a pattern's * stands for that, too
+    if patterns and (leads_out or not any(fnmatchcase(path, pattern) for pattern in patterns)):
         raise InputError(
             f"The catalog {path!r} is not one of those that this refresh is for: {', '.join(patterns)}."
             " Nothing was generated or changed. If it should be, add it to refresh.only_paths."

@@ -141,8 +141,8 @@ def _refuse_loss(session: Session) -> str | None:
     loss = loss_of_refresh(found, path, refresh, prune=settings.prune)
     if loss and not refresh.approve_loss:
         raise InputError(
-            f"{loss} Nothing was generated or changed. If that is meant, say so with --allow-loss"
-            " (refresh.allow_loss), or raise --max-retired-share (refresh.max_retired_share)."
+            f"{loss} Nothing was generated or changed. If that is meant, say so with --allow-loss, or raise"
+            " --max-retired-share."
         )
     return loss
 

@@ -6,8 +6,10 @@ import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
+import boto3
 import orjson
 import pytest
+from botocore.credentials import RefreshableCredentials
 
 from imagemill.bucket.image_bucket import ImageBucket
 from imagemill.bucket.output_lease import EXPIRY_S, LEASE, RENEW_S, OutputLease, output_lease
@@ -180,6 +182,33 @@ def test_a_stalled_process_finds_out_whether_its_lease_is_still_its_own(
     else:
         run.lease.check()
     assert len(run.lost) == taken_over
+
+
+def test_credentials_that_expire_for_a_while_do_not_end_the_renewals(
+    bucket: ImageBucket, bucket_name: str, clock: Clock
+) -> None:
+    hour = timedelta(hours=1)
+    now = datetime.now(UTC)
+    keys = {"access_key": "a", "secret_key": "s", "token": "t"}
+    expired = {**keys, "expiry_time": now.isoformat()}
+    session = boto3.Session()
+    session._session._credentials = RefreshableCredentials(
+        **keys,
+        expiry_time=now + hour,
+        refresh_using=lambda: expired,
+        method="test",
+        time_fetcher=lambda: now,
+    )
+    own = ImageBucket(f"s3://{bucket_name}/own", endpoint_url=bucket.endpoint_url, session=session)
+    run = Run(own, "run", clock)
+    run.lease.take()
+    now += 2 * hour  # botocore raises a RuntimeError: the credentials that it fetched have expired
+    run.renew(clock, 5)
+    assert (run.lease.is_late, run.lost) == (True, [])
+    now -= 3 * hour
+    run.renew(clock)
+    assert not run.lease.is_late
+    own.close()
 
 
 def test_a_lease_that_somebody_deleted_is_written_anew(bucket: ImageBucket, clock: Clock) -> None:

@@ -146,12 +146,16 @@ def test_a_refresh_that_would_hurt_is_refused_before_it_buys(
     before = place.read("manifest.parquet")
     asked = emulated.stats()["generation_requests"]
     cut, empty = catalog("cut.parquet", id=["a"], prompt=["new"]), pa.array([], pa.string())
-    with pytest.raises(InputError, match=r"would take 4 of 5 rows .* 80%, and at most 20% .* --allow-loss"):
+    with pytest.raises(
+        InputError, match=r"would take 4 of 5 rows .* 80%, and at most 20% .* refresh.allow_loss"
+    ):
         refresh(place, emulated, cut, prune=True)
     with pytest.raises(InputError, match="has no row that can become an image"):
         refresh(place, emulated, catalog("none.parquet", id=empty, prompt=empty))
     with pytest.raises(InputError, match=r"'.*cut.parquet' is not one of those .* s3://shop/\*"):
         refresh(place, emulated, "shop.parquet", path=cut, refresh={"only_paths": ["s3://shop/*"]})
+    with pytest.raises(InputError, match="is not one of those"):
+        refresh(place, emulated, "shop.parquet", path="/shop/../cut", refresh={"only_paths": ["/shop/*"]})
     assert place.read("manifest.parquet") == before
     assert emulated.stats()["generation_requests"] == asked
 
@@ -163,7 +167,7 @@ def test_a_refresh_that_would_hurt_is_refused_before_it_buys(
     )
 
     state = refresh(place, emulated, cut, refresh={"allow_loss": True}, return_state=True)
-    assert "0 added, 1 changed, 0 unchanged, 5 retired, 0 pruned, 0 rejected" in str(state.message)
+    assert "0 rows added, 1 changed, 0 unchanged, 5 retired, 0 images pruned" in str(state.message)
 
 
 def test_two_refreshes_of_one_place_do_not_interleave(
