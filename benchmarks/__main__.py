@@ -2,7 +2,7 @@
 
     python -m benchmarks [NAME ...]
 
-A NAME is a file here, such as ``kills`` or ``faults``. Without any, all of them: allow two hours.
+A NAME is a file here, such as ``kills`` or ``faults``. Without any, all of them: allow several hours.
 """
 
 from __future__ import annotations

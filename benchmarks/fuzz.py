@@ -1,11 +1,11 @@
-"""Fuzzes all that reads the bytes of others: pictures, answers, catalogs, logs, checkpoints.
+"""Fuzzes everything that reads untrusted bytes: pictures, answers, catalogs, logs, checkpoints.
 
     python -m benchmarks.fuzz MINUTES > benchmarks/fuzz.md
     python -m benchmarks.fuzz --replay TARGET SEED
 
-Each case is made by one seed, which replays it. Targets take turns in processes of their own, half a minute
-each. A finding is whatever comes out that is no typed error, and a process that dies, hangs or grows. The
-targets are those of tests/fuzz.
+One seed makes each case, and replays it. Targets take turns in processes of their own, half a minute each.
+Findings are exceptions that are not typed errors, and processes that die, hang or grow. The targets are those
+of tests/fuzz.
 """
 
 from __future__ import annotations
@@ -103,12 +103,12 @@ def _report(totals: dict[str, Any], minutes: float) -> str:
         "",
         "`python -m benchmarks.fuzz MINUTES > benchmarks/fuzz.md`",
         "",
-        f"{cases:,} cases in {minutes:.0f} minutes, one process at a time. Each spoils something",
+        f"{cases:,} cases in {minutes:.0f} minutes, one process at a time. Each damages something",
         "well-formed, the bytes of a file or the values of an answer, and gives it to the code that",
-        "reads it. *Found*: whatever came out that is no typed error. *Grew*: the most memory that a",
-        "process took on in half a minute of cases.",
+        "reads it. *Found*: exceptions that are not typed errors. *Grew*: the most memory that a",
+        "process gained in half a minute of cases.",
         "",
-        "| target | cases | what came of them | found | slowest case | grew |",
+        "| target | cases | most frequent outcomes | found | slowest case | grew |",
         "|---|---:|---|---|---:|---:|",
     ]
     for name, total in totals.items():

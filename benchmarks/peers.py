@@ -46,15 +46,15 @@ the answer, lognormal latency with a median of 0.5 s) and S3 server, one after t
 
 - *images/s*: images in the bucket, by the time from the API's first request to its last answer. *wall*: the
   command from start to end, with imports, records and reports.
-- *at once*: what the contender was told; `auto` was told nothing.
+- *at once*: the contender's configured concurrency; `auto` is not configured.
 - *missing*: rows of the catalog without an image in the bucket, after all the contender's own retries.
-- *CPU ms/image*: what one image more costs the whole process tree: the CPU of {many:,} images less that of
-  {few}, by the difference. *start and end*: what is left. *all*: the whole run's CPU by its images. Servers
-  (API, S3, Prefect's) are not in it.
+- *CPU ms/image*: the CPU of one additional image, in the whole process tree: the CPU of {many:,} images minus
+  that of {few}, divided by the difference. *start and end*: the rest. *all*: the whole run's CPU per image.
+  Servers (API, S3, Prefect's) are not included.
 - *peak memory*: the largest sum of resident memory of the process tree, in the first and third table's runs.
 - *killed*: SIGKILL to all its processes once half of {some:,} images were answered, at a limit of 30 at
-  once; then the same command again. *paid twice*: images on the API's bill beyond one a row. *in flight*:
-  requests that the API was working on at the kill, which it makes and bills though nobody is left to hear.
+  once; then the same command again. *paid twice*: images on the API's bill beyond one per row. *in flight*:
+  requests that the API was working on at the kill, which it completes and bills all the same.
 """
 
 _PIECES = tuple(f"{name}=={version(name)}" for name in ("httpx", "boto3"))
@@ -84,7 +84,7 @@ def situations(*, quick: bool) -> tuple[Situation, ...]:
 def page(outcomes: list[Outcome], contenders: list[Contender]) -> Iterator[str]:
     """The page of the outcomes, line by line."""
     found = {(each.contender, each.situation): each for each in outcomes}
-    yield from ("# Beside what a user would take instead\n", f"`python -m benchmarks.peers`, {machine()}.\n")
+    yield from ("# Compared with the alternatives\n", f"`python -m benchmarks.peers`, {machine()}.\n")
     images = {each.situation: each.images for each in outcomes}
     many, some = images["limited"], images["tight"]
     yield INTRODUCTION.format(many=many, some=some, few=FEW)
@@ -132,7 +132,7 @@ def page(outcomes: list[Outcome], contenders: list[Contender]) -> Iterator[str]:
 
 
 def cpu_an_image(found: dict[tuple[str, str], Outcome], name: str) -> float:
-    """CPU seconds that one image more costs."""
+    """CPU seconds of one additional image."""
     few, many = found[name, "few"], found[name, "free"]
     return (many.cpu_s - few.cpu_s) / (many.images - few.images)
 

@@ -1,4 +1,4 @@
-"""Files that a kill or a power cut leaves whole, or not there at all."""
+"""Files that are either whole or absent after a kill or a power cut."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def drop_parts(folder: Path) -> None:
-    """Remove what a process that was killed in mid-write left; only where none is at work in the folder."""
+    """Remove what a process killed in mid-write left. Only call it while no process works in the folder."""
     for part in folder.glob(".*.part"):
         part.unlink(missing_ok=True)
 

@@ -25,7 +25,7 @@ def money(usd: float) -> str:
 
 
 def price(usd: float) -> str:
-    """The price of one image: below a dollar, as many of three significant digits as it takes, and cents."""
+    """The price of one image: cents, or below a dollar up to three significant digits."""
     if abs(usd) >= 1 or not usd:
         return f"${usd:,.2f}"
     whole, _, digits = f"{usd:.{2 - math.floor(math.log10(abs(usd)))}f}".partition(".")

@@ -154,7 +154,7 @@ def refuse_other_catalog(found: Standing, path: str) -> None:
 
 
 def loss_of_refresh(found: Standing, path: str, refresh: RefreshSettings, *, prune: bool) -> str | None:
-    """What a refresh would lose if that is more than it may, as a sentence; None if all is well."""
+    """What a refresh would take away, as a sentence, if that is too much; else None."""
     gone, share = found.retired + found.rejected, refresh.max_retired_share
     if not found.usable:
         return (
@@ -182,5 +182,5 @@ def loss_of_refresh(found: Standing, path: str, refresh: RefreshSettings, *, pru
 
 
 def _is_too_much(gone: int, everything: int, share: float) -> bool:
-    """Whether too much would go; a single row may, of a small catalog too, unless it is the only one."""
+    """Whether too much would go. A single row may always go, unless it is the only one."""
     return gone > 0 and (gone == everything or (gone > 1 and gone > share * everything))

@@ -29,8 +29,8 @@ EXPIRY_S = 28.0
 RENEW_S = EXPIRY_S / 4
 
 HOLD_S = 90.0
-"""How long its holder goes on without a renewal, in seconds: a bucket that is away takes no images either.
-Once it is back, the renewal is refused if another run has taken the lease over."""
+"""How long its holder continues without a renewal, in seconds: an unavailable bucket takes no images either.
+When it is back, the renewal is refused if another run has taken the lease over."""
 
 SETTLE_S = 2.0
 """How long a lease stands before it counts, in seconds, where the bucket knows no conditional writes."""

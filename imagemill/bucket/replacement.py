@@ -35,19 +35,19 @@ _PRUNE_SCHEMA = pa.schema(
 
 
 class Missing(StrEnum):
-    """What becomes of the previous manifest's rows whose ids the new one lacks."""
+    """What happens to rows of the previous manifest whose ids are not in the new one."""
 
     DROP = "drop"
-    """They leave the manifest: the catalog as it stands."""
+    """They leave the manifest, which is the catalog as it is now."""
     KEEP = "keep"
-    """They stay as they are: a run of a part of the catalog merges its rows."""
+    """They stay as they are: a run of part of a catalog merges its rows."""
     RETIRE = "retire"
     """They stay, marked as retired."""
 
 
 @dataclass(frozen=True, slots=True)
 class Prune:
-    """Deletes superseded objects that have been so for ``after_days``.
+    """Deletes objects that were superseded ``after_days`` ago.
 
     ``record`` names the object below the output prefix that lists what is deleted, when, and how it went.
     """

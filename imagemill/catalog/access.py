@@ -27,7 +27,7 @@ def catalog_of(catalog: CatalogSettings, output: OutputSettings | None) -> Catal
 
 
 def refuse_other_paths(path: str, patterns: Sequence[str]) -> None:
-    """Check that a catalog's path is one that a refresh was told about; no patterns allow any.
+    """Check that a refresh may read a catalog from this path; without patterns, any is allowed.
 
     Raises:
         InputError: it is not.

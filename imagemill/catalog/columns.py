@@ -1,4 +1,4 @@
-"""The columns of a catalog: which are used as what, which are carried, and under which common type."""
+"""The columns of a catalog: what each is used for, which are carried, and with which common type."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TEXTS = ("prompt", "negative_prompt")
 """The columns that hold text."""
 
 _MANIFEST = frozenset({"key", "status", "uri", "copy_uri", "error_code"})
-"""Columns of imagemill's own manifest: a catalog that has all of them is one that was fed back."""
+"""Columns of imagemill's own manifest: a catalog that has all of them is a manifest."""
 _REJECTED = frozenset({"row", "reason"})
 _VARIED = frozenset({"variant", "varied"})
 _MOST_NOTES = 20
@@ -50,7 +50,7 @@ def is_binary(kind: pa.DataType) -> bool:
 
 
 def holds_bytes(kind: pa.DataType) -> bool:
-    """Whether a type holds bytes, also deep inside: pictures, most often."""
+    """Whether a type holds bytes, also nested ones: usually pictures."""
     if is_binary(kind):
         return True
     return any(holds_bytes(kind.field(place).type) for place in range(kind.num_fields))
@@ -68,7 +68,7 @@ def plain(kind: pa.DataType) -> pa.DataType:
 
 
 def common_type(one: pa.DataType, other: pa.DataType) -> pa.DataType:
-    """A type that holds the values of both; text where there is no other."""
+    """A type that holds the values of both; text if there is no other."""
     if one == other or pt.is_null(other) or pt.is_null(one):
         return one if pt.is_null(other) else other
     if _is_list(one) and _is_list(other):
@@ -185,7 +185,7 @@ def _used(settings: CatalogSettings, names: list[str], notes: list[str]) -> dict
 
 
 def _matching(own: str, names: Sequence[str]) -> list[str]:
-    """The columns of a name, without regard to case where none has it exactly."""
+    """The columns with a name, ignoring case if none has it exactly."""
     return [own] if own in names else [name for name in names if name.lower() == own]
 
 
@@ -219,7 +219,7 @@ def _refuse_types(used: Mapping[str, str], files: Mapping[str, pa.Schema]) -> No
 def _left_out(
     settings: CatalogSettings, merged: Mapping[str, pa.DataType], used: set[str], notes: list[str]
 ) -> list[str]:
-    """The columns that are not carried: imagemill's own, and bytes that nobody named."""
+    """The columns that are not carried: imagemill's own, and bytes without ``--carry``."""
     others = merged.keys() - used
     left_out: list[str] = []
     if merged.keys() >= _MANIFEST:
@@ -227,7 +227,7 @@ def _left_out(
         notes.append("The catalog is a manifest of imagemill: its keys and outcomes are not carried.")
     elif merged.keys() >= {*_REJECTED, *CATALOG_COLUMNS}:
         left_out += [name for name in merged if name in others and name in {*_REJECTED, *_VARIED}]
-        notes.append("The catalog is a list of rejected rows: their numbers and reasons are not carried.")
+        notes.append("The catalog is a rejected.parquet: its row numbers and reasons are not carried.")
     unknown = [name for name in settings.carry if name not in merged]
     if unknown:
         raise InputError(

@@ -23,13 +23,13 @@ from imagemill.settings import PARAM_PREFIX, CatalogSettings
 
 BATCH_ROWS = 10_000
 BATCH_BYTES = 32 * 2**20
-"""What a batch may take in memory, judged by the mean of its row group."""
+"""The most memory for a batch, estimated from the mean row size of its row group."""
 
 _BUFFER = 4 * 2**20
 """Read a column piece by piece: by default all of a row group's column is in memory at once."""
 
 _REASON = "reason"
-"""The column of a batch that says which rows could not be read, and why; not there if all could."""
+"""The column of a batch that says why rows could not be read; absent if all could."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +60,7 @@ class CatalogFiles:
         return self.usage.carried
 
     def without_carried(self) -> CatalogFiles:
-        """The same catalog for those who need no manifest: what nothing uses is not read."""
+        """The same catalog without its carried columns, for callers that write no manifest."""
         return replace(self, usage=replace(self.usage, carried=pa.schema([])))
 
     def batches(self) -> Iterator[pa.Table]:
@@ -101,7 +101,7 @@ class CatalogFiles:
                     yield pa.RecordBatch.from_pydict({"": pa.nulls(min(rows, count - start))})
 
     def _needed(self) -> list[str]:
-        """The catalog's columns that are read: used, carried, or seen by a template."""
+        """The catalog's columns that are read: used, carried, or read by a template."""
         seen = {
             name.removeprefix("carried:")
             for template in self.templates.made.values()
@@ -140,7 +140,7 @@ class CatalogFiles:
 
 
 def unreadable(table: pa.Table) -> tuple[pa.Table, dict[int, str]]:
-    """A batch without its column of reasons, and by place why rows could not be read."""
+    """A batch without its column of reasons, and the reasons by the rows' places."""
     if _REASON not in table.column_names:
         return table, {}
     reasons = table[_REASON].to_pylist()
@@ -199,7 +199,7 @@ def open_catalog(
 
 
 def _of_no_rows(files: dict[str, pa.Schema]) -> dict[str, pa.Schema]:
-    """Schemas of files without rows: whoever writes them cannot know the types of what is not there."""
+    """Schemas of files without rows, whose columns may have any type."""
     return {file: pa.schema([(each.name, pa.null()) for each in schema]) for file, schema in files.items()}
 
 

@@ -19,7 +19,7 @@ from imagemill.s3.connection import S3Connection
 from imagemill.s3.filesystem import s3_filesystem
 
 SUFFIXES = (".parquet", ".parq", ".pq")
-"""How a Parquet file's name ends, in capitals or not."""
+"""How a Parquet file's name ends, ignoring case."""
 
 _WILDCARD = re.compile(r"[*?\[]")
 _ICEBERG = re.compile(r"metadata/[^/]+\.metadata\.json")

@@ -57,7 +57,7 @@ REJECTED_SCHEMA = pa.schema(
         ("varied", pa.string()),
     ]
 )
-"""``varied`` names the combination that was rejected, null where none of the row's pictures can be made."""
+"""``varied`` is the combination that was rejected; null if none of the row's pictures can be made."""
 
 _LATER = {field.name: field.default for field in fields(Job) if field.name in INPUT_FIELDS[-3:]}
 """The fields of a job that earlier versions did not plan."""
@@ -186,7 +186,7 @@ class Planner:
     def _numbers(
         self, rows: CatalogRows, catalog_rows: list[int], keys: list[str], *, known_by_id: bool
     ) -> tuple[list[int | None], list[int]]:
-        """The number of each picture's job, None where its row's id had others; and those whose job is new.
+        """The number of each picture's job, None if its row's id has other content; and which jobs are new.
 
         ``catalog_rows`` says which row of the batch each picture is of.
         """
@@ -290,13 +290,13 @@ def write_plan(
 
 
 def _carried(catalog: CatalogFiles) -> list[pa.Field]:
-    """The columns of a plan that imagemill only carries: the catalog's, and what its rows are varied in."""
+    """The columns of a plan that imagemill only carries: the catalog's, and the varied names."""
     varied = [pa.field(f"carried:{name}", pa.string()) for name in catalog.variations.carried]
     return [pa.field(f"carried:{field.name}", field.type) for field in catalog.carried] + varied
 
 
 class _Refused(NamedTuple):
-    """The places of a batch that are rejected, and why; one for a row none of whose combinations is left."""
+    """The rejected places of a batch, and why; one per row if all of its combinations are rejected."""
 
     places: list[int]
     reasons: list[str]

@@ -29,7 +29,7 @@ ROW_BUDGET = 1_000_000
 """The most characters that the steps of one row's template may make together."""
 
 _STEP = 20
-"""What a step costs beside the text it makes, in characters."""
+"""What a step costs in addition to the text it makes, in characters."""
 
 _LARGEST_NUMBER = 2**63
 _EXACT = 2.0**53
@@ -46,14 +46,14 @@ _LOOP = frozenset({"index", "index0", "revindex", "revindex0", "first", "last", 
 
 
 class _Null(jinja2.Undefined):
-    """A row's missing value: false in a condition, replaced by ``default``, an error where it is printed."""
+    """A row's missing value: false in a condition, replaced by ``default``, an error if it is printed."""
 
     def __str__(self) -> str:  # noqa: PLE0307 - it never returns
         self._fail_with_undefined_error()
 
 
 class _Sandbox(SandboxedEnvironment):
-    """Compiles templates, and is what they run in. ``left`` is what remains of the row's budget."""
+    """Compiles templates and runs them. ``left`` is what remains of the row's budget."""
 
     intercepted_binops: ClassVar[frozenset[str]] = frozenset({"+", "-", "*", "/", "//", "%"})  # type: ignore[misc]
 
@@ -191,7 +191,7 @@ class _Sandbox(SandboxedEnvironment):
         return sorted(self._steps(values, 0))
 
     def _steps(self, values: Iterable[Any], characters: int) -> Iterator[Any]:
-        """What a loop goes through, each step paid for, with the text that stands in the loop."""
+        """The items of a loop; each step is charged with the text inside the loop."""
         if isinstance(values, jinja2.Undefined) and not isinstance(values, _Null):
             str(values)
         if not isinstance(values, (list, str, jinja2.Undefined)):
@@ -227,7 +227,7 @@ def _null(what: str) -> _Null:
 
 
 class _Bounds(NodeTransformer):
-    """Makes loops and ``~`` pay for what they do, and ``row['A name']`` a name."""
+    """Charges loops and ``~`` to the row's budget, and turns ``row['A name']`` into a name."""
 
     def __init__(self) -> None:
         self.quoted: dict[str, str] = {}
@@ -255,7 +255,7 @@ class _Bounds(NodeTransformer):
 
 
 def _refuse_unsafe(tree: nodes.Template, made: _Sandbox) -> None:
-    """Check that a template has nothing but what is listed here.
+    """Check that a template uses only what is listed here.
 
     Raises:
         InputError: it has; the message is the end of a sentence.
@@ -328,7 +328,7 @@ class Template:
         return frozenset(self._read.values())
 
     def render(self, table: pa.Table) -> tuple[list[str | None], dict[int, str]]:
-        """The text of each row, and by place why a row has none."""
+        """The text of each row, and by place the reason why a row has none."""
         names = list(self._read)
         values = [
             _values(table[column], null)
@@ -351,7 +351,7 @@ class Template:
 
 
 def _values(column: pa.ChunkedArray, null: _Null) -> list[Any]:
-    """A column's values, ``null`` where there is none; NaN stands for none."""
+    """A column's values, with ``null`` for missing ones and for NaN."""
     values = column.to_pylist()
     if pa.types.is_floating(column.type):
         return [null if value is None or value != value else value for value in values]

@@ -18,7 +18,7 @@ Reasons = dict[int, str]
 
 
 def decoded(column: pa.Array, name: str, reasons: Reasons) -> pa.Array:
-    """A column without its encoding, its values valid; ``reasons`` gets the rows where they are not."""
+    """A column decoded, with valid values only; ``reasons`` gets the rows with others."""
     if isinstance(column.type, pa.BaseExtensionType):
         if column.type.extension_name == "arrow.uuid":
             return pa.array(
@@ -35,7 +35,7 @@ def decoded(column: pa.Array, name: str, reasons: Reasons) -> pa.Array:
 
 
 def _valid(column: pa.Array, name: str, reasons: Reasons) -> pa.Array:
-    """The column with nulls in place of text that is not UTF-8, and of other values that are broken."""
+    """The column with nulls in place of broken values, such as text that is not UTF-8."""
     try:
         column.validate(full=True)
     except pa.ArrowInvalid:
@@ -69,7 +69,7 @@ def texts(column: pa.Array, name: str, reasons: Reasons) -> pa.Array:
 
 
 def ids(column: pa.Array) -> pa.Array:
-    """A column of ids: numbers as they are, everything else as text."""
+    """A column of ids: numbers stay numbers, everything else becomes text."""
     kind = column.type
     if is_text(kind) or pt.is_integer(kind) or pt.is_floating(kind) or pt.is_null(kind):
         return column

@@ -1,4 +1,4 @@
-"""Several pictures per row: each combination of the varied values, with as many seeds as asked for."""
+"""Several pictures per row: each combination of the varied values, with several seeds each."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _WHOLE = frozenset({"width", "height", "steps", "seed"})
 
 @dataclass(frozen=True, slots=True)
 class Variations:
-    """What a row's pictures differ in.
+    """How the pictures of one row differ.
 
     Variants are numbered from 1: first the combinations with the row's own seed, in the order of the
     settings, then the same with each further seed, so that more seeds leave the earlier numbers as they are.

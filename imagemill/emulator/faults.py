@@ -17,7 +17,7 @@ STATUS = frozenset({"400", "401", "402", "429", "500", "502", "503", "504"})
 FLAWS = frozenset(
     {"black", "blurred", "flat", "half_decoded", "letterboxed", "near_duplicate", "placeholder"}
 )
-"""Faults of a picture that is whole and has the right size."""
+"""Flaws of a picture that is complete and has the right size."""
 
 CHARGED = frozenset(
     {

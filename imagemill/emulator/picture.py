@@ -19,7 +19,7 @@ __all__ = ["draw"]
 _JPEG_QUALITY = 86
 _PNG_LEVEL = 2
 _NO_DATA = (0, 135, 0)
-"""What zeros in YUV look like, where a decoder had no data."""
+"""The colour of zeros in YUV, which a decoder leaves if it has no data."""
 
 
 def draw(shot: Shot) -> bytes:

@@ -79,7 +79,7 @@ class CostLimit:
     def recover(
         self, *, spent_usd: float = 0.0, doubtful_usd: float = 0.0, expected_usd: float = 0.0
     ) -> None:
-        """Count what an earlier process spent, or may have spent; it had set that aside already.
+        """Count what an earlier process spent, or may have spent, and had already reserved.
 
         ``expected_usd`` is the price of requests that are yet to be asked about.
         """

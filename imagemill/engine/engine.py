@@ -292,7 +292,7 @@ class Engine:
         return None
 
     async def _may_send(self, work: Work) -> bool:
-        """Whether the run goes on, and the job is still ours: a process that stood still may have lost it.
+        """Whether the run continues and the job is still ours: a process that was suspended may have lost it.
 
         Raises:
             StoreUnavailableError: another process took the run.
@@ -384,7 +384,7 @@ class Engine:
             self._recorder.event("unexpected_error", job=job.number, error=_place_of(error))
             raise ApiError(
                 ErrorClass.INVALID_IMAGE,
-                f"an answer that imagemill stumbles over ({type(error).__name__})",
+                f"an answer that imagemill cannot handle ({type(error).__name__})",
                 code="unexpected_error",
                 keep_request=True,
             ) from error
@@ -395,7 +395,7 @@ class Engine:
         self._finish(work, work.kept)
 
     async def _look_at(self, job: Job, image: GeneratedImage) -> Finding:
-        """Look whether the picture is suspect, and whether the run pays for a placeholder."""
+        """Check whether the picture is suspect, and whether the run pays for a placeholder."""
         found = await self._inspection.look(image.content, job.prompt)
         if Verdict.PLACEHOLDER in found.verdicts:
             self.stop(StopKind.SETUP, PLACEHOLDER)

@@ -1,4 +1,4 @@
-"""A look at a catalog's images before all of them are paid for."""
+"""Previews a catalog's images before all of them are paid for."""
 
 # No "from __future__ import annotations" here: Prefect reads the types of a flow's parameters as objects.
 
@@ -38,7 +38,7 @@ def preview_catalog(
     images: Annotated[int, Field(ge=1, le=200, description="How many pictures to make.")] = IMAGES,
     quality: QualitySettings = QualitySettings(),
 ) -> Preview:
-    """Make a few of a catalog's images, spread over all of it, and say what the whole would cost.
+    """Make a few of a catalog's images, spread over all of it, and say what all of them would cost.
 
     The whole catalog is planned, but the manifest is left as it is. Resuming the run makes the rest.
 

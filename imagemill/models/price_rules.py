@@ -70,7 +70,7 @@ class Price:
         return exact(amount + self.step_usd * (steps or 0))
 
     def of_tokens(self, text: Decimal, image: Decimal, made: Decimal) -> Decimal | None:
-        """What so many tokens cost, in USD: of input, text and image, and made. None for another rule."""
+        """What input tokens (text, image) and output tokens cost, in USD; None if not priced by token."""
         if self.unit != "token":
             return None
         return exact((text * self.text_usd + image * self.image_usd + made * self.usd) / _MILLION)

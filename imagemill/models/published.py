@@ -169,14 +169,14 @@ def _input_of(vendor: str, model: str, openapi: Mapping[str, Any]) -> tuple[Mapp
 
 
 class _Schemas:
-    """The schemas of a document that others refer to. References may go in circles: few are followed."""
+    """The schemas of a document that others refer to. References may be circular, so few are followed."""
 
     def __init__(self, found: Mapping[str, Any]) -> None:
         self._found = found
         self._left = _MOST_REFERENCES
 
     def resolved(self, given: Any, depth: int = 5) -> dict[str, Any]:  # noqa: ANN401
-        """A schema with its references followed; what is given beside a reference wins."""
+        """A schema with its references followed; keys beside a reference override it."""
         if not isinstance(given, dict):
             return {}
         found = dict(given)

@@ -1,4 +1,4 @@
-"""Looks at each picture of a run before it is kept: measures it, judges it, and notices repeated files."""
+"""Inspects each picture of a run before it is kept: measures it, judges it, and notices repeated files."""
 
 from __future__ import annotations
 
@@ -52,12 +52,12 @@ class Finding:
 
     @property
     def merit(self) -> tuple[int, float]:
-        """What a better picture has more of."""
+        """A sort key: the better picture has the larger one."""
         return -len(self.verdicts), self.measures.sharpness if self.measures else 0.0
 
 
 class Inspection:
-    """The looks of one run in one process.
+    """Inspects the pictures of one run in one process.
 
     Args:
         share: of the CPU time that may go into measuring: 1 measures each picture, 0 looks at none.
@@ -69,7 +69,7 @@ class Inspection:
         self._threads = anyio.CapacityLimiter(1)
 
     async def look(self, content: bytes, prompt: str) -> Finding:
-        """Look at a picture that has been checked; one that cannot be measured is not suspect for that."""
+        """Inspect a picture that has been checked. If it cannot be measured, it is not suspect."""
         if self._sampling is None:
             return Finding()
         if self._repeats.is_placeholder(content, prompt):
@@ -81,7 +81,7 @@ class Inspection:
 
 
 def another_seed(seed: int) -> int:
-    """The seed of a picture that is made once more: always the same one, within 31 bits."""
+    """The seed for a second attempt at a picture: always the same one, within 31 bits."""
     return int.from_bytes(hashlib.blake2b(str(seed).encode(), digest_size=4).digest()) >> 1
 
 

@@ -17,10 +17,10 @@ from PIL import Image
 _SIDE = 256
 _BLOCK = 8
 _FLAT_LEVELS = 2.0
-"""A block whose grey levels deviate less than this is flat."""
+"""A block whose grey levels deviate by less than this is flat."""
 _PLAIN_LEVELS = 4.0
 _PLAIN_SHARE = 0.02
-"""A row belongs to a bar while no more than this share of it is that many levels off."""
+"""A row belongs to a bar if at most this share of it is that many levels off."""
 _EDGE = 8
 _NOISE = 1.0
 """Levels from pixel to pixel that an encoder adds."""

@@ -1,4 +1,4 @@
-"""Finds pictures that look alike among millions, by their perceptual hashes."""
+"""Finds similar pictures among millions, by their perceptual hashes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Places = npt.NDArray[np.int64]
 
 
 def near_duplicates(hashes: Hashes, prompts: Places) -> Places:
-    """For each picture, the place of one like it that was made for another prompt; -1 if none is known.
+    """For each picture, the index of a similar one made for another prompt; -1 if there is none.
 
     Args:
         hashes: perceptual hashes; alike are those that differ in at most ``MOST_BITS_APART`` bits.

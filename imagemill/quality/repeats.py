@@ -10,13 +10,13 @@ _REMEMBERED = 20_000
 
 
 class Repeats:
-    """The last files that came, by digest, each with the prompts it came for."""
+    """The latest files, by digest, each with the prompts that it was sent for."""
 
     def __init__(self) -> None:
         self._prompts: OrderedDict[bytes, set[str]] = OrderedDict()
 
     def is_placeholder(self, content: bytes, prompt: str) -> bool:
-        """Note a file; whether it has come for three different prompts by now."""
+        """Note a file, and say whether it has been sent for three different prompts."""
         digest = hashlib.blake2b(content, digest_size=16).digest()
         prompts = self._prompts.setdefault(digest, set())
         self._prompts.move_to_end(digest)

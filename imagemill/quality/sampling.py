@@ -10,11 +10,11 @@ from typing import TypeVar
 T = TypeVar("T")
 
 AUTO_SHARE = 0.1
-"""Of the process's CPU time; the rest of the 15 % that are promised is for what is not seen here."""
+"""Share of the process's CPU time. Together with costs not counted here, it stays below 15 %."""
 
 
 class Sampling:
-    """Measures pictures while that has taken at most ``share`` of the CPU time; all of them where it is 1.
+    """Measures pictures within a ``share`` of the CPU time; all of them if it is 1.
 
     Args:
         cpu_s: CPU seconds of the process and of the calling thread.

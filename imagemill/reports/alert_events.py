@@ -28,7 +28,7 @@ _MEMORY = "dashboard.json"
 def emit_alerts(bucket: ImageBucket, summary: DashboardSummary) -> int:
     """Emit an event for each latest run that regressed, and for spend, unless done before; how many.
 
-    A regression that is followed by later runs needs no action any more.
+    A regression with later runs after it no longer needs action.
     """
     before = _built_before(bucket)
     emitted = {regression.run_id for regression in before.regressions} if before else set()
@@ -38,7 +38,7 @@ def emit_alerts(bucket: ImageBucket, summary: DashboardSummary) -> int:
     spent = _reached(summary.cost_24h_usd) > _reached(before.cost_24h_usd if before else 0.0)
     if spent:
         _emit_spend(bucket, summary)
-    # Last: an event that is emitted twice is better than one that never was.
+    # Last: an event emitted twice is better than one never emitted.
     with tempfile.TemporaryDirectory(prefix="imagemill-") as folder:
         file = Path(folder) / _MEMORY
         file.write_text(summary.model_dump_json(indent=2), encoding="utf-8")
@@ -82,7 +82,7 @@ def _emit_spend(bucket: ImageBucket, summary: DashboardSummary) -> None:
 def _emit(regression: Regression, dashboard: str, report: str) -> None:
     emit_event(
         event=REGRESSION,
-        # The same regression is the same event, should it be emitted twice.
+        # The same regression has the same event id, so emitting it twice does no harm.
         id=uuid5(NAMESPACE_URL, report),
         resource={
             "prefect.resource.id": regression.resource_id,

@@ -30,7 +30,7 @@ PAUSE_S = 5.0
 """A longer gap in the log is a pause between two sessions of a run, not part of the run."""
 
 QUALITY = ("sharpness", "contrast", "brightness", "colourfulness", "flat")
-"""The measures of pictures whose distributions are kept."""
+"""The measures whose distributions are kept."""
 
 METRICS_SCHEMA = pa.schema(
     [

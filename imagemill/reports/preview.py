@@ -1,4 +1,4 @@
-"""A look at a run before it is paid for: a few of its pictures, and what the whole would cost."""
+"""Previews a run before it is paid for: a few of its pictures, and what all of it would cost."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def render_preview(page: PreviewPage) -> str:
 def make_preview(session: Session, counts: PlanCounts, images: int) -> Preview:
     """Make some of a planned run's pictures, spread over its catalog, and the page that shows them.
 
-    The run goes on from there: what was made is done.
+    The run can continue from there: these pictures are done.
 
     Raises:
         StoreUnavailableError: the bucket is unavailable.

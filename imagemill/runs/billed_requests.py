@@ -26,10 +26,10 @@ T = TypeVar("T")
 
 _NAMED_AT_ONCE = 50
 _MOST_ASKED_AGAIN = 5_000
-"""Requests whose charge differs are asked about by their ids, up to so many."""
+"""At most this many requests with a different charge are looked up by their ids."""
 
 _AROUND = timedelta(minutes=10)
-"""Charges this long before and after the run's requests are read: clocks differ, and bills come later."""
+"""Charges are also read for this long before and after the run: clocks differ, and bills come late."""
 
 _MOST_USD = 10**9
 """No charge, and no bill, is larger; the comparison's columns hold up to a thousand times as much."""
@@ -102,7 +102,7 @@ def _logged_requests(lines: Iterable[bytes]) -> dict[int, list[tuple[str, int]]]
 async def listed_charges(
     api: ListsCharges, booked: Mapping[str, int], first: datetime, last: datetime
 ) -> dict[str, int]:
-    """What the vendor lists for the time of a run, in picos by request id; others' requests are among them.
+    """What the vendor lists for the time of a run, in picos by request id, including requests of other runs.
 
     Requests whose charge is not what was ``booked`` are asked about by their ids: a charge may be listed
     late, or corrected.

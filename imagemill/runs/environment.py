@@ -1,4 +1,4 @@
-"""What in the machine's environment would break a run, said in one sentence before anything is started."""
+"""Checks the machine's environment before anything is started; each fault is one sentence."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _PROXIES = ("ALL_PROXY", "HTTPS_PROXY", "HTTP_PROXY")
 
 
 def refuse_environment() -> None:
-    """See that proxies can be used, folders written, and that Prefect's server answers, if one is named.
+    """Check that proxies can be used and folders written, and that Prefect's server answers if one is set.
 
     Raises:
         InputError: something is wrong; the sentence names the variable.
@@ -29,7 +29,7 @@ def refuse_environment() -> None:
 
 
 def refuse_proxies() -> None:
-    """See that the environment's proxies can be used. Their addresses may hold a password, and are not shown.
+    """Check that the environment's proxies can be used. Their addresses may hold a password: don't show them.
 
     Raises:
         InputError: they cannot.
@@ -56,7 +56,7 @@ def refuse_proxies() -> None:
 
 
 def refuse_prefect() -> str | None:
-    """See that Prefect's home can be written and that the server answers; its address, if one is named.
+    """Check that Prefect's home can be written and that its server answers; its address, if one is set.
 
     Raises:
         InputError: the home cannot be written, or there is no answer.

@@ -21,7 +21,7 @@ from imagemill.jobs import CostSource, Job, JobStatus
 
 _NUMBER = re.compile(rb'"job":([0-9]{1,18})\b')
 _LONGEST_LINE = 1_000_000
-"""A line that is longer, in bytes, is none of ours: it is read in pieces, and none of them is understood."""
+"""No line of ours is longer, in bytes: a longer one is read in pieces, which are skipped."""
 _Usd = Annotated[float, Field(ge=0, lt=1e6)]
 
 

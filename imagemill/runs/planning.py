@@ -103,7 +103,7 @@ def plan_run(session: Session) -> tuple[PlanCounts, str | None]:
         if flow_run_id is None or folder.read_flow_run_id() != flow_run_id:
             _refuse_changed_catalog(settings, counts, folder.read_catalog_digest())
             folder.note_flow_run(flow_run_id, session.bucket)
-        # else a retry of the same flow run: it goes on with its plan, whatever the catalog says by now
+        # Otherwise a retry of the same flow run, which continues its plan even if the catalog has changed.
         if not session.wait(store.is_planned):
             # The run began on another machine, or its store was lost: restore the jobs from the plan.
             _restore_jobs(session, known)
@@ -123,7 +123,7 @@ def plan_run(session: Session) -> tuple[PlanCounts, str | None]:
 
 
 def _refuse_loss(session: Session) -> str | None:
-    """Check what publishing this plan would take from the manifest; what someone has to approve first.
+    """Check what publishing this plan would take from the manifest; the loss, if someone has to approve it.
 
     Raises:
         InputError: it would take too much.

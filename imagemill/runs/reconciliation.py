@@ -249,7 +249,7 @@ def _batches(jobs: pa.Table) -> Iterator[pa.RecordBatch]:
 def _listed(
     settings: ApiSettings, base_url: str | None, jobs: pa.Table, lines: list[bytes]
 ) -> tuple[dict[str, int], str]:
-    """What the vendor lists, and its name."""
+    """What the vendor lists, and the vendor's name."""
     if base_url is not None:
         settings = settings.model_copy(update={"base_url": base_url})
     api = _with_admin_key(settings)
@@ -268,7 +268,7 @@ def _listed(
 
 
 def _compare(file: Path, requests: Iterator[Booked], charged: dict[str, int], source: str) -> _Sums:
-    """Write one row per request; the sums. What is left of ``charged`` belongs to nobody in the run."""
+    """Write one row per request, and sum up. What remains of ``charged`` is not of this run."""
     sums, now = _Sums(), datetime.now(UTC)
     rows: list[dict[str, Any]] = []
     left = dict(charged)

@@ -28,7 +28,7 @@ from imagemill.runs.session import Session
 
 _COPIES_AT_ONCE = 16
 _NULLS = frozenset({"cost_source", "varied"})
-"""Columns in which "" stands for nothing."""
+"""Columns in which "" becomes null."""
 
 JOBS_SCHEMA = pa.schema(
     [

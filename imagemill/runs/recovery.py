@@ -56,7 +56,7 @@ def upload_unsaved(session: Session) -> None:
 
 
 def drop_leftovers(session: Session) -> None:
-    """Remove what killed processes left of images that they were about to keep: cut files, lone receipts.
+    """Remove incomplete images that killed processes left: cut files, and receipts without an image.
 
     Only for the process that leads the run, before others join it.
     """
@@ -179,7 +179,7 @@ def _settle(
 
 
 def _is_in_doubt(session: Session, job: Job, line: LastLine | None, *, missed: bool) -> bool:
-    """Whether the API may charge for a request of the job, of which neither store nor log know the end."""
+    """Whether the API may charge for a request of the job whose outcome neither store nor log knows."""
     if job.request_id is not None:
         return not session.api.is_paid(job.request_id)
     return missed and was_unanswered(job, line)

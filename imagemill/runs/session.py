@@ -122,7 +122,7 @@ class Session:
         self.stop(StopKind.INTERRUPTED, reason)
 
     async def holds_output(self, _job: int) -> bool:
-        """Wait, where the output's lease expired while this process stood still, until it is ours again.
+        """If the output's lease expired while this process was suspended, wait until it is ours again.
 
         The lease's own thread renews it, or stops the run.
         """

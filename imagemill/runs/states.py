@@ -29,7 +29,7 @@ T = TypeVar("T")
 
 
 class EndedState(State[RunSummary]):
-    """A final state whose stored data is the summary. Who called the flow gets the summary too, or the stop.
+    """A final state that stores the summary. The flow's caller gets the summary too, or the stop.
 
     Prefect would raise a ``TypeError`` for a failed state that holds no exception.
     """
@@ -51,12 +51,12 @@ class EndedState(State[RunSummary]):
 
 
 def completed(message: str, value: T) -> T:
-    """What a flow returns to end as Completed with a message; who called it gets the value."""
+    """What a flow returns to end as Completed with a message; its caller gets the value."""
     return cast("T", Completed(message=message, data=value))
 
 
 def ended_state(summary: RunSummary) -> EndedState:
-    """The state of a run that came to its end."""
+    """The state of a run that finished."""
     wanted = summary.unique or summary.rejected
     if wanted and not summary.done:
         kind, name = StateType.FAILED, "Failed"

@@ -60,7 +60,7 @@ def without_secrets_in_errors(step: Callable[P, R]) -> Callable[P, R]:
 
 
 def plain_advice(task: Callable[P, R]) -> Callable[P, R]:
-    """Let a task's errors advise its reader in their own terms: settings, or the command's options."""
+    """Word a task's errors for their reader: with names of settings, or with the command's options."""
 
     @functools.wraps(task)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -80,7 +80,7 @@ def _readable(error: InputError | StoreUnavailableError) -> InputError | StoreUn
 
 
 class _OneSentence(logging.Filter):
-    """Logs such an error as its sentence, without a traceback: a stop, which can be resumed, as a warning."""
+    """Logs such an error as one sentence, without a traceback; a stop, which can be resumed, as a warning."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         error = record.exc_info[1] if isinstance(record.exc_info, tuple) else None

@@ -1,4 +1,4 @@
-"""Advice that names the command's options, in the names of the settings, for who has a form or Python."""
+"""Rewrites advice with the command's options into names of settings, for users of Python and forms."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Makes a few of a run's pictures, to look at before all are paid for."""
+"""Makes a few of a run's pictures, as a preview before all are paid for."""
 
 from __future__ import annotations
 

@@ -58,7 +58,7 @@ MOST_REDIRECTS = 3
 """How often an image link may lead on to another."""
 
 _MOST_AMOUNT = 1e12
-"""No count of tokens and no sum of money is larger."""
+"""Larger counts of tokens or sums of money are not believed."""
 
 _MOST_TOLD = 5_000
 """Charges that are remembered; no more requests than that are ever on their way."""
@@ -413,7 +413,7 @@ class ImageApi(Block):
         """
 
     def source_in(self, answer: dict[str, Any]) -> ImageSource | None:
-        """What :meth:`read` finds; an answer that it stumbles over is one of an unknown shape.
+        """What :meth:`read` finds; an answer that makes it fail has an unknown shape.
 
         Raises:
             ApiError: as :meth:`read` does; and where the API flagged the image, which is not fetched then.
@@ -734,7 +734,7 @@ def _is_link(text: object) -> bool:
 
 
 def amount_of(value: object) -> float | None:
-    """A number that an API sent, as text or not; None where it is none, negative or beyond any sense."""
+    """A number that an API sent, also as text; None if it is not one, or is negative or absurdly large."""
     try:
         amount = float(value)  # type: ignore[arg-type] # whatever cannot be converted is refused below
     except (TypeError, ValueError, OverflowError):

@@ -52,7 +52,7 @@ _PLATFORM = "https://api.fal.ai"
 _AT_ONCE = "https://fal.run"
 _BILLED_DAYS = timedelta(days=90)
 _MOST_BILLED = 1_000
-"""Pages of charges that are read at most, of 10,000 each."""
+"""The most pages of charges that are read, of 10,000 each."""
 
 _STATES = {
     "IN_QUEUE": RequestState.QUEUED,
@@ -164,7 +164,7 @@ class Fal(QueuedApi):
     async def _pages(
         self, http: httpx.AsyncClient, what: str, query: Mapping[str, str], most: int
     ) -> AsyncIterator[dict[str, Any]]:
-        """The pages of a list at fal's platform, at most so many."""
+        """The first pages of a list at fal's platform."""
         asked = dict(query)
         for _ in range(most):
             async with self.attempt():
@@ -261,7 +261,7 @@ class Fal(QueuedApi):
 
 
 def _billed(item: dict[str, Any]) -> BillingEvent:
-    """A charge in fal's list: its whole billionths of a dollar, or its dollars where it has none of these."""
+    """A charge in fal's list: in whole billionths of a dollar if it has them, else in dollars."""
     name = text_at(item, "request_id")
     for field, parts in (("cost_estimate_nano_usd", 1_000_000_000), ("cost_total", 1)):
         amount = item.get(field)

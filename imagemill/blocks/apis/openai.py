@@ -156,7 +156,7 @@ def is_gpt_image(model: str) -> bool:
 
 
 def _usd_of_tokens(usage: object, price: Price) -> float | None:
-    """What the tokens of an answer cost, in USD; None where they are not counted, or not what is paid for."""
+    """What the tokens of an answer cost, in USD; None if they are not counted or not what is charged for."""
     if not isinstance(usage, dict):
         return None
     details = usage.get("input_tokens_details")

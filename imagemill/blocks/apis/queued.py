@@ -52,7 +52,7 @@ UNPAID = frozenset({QUEUE_TIMEOUT, CANCELLED})
 """Codes of errors after which the vendor charges nothing."""
 
 _CLOCKS_DIFFER = timedelta(minutes=20)
-"""How wrong this machine's clock may be: S3 takes no request from one that is 15 minutes off."""
+"""How wrong this machine's clock may be: S3 rejects requests from one that is 15 minutes off."""
 
 _BUSY_S = 1.0
 """The first wait after a look that was refused for coming too often, in seconds; it doubles."""

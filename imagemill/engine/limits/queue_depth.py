@@ -10,7 +10,7 @@ from imagemill.request_watch import RequestState
 _LEAST_WAITING = 2
 """With one or two slots, too, the next request is there while the one after it is on the way."""
 _SPARE = 2
-"""More that wait than are being made: with few slots, some would else idle while word of an end travels."""
+"""Further requests that wait: with few slots, one would idle until the news of a finished image arrives."""
 _MOST_PER_SLOT = 3
 _FIRST = 4
 """Sent at once in the beginning: a new account at fal has two slots."""
