@@ -339,13 +339,13 @@ class QualitySettings(_Settings):
 
     measure: Literal["auto", "all", "off"] = Field(
         default="auto",
-        description="Which pictures to measure: auto as many as fit into a tenth of the CPU time, all, or"
-        " none (off). Measures and verdicts are in jobs.parquet.",
+        description="Which pictures to measure: auto (as many as fit into a tenth of the CPU time), all, or"
+        " off (none). Measures and flags are in jobs.parquet.",
     )
     on_suspect: Literal["keep", "fail", "retry"] = Field(
         default="keep",
         description="What to do with a blurred, flat, letterboxed or half decoded picture: keep it and show"
-        " it first in the report, fail the job, or retry once with another seed, keeping the better.",
+        " it first in the report, fail the job, or retry once with another seed and keep the better one.",
     )
 
 
@@ -386,8 +386,8 @@ class LimitSettings(_Settings):
         default=0.8,
         ge=0,
         le=1,
-        description="Stop, resumably, once more than this share of the last 50 requests failed alike for a"
-        " reason that no row can help, or the first 10 rows did; 1 never stops for that.",
+        description="Stop once the first 10 rows, or later more than this share of the last 50 requests, have"
+        " failed in the same way for a reason that lies in the setup. The run can be resumed; 1 never stops.",
     )
 
     @field_validator("concurrency")
@@ -437,8 +437,8 @@ class ExecutionSettings(_Settings):
         default=10.0,
         ge=0,
         le=3600,
-        description="Seconds that requests in flight get to finish after Ctrl-C; a second Ctrl-C waits for"
-        " nothing. A run that is cancelled in Prefect gives them 20 at least.",
+        description="Seconds that requests in flight get to finish after Ctrl-C; a second Ctrl-C does not"
+        " wait. When a run is cancelled in Prefect, they get at least 20.",
     )
 
     # Not a field: Prefect stores a flow run's parameters, and the run's record holds its settings.
@@ -504,18 +504,18 @@ class RegressionSettings(_Settings):
 
 
 class RefreshSettings(_Settings):
-    """What a refresh may take away, and what it does before it takes more."""
+    """What a refresh may take away, and what happens if it would take more."""
 
     max_retired_share: float = Field(
         default=0.2,
         ge=0,
         le=1,
-        description="Refuse a refresh that would retire more than this share of the manifest's rows or, with"
-        " prune, delete more than this share of its images. One that would take everything, whose catalog has"
-        " no usable row or hardly a row of the manifest, is refused whatever the share.",
+        description="Refuse a refresh that would take more than this share of the manifest's rows or, with"
+        " prune, delete more than this share of its images. One that would take everything, or whose catalog"
+        " has no usable row or hardly any row of the manifest, is refused whatever the share.",
     )
     allow_loss: bool = Field(
-        default=False, description="Go on where a refresh would be refused for what it takes away."
+        default=False, description="Go on although the refresh takes away more than that."
     )
     approve_loss: bool = Field(
         default=False,
@@ -530,7 +530,7 @@ class RefreshSettings(_Settings):
     only_paths: list[str] = Field(
         default_factory=list,
         description="Refresh only from catalogs whose path matches one of these patterns, where * stands for"
-        " any characters: an event may name any path.",
+        " any characters: an event could name any path. A path with .. matches none.",
         examples=[["s3://catalogs/products/*"]],
     )
 

@@ -128,8 +128,8 @@ class CatalogFiles:
             elif name not in self.columns.values():
                 columns[f"carried:{name}"] = raw[name]
         if reasons:
-            said = [reasons.get(row) for row in range(batch.num_rows)]
-            columns[_REASON] = pa.array(said, pa.string())
+            by_row = [reasons.get(row) for row in range(batch.num_rows)]
+            columns[_REASON] = pa.array(by_row, pa.string())
         return pa.table(columns)
 
     def _column(self, batch: pa.RecordBatch, name: str, place: Place, reasons: values.Reasons) -> pa.Array:

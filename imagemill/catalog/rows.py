@@ -127,9 +127,9 @@ class Judge:
         values = [_hashable(batch[name].to_pylist()) for name in columns]
         rows = list(zip(*values, strict=True)) if columns else [()] * batch.num_rows
         for given in set(rows):
-            said = {name: value for name, value in zip(names, given, strict=True) if value is not None}
+            present = {name: value for name, value in zip(names, given, strict=True) if value is not None}
             try:
-                found[given] = self._profile.checked({**self._picture.params, **said})
+                found[given] = self._profile.checked({**self._picture.params, **present})
             except ValueError as error:
                 refused[given] = str(error)
         if refused:

@@ -144,7 +144,9 @@ def _parser(kind: type[argparse.ArgumentParser]) -> argparse.ArgumentParser:
     )
     models.add_argument("name", metavar="NAME", nargs="?", help="a model, or a part of its name")
     models.add_argument("--provider", metavar="NAME", help="only this vendor's")
-    models.add_argument("--base-url", metavar="URL", help="where fal or Replicate is asked, if not at home")
+    models.add_argument(
+        "--base-url", metavar="URL", help="the address of fal or Replicate, if not the vendor's own"
+    )
     models.set_defaults(run=_models)
 
     for command in (run, refresh, preview, resume, retry):
@@ -185,9 +187,9 @@ def _preview_parser(commands: Any) -> argparse.ArgumentParser:  # noqa: ANN401 -
 
     preview: argparse.ArgumentParser = commands.add_parser(
         "preview",
-        help="make a few images of a catalog, and show what the whole would cost",
+        help="make a few images of a catalog, and show what all would cost",
         description="Make a few real images, spread over the whole catalog, and a page with them, their"
-        " prompts and what the whole would cost. The manifest is left as it is; imagemill resume makes the"
+        " prompts and what all images would cost. The manifest does not change; imagemill resume makes the"
         " rest.",
         allow_abbrev=False,
     )
@@ -222,7 +224,8 @@ def _check_parser(commands: Any) -> argparse.ArgumentParser:  # noqa: ANN401 - a
         "check",
         help="try key, model, bucket, store and Prefect before a first run",
         description="Try what a run needs, at no cost: key and model, the bucket (one small object written,"
-        " replaced, read, copied and deleted), the job store and Prefect. Each is a line: ok, or what to do.",
+        " replaced, read, copied and deleted), the job store and Prefect. One line for each says ok, or what"
+        " to do.",
         allow_abbrev=False,
     )
     add_options(check, CHECK_OPTIONS)
@@ -254,7 +257,9 @@ def _reconcile_parser(commands: Any) -> argparse.ArgumentParser:  # noqa: ANN401
         help="which columns of the CSV hold request_id and usd, if that is not clear from their names. Can be"
         " repeated.",
     )
-    reconcile.add_argument("--base-url", metavar="URL", help="where to ask for charges, if not at the vendor")
+    reconcile.add_argument(
+        "--base-url", metavar="URL", help="the address to ask for charges, if not the vendor's own"
+    )
     add_options(reconcile, BUCKET_OPTIONS)
     reconcile.set_defaults(run=_reconcile)
     return reconcile

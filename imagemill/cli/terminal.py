@@ -195,7 +195,7 @@ def show_estimate(estimate: Estimate) -> None:
 
 
 def show_preview(found: Preview) -> None:
-    """Print what a preview made, what the whole would cost, and where the pictures are."""
+    """Print what a preview made, what all images would cost, and where the pictures are."""
     whole = "an unknown price" if found.cost_usd is None else money(found.cost_usd)
     left = "an unknown price" if found.left_usd is None else money(found.left_usd)
     say(

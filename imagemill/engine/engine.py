@@ -461,8 +461,10 @@ class Engine:
         work.job.request_id = request_id
         work.request_ids.add(request_id)
         if charged_usd is not None:
-            told = self._api.charge(work.job)
-            work.purchase.charge(charged_usd, told.source if told.usd == charged_usd else CostSource.LIST)
+            expected = self._api.charge(work.job)
+            work.purchase.charge(
+                charged_usd, expected.source if expected.usd == charged_usd else CostSource.LIST
+            )
         self._recorder.accepted(work.job)  # on disk at once, where a commit takes its time
         try:
             self._store.save(work.job)

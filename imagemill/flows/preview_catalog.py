@@ -53,7 +53,7 @@ def preview_catalog(
         quality: Whether pictures are measured, and what happens to those that look wrong.
 
     Returns:
-        What was made, what the whole would cost, and where the page with the pictures is.
+        What was made, what all images would cost, and where the page with the pictures is.
 
     Raises:
         InputError: unusable input or settings; nothing was sent to the API.

@@ -23,7 +23,7 @@ class RunSummary(BaseModel):
     rejected: int = Field(description="Rows that did not become jobs; rejected.parquet has the reasons.")
     unique: int = Field(description="Jobs: the number of different pictures requested.")
     duplicates: int = Field(description="Rows that request the same picture as an earlier row.")
-    variants: int = Field(default=1, description="Pictures per row, all of which the other numbers count.")
+    variants: int = Field(default=1, description="Pictures per row; the other numbers count all of them.")
     done: int = Field(description="Jobs whose image is in the bucket.")
     failed: int = Field(description="Jobs that failed; failed.parquet has the reasons.")
     pending: int = Field(description="Jobs that a resume would continue with.")
@@ -36,13 +36,13 @@ class RunSummary(BaseModel):
     )
     p95_latency_s: float | None = Field(description="95th percentile of the same.")
     p50_queued_s: float | None = Field(
-        default=None, description="Median time in the vendor's queue, which is no part of the latency."
+        default=None, description="Median time in the vendor's queue, which the latency does not include."
     )
     p95_queued_s: float | None = Field(default=None, description="95th percentile of the same.")
     cost_usd: float = Field(description="What the run has paid so far, including before a resume.")
     cost_source: str | None = Field(
         default=None,
-        description="How the cost is known: told (the API said it for every image), list (by the price for"
+        description="Where the cost is from: told (the API said it for every image), list (from the price for"
         " some), unknown (some have no price). Null if nothing was charged or counted.",
     )
     unanswered: int = Field(
@@ -59,7 +59,7 @@ class RunSummary(BaseModel):
     lost_images: int = Field(
         default=0,
         description="Paid images that neither bucket nor disk could keep, since the run was last started."
-        " A resume makes them anew.",
+        " A resume makes them again.",
     )
     saved_usd: float = Field(description="What duplicates and images already in the bucket would have cost.")
     requests: int = Field(description="Attempts, including retries.")
@@ -72,7 +72,7 @@ class RunSummary(BaseModel):
     retired: int = Field(default=0, description="Rows that have left the catalog since.")
     pruned: int = Field(default=0, description="Images of retired and changed rows that were deleted.")
     prunable: int = Field(
-        default=0, description="Such images that prune deletes later: prune.parquet says when."
+        default=0, description="More such images, which prune deletes later: prune.parquet says when."
     )
     prune_failed: int = Field(
         default=0, description="Objects that the bucket did not delete: prune.parquet has its error codes."
@@ -89,8 +89,8 @@ class RunSummary(BaseModel):
     )
     notes: list[str] = Field(
         default_factory=list,
-        description="What was not plain about the catalog's columns: matched in another case, not carried,"
-        " of other types in other files.",
+        description="What may surprise about the catalog's columns: matched in another case, not carried,"
+        " or of different types in different files.",
     )
     wall_s: float = Field(description="Wall time of this session; a resume starts from zero.")
     manifest: str | None = Field(description="Where manifest.parquet is; null if the run could not publish.")

@@ -319,8 +319,8 @@ class ImageApi(Block):
 
     def charge(self, job: Job) -> Charge:
         """What the image just made for a job costs: as the API told with it, or else by its price."""
-        told = self._told_usd.get(job.key)
-        return self.expected_charge(job) if told is None else Charge(told, CostSource.TOLD)
+        reported = self._told_usd.get(job.key)
+        return self.expected_charge(job) if reported is None else Charge(reported, CostSource.TOLD)
 
     def expected_charge(self, job: Job) -> Charge:
         """What an image for a job costs by its price, before the API said anything."""

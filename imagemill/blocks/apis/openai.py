@@ -143,9 +143,9 @@ class OpenAICompatible(ImageApi):
 
     def told_usd(self, headers: Mapping[str, str], answer: Mapping[str, Any], job: Job) -> float | None:
         """The proxy's own figure, or what the tokens used cost."""
-        told = amount_of(headers.get("x-litellm-response-cost"))
-        if told is not None:
-            return told
+        reported = amount_of(headers.get("x-litellm-response-cost"))
+        if reported is not None:
+            return reported
         listed = find_profile(self.provider, job.model.rpartition("/")[2])
         return _usd_of_tokens(answer.get("usage"), listed.price) if listed and listed.price else None
 

@@ -144,9 +144,9 @@ class Pacer:
         if slot.refused:
             self.rate_limited += 1
             pause_s = self._search.refused(slot.sent, now) if self._search and slot.sent else 0.5
-            told = slot.retry_after_s
-            if told is not None and (told > _ROUNDED_UP_S or told < pause_s):
-                pause_s = min(told, _LONGEST_HOLD_S)
+            retry_after_s = slot.retry_after_s
+            if retry_after_s is not None and (retry_after_s > _ROUNDED_UP_S or retry_after_s < pause_s):
+                pause_s = min(retry_after_s, _LONGEST_HOLD_S)
             self._paused_until = max(self._paused_until, now + pause_s)
         elif self._search and slot.sent:
             self._search.admitted(slot.sent, now)
