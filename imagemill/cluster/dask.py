@@ -15,9 +15,9 @@ from prefect.settings import get_current_settings
 
 from imagemill.cluster.global_rate import hold_rate
 from imagemill.cluster.log_parts import gather_parts
-from imagemill.cluster.membership import Membership, joined, member_name
+from imagemill.cluster.membership import BEAT_S, Membership, joined, member_name
 from imagemill.engine.engine import StopKind
-from imagemill.errors import InputError
+from imagemill.errors import InputError, StoreUnavailableError
 from imagemill.runs.session import Session, on_loop
 from imagemill.settings import ExecutionSettings
 from imagemill.stores import Shard
@@ -124,6 +124,7 @@ def run_on_cluster(
         reason = f"The Dask scheduler {settings.execution.scheduler} is gone ({type(error).__name__})."
         session.stop(StopKind.UNAVAILABLE, reason)
     gather_parts(session.bucket, session.folder)
+    _stop_if_incomplete(session)
 
 
 def _wait(session: Session, client: Any, futures: list[Any]) -> None:  # noqa: ANN401
@@ -137,6 +138,18 @@ def _wait(session: Session, client: Any, futures: list[Any]) -> None:  # noqa: A
             session.stop(StopKind.UNAVAILABLE, "The Dask cluster has had no workers for a minute.")
         if stopping_s > _STOP_GRACE_S:
             return
+
+
+def _stop_if_incomplete(session: Session) -> None:
+    """Stop a run, resumably, of which a worker left jobs: it gave up a shard that no other took over."""
+    try:
+        for wait_s in (0.0, 2 * BEAT_S):  # a worker's own stop, and its reason, may be on the way
+            time.sleep(wait_s)
+            if session.engine.stopped or not session.wait(session.store.totals).pending:
+                return
+    except StoreUnavailableError as error:
+        session.stop(StopKind.UNAVAILABLE, str(error))
+    session.stop(StopKind.UNAVAILABLE, "A worker stood still for too long, and left a part of the run.")
 
 
 async def _set_budget(session: Session) -> None:

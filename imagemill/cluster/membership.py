@@ -158,9 +158,11 @@ class Membership:
         notes = await self._post()
         if late:
             notes = await self._post()  # a claim that was being posted at that moment is there now
-        others = [note for note in notes if note.owner != self.name and (late or _is_fresh(note))]
-        lost = [shard for note in others for shard in note.content["shards"]]
-        if late:  # who took a shard over may have finished it since
+        others = [note for note in notes if note.owner != self.name]
+        lost = [shard for note in filter(_is_fresh, others) for shard in note.content["shards"]]
+        if late:
+            # Who took a shard over may have finished it since, or stand still itself. A dead process of which
+            # this one took it still has it in its note, but not as taken.
             lost += [shard for note in others for shard in note.content["taken"]]
         self._claimed = [shard for shard in self._claimed if list(shard) not in lost]
         self._taken = [shard for shard in self._taken if shard in self._claimed or list(shard) not in lost]

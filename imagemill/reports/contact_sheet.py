@@ -26,7 +26,7 @@ _THUMBNAIL = 200
 _MOST_VARIANTS = 24
 """The most pictures of one row that are shown."""
 
-_SHOWN = ("row", "id", "prompt", "seed", "width", "height", "job", "variant", "varied")
+_SHOWN = ("row", "id", "prompt", "seed", "width", "height", "steps", "params", "job", "variant", "varied")
 
 
 @dataclass(frozen=True, slots=True)

@@ -65,15 +65,18 @@ def render_preview(page: PreviewPage) -> str:
     )
 
 
-def make_preview(session: Session, counts: PlanCounts, images: int) -> Preview:
+def make_preview(session: Session, counts: PlanCounts, images: int, most_usd: float | None = None) -> Preview:
     """Make some of a planned run's pictures, spread over its catalog, and the page that shows them.
 
-    The run can continue from there: these pictures are done.
+    The run can continue from there: these pictures are done. With ``most_usd``, those are left out that would
+    cost more than that together, a second one of each suspect picture included.
 
     Raises:
         StoreUnavailableError: the bucket is unavailable.
     """
     rows = spread_rows(session.folder.plan, images, counts.variants)
+    if most_usd is not None:
+        rows = _affordable(session, rows, most_usd)
     numbers = sorted({row["job"] for row in rows})
 
     async def work_off() -> None:
@@ -92,6 +95,20 @@ def make_preview(session: Session, counts: PlanCounts, images: int) -> Preview:
     file.write_text(render_preview(page), encoding="utf-8")
     session.bucket.upload(file, _name(session), HTML)
     return preview
+
+
+def _affordable(session: Session, rows: list[dict[str, Any]], most_usd: float) -> list[dict[str, Any]]:
+    """Those rows of a plan whose pictures cost no more than that together: sizes have their own prices."""
+    requests = 2 if session.settings.quality.on_suspect == "retry" else 1
+    chosen: set[int] = set()
+    left = most_usd + 1e-9
+    for row in rows:
+        sizes = row["width"], row["height"], row["steps"], row.get("params") or ""
+        usd = requests * session.api.price_usd(*sizes)
+        if row["job"] not in chosen and usd <= left:
+            chosen.add(row["job"])
+            left -= usd
+    return [row for row in rows if row["job"] in chosen]
 
 
 def _name(session: Session) -> str:

@@ -22,13 +22,17 @@ IMAGES = 12
 
 @task(name="preview", task_run_name="preview", cache_policy=NO_CACHE, persist_result=False)
 @without_secrets_in_errors
-def preview(session: Session, prepared: Prepared, images: int = IMAGES) -> Preview:
+def preview(
+    session: Session, prepared: Prepared, images: int = IMAGES, most_usd: float | None = None
+) -> Preview:
     """Make ``images`` pictures, spread over the catalog, and a page with them and the cost of the whole.
+
+    With ``most_usd``, only those that cost no more than that together.
 
     Raises:
         StoreUnavailableError: the bucket is unavailable.
     """
-    found = make_preview(session, prepared.counts, images)
+    found = make_preview(session, prepared.counts, images, most_usd)
     with contextlib.suppress(httpx.HTTPError, PrefectException, OSError):  # an artifact is not worth a run
         create_markdown_artifact(f"### {in_words(session, found)}", key="imagemill-preview")
     return found
@@ -45,7 +49,8 @@ def preview_within(session: Session, prepared: Prepared, limit_usd: float | None
     images = min(IMAGES, int(limit_usd / (prepared.cost_usd / prepared.images)))
     if not images:
         return ""
-    return in_words(session, preview(session, prepared, images))
+    found = preview(session, prepared, images, limit_usd)
+    return in_words(session, found) if found.shown else ""
 
 
 def in_words(session: Session, found: Preview) -> str:

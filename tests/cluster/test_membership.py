@@ -144,6 +144,20 @@ def test_nor_where_the_other_has_finished_the_shard_meanwhile(processes: Callabl
     run(scenario)
 
 
+def test_one_that_took_a_dead_ones_shard_and_stands_still_goes_on(processes: Callable[..., Any]) -> None:
+    async def scenario() -> None:
+        async with processes("leader", "a", "b") as (_, a, b):
+            await a.membership.claim(SHARD)
+            a.stand_still()  # for ever
+            await b.membership.claim(SHARD)
+            b.stand_still()
+            await anyio.sleep(2 * STALE_S)
+            assert await b.membership.owns(0)
+            assert not await a.membership.owns(0)
+
+    run(scenario)
+
+
 def test_one_whose_shard_nobody_took_goes_on(processes: Callable[..., Any]) -> None:
     async def scenario() -> None:
         async with processes("leader", "a", "b") as (_, a, b):

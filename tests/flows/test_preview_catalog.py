@@ -10,8 +10,13 @@ import pytest
 from imagemill.emulator import Emulator
 from imagemill.flows.generate_catalog import generate_catalog
 from imagemill.flows.preview_catalog import preview_catalog
+from imagemill.reports.preview import make_preview
+from imagemill.runs.planning import plan_run
+from imagemill.runs.session import open_session
+from imagemill.settings import ApiSettings, PictureSettings
 from tests.conftest import Place
 from tests.reports.test_report import Page
+from tests.runs.test_session import settings
 
 
 @pytest.mark.usefixtures("prefect_server")
@@ -55,3 +60,18 @@ def test_a_preview_shows_a_sample_that_is_not_bought_again(
     assert (rest.done, rest.failed, rest.generated) == (80, 2, 80)
     assert emulated.bill()["images"] == 80
     assert len(place.table("manifest.parquet")) == 85
+
+
+def test_a_preview_beside_an_estimate_stays_below_what_needs_no_approval(
+    place: Place, emulator: Callable[..., Emulator], catalog: Callable[..., str]
+) -> None:
+    emulated = emulator()
+    path = catalog(prompt=[str(number) for number in range(40)], width=[1024] * 4 + [256] * 36)
+    given = settings(place, path).model_copy(update={"api": ApiSettings(base_url=emulated.base_url)})
+    given = given.model_copy(update={"picture": PictureSettings(width=256, height=256)})
+    most_usd = 7 * 0.0027 * 256 * 256 / 1e6  # of twelve pictures one or two cost four times as much
+    with open_session(given) as session:
+        counts, _ = plan_run(session)
+        found = make_preview(session, counts, 12, most_usd)
+        assert (found.shown, found.paid_usd) == (4, pytest.approx(most_usd))
+    assert emulated.bill()["usd"] == pytest.approx(most_usd)
