@@ -107,4 +107,4 @@ def test_the_first_failures_are_in_prefects_log_and_no_other_line(
     messages = [log.message for log in logs if log.name == "imagemill.jobs"]
     assert len(messages) == 4
     assert sum(message.startswith("failed: ") for message in messages) == 3
-    assert sum("imagemill runs" in message and "--failed" in message for message in messages) == 1
+    assert sum("failed.parquet" in message for message in messages) == 1
