@@ -145,6 +145,7 @@ def run_arguments(place: Place, base_url: str, *more: str) -> list[str]:
     return [
         *("--base-url", base_url, "--output", place.uri, "--s3-endpoint-url", place.s3.endpoint_url),
         *("--width", "256", "--height", "256", "--json", *more),
+        *("--quality", "off"),  # the server has one picture for all prompts
     ]
 
 
