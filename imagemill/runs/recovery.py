@@ -153,11 +153,11 @@ def _settle(
     missed = catch_up(job, line)
     price = session.api.price_usd(job.width, job.height, job.steps, job.params)
     if image is not None:
-        asked = job.attempts > 0
         others = receipt is not None and receipt.run_id != session.settings.run_id
         asked_again = receipt is not None and receipt.attempts < job.attempts  # for a suspect picture
         if receipt is not None and not others:
             receipt.settle(job)
+        asked = job.attempts > 0
         booked = job.cost_usd and (not missed or session.api.is_paid(job.request_id))
         if asked and receipt is None and not booked:
             job.pay(*session.api.expected_charge(job))  # this run paid for it, and died before recording it

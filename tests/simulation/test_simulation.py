@@ -21,7 +21,7 @@ def test_seeds_of_the_suite_hold() -> None:
 
 @pytest.mark.slow
 def test_more_seeds_hold() -> None:
-    played = play("60:2000")
+    played = play("60:400")
     assert played.returncode == 0, played.stderr[-6000:] or played.stdout
 
 
