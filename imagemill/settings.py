@@ -599,6 +599,21 @@ class RunSettings(_Settings):
         }
 
 
+GROUPS: dict[str, type[BaseModel]] = {
+    "catalog": CatalogSettings,
+    "api": ApiSettings,
+    "output": OutputSettings,
+    "picture": PictureSettings,
+    "quality": QualitySettings,
+    "limits": LimitSettings,
+    "execution": ExecutionSettings,
+    "refresh": RefreshSettings,
+    "regressions": RegressionSettings,
+    "budget": Budget,
+}
+"""The groups of settings, by the name that a flow's parameter has."""
+
+
 def input_error(error: ValidationError) -> InputError:
     """A validation error as one sentence."""
     first = error.errors(include_url=False)[0]

@@ -7,35 +7,10 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from imagemill.errors import InputError
-from imagemill.settings import (
-    ApiSettings,
-    Budget,
-    CatalogSettings,
-    ExecutionSettings,
-    LimitSettings,
-    OutputSettings,
-    PictureSettings,
-    QualitySettings,
-    RefreshSettings,
-    RegressionSettings,
-    input_error,
-)
-
-GROUPS: dict[str, type[BaseModel]] = {
-    "catalog": CatalogSettings,
-    "api": ApiSettings,
-    "output": OutputSettings,
-    "picture": PictureSettings,
-    "quality": QualitySettings,
-    "limits": LimitSettings,
-    "execution": ExecutionSettings,
-    "refresh": RefreshSettings,
-    "regressions": RegressionSettings,
-    "budget": Budget,
-}
+from imagemill.settings import GROUPS, input_error
 
 OPTIONS: tuple[tuple[str, str, str, str], ...] = (
     # option, metavar, group of settings, field

@@ -5,33 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from pydantic import BaseModel
+from imagemill.settings import GROUPS
 
-from imagemill.settings import (
-    ApiSettings,
-    Budget,
-    CatalogSettings,
-    ExecutionSettings,
-    LimitSettings,
-    OutputSettings,
-    PictureSettings,
-    QualitySettings,
-    RefreshSettings,
-    RegressionSettings,
-)
-
-_GROUPS: dict[str, type[BaseModel]] = {
-    "catalog": CatalogSettings,
-    "api": ApiSettings,
-    "output": OutputSettings,
-    "picture": PictureSettings,
-    "quality": QualitySettings,
-    "limits": LimitSettings,
-    "execution": ExecutionSettings,
-    "refresh": RefreshSettings,
-    "regressions": RegressionSettings,
-    "budget": Budget,
-}
 _OPTION = re.compile(r"--([a-z][a-z0-9]*(?:-[a-z0-9]+)*)(?: ([A-Za-z_]\w*)=(\w+))?")
 _RESUME = re.compile(r"imagemill resume ([A-Za-z0-9._-]*[A-Za-z0-9])")
 
@@ -62,7 +37,7 @@ def _options(group: str, field: str) -> Iterator[str]:
 
 
 _SETTINGS: dict[str, str] = {}
-for _group, _model in _GROUPS.items():
+for _group, _model in GROUPS.items():
     for _field in _model.model_fields:
         for _option in _options(_group.removesuffix("s"), _field):
             _SETTINGS.setdefault(_option, f"{_group}.{_field}")
