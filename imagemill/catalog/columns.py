@@ -173,9 +173,9 @@ def _used(settings: CatalogSettings, names: list[str], notes: list[str]) -> dict
         used.pop(made, None)
     if "prompt" not in used and "prompt" not in settings.templates:
         raise InputError(
-            f"The catalog has no column 'prompt'{_nearest('prompt', names)}. Name the column that holds"
+            f"The catalog has no column 'prompt'{nearest('prompt', names)}. Name the column that holds"
             " the prompts, as in --column prompt=NAME, or make them from columns with --prompt-template. Its"
-            f" columns: {_listed(names)}."
+            f" columns: {listed(names)}."
         )
     for own, name in used.items():
         if name not in {own, settings.columns.get(own)}:
@@ -197,7 +197,7 @@ def _named(wanted: str, names: Sequence[str], own: str) -> str:
         return close[0]
     raise InputError(
         f"The catalog has no column {wanted!r} to use as {own!r}"
-        f"{_nearest(wanted, names)}. Its columns: {_listed(names)}."
+        f"{nearest(wanted, names)}. Its columns: {listed(names)}."
     )
 
 
@@ -231,8 +231,8 @@ def _left_out(
     unknown = [name for name in settings.carry if name not in merged]
     if unknown:
         raise InputError(
-            f"The catalog has no column {unknown[0]!r} to carry{_nearest(unknown[0], list(merged))}."
-            f" Its columns: {_listed(list(merged))}."
+            f"The catalog has no column {unknown[0]!r} to carry{nearest(unknown[0], list(merged))}."
+            f" Its columns: {listed(list(merged))}."
         )
     for name, kind in merged.items():
         if name in others and holds_bytes(kind) and name not in settings.carry:
@@ -241,7 +241,8 @@ def _left_out(
     return left_out
 
 
-def _nearest(name: str, names: Sequence[str]) -> str:
+def nearest(name: str, names: Sequence[str]) -> str:
+    """Words that name the column closest to ``name``; "" if none is close."""
     lowered = {known.lower(): known for known in reversed(names)}
     usual = ["text", "caption", "description", "prompts", "title"] if name == "prompt" else []
     for wanted in [name, *usual]:
@@ -250,7 +251,8 @@ def _nearest(name: str, names: Sequence[str]) -> str:
     return ""
 
 
-def _listed(names: Sequence[str]) -> str:
+def listed(names: Sequence[str]) -> str:
+    """The columns in a sentence, the first twenty of them."""
     shown = ", ".join(names[:20])
     return f"{shown}, …" if len(names) > 20 else shown or "none"
 

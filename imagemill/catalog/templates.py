@@ -7,7 +7,6 @@ budget that each step pays into by the text it makes, before the text is made.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
@@ -21,6 +20,7 @@ from jinja2.runtime import LoopContext
 from jinja2.sandbox import SandboxedEnvironment
 from jinja2.visitor import NodeTransformer
 
+from imagemill.catalog.columns import listed, nearest
 from imagemill.errors import InputError
 from imagemill.formatting import cut
 from imagemill.settings import CatalogSettings
@@ -359,12 +359,9 @@ def _values(column: pa.ChunkedArray, null: _Null) -> list[Any]:
 
 
 def _no_such_column(title: str, name: str, names: Sequence[str]) -> str:
-    lowered = {known.lower(): known for known in reversed(names)}
-    close = difflib.get_close_matches(name.lower(), lowered, 1, 0.6)
-    nearest = f"; the closest is {lowered[close[0]]!r}" if close else ""
-    shown = ", ".join(list(names)[:20]) + (", …" if len(names) > 20 else "")
     return (
-        f"{title} uses {cut(name, 60)!r}, which is no column of the catalog{nearest}. Its columns: {shown}."
+        f"{title} uses {cut(name, 60)!r}, which is no column of the catalog{nearest(name, names)}."
+        f" Its columns: {listed(names)}."
     )
 
 
