@@ -7,8 +7,7 @@ All measures are taken from a picture reduced to about 256 pixels. A JPEG is dec
 from __future__ import annotations
 
 import io
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -56,10 +55,6 @@ class Measures:
     flat: float
     border: float
     blank_end: float
-
-    def as_dict(self) -> dict[str, Any]:
-        """The measures by name."""
-        return asdict(self)
 
 
 def measure(content: bytes) -> Measures:

@@ -28,9 +28,7 @@ def near_duplicates(hashes: Hashes, prompts: Places) -> Places:
     """
     found = np.full(len(hashes), -1, np.int64)
     for band in range(_BANDS):
-        turned = np.bitwise_or(
-            hashes << np.uint64(16 * band), hashes >> np.uint64((64 - 16 * band) % 64) if band else hashes
-        )
+        turned = (hashes << np.uint64(16 * band)) | (hashes >> np.uint64(-16 * band % 64))
         order = np.argsort(turned, kind="stable")
         ordered, spoken = turned[order], prompts[order]
         bands = ordered >> np.uint64(48)

@@ -10,7 +10,7 @@ from typing import TypeVar
 T = TypeVar("T")
 
 AUTO_SHARE = 0.1
-"""Share of the process's CPU time. Together with costs not counted here, it stays below 15 %."""
+"""Share of the process's CPU time."""
 
 
 class Sampling:
