@@ -1,4 +1,4 @@
-"""What a run booked for each of its requests, and what a vendor says it charged for them."""
+"""Compares what a run booked for its requests with what the vendor says it charged."""
 
 from __future__ import annotations
 
