@@ -17,8 +17,8 @@ DOCS = Path(__file__).parent
 sys.path.insert(0, str(DOCS.parent))
 
 from imagemill.reports.dashboard import render_dashboard  # noqa: E402 - the project is one folder up
-from imagemill.reports.history import History  # noqa: E402
 from imagemill.reports.regressions import find_regressions  # noqa: E402
+from imagemill.runs.history import History  # noqa: E402
 from imagemill.settings import RegressionSettings  # noqa: E402
 from tests.conftest import CHROMIUM  # noqa: E402
 from tests.reports.past_runs import past_runs  # noqa: E402

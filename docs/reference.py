@@ -52,6 +52,7 @@ runs/<run_id>/jobs.parquet            one row per job: status, attempts, latency
 runs/<run_id>/failed.parquet          failed jobs, with their full input and the API's message
 runs/<run_id>/rejected.parquet        rows that never became jobs, with the reason
 runs/<run_id>/prune.parquet           with prune: what it deleted or will delete, when, and how it went
+runs/<run_id>/catalog.parquet         the DataFrame that the run was called with, where it was one
 runs/<run_id>/metrics.parquet         throughput, error rate, latency and cost over time
 runs/<run_id>/reconciliation.parquet  what was booked and what was charged, written by imagemill reconcile
 runs/<run_id>/log.jsonl               one line per job event
@@ -77,9 +78,10 @@ catalog's [other columns](catalogs.md#all-other-columns) (as `catalog_NAME` wher
 
 _RUN = """\
 One row per run: the fields of [the summary](#the-summary) except `run_id`, which is in the path, with
-`errors_CLASS` in place of `errors`, without `rejections`, `refreshed`, `columns`, `carried` and `notes`;
-`started_at`, `ended_at`, `catalog`, `provider` and `output`; and `p5_NAME`, `p50_NAME` and `p95_NAME` of the
-measures `sharpness`, `contrast`, `brightness`, `colourfulness` and `flat`."""
+`errors_CLASS` in place of `errors`, without `rejections`, `refreshed`, `columns`, `carried`, `notes`,
+`s3_endpoint_url` and `s3_bucket_block`; `started_at`, `ended_at`, `catalog`, `provider` and `output`; and
+`p5_NAME`, `p50_NAME` and `p95_NAME` of the measures `sharpness`, `contrast`, `brightness`, `colourfulness`
+and `flat`."""
 
 
 def reference() -> str:

@@ -28,7 +28,7 @@ QUERY = """
 
 def main(folder: str) -> None:
     """Print one row per week and vendor."""
-    print(duckdb.execute(QUERY, {"files": f"{folder}/**/*.parquet"}).df().to_string(index=False))
+    duckdb.sql(QUERY, params={"files": f"{folder}/**/*.parquet"}).show(max_width=200)
 
 
 if __name__ == "__main__":

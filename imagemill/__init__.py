@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from imagemill.flows.retry_failed import retry_failed
     from imagemill.reports.dashboard import DashboardSummary
     from imagemill.reports.preview import Preview
+    from imagemill.runs.frames import runs
     from imagemill.runs.summary import RunStoppedError, RunSummary
     from imagemill.settings import (
         ApiSettings,
@@ -60,6 +61,7 @@ __all__ = [
     "preview_catalog",
     "refresh_catalog",
     "retry_failed",
+    "runs",
 ]
 
 _MODULES = {
@@ -74,6 +76,7 @@ _MODULES = {
     "flows.retry_failed": ("retry_failed",),
     "reports.dashboard": ("DashboardSummary",),
     "reports.preview": ("Preview",),
+    "runs.frames": ("runs",),
     "runs.summary": ("RunStoppedError", "RunSummary"),
 }
 _HOMES = {name: module for module, names in _MODULES.items() for name in names}

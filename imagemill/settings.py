@@ -34,6 +34,11 @@ SEED_POLICY = re.compile(r"prompt|random|fixed:(0|[1-9][0-9]{0,9})")
 _LARGEST_SEED = 2**32 - 1
 RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,119}")
 
+STORED_FRAME = "runs/{run_id}/catalog.parquet"
+"""Where a frame that a run was called with is stored, below the output prefix."""
+
+_OF_ANY_RUN = re.compile(rf"(?<=/){STORED_FRAME.format(run_id=RUN_ID.pattern)}$")
+
 CATALOG_COLUMNS = ("prompt", "id", "negative_prompt", "width", "height", "seed", "steps")
 """The catalog columns that imagemill reads; ``prompt`` is required."""
 
@@ -131,6 +136,11 @@ class CatalogSettings(_Settings):
         default_factory=list,
         description="Columns of bytes, such as pictures, to keep in the manifest; it keeps all others.",
     )
+
+    @property
+    def series(self) -> str:
+        """What runs are compared by over time: the path, or one for all frames of an output."""
+        return _OF_ANY_RUN.sub(STORED_FRAME.format(run_id="*"), self.path)
 
     @property
     def templates(self) -> dict[str, str]:

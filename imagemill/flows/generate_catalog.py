@@ -5,6 +5,7 @@
 from prefect import flow
 
 from imagemill.pipeline import approve, finish, generate, open_run, outcome, run_settings
+from imagemill.runs.stored_frame import takes_frames
 from imagemill.runs.summary import RunSummary
 from imagemill.runs.user_errors import one_sentence
 from imagemill.settings import (
@@ -20,6 +21,7 @@ from imagemill.settings import (
 from imagemill.tasks.prepare import prepare
 
 
+@takes_frames
 @flow(name="generate-catalog", persist_result=True, result_serializer="json")
 @one_sentence
 def generate_catalog(
@@ -34,7 +36,7 @@ def generate_catalog(
     """Generate an image for each row of a catalog. An existing run is resumed.
 
     Args:
-        catalog: Where the prompts come from; in Python, a path is enough.
+        catalog: Where the prompts come from; in Python, a path or a DataFrame is enough.
         output: Where the images and records go; in Python, s3://BUCKET/PREFIX is enough.
         api: Which image API and model to use; in Python, a vendor's name is enough.
         picture: Defaults for rows that do not set their own.

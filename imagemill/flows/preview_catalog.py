@@ -10,6 +10,7 @@ from pydantic import Field
 from imagemill.pipeline import open_run, run_settings
 from imagemill.reports.measurement import count
 from imagemill.reports.preview import Preview
+from imagemill.runs.stored_frame import takes_frames
 from imagemill.runs.summary import RunStoppedError
 from imagemill.runs.user_errors import one_sentence
 from imagemill.settings import (
@@ -26,6 +27,7 @@ from imagemill.tasks.prepare import prepare
 from imagemill.tasks.preview import IMAGES, preview
 
 
+@takes_frames
 @flow(name="preview-catalog", persist_result=True, result_serializer="json")
 @one_sentence
 def preview_catalog(
@@ -43,7 +45,7 @@ def preview_catalog(
     The whole catalog is planned, but the manifest is left as it is. Resuming the run makes the rest.
 
     Args:
-        catalog: Where the prompts come from: a path, or catalog settings.
+        catalog: Where the prompts come from: a path, a DataFrame, or catalog settings.
         output: Where the images and records go: s3://BUCKET/PREFIX, or output settings.
         api: Which image API and model to use: a vendor's name, or API settings.
         picture: Defaults for rows that do not set their own.

@@ -6,6 +6,7 @@ from prefect import flow
 
 from imagemill.catalog.access import refuse_other_paths
 from imagemill.pipeline import approve, finish, generate, open_run, outcome, run_settings
+from imagemill.runs.stored_frame import takes_frames
 from imagemill.runs.summary import RunSummary
 from imagemill.runs.user_errors import one_sentence
 from imagemill.settings import (
@@ -23,6 +24,7 @@ from imagemill.tasks.approval import ask_loss_approval
 from imagemill.tasks.prepare import prepare
 
 
+@takes_frames
 @flow(name="refresh-catalog", persist_result=True, result_serializer="json")
 @one_sentence
 def refresh_catalog(  # noqa: PLR0917 - the fields of the form
@@ -40,7 +42,7 @@ def refresh_catalog(  # noqa: PLR0917 - the fields of the form
     """Bring the images of a catalog up to date. Unchanged rows cost nothing.
 
     Args:
-        catalog: Where the prompts come from; in Python, a path is enough.
+        catalog: Where the prompts come from; in Python, a path or a DataFrame is enough.
         output: Where the images and records are; in Python, s3://BUCKET/PREFIX is enough.
         api: Which image API and model to use; in Python, a vendor's name is enough.
         picture: Defaults for rows that do not set their own.

@@ -18,7 +18,6 @@ from imagemill.formatting import money, utc
 from imagemill.media_types import HTML
 from imagemill.reports import chart_geometry as charts
 from imagemill.reports.chart_geometry import Chart, MomentAxis
-from imagemill.reports.history import History, RunRow
 from imagemill.reports.regressions import (
     METRICS,
     Change,
@@ -29,6 +28,7 @@ from imagemill.reports.regressions import (
     series_of,
 )
 from imagemill.reports.templating import environment
+from imagemill.runs.history import History, RunRow
 from imagemill.settings import RegressionSettings
 from imagemill.usd import total
 

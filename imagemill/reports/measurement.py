@@ -113,6 +113,8 @@ def summarize(session: Session, counts: PlanCounts, jobs: MeasuredJobs, pace: Pa
         metrics=None,
         report=None,
         stopped=_why_stopped(session),
+        s3_endpoint_url=session.settings.output.s3_endpoint_url,
+        s3_bucket_block=session.settings.output.s3_bucket_block,
     )
 
 
@@ -143,7 +145,7 @@ def _run_table(settings: RunSettings, summary: RunSummary, jobs: MeasuredJobs) -
         **jobs.distributions(),
         "started_at": _moment(jobs.first_start_ms),
         "ended_at": datetime.now(UTC),
-        "catalog": settings.catalog.path,
+        "catalog": settings.catalog.series,
         "provider": settings.api.provider,
         "output": settings.output.uri,
         **{f"errors_{name}": summary.errors.get(name, 0) for name in ErrorClass},
@@ -152,7 +154,10 @@ def _run_table(settings: RunSettings, summary: RunSummary, jobs: MeasuredJobs) -
     return pa.Table.from_pylist([row], pa.schema(fields))
 
 
-_NOT_OF_A_ROW = {"errors", "rejections", "refreshed", "columns", "carried", "notes", "run_id"}
+_NOT_OF_A_ROW = {
+    "errors", "rejections", "refreshed", "columns", "carried", "notes", "run_id", "s3_endpoint_url",
+    "s3_bucket_block",
+}  # fmt: skip
 
 _RUN_TYPES = {
     "started_at": pa.timestamp("ms", "UTC"),

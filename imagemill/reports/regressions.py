@@ -13,7 +13,7 @@ from datetime import datetime
 from pydantic import BaseModel, ConfigDict, Field
 
 from imagemill.formatting import percent, price, rate, seconds
-from imagemill.reports.history import RunRow
+from imagemill.runs.history import RunRow
 from imagemill.settings import RegressionSettings
 
 

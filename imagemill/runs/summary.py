@@ -6,11 +6,19 @@ from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from imagemill.errors import InputError
 from imagemill.formatting import money
 from imagemill.jobs import CostSource
 
 if TYPE_CHECKING:  # loading the engine loads Prefect, which reading a summary does not need
+    from collections.abc import Mapping
+
+    import pandas as pd
+
     from imagemill.engine.engine import StopKind
+    from imagemill.settings import OutputSettings
+
+    AnyOutput = OutputSettings | Mapping[str, object] | str
 
 
 class RunSummary(BaseModel):
@@ -97,6 +105,54 @@ class RunSummary(BaseModel):
     metrics: str | None = Field(description="Where metrics.parquet is.")
     report: str | None = Field(description="Where report.html is.")
     stopped: str | None = Field(default=None, description="Why the run stopped early.")
+    s3_endpoint_url: str | None = Field(
+        default=None, description="The S3 server that the run was given; null if boto3's configuration says."
+    )
+    s3_bucket_block: str | None = Field(
+        default=None, description="The saved S3Bucket block that the run was given."
+    )
+
+    def jobs(self, output: AnyOutput | None = None) -> pd.DataFrame:
+        """The run's jobs.parquet: one row per job, with status, attempts, cost and times.
+
+        Args:
+            output: how the bucket is reached from here, if not with the run's own endpoint or block.
+
+        Raises:
+            InputError: the run published no records, or the bucket cannot be reached from here.
+        """
+        return self._frame(f"runs/{self.run_id}/jobs.parquet", output)
+
+    def failed_jobs(self, output: AnyOutput | None = None) -> pd.DataFrame:
+        """The run's failed.parquet: one row per failed job, with its full input. As :meth:`jobs`."""
+        return self._frame(f"runs/{self.run_id}/failed.parquet", output)
+
+    def rejected_rows(self, output: AnyOutput | None = None) -> pd.DataFrame:
+        """The run's rejected.parquet: rows that became no jobs, and why. Repaired, it is a catalog."""
+        return self._frame(f"runs/{self.run_id}/rejected.parquet", output)
+
+    def manifest_rows(self, output: AnyOutput | None = None) -> pd.DataFrame:
+        """The output's manifest as it is now: every row of the catalog, with the address of its image."""
+        return self._frame("manifest.parquet", output)
+
+    def _frame(self, name: str, output: AnyOutput | None) -> pd.DataFrame:
+        from imagemill.runs.frames import frame_of  # noqa: PLC0415 - loads pandas and Prefect
+
+        if self.manifest is None:
+            raise InputError(f"Run {self.run_id!r} has not published its records. Resume it.")
+        if output is not None:
+            return frame_of(output, name)
+        own = {
+            "uri": self.manifest.removesuffix("/manifest.parquet"),
+            "s3_endpoint_url": self.s3_endpoint_url,
+            "s3_bucket_block": self.s3_bucket_block,
+        }
+        try:
+            return frame_of(own, name)
+        except InputError as error:
+            raise InputError(
+                f"{error} If the bucket is reached differently from here, pass output."
+            ) from error
 
     def __str__(self) -> str:
         """What was made, what it cost and how to go on, in one sentence; of a refresh also its rows."""

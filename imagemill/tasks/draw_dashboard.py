@@ -11,7 +11,7 @@ from prefect.cache_policies import NO_CACHE
 from imagemill.bucket.access import open_bucket
 from imagemill.reports.artifacts import link_to
 from imagemill.reports.dashboard import DashboardSummary, publish_dashboard
-from imagemill.reports.history import History
+from imagemill.runs.history import History
 from imagemill.runs.user_errors import without_secrets_in_errors
 from imagemill.settings import OutputSettings, RegressionSettings
 

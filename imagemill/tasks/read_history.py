@@ -8,7 +8,7 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from imagemill.bucket.access import open_bucket
-from imagemill.reports.history import History, history_of
+from imagemill.runs.history import History, history_of
 from imagemill.runs.user_errors import without_secrets_in_errors
 from imagemill.settings import OutputSettings
 

@@ -6,7 +6,7 @@ import random
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from imagemill.reports.history import RunRow
+from imagemill.runs.history import RunRow
 
 BEGIN = datetime(2025, 10, 13, 2, 30, tzinfo=UTC)
 

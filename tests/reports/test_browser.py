@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from imagemill.reports.dashboard import render_dashboard
-from imagemill.reports.history import History
 from imagemill.reports.regressions import find_regressions
 from imagemill.reports.report import FailureGroup, render_report
+from imagemill.runs.history import History
 from imagemill.settings import RegressionSettings
 from tests.conftest import needs_chromium
 from tests.reports.past_runs import past_runs

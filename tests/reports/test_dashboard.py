@@ -19,8 +19,8 @@ from imagemill.emulator import Emulator
 from imagemill.flows.build_dashboard import build_dashboard
 from imagemill.flows.generate_catalog import generate_catalog
 from imagemill.reports.dashboard import render_dashboard
-from imagemill.reports.history import History, RunRow
 from imagemill.reports.regressions import find_regressions
+from imagemill.runs.history import History, RunRow
 from imagemill.settings import RegressionSettings
 from tests.conftest import Place
 from tests.patience import PATIENCE_S

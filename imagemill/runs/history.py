@@ -10,7 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from imagemill.bucket.image_bucket import ImageBucket, StoredImage
 from imagemill.formatting import utc
@@ -28,7 +28,7 @@ Amount = Field(ge=0, allow_inf_nan=False)
 class RunRow(BaseModel):
     """A run's row in ``metrics/``. Latency is in seconds, costs are in USD."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore")
+    model_config = ConfigDict(frozen=True, extra="allow")
 
     run_id: str
     started_at: datetime | None = None
@@ -66,15 +66,18 @@ class History:
     skipped: int
 
 
-def history_of(bucket: ImageBucket) -> History:
-    """The runs in the bucket's ``metrics/``; other files are skipped."""
+def history_of(bucket: ImageBucket, *, every_column: bool = False) -> History:
+    """The runs in the bucket's ``metrics/``; other files are skipped.
+
+    With ``every_column``, rows also have as extra fields what a :class:`RunRow` does not name.
+    """
     with ThreadPoolExecutor(_AT_ONCE) as threads:
-        found = list(threads.map(lambda file: _row(bucket, file), bucket.objects("metrics")))
+        found = list(threads.map(lambda file: _row(bucket, file, every_column), bucket.objects("metrics")))
     runs = [row for row in found if row is not None]
     return History(sorted(runs, key=lambda run: (run.at, run.run_id)), len(found) - len(runs))
 
 
-def _row(bucket: ImageBucket, file: StoredImage) -> RunRow | None:
+def _row(bucket: ImageBucket, file: StoredImage, every_column: bool) -> RunRow | None:  # noqa: FBT001
     name = _ROW_FILE.fullmatch(file.name)
     if name is None or file.size > _MOST_BYTES:
         return None
@@ -85,8 +88,9 @@ def _row(bucket: ImageBucket, file: StoredImage) -> RunRow | None:
         table = pq.ParquetFile(pa.BufferReader(content))
         if table.metadata.num_rows != 1:
             return None
-        wanted = [column for column in RunRow.model_fields if column in table.schema_arrow.names]
+        names = table.schema_arrow.names
+        wanted = names if every_column else [column for column in RunRow.model_fields if column in names]
         row: dict[str, Any] = table.read(columns=wanted).to_pylist()[0]
         return RunRow(**{**row, "run_id": name[1]})
-    except (pa.ArrowException, OSError, ValidationError):
+    except (pa.ArrowException, OSError, ValueError, OverflowError):
         return None
