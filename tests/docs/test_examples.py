@@ -86,6 +86,41 @@ def test_first_run_says_what_cannot_be_used(
     assert "The catalog 'nowhere.parquet' does not exist." in err.splitlines()
 
 
+@pytest.mark.slow
+def test_the_notebook_goes_from_a_frame_to_pictures_and_repairs_a_row(
+    place: Place, emulator: Callable[..., Emulator], prefect_server: str, tmp_path: Path
+) -> None:
+    emulated = emulator()
+    api = {"provider": "together", "base_url": emulated.base_url}
+    document = json.loads((EXAMPLES / "frame_to_pictures.ipynb").read_text())
+    settings = next(cell for cell in document["cells"] if cell["cell_type"] == "code")
+    settings["source"] = f"output, api = {place.uri!r}, {api!r}"
+    notebook = tmp_path / "notebook.ipynb"
+    notebook.write_text(json.dumps(document))
+    done = subprocess.run(
+        [Path(sys.executable).with_name("jupyter-execute"), "--inplace", notebook],
+        env={
+            **os.environ,
+            "PREFECT_API_URL": prefect_server,
+            "AWS_ENDPOINT_URL": place.s3.endpoint_url,
+            "PYTHONPATH": str(EXAMPLES.parent),
+        },
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    outputs = [
+        output for cell in json.loads(notebook.read_text())["cells"] for output in cell.get("outputs", ())
+    ]
+    printed = "".join("".join(output.get("text", ())) for output in outputs)
+    assert "2 of 2 images are done (2 generated), 1 row was rejected" in printed
+    assert "3 of 3 images are done (1 generated, 2 reused)" in printed
+    assert sum("image/png" in output.get("data", {}) for output in outputs) == 3
+    assert emulated.bill()["images"] == 3
+
+
 def test_saved_blocks_hold_all_keys(
     place: Place,
     emulator: Callable[..., Emulator],
