@@ -15,14 +15,14 @@ from imagemill.errors import RETRY_RULES
 from imagemill.models.listing import VENDORS, listed_models
 from imagemill.reports.metrics import METRICS_SCHEMA
 from imagemill.runs.reconciliation import RECONCILIATION_SCHEMA
-from imagemill.runs.records import FAILED_SCHEMA, JOBS_SCHEMA, QUALITY_SCHEMA
+from imagemill.runs.records import FAILED_SCHEMA, JOBS_SCHEMA, NEIGHBOUR_SCHEMA, QUALITY_SCHEMA
 from imagemill.runs.summary import RunSummary
 
 _FILES: tuple[tuple[str, str, pa.Schema], ...] = (
     (
         "jobs.parquet",
         "One row per job. The last columns measure its picture, and are null if it was not measured.",
-        pa.schema([*JOBS_SCHEMA, *QUALITY_SCHEMA]),
+        pa.schema([*JOBS_SCHEMA, *QUALITY_SCHEMA, *NEIGHBOUR_SCHEMA]),
     ),
     ("failed.parquet", "One row per failed job, with its full input and the API's message.", FAILED_SCHEMA),
     (
@@ -57,6 +57,7 @@ runs/<run_id>/metrics.parquet         throughput, error rate, latency and cost o
 runs/<run_id>/reconciliation.parquet  what was booked and what was charged, written by imagemill reconcile
 runs/<run_id>/log.jsonl               one line per job event
 runs/<run_id>/report.html             the run's report, one self-contained file
+runs/<run_id>/review.html             its suspect pictures, written by imagemill review
 runs/<run_id>/preview.html            a preview: some of its pictures, and the cost of the whole
 runs/<run_id>/summary.json            what the run printed at its end
 runs/<run_id>/run.json, plan.parquet  what another machine needs to resume the run

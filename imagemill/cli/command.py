@@ -137,7 +137,7 @@ def _parser(kind: type[argparse.ArgumentParser]) -> argparse.ArgumentParser:
     add_options(runs, BUCKET_OPTIONS)
     runs.set_defaults(run=_runs)
 
-    reconcile = _reconcile_parser(commands)
+    reconcile, review = _reconcile_parser(commands), _review_parser(commands)
 
     models = commands.add_parser(
         "models", help="list models: what each takes and costs, and where that is from", allow_abbrev=False
@@ -155,7 +155,7 @@ def _parser(kind: type[argparse.ArgumentParser]) -> argparse.ArgumentParser:
             choices=("text", "json"),
             help="write one line per job to stderr instead of the progress",
         )
-    others = (retry, calibrate, check, demo, dashboard, runs, reconcile, models)
+    others = (retry, calibrate, check, demo, dashboard, runs, reconcile, review, models)
     for command in (run, refresh, estimate, preview, resume, *others):
         command.add_argument("--json", action="store_true", help="print one JSON object on stdout")
     commands.add_parser("emulator", help="vendors' image APIs on this machine; see emulator --help")
@@ -263,6 +263,22 @@ def _reconcile_parser(commands: Any) -> argparse.ArgumentParser:  # noqa: ANN401
     add_options(reconcile, BUCKET_OPTIONS)
     reconcile.set_defaults(run=_reconcile)
     return reconcile
+
+
+def _review_parser(commands: Any) -> argparse.ArgumentParser:  # noqa: ANN401 - argparse names no type
+    from imagemill.cli.options import BUCKET_OPTIONS, add_options
+
+    review: argparse.ArgumentParser = commands.add_parser(
+        "review",
+        help="show a run's suspect pictures on a page, and choose what becomes of each",
+        description="Make a page of a run's pictures that look wrong, with their prompts and the reasons."
+        " Its choices (keep, redo, reject) are saved as a file for imagemill retry-failed RUN_ID --from.",
+        allow_abbrev=False,
+    )
+    review.add_argument("run_id", metavar="RUN_ID", help="the id of the run")
+    add_options(review, BUCKET_OPTIONS)
+    review.set_defaults(run=_review)
+    return review
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -392,6 +408,12 @@ def _reconcile(arguments: argparse.Namespace) -> int:
     from imagemill.cli.reconcile import show_reconciliation
 
     return show_reconciliation(arguments)
+
+
+def _review(arguments: argparse.Namespace) -> int:
+    from imagemill.cli.reviewing import show_review
+
+    return show_review(arguments)
 
 
 def _models(arguments: argparse.Namespace) -> int:

@@ -5,6 +5,7 @@ The bounds are chosen to flag few pictures that are right.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from enum import StrEnum
 
 from imagemill.quality.measures import Measures
@@ -44,3 +45,30 @@ def judge(measures: Measures) -> tuple[Verdict, ...]:
     if measures.border >= LETTERBOX_SHARE:
         found.append(Verdict.LETTERBOXED)
     return tuple(found)
+
+
+def reason(verdict: str, measures: Mapping[str, float | None]) -> str:
+    """Why a picture with these measures has a verdict, in words; "" if they do not say."""
+    if verdict not in _REASONS:
+        return _MEANINGS.get(verdict, "")
+    name, words = _REASONS[verdict]
+    value = measures.get(name)
+    return "" if value is None else words(value)
+
+
+_REASONS: dict[str, tuple[str, Callable[[float], str]]] = {
+    Verdict.HALF_DECODED: (
+        "blank_end",
+        lambda share: f"the lower {share:.0%} has one colour; {HALF_DECODED_SHARE:.0%} is suspect",
+    ),
+    Verdict.FLAT: ("flat", lambda share: f"{share:.0%} shows no detail; {FLAT_SHARE:.0%} is suspect"),
+    Verdict.BLURRED: ("sharpness", lambda value: f"sharpness {value:.2f}; below {BLURRED_BELOW} is suspect"),
+    Verdict.LETTERBOXED: (
+        "border",
+        lambda share: f"plain bars take {share:.0%}; {LETTERBOX_SHARE:.0%} is suspect",
+    ),
+}
+_MEANINGS: dict[str, str] = {
+    Verdict.PLACEHOLDER: "the same file for three different prompts",
+    Verdict.NEAR_DUPLICATE: "another prompt has nearly the same picture",
+}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,6 +69,17 @@ def spread_rows(
         found += batch.filter(pc.is_in(batch["row"], chosen)).to_pylist()
     kept = [row for row in found if row["job"] is not None and (done is None or done[row["job"]])]
     return [row for row in kept if row.get("variant", 1) <= _MOST_VARIANTS][:pictures]
+
+
+def rows_of(plan: Path, jobs: Collection[int]) -> list[dict[str, Any]]:
+    """The first of a plan's rows of each of these jobs."""
+    wanted = pa.array(sorted(jobs), pa.int64())
+    names = [name for name in _SHOWN if name in pq.read_schema(plan).names]
+    rows: dict[int, dict[str, Any]] = {}
+    for batch in read_batches(plan, names):
+        for row in batch.filter(pc.is_in(batch["job"], wanted)).to_pylist():
+            rows.setdefault(row["job"], row)
+    return list(rows.values())
 
 
 def _first_rows(plan: Path, done: npt.NDArray[np.bool_] | None) -> Iterator[npt.NDArray[np.int64]]:

@@ -62,6 +62,9 @@ QUALITY_SCHEMA = pa.schema(
 )
 """The measures of each picture; null where it was not measured."""
 
+NEIGHBOUR_SCHEMA = pa.schema([("near_duplicate_of", pa.int64())])
+"""The number of a job with another prompt and nearly the same picture; null if there is none."""
+
 FAILED_SCHEMA = pa.schema(
     [
         ("number", pa.int64()),
@@ -93,13 +96,16 @@ def write_records(session: Session) -> Outcomes:
     """Write jobs.parquet and failed.parquet into the run's folder; the outcomes of all jobs."""
     jobs_file, failed_file = session.folder.path / "jobs.parquet", session.folder.path / "failed.parquet"
     outcomes, alike = Outcomes(), AlikePictures()
-    schema = pa.schema([*JOBS_SCHEMA, *QUALITY_SCHEMA])
+    schema = pa.schema([*JOBS_SCHEMA, *QUALITY_SCHEMA, *NEIGHBOUR_SCHEMA])
     with RowWriter(jobs_file, schema) as jobs_writer, RowWriter(failed_file, FAILED_SCHEMA) as failed_writer:
         for jobs in _job_batches(session):
             measures = [orjson.loads(job.quality or "{}") for job in jobs]
             measured = pa.Table.from_pylist(measures, QUALITY_SCHEMA)
             alike.add(jobs, measured["phash"])
-            jobs_writer.write(pa.table([*_table(jobs, JOBS_SCHEMA).columns, *measured.columns], schema))
+            columns = [*_table(jobs, JOBS_SCHEMA).columns, *measured.columns]
+            jobs_writer.write(
+                pa.Table.from_arrays([*columns, pa.nulls(len(jobs), pa.int64())], schema=schema)
+            )
             failed = [job for job in jobs if job.status is JobStatus.FAILED]
             if failed:
                 failed_writer.write(_table(failed, FAILED_SCHEMA))
@@ -129,22 +135,26 @@ class AlikePictures:
         places = np.frombuffer(self._places, np.int64)
         prompts = np.frombuffer(self._prompts, np.int64)
         found = near_duplicates(np.frombuffer(self._hashes, np.uint64), prompts)
-        marked = np.zeros(self._rows, bool)
-        marked[places[found >= 0]] = True
-        if not marked.any():
+        neighbours = np.full(self._rows, -1)
+        neighbours[places[found >= 0]] = places[found[found >= 0]]
+        if not (neighbours >= 0).any():
             return
-        other, start = file.with_suffix(".marked"), 0
-        with RowWriter(other, pq.read_schema(file)) as writer:
+        copy, start = file.with_suffix(".marked"), 0
+        with RowWriter(copy, pq.read_schema(file)) as writer:
             for batch in read_batches(file):
-                here = pa.array(marked[start : start + batch.num_rows])
+                near = neighbours[start : start + batch.num_rows]
+                here = pa.array(near >= 0)
                 start += batch.num_rows
                 known = batch["suspect"]
                 before = pc.if_else(pc.equal(known, ""), "", pc.binary_join_element_wise(known, "", ","))
                 more = pc.binary_join_element_wise(before, Verdict.NEAR_DUPLICATE, "")
                 suspect = pc.if_else(here, more, known)
                 place = batch.schema.get_field_index("suspect")
-                writer.write(pa.Table.from_batches([batch]).set_column(place, "suspect", suspect))
-        other.replace(file)
+                table = pa.Table.from_batches([batch]).set_column(place, "suspect", suspect)
+                other = table.schema.get_field_index("near_duplicate_of")
+                jobs = pa.array(near, pa.int64(), mask=near < 0)
+                writer.write(table.set_column(other, "near_duplicate_of", jobs))
+        copy.replace(file)
 
 
 def _job_batches(session: Session) -> Iterator[list[Job]]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from imagemill.cli.command import main
 from imagemill.emulator import Emulator
 from imagemill.flows.generate_catalog import generate_catalog
 from imagemill.runs.summary import RunStoppedError, RunSummary
@@ -36,7 +39,9 @@ def run(
     return run
 
 
-def test_they_are_kept_flagged_counted_and_shown_first(run: Callable[..., Any], place: Place) -> None:
+def test_they_are_kept_flagged_counted_and_shown_first(
+    run: Callable[..., Any], place: Place, capsys: pytest.CaptureFixture[str]
+) -> None:
     flawed = [f"{number} #fault:{flaw}" for number, flaw in enumerate(FLAWS)]
     summary, _, jobs = run([*(f"fine {number}" for number in range(6)), *flawed])
     assert [jobs[str(number)]["suspect"] for number in range(12)] == [*[""] * 6, *FLAWS]
@@ -49,6 +54,16 @@ def test_they_are_kept_flagged_counted_and_shown_first(run: Callable[..., Any], 
     report = place.read("runs/looked-at/report.html").decode()
     assert "6 of 12 measured pictures look wrong" in report
     assert report.index('class="suspect">half decoded') < report.index("fine 0")
+
+    assert main(["review", "looked-at", "--json"]) == 0
+    review = json.loads(capsys.readouterr().out)
+    assert (review["suspect"], review["shown"]) == (6, 6)
+    page = place.read("runs/looked-at/review.html").decode()
+    assert page == Path(review["file"]).read_text()
+    assert page.count("<article") == 6
+    assert page.index("Half decoded") < page.index("Letterboxed")
+    assert page.count('alt="Looks the same') == 2
+    assert jobs["10"]["near_duplicate_of"] == 11
 
 
 def test_a_retried_one_gives_way_to_a_better_one_and_else_stays(

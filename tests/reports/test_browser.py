@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -12,6 +13,7 @@ import pytest
 from imagemill.reports.dashboard import render_dashboard
 from imagemill.reports.regressions import find_regressions
 from imagemill.reports.report import FailureGroup, render_report
+from imagemill.reports.review import Suspect, render_review
 from imagemill.runs.history import History
 from imagemill.settings import RegressionSettings
 from tests.conftest import needs_chromium
@@ -89,6 +91,14 @@ def a_dashboard() -> str:
     return render_dashboard("s3://images/shop", History(rows, 0), found, settings, built)
 
 
+def a_review(pictures: int = 3) -> str:
+    shown = [
+        Suspect(f"{number:040x}", tile(number, SCRIPT), [("flat", "99% shows no detail")], tile(9, "y" * 400))
+        for number in range(pictures)
+    ]
+    return render_review("20261126-review", shown, 3_000)
+
+
 PAGES = {"report": a_report, "dashboard": a_dashboard}
 POINTS = {"report": 30 * 5, "dashboard": 40 * 4}
 
@@ -114,6 +124,35 @@ def test_a_script_in_a_prompt_or_a_name_stays_text(open_page: Callable[..., Open
     assert "taken" not in opened.page.title()
     assert opened.count("script") == 0
     assert "<script>" in opened.page.inner_text("body")
+
+
+@pytest.mark.parametrize("width", [1200, 360])
+def test_pictures_are_reviewed_and_the_choices_saved_by_keyboard(
+    open_page: Callable[..., Opened], width: int
+) -> None:
+    opened = open_page(a_review(), width=width, dark=width == 360)
+    press = opened.page.keyboard.press
+    for key in ("r", "x", "ArrowLeft", "ArrowLeft", "k", "ArrowDown", "r", "u"):
+        press(key)
+    assert opened.page.locator("article:focus").get_attribute("data-picture") == f"{2:040x}"
+    assert "2 of 3 decided: 1 keep, 1 reject" in opened.page.inner_text("#tally")
+    with opened.page.expect_download() as download:
+        press("s")
+    saved = json.loads(Path(download.value.path()).read_text())
+    assert download.value.suggested_filename == "imagemill-review-20261126-review.json"
+    assert saved == {
+        "imagemill_review": 1,
+        "run_id": "20261126-review",
+        "keep": [f"{0:040x}"],
+        "redo": [],
+        "reject": [f"{1:040x}"],
+    }
+    opened.page.reload()
+    assert "2 of 3 decided" in opened.page.inner_text("#tally"), "choices outlive the page"
+    assert "taken" not in opened.page.title()
+    assert "first 3" in opened.page.inner_text("header")
+    assert opened.complaints == []
+    assert opened.fits()
 
 
 def test_a_point_tells_its_value_where_the_mouse_is(open_page: Callable[..., Opened]) -> None:
