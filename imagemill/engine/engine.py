@@ -136,7 +136,7 @@ class Engine:
         self._uploads = anyio.Semaphore(_UPLOADS)
         self._stopping = anyio.Event()
         self._interrupted = anyio.Event()
-        self._shards: set[anyio.CancelScope] = set()
+        self._shards: list[anyio.CancelScope] = []
         self.stopped: Stop | None = None
         self.fence: Callable[[int], Awaitable[bool]] | None = None
 
@@ -164,7 +164,7 @@ class Engine:
             jobs = await self._store.unfinished(first, last)
             jobs.sort(key=lambda job: job.request_id is None)  # to ask costs nothing, and may free money
             with anyio.CancelScope() as scope:
-                self._shards.add(scope)
+                self._shards.append(scope)
                 async with anyio.create_task_group() as group:
                     for job in jobs:
                         work = self._work_on(job)
@@ -178,7 +178,7 @@ class Engine:
                             break
                         if slot is not None:
                             group.start_soon(self._work, work, slot)
-            self._shards.discard(scope)
+            self._shards.remove(scope)
             await self._store.commit()
         except StoreUnavailableError as error:
             self.stop(StopKind.UNAVAILABLE, str(error))

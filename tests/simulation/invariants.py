@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING
 
 import orjson
@@ -10,7 +11,7 @@ import pyarrow.parquet as pq
 
 from imagemill.engine.engine import StopKind
 from imagemill.jobs import JobStatus
-from tests.simulation.scenario import SYNCHRONOUS
+from tests.simulation.scenario import RENEWING, SYNCHRONOUS
 
 if TYPE_CHECKING:
     from tests.simulation.simulation import Simulation
@@ -26,7 +27,7 @@ def check_written(simulation: Simulation, name: str, content: bytes) -> None:
     """An object is being written: it must be readable, and a manifest must name only what is there."""
     if name.endswith(".parquet"):
         try:
-            table = pq.read_table(pa.BufferReader(content), use_threads=False)
+            table = pq.read_table(pa.BufferReader(content), use_threads=False, pre_buffer=False)
         except pa.ArrowInvalid as error:
             raise Violation(f"{name} cannot be read: {error}") from None
         if name.endswith("manifest.parquet"):
@@ -97,8 +98,9 @@ def _check_money(simulation: Simulation, last: dict[str, object]) -> None:
     unanswered: dict[str, int] = {}
     for job in jobs:
         unanswered[job.prompt] = unanswered.get(job.prompt, 0) + job.unanswered
+    missed = vendor.missed() if scenario.api not in RENEWING else Counter()
     for prompt, count in charged.items():
-        allowed = 1 + (unanswered.get(prompt, 0) if scenario.api in SYNCHRONOUS else 0)
+        allowed = 1 + missed[prompt] + (unanswered.get(prompt, 0) if scenario.api in SYNCHRONOUS else 0)
         if count > allowed and not simulation.forgets:
             raise Violation(f"{prompt!r} was paid {count} times, with {unanswered.get(prompt)} unanswered")
     if cost_usd > bill_usd + _EXACT:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
+import functools
 import inspect
 import random
 import sys
@@ -16,6 +17,7 @@ import types
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, ExitStack, contextmanager
+from importlib import metadata
 from pathlib import Path
 from typing import Any, Self
 from unittest import mock
@@ -24,8 +26,13 @@ import aiosqlite.core
 import anyio.to_thread
 import boto3
 import obstore
+import pyarrow.parquet as pq
 import sqlalchemy as sa
+from anyio._backends._asyncio import CancelScope
+from sqlalchemy.dialects import sqlite
+from sqlalchemy.dialects.sqlite.aiosqlite import SQLiteDialect_aiosqlite
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.schema import CreateIndex, CreateTable
 from sqlalchemy.util import LRUCache
 
 import imagemill.bucket.access
@@ -36,20 +43,25 @@ import imagemill.cluster.log_parts
 import imagemill.engine.engine
 import imagemill.holder
 import imagemill.pipeline
+import imagemill.quality.inspection
 import imagemill.reports.measurement
 import imagemill.runs.folder
 import imagemill.runs.records
 import imagemill.runs.session
 import imagemill.s3.connection
 import imagemill.stores.sql
+import imagemill.stores.tables
+import imagemill.stores.version
 from imagemill.blocks.apis import PROVIDERS
 from imagemill.bucket.manifest_diff import Changes
 from imagemill.catalog.counts import PlanCounts
+from imagemill.quality.measures import Measures, measure
 from imagemill.runs.session import Session
 from imagemill.runs.summary import RunSummary
 from imagemill.stores import SqliteStore
+from imagemill.stores.tables import METADATA
 from tests.simulation.object_store import Bucket, Client, ImageStore
-from tests.simulation.vendor import Vendor
+from tests.simulation.vendor import STAMP, Vendor
 from tests.simulation.world import Killed, Process, World, call
 
 _REAL_TIME, _REAL_MONOTONIC = time.time, time.monotonic
@@ -323,7 +335,8 @@ class _InlineQueue:
 
 def _clocks() -> Iterator[tuple[object, str, object]]:
     """What in the product holds a clock: names in modules, and defaults of functions."""
-    swaps = {_REAL_TIME: _wall, _REAL_MONOTONIC: _monotonic, time.sleep: _sleep}
+    swaps: dict[object, object] = {_REAL_TIME: _wall, _REAL_MONOTONIC: _monotonic, time.sleep: _sleep}
+    swaps[time.process_time, time.thread_time] = (_monotonic, _monotonic)
     for name, module in list(sys.modules.items()):
         if not name.startswith("imagemill"):
             continue
@@ -367,6 +380,34 @@ def _engine(*given: Any, **named: Any) -> AsyncEngine:
     return engine
 
 
+class _Tables:
+    """The tables of a store, made by statements that are compiled once for all simulations."""
+
+    _statements = tuple(
+        str(made.compile(dialect=sqlite.dialect()))
+        for table in METADATA.sorted_tables
+        for made in (
+            CreateTable(table, if_not_exists=True),
+            *(CreateIndex(index, if_not_exists=True) for index in table.indexes),
+        )
+    )
+
+    def create_all(self, connection: sa.Connection) -> None:
+        for statement in self._statements:
+            connection.exec_driver_sql(statement)
+
+
+@functools.cache
+def _measures_without_stamp(content: bytes) -> Measures:
+    return measure(content)
+
+
+def _measures(content: bytes) -> Measures:
+    """What is measured in a picture. They differ only in their stamps, so few are measured."""
+    found = STAMP.search(content)
+    return _measures_without_stamp(content.replace(found[0], b"", 1) if found else content)
+
+
 _compiled: LRUCache[Any, Any] = LRUCache(1000)
 """Statements, compiled once for all simulations."""
 
@@ -389,6 +430,7 @@ def outside_world(home: Path) -> Iterator[None]:
         put(time, "monotonic", _monotonic)
         put(uuid, "uuid4", _uuid4)
         put(anyio.to_thread, "run_sync", _run_sync)
+        put(CancelScope, "__hash__", lambda scope: hash(scope._host_task))  # not its address: seeds replay
         put(imagemill.engine.engine, "random", _Random)
         put(imagemill.holder, "_read", _read)
         put(imagemill.holder, "_pid_space", lambda: "pid:1")
@@ -418,6 +460,17 @@ def outside_world(home: Path) -> Iterator[None]:
         for function in (_put_async, _put, _get, _head, _get_range):
             put(obstore, function.__name__.removeprefix("_"), function)
         put(imagemill.stores.sql, "create_async_engine", _engine)
+        put(
+            pq.ParquetFile,
+            "iter_batches",
+            functools.partialmethod(pq.ParquetFile.iter_batches, use_threads=False),
+        )
+        # Statements are compiled for a dialect, of which each engine has its own.
+        put(SQLiteDialect_aiosqlite, "__hash__", lambda _: 0)
+        put(SQLiteDialect_aiosqlite, "__eq__", lambda one, other: type(one) is type(other))
+        put(imagemill.stores.tables, "METADATA", _Tables())
+        put(imagemill.stores.version, "version", functools.cache(metadata.version))
+        put(imagemill.quality.inspection, "measure", _measures)
         put(SqliteStore, "now", sa.bindparam(None, callable_=_wall, type_=sa.Double))
         put(aiosqlite.core, "Thread", _NoThread)
         put(aiosqlite.core, "SimpleQueue", _InlineQueue)

@@ -58,6 +58,9 @@ APIS = {"together": 0.0027, "openai": 0.003, "fal": 0.003, "replicate": 0.003, "
 SYNCHRONOUS = frozenset({"together", "openai"})
 """APIs that cannot be asked about a request whose answer was lost."""
 
+RENEWING = frozenset({"fal"})
+"""APIs that give a fresh link to an old picture; elsewhere a picture is lost with its link."""
+
 _FAULTS = (
     "400", "429", "500", "502", "503", "504", "truncated", "wrong_size", "black", "garbage", "flagged",
     "fail", "html", "wrong_shape", "timeout_after_charge", "expired_link", "hang",

@@ -15,6 +15,7 @@ import httpx
 
 from imagemill.emulator.bill import Bill, price
 from imagemill.emulator.gallery import stamp
+from imagemill.emulator.links import Link, Links
 from imagemill.emulator.picture import draw
 from imagemill.emulator.server import _application
 from imagemill.emulator.settings import Settings
@@ -29,7 +30,8 @@ BASE_URL = "http://127.0.0.1:8700"
 _BROKEN = frozenset({"truncated", "wrong_size", "black", "garbage", "expired_link"})
 """Faults after which a picture that was charged can never be used: another may be bought."""
 
-_STAMP = re.compile(rb"[0-9a-f]{64}")
+STAMP = re.compile(rb"[0-9a-f]{64}")
+"""What makes each picture unique: the digest of what was asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +77,21 @@ class _Gallery:
         """Nothing is drawn in a thread."""
 
 
+class _Links(Links):
+    """Links that remember who came too late for a whole picture."""
+
+    def __init__(self, *given: Any) -> None:
+        super().__init__(*given)
+        self.missed: dict[str, str] = {}
+        """By link, the prompts of whole pictures whose link was followed when it had expired."""
+
+    def expired(self, link: Link) -> bool:
+        over = super().expired(link)
+        if over and link.fault not in _BROKEN:
+            self.missed[link.url] = link.shot.prompt
+        return over
+
+
 class _Bill(Bill):
     def __init__(self, charged: Callable[[Order], None]) -> None:
         super().__init__()
@@ -93,6 +110,8 @@ class _Studio(Studio):
         self._world = world
         self.gallery.close()
         self.gallery = _Gallery()  # type: ignore[assignment]
+        self.links: _Links = _Links(self.picture, self.connections, self.stats, world.monotonic)
+        self.links.ttl_s = settings.link_ttl_s
         self.bill = _Bill(self._note)
         self.charges: list[Charge] = []
         self.digests: dict[str, str] = {}
@@ -140,9 +159,13 @@ class Vendor:
         """Pictures charged by prompt; only those that could be used, unless ``whole`` is False."""
         return Counter(charge.prompt for charge in self.studio.charges if charge.whole or not whole)
 
+    def missed(self) -> Counter[str]:
+        """Whole pictures by prompt whose link had expired when it was followed."""
+        return Counter(self.studio.links.missed.values())
+
     def prompt_of(self, picture: bytes) -> str | None:
         """The prompt that a picture was made for, by the stamp in it."""
-        found = _STAMP.search(picture)
+        found = STAMP.search(picture)
         return self.studio.digests.get(found[0].decode()) if found else None
 
     def client(self, timeout_s: float) -> httpx.AsyncClient:

@@ -10,7 +10,9 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import heapq
+import itertools
 import random
+import selectors
 import threading
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine
@@ -39,8 +41,19 @@ class StuckError(Exception):
     """Nothing can happen any more, or far too much has."""
 
 
+class _NoFiles(selectors.SelectSelector):
+    """Nothing is waited for in files."""
+
+    def select(self, timeout: float | None = None) -> list[Any]:
+        del timeout
+        return []
+
+
 class _Loop(asyncio.SelectorEventLoop):
     """Jumps to the next timer; real scheduling, no real waiting."""
+
+    def __init__(self) -> None:
+        super().__init__(_NoFiles())
 
     now = 0.0
     steps = 0
@@ -61,6 +74,17 @@ class _Loop(asyncio.SelectorEventLoop):
                 raise StuckError("everything waits, and nothing will ever happen")
             self.now = max(self.now, scheduled[0].when())
         super()._run_once()  # type: ignore[misc]
+
+
+class _Task(asyncio.Task[T]):
+    """A task whose place in a set, such as anyio's, depends on when it was made and not on its address."""
+
+    def __init__(self, coroutine: Coroutine[Any, Any, T], *, number: int, **named: Any) -> None:
+        self._number = number
+        super().__init__(coroutine, **named)
+
+    def __hash__(self) -> int:
+        return self._number
 
 
 class Machine:
@@ -88,7 +112,7 @@ class Process:
         self.points = 0
         self.alive = True
         self.death: str | None = None
-        self.greenlets: set[greenlet.greenlet] = set()
+        self.greenlets: dict[greenlet.greenlet, None] = {}  # in order, which a set of them would not have
         self.tasks: set[asyncio.Task[Any]] = set()
         self._on_death = on_death
 
@@ -122,10 +146,10 @@ class Process:
                 if not over.done():
                     over.set_result(result)
             finally:
-                self.greenlets.discard(made)
+                del self.greenlets[made]
 
         made = greenlet.greenlet(main, parent=world.hub)
-        self.greenlets.add(made)
+        self.greenlets[made] = None
         world.loop.call_soon(made.switch)
         return over
 
@@ -148,6 +172,7 @@ class World:
         self.met: Counter[str] = Counter()
         self.trace: list[str] | None = None
         self._pids = 1000
+        self._numbers = itertools.count()
         self.alive: dict[int, Process] = {}
 
     def next_pid(self) -> int:
@@ -173,7 +198,7 @@ class World:
         return self.loop.run_until_complete(main)
 
     def _make_task(self, loop: asyncio.AbstractEventLoop, coroutine: Any, **named: Any) -> asyncio.Task[Any]:
-        task: asyncio.Task[Any] = asyncio.Task(coroutine, loop=loop, **named)
+        task: asyncio.Task[Any] = _Task(coroutine, number=next(self._numbers), loop=loop, **named)
         process = _process.get()
         if process is not None:
             process.tasks.add(task)
