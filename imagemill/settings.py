@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from math import prod
-from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -73,15 +72,6 @@ def _listed(values: object) -> object:
     return [str(value).strip() for value in given] if isinstance(given, (list, tuple)) else given
 
 
-def _template_of(file: Path) -> str:
-    try:
-        text = file.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise ValueError(f"the template file {str(file)!r} cannot be read: {reason}") from error
-    return "{{ '@' }}" + text[1:] if text.startswith("@") else text  # or it would name another file
-
-
 def _param_of(column: str) -> str | None:
     """The field of the model that a column map's name stands for; None where it stands for none."""
     return column.removeprefix(PARAM_PREFIX) if column.startswith(PARAM_PREFIX) else None
@@ -102,13 +92,13 @@ class CatalogSettings(_Settings):
         default_factory=dict,
         description="The catalog's names for imagemill's columns, where they differ:"
         ' {"prompt": "text", "id": "sku"}. A name that begins with param_ passes the column through to the'
-        ' model: {"param_guidance": "cfg"}.',
+        ' model: {"param_guidance": "cfg"}. An empty one, {"seed": ""}, leaves a column called seed alone.',
         examples=[{"prompt": "text", "id": "sku"}],
     )
     prompt_template: str | None = Field(
         default=None,
-        description="A Jinja2 template that makes each row's prompt from its columns; @FILE reads it from a"
-        " file.",
+        description="A Jinja2 template that makes each row's prompt from its columns. On the command line,"
+        " @FILE reads it from a file.",
         examples=["Studio photo of {{ title }}, {{ colour | lower }}, white background"],
     )
     negative_prompt_template: str | None = Field(
@@ -150,10 +140,13 @@ class CatalogSettings(_Settings):
 
     @field_validator("prompt_template", "negative_prompt_template")
     @classmethod
-    def _read_template(cls, template: str | None) -> str | None:
-        """The template itself: a run's record keeps it, and resumes elsewhere without the file."""
+    def _bounded_template(cls, template: str | None) -> str | None:
         if template is not None and template.startswith("@"):
-            template = _template_of(Path(template[1:]).expanduser())
+            # A flow's parameters come from anyone who may start it, and would name any file of its worker.
+            raise ValueError(
+                "only the command line reads a template from a file: give its text. A prompt that begins with"
+                " @ is {{ '@' }}…"
+            )
         if template is not None and not template.strip():
             raise ValueError("the template is blank")
         if template is not None and len(template) > _LONGEST_TEMPLATE:
@@ -292,6 +285,17 @@ class OutputSettings(_Settings):
         default=False,
         description="Replace the manifest of another catalog that is at this output.",
     )
+    merge_manifest: bool = Field(
+        default=False,
+        description="Merge the catalog's rows into the manifest, which keeps its others: for a part of the"
+        " catalog. A rejected.parquet is merged anyway.",
+    )
+
+    @model_validator(mode="after")
+    def _one_or_the_other(self) -> OutputSettings:
+        if self.replace_manifest and self.merge_manifest:
+            raise ValueError("the manifest is either replaced or merged")
+        return self
 
     @field_validator("uri")
     @classmethod

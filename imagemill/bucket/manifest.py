@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from array import array
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import pyarrow as pa
@@ -17,13 +19,17 @@ from imagemill.parquet import read_batches
 
 MANIFEST = "manifest.parquet"
 
-_OWN_COLUMNS = (
+OWN_COLUMNS = (
     "id", "prompt", "negative_prompt", "width", "height", "seed", "steps",
     "key", "status", "uri", "copy_uri", "error_code", "variant",
 )  # fmt: skip
+"""The columns of a manifest that are imagemill's; the others are the catalog's."""
 
 CATALOG_METADATA = b"imagemill.catalog"
 """The key of the catalog's path in the metadata of the manifest's schema."""
+
+_COLUMNS_METADATA = b"imagemill.columns"
+"""That of the catalog's columns that were used, by imagemill's names, as JSON."""
 
 _Ending = tuple[str, str | None, str | None]
 """Status, error code and the extension of the image."""
@@ -63,7 +69,14 @@ class Outcomes:
 
 
 def write_manifest(
-    bucket: ImageBucket, plan: Path, outcomes: Outcomes, file: Path, *, catalog: str, copies: bool
+    bucket: ImageBucket,
+    plan: Path,
+    outcomes: Outcomes,
+    file: Path,
+    *,
+    catalog: str,
+    copies: bool,
+    columns: Mapping[str, str] = MappingProxyType({}),
 ) -> None:
     """Write the catalog as it stands: one row per catalog row, with the outcome of its job.
 
@@ -74,17 +87,22 @@ def write_manifest(
         file: the manifest to write.
         catalog: the path of the catalog, which the manifest keeps in its schema's metadata.
         copies: whether each row has its own copy of its image.
+        columns: the catalog's columns that were used, by imagemill's names; kept like its path.
     """
     schema = pq.read_schema(plan)
     carried = [f for f in schema if f.name not in PLAN_SCHEMA.names]
-    taken = {*_OWN_COLUMNS, *[field.name.removeprefix("carried:") for field in carried]}
+    taken = {*OWN_COLUMNS, *[field.name.removeprefix("carried:") for field in carried]}
     names: dict[str, str] = {}
     for field in carried:
         name = field.name.removeprefix("carried:")
-        while name in _OWN_COLUMNS or (name != field.name.removeprefix("carried:") and name in taken):
+        while name in OWN_COLUMNS or (name != field.name.removeprefix("carried:") and name in taken):
             name = f"catalog_{name}"
         names[field.name] = name
         taken.add(name)
+    known_by = {
+        CATALOG_METADATA: catalog.encode("utf-8", "replace"),
+        _COLUMNS_METADATA: json.dumps(dict(columns)).encode(),
+    }
     writer: pq.ParquetWriter | None = None
     try:
         for batch in read_batches(plan):
@@ -92,22 +110,26 @@ def write_manifest(
             table = _manifest_table(bucket, planned, outcomes, copies=copies)
             for field in carried:
                 table = table.append_column(pa.field(names[field.name], field.type), planned[field.name])
-            writer = writer or pq.ParquetWriter(file, _known_by(catalog, table.schema), compression="zstd")
+            writer = writer or pq.ParquetWriter(
+                file, table.schema.with_metadata(known_by), compression="zstd"
+            )
             writer.write_table(table)
         if writer is None:
             empty = schema.empty_table()
             table = _manifest_table(bucket, empty, outcomes, copies=copies)
-            writer = pq.ParquetWriter(file, _known_by(catalog, table.schema))
+            writer = pq.ParquetWriter(file, table.schema.with_metadata(known_by))
             writer.write_table(table)
     finally:
         if writer is not None:
             writer.close()
 
 
-def _known_by(catalog: str, schema: pa.Schema) -> pa.Schema:
-    return schema.with_metadata(
-        {**(schema.metadata or {}), CATALOG_METADATA: catalog.encode("utf-8", "replace")}
-    )
+def used_columns(schema: pa.Schema) -> Mapping[str, str]:
+    """The catalog's columns that a manifest's run used, by imagemill's names; of an earlier version none."""
+    try:
+        return dict(json.loads((schema.metadata or {}).get(_COLUMNS_METADATA, b"{}")))
+    except (ValueError, TypeError):
+        return {}
 
 
 def _manifest_table(bucket: ImageBucket, planned: pa.Table, outcomes: Outcomes, *, copies: bool) -> pa.Table:
@@ -128,7 +150,7 @@ def _manifest_table(bucket: ImageBucket, planned: pa.Table, outcomes: Outcomes, 
     }
     columns = {
         name: pa.array(own[name], pa.string()) if name in own else planned[name]
-        for name in _OWN_COLUMNS
+        for name in OWN_COLUMNS
         if name != "variant"
     }
     return pa.table(columns | {"variant": pa.array(variants_of(planned), pa.int32())})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from imagemill.bucket.manifest import CATALOG_METADATA
 from imagemill.catalog.digest_index import DIGEST_BYTES, DigestIndex, text_digests
 from imagemill.parquet import read_batches
 
@@ -45,7 +46,7 @@ class Comparison:
     def __init__(self, manifest: Path) -> None:
         self._manifest = manifest
         self._ids = DigestIndex()
-        columns = identity_columns(pq.read_schema(manifest).names)
+        columns = identity_columns(pq.read_schema(manifest))
         numbers = [self._ids.number(identities(batch)) for batch in read_batches(manifest, columns)]
         self._rows = np.concatenate([np.empty(0, np.int32), *numbers])
         """The number of each row's id."""
@@ -58,7 +59,7 @@ class Comparison:
         known = np.zeros(len(self._ids), bool)
         keys = np.zeros(len(self._ids), np.int64)
         gone = DigestIndex()
-        columns = [*identity_columns(pq.read_schema(before).names), "key", "status"]
+        columns = [*identity_columns(pq.read_schema(before)), "key", "status"]
         for batch in read_batches(before, None if lost else columns):
             digests = identities(batch)
             numbers = self._ids.places(digests)
@@ -82,16 +83,21 @@ class Comparison:
         return Changes(added, planned - added - unchanged, unchanged, len(gone))
 
 
-def identity_columns(names: Sequence[str]) -> list[str]:
+def identity_columns(schema: pa.Schema) -> list[str]:
     """The columns of a manifest or a plan that tell its rows apart."""
-    return [name for name in ("id", VARIANT) if name in names]
+    return ["id", VARIANT] if VARIANT in schema.names and not has_foreign_variant(schema) else ["id"]
+
+
+def has_foreign_variant(schema: pa.Schema) -> bool:
+    """Whether a manifest is one of version 0.1 with a column ``variant`` of the catalog's own."""
+    is_plan = "job" in schema.names
+    return VARIANT in schema.names and not is_plan and CATALOG_METADATA not in (schema.metadata or {})
 
 
 def identities(batch: pa.RecordBatch) -> bytes:
     """A digest of each row's id and variant, which follow each other; the first variant's is the id's."""
     ids = batch["id"].to_pylist()
-    # In a manifest of an earlier version, a column of that name is the catalog's own.
-    if VARIANT in batch.schema.names and batch.schema.field(VARIANT).type == pa.int32():
+    if VARIANT in batch.schema.names:
         variants = batch[VARIANT].to_pylist()
         ids = [
             f"{row_id}\0{variant}" if variant and variant > 1 else row_id

@@ -6,6 +6,7 @@ A refresh of an empty, truncated or wrong catalog would retire the rows of the r
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from imagemill.bucket.image_bucket import ImageBucket
-from imagemill.bucket.manifest import CATALOG_METADATA, MANIFEST
+from imagemill.bucket.manifest import CATALOG_METADATA, MANIFEST, OWN_COLUMNS, used_columns
 from imagemill.bucket.manifest_diff import RETIRED, identities, identity_columns
 from imagemill.catalog.digest_index import DigestIndex, text_digests
 from imagemill.errors import InputError
@@ -38,7 +39,8 @@ class Standing:
     ``retired`` have left the catalog, and ``rejected`` are in it but cannot be used. ``shared`` are the rows
     of the manifest that the plan can use, also those that were rejected before and are repaired now. Of the
     manifest's ``images``, no row of the plan uses ``unused``. ``by`` is what identifies a row: its id, or its
-    prompt if the catalog has no ids.
+    prompt if the catalog has no ids. ``changed`` rows of the manifest would get another image.
+    ``newly_used`` are the catalog's columns, by imagemill's names, that the manifest only carries.
     """
 
     uri: str
@@ -51,6 +53,8 @@ class Standing:
     images: int
     unused: int
     by: str
+    changed: int
+    newly_used: Mapping[str, str]
 
     def is_of_other_catalog(self, path: str) -> bool:
         """Whether the manifest is another catalog's, which may have moved, and may have no ids."""
@@ -63,8 +67,13 @@ def _without_dates(path: str) -> str:
     return _DATE.sub("", path)
 
 
-def standing(bucket: ImageBucket, plan: Path) -> Standing | None:
+def standing(bucket: ImageBucket, plan: Path, matched: Mapping[str, str]) -> Standing | None:
     """Compare a plan with the manifest; None where there is no manifest, or none with rows in use.
+
+    Args:
+        bucket: where the manifest is.
+        plan: the plan.parquet.
+        matched: the catalog's columns that are used because of their names, in whatever capitals.
 
     Raises:
         InputError: the manifest cannot be read.
@@ -74,7 +83,8 @@ def standing(bucket: ImageBucket, plan: Path) -> Standing | None:
         if file is None:
             return None
         try:
-            return _standing(bucket, planned, pq.ParquetFile(file))
+            # A refusal ends the process, which pyarrow's own threads would abort at its exit.
+            return _standing(bucket, planned, pq.ParquetFile(file, pre_buffer=False), matched)
         except (pa.ArrowException, OSError, KeyError) as error:
             raise InputError(f"{bucket.uri_of(MANIFEST)} cannot be read ({error}): move it away.") from error
 
@@ -83,7 +93,7 @@ class _Planned:
     """The ids, the keys and, if its ids are row numbers, the prompts of a plan."""
 
     def __init__(self, plan: Path) -> None:
-        names = identity_columns(pq.read_schema(plan).names)
+        names = identity_columns(pq.read_schema(plan))
         self.ids, self.usable_ids = DigestIndex(), DigestIndex()
         self.keys, self.prompts = DigestIndex(), DigestIndex()
         self.usable = 0
@@ -100,12 +110,14 @@ class _Planned:
             self.usable += usable.num_rows
 
 
-def _standing(bucket: ImageBucket, planned: _Planned, manifest: pq.ParquetFile) -> Standing | None:
-    rows = shared = retired = rejected = 0
+def _standing(
+    bucket: ImageBucket, planned: _Planned, manifest: pq.ParquetFile, matched: Mapping[str, str]
+) -> Standing | None:
+    rows = shared = retired = rejected = changed = 0
     images, unused = DigestIndex(), DigestIndex()
-    names = manifest.schema_arrow.names
-    columns = [*identity_columns(names), "key", "status", "uri", "prompt"]
-    for batch in manifest.iter_batches(columns=columns):
+    schema = manifest.schema_arrow
+    columns = [*identity_columns(schema), "key", "status", "uri", "prompt"]
+    for batch in manifest.iter_batches(columns=columns, use_threads=False):
         active = pc.fill_null(pc.not_equal(batch["status"], RETIRED), fill_value=False)
         some = batch.filter(pc.and_(active, batch["key"].is_valid()))
         digests = identities(some)
@@ -119,15 +131,17 @@ def _standing(bucket: ImageBucket, planned: _Planned, manifest: pq.ParquetFile) 
             without_image = batch.filter(pc.and_(active, batch["key"].is_null()))
             shared += int((planned.usable_ids.places(identities(without_image)) >= 0).sum())
         shared += int(usable.sum())
-        keys = text_digests(some.filter(some["uri"].is_valid())["key"].to_pylist())
-        images.number(keys)
-        words = np.frombuffer(keys, "V16")
-        unused.number(words[planned.keys.places(keys) < 0].tobytes())
+        keys = text_digests(some["key"].to_pylist())
+        gone = planned.keys.places(keys) < 0
+        changed += int((usable & gone).sum())
+        made, words = some["uri"].is_valid().to_numpy(zero_copy_only=False), np.frombuffer(keys, "V16")
+        images.number(words[made].tobytes())
+        unused.number(words[made & gone].tobytes())
     if not rows:
         return None
     return Standing(
         uri=bucket.uri,
-        known_as=(manifest.schema_arrow.metadata or {}).get(CATALOG_METADATA, b"").decode("utf-8", "replace"),
+        known_as=(schema.metadata or {}).get(CATALOG_METADATA, b"").decode("utf-8", "replace"),
         usable=planned.usable,
         rows=rows,
         shared=shared,
@@ -136,6 +150,12 @@ def _standing(bucket: ImageBucket, planned: _Planned, manifest: pq.ParquetFile) 
         images=len(images),
         unused=len(unused),
         by="prompts" if planned.numbered else "ids",
+        changed=changed,
+        newly_used={
+            own: name
+            for own, name in matched.items()
+            if name in schema.names and name not in OWN_COLUMNS and used_columns(schema).get(own) != name
+        },
     )
 
 
@@ -149,8 +169,26 @@ def refuse_other_catalog(found: Standing, path: str) -> None:
         raise InputError(
             f"The manifest in {found.uri} is that of the catalog {found.known_as!r}, not of {path!r}:"
             f" {found.shared:,} of its {found.rows:,} {found.by} are in this catalog. Choose another"
-            " output, or replace that manifest with --replace-manifest."
+            " output, replace that manifest with --replace-manifest, or add to it with --merge-manifest."
         )
+
+
+def rebought_columns(found: Standing, share: float) -> str | None:
+    """What columns change that were only carried before, as a sentence, if it is more than this share.
+
+    Version 0.1 did not use columns whose names have other capitals than its own.
+    """
+    if not found.newly_used or found.changed <= share * found.shared:
+        return None
+    names, several = " and ".join(map(repr, found.newly_used.values())), len(found.newly_used) > 1
+    use = " ".join(f"--column {own}={name}" for own, name in found.newly_used.items())
+    leave = " ".join(f"--column {own}=" for own in found.newly_used)
+    return (
+        f"The column{'s' if several else ''} {names} would now be used as {' and '.join(found.newly_used)},"
+        f" which {'they were' if several else 'it was'} not when the manifest in {found.uri} was made:"
+        f" {found.changed:,} of {found.shared:,} images would be made anew. Say which is meant: {use} to use"
+        f" {'them' if several else 'it'}, {leave} to leave {'them' if several else 'it'} alone."
+    )
 
 
 def loss_of_refresh(found: Standing, path: str, refresh: RefreshSettings, *, prune: bool) -> str | None:

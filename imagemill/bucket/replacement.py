@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import filecmp
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -14,16 +15,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from imagemill.bucket.image_bucket import ConflictError, ImageBucket
-from imagemill.bucket.manifest import MANIFEST
-from imagemill.bucket.manifest_diff import RETIRED, Changes, Comparison
+from imagemill.bucket.manifest import MANIFEST, OWN_COLUMNS
+from imagemill.bucket.manifest_diff import RETIRED, VARIANT, Changes, Comparison, has_foreign_variant
 from imagemill.bucket.superseded import Superseded
+from imagemill.catalog.columns import common_type, plain
 from imagemill.catalog.digest_index import DigestIndex, text_digests
+from imagemill.catalog.values import carried
 from imagemill.errors import StoreUnavailableError
 from imagemill.media_types import PARQUET
 from imagemill.parquet import RowWriter, read_batches
 
 _OBJECTS = ("uri", "copy_uri")
-_NO_CAST = (pa.ArrowInvalid, pa.ArrowNotImplementedError)
 _PRUNE_SCHEMA = pa.schema(
     [
         ("uri", pa.string()),
@@ -67,36 +69,86 @@ def replace_manifest(
     Raises:
         StoreUnavailableError: another run keeps replacing it.
     """
-    before, joined = file.with_suffix(".before.parquet"), file.with_suffix(".joined.parquet")
+    target = file if missing is Missing.DROP else file.with_suffix(".joined.parquet")
+    before = file.with_suffix(".before.parquet")
     now = Comparison(file)
-    at = datetime.now(UTC).replace(microsecond=0)
+    written: _Attempt | None = None
     for _ in range(5):
         etag = bucket.download(MANIFEST, before)
-        if etag is None:
-            pq.write_table(pq.read_schema(file).empty_table(), before)
         try:
-            superseded = Superseded(bucket, file.parent)
-            if missing is Missing.KEEP:
-                changes = _merge(now, before, file, joined)
-                unused = _unused(bucket, superseded.since, before, joined, at)
-                due = frozenset[str]()
-            else:
-                unused = _unused(bucket, superseded.since, before, file, at)
-                due = _due(unused, prune, at)
-                retire = missing is Missing.RETIRE
-                changes = _retire(now, before, file, joined, bucket, due) if retire else now.changes(before)
-            superseded.remember(unused)
-            bucket.replace(file if missing is Missing.DROP else joined, MANIFEST, PARQUET, etag)
+            # The bucket may have done what it gave no answer to: then, a second attempt is refused.
+            if written is None or etag is None or not filecmp.cmp(before, target, shallow=False):
+                written = None
+                _make_comparable(before, file, etag)
+                attempt = _attempt(bucket, now, before, file, target, missing, prune)
+                attempt.superseded.remember(attempt.unused)
+                written = attempt
+                bucket.replace(target, MANIFEST, PARQUET, etag)
         except ConflictError:
             continue
         finally:
-            before.unlink()
-        if missing is not Missing.DROP:
-            joined.replace(file)
+            before.unlink(missing_ok=True)
+        if target is not file:
+            target.replace(file)
         if prune is None:
-            return changes
-        return _pruned(bucket, superseded, unused, due, prune, file.parent / "prune.parquet", changes)
+            return written.changes
+        return _pruned(bucket, written, prune, file.parent / "prune.parquet")
     raise StoreUnavailableError("Other runs keep replacing the manifest of this output.")
+
+
+@dataclass(frozen=True, slots=True)
+class _Attempt:
+    """What a manifest changes, and the objects that no row of it uses: all, and those to be deleted now."""
+
+    changes: Changes
+    superseded: Superseded
+    unused: Mapping[str, datetime]
+    due: frozenset[str]
+
+
+def _make_comparable(before: Path, file: Path, etag: str | None) -> None:
+    if etag is None:
+        pq.write_table(pq.read_schema(file).empty_table(), before)
+    elif has_foreign_variant(pq.read_schema(before)):
+        _rename_variant(before)
+
+
+def _attempt(
+    bucket: ImageBucket,
+    now: Comparison,
+    before: Path,
+    file: Path,
+    target: Path,
+    missing: Missing,
+    prune: Prune | None,
+) -> _Attempt:
+    """Write the new manifest to ``target``, from the one in ``file`` and the bucket's in ``before``."""
+    at = datetime.now(UTC).replace(microsecond=0)
+    superseded = Superseded(bucket, file.parent)
+    due = frozenset[str]()
+    if missing is Missing.KEEP:
+        changes = _merge(now, before, file, target)
+        unused = _unused(bucket, superseded.since, before, target, at)
+    else:
+        unused = _unused(bucket, superseded.since, before, file, at)
+        due = _due(unused, prune, at)
+        retire = missing is Missing.RETIRE
+        changes = _retire(now, before, file, target, bucket, due) if retire else now.changes(before)
+    return _Attempt(changes, superseded, unused, due)
+
+
+def _rename_variant(manifest: Path) -> None:
+    """Rename the catalog's own column ``variant`` in a manifest of version 0.1, as this version would."""
+    schema, renamed = pq.read_schema(manifest), manifest.with_suffix(".renamed.parquet")
+    name = f"catalog_{VARIANT}"
+    while name in schema.names:
+        name = f"catalog_{name}"
+    names = [name if each == VARIANT else each for each in schema.names]
+    schema = pa.schema([each.with_name(name) for each, name in zip(schema, names, strict=True)])
+    with RowWriter(renamed, schema) as writer:
+        for batch in read_batches(manifest):
+            writer.write(pa.table(batch.columns, schema))
+    renamed.replace(manifest)
 
 
 def _due(unused: Mapping[str, datetime], prune: Prune | None, at: datetime) -> frozenset[str]:
@@ -106,16 +158,9 @@ def _due(unused: Mapping[str, datetime], prune: Prune | None, at: datetime) -> f
     return frozenset(name for name, since in unused.items() if since <= until)
 
 
-def _pruned(
-    bucket: ImageBucket,
-    superseded: Superseded,
-    unused: Mapping[str, datetime],
-    due: frozenset[str],
-    prune: Prune,
-    file: Path,
-    changes: Changes,
-) -> Changes:
+def _pruned(bucket: ImageBucket, written: _Attempt, prune: Prune, file: Path) -> Changes:
     """Delete what is due. The list of it is in the bucket before the first object is deleted."""
+    unused, due = written.unused, written.due
 
     def publish(outcomes: Mapping[str, str]) -> None:
         names = sorted(unused)
@@ -137,9 +182,11 @@ def _pruned(
             {**dict.fromkeys(due, "deleted"), **{n: f"not deleted: {code}" for n, code in refused.items()}}
         )
         with suppress(ConflictError):  # names that stay in the list too long do no harm
-            superseded.remember({name: since for name, since in unused.items() if name not in deleted})
+            written.superseded.remember(
+                {name: since for name, since in unused.items() if name not in deleted}
+            )
     return replace(
-        changes,
+        written.changes,
         pruned=_images(deleted),
         prunable=_images(unused.keys() - due),
         prune_failed=len(refused),
@@ -187,27 +234,28 @@ def _retire(
 
 
 def _with_columns_of(schema: pa.Schema, before: pa.Schema) -> pa.Schema:
-    """A manifest's schema, and the previous one's columns that it lacks: other rows still have them."""
+    """A manifest's schema, and the previous one's columns that it lacks: other rows still have them.
+
+    Where a carried column has become another type, it gets one that holds the values of both.
+    """
     for field in before:
         place = schema.get_field_index(field.name)
         if place < 0:
             schema = schema.append(field)
-        elif pa.types.is_null(schema.field(place).type):  # no row of this catalog has a value
-            schema = schema.set(place, field)
+        elif field.name not in OWN_COLUMNS:
+            kind = common_type(plain(schema.field(place).type), plain(field.type))
+            schema = schema.set(place, pa.field(field.name, kind))
     return schema
 
 
 def _fitted(rows: pa.RecordBatch, schema: pa.Schema) -> pa.Table:
     """Rows of either manifest in the columns of both."""
-    columns = []
-    for field in schema:
-        if field.name not in rows.schema.names:
-            columns.append(pa.nulls(rows.num_rows, field.type))
-            continue
-        try:
-            columns.append(rows[field.name].cast(field.type))
-        except _NO_CAST:  # a carried column that has become another type
-            columns.append(pa.nulls(rows.num_rows, field.type))
+    columns = [
+        carried(rows[field.name], field.type, field.name, {})
+        if field.name in rows.schema.names
+        else pa.nulls(rows.num_rows, field.type)
+        for field in schema
+    ]
     return pa.Table.from_arrays(columns, schema=schema)
 
 

@@ -9,17 +9,38 @@ in the current manifest are never deleted.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from imagemill.bucket.image_bucket import ImageBucket
+from imagemill.bucket.image_bucket import ConflictError, ImageBucket
+from imagemill.errors import StoreUnavailableError
 from imagemill.media_types import PARQUET
 
 SUPERSEDED = "superseded.parquet"
+KEPT = timedelta(days=30)
+"""How long a run that has stopped can be resumed with the pictures that it has found."""
+
 _SCHEMA = pa.schema([("name", pa.string()), ("superseded_at", pa.timestamp("ms", "UTC"))])
+
+
+def keep(bucket: ImageBucket, folder: Path, names: set[str]) -> None:
+    """Put off when pictures that a run has found count as superseded: it may stop before its manifest.
+
+    ``folder`` is where the list is written before it is uploaded.
+    """
+    later = datetime.now(UTC).replace(microsecond=0) + KEPT
+    for _ in range(5):
+        superseded = Superseded(bucket, folder)
+        found = superseded.since.keys() & names
+        with suppress(ConflictError):
+            if found:
+                superseded.remember({**superseded.since, **dict.fromkeys(found, later)})
+            return
+    raise StoreUnavailableError("Other runs keep replacing the list of superseded images of this output.")
 
 
 class Superseded:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,12 +31,16 @@ class Columns:
 
     ``used`` maps imagemill's names to the catalog's; ``carried`` are those that the manifest keeps, under
     their common types; ``left_out`` are the others; ``notes`` are sentences about what was not plain.
+    ``partial`` is that of a rejected.parquet: rows of a catalog that is itself elsewhere. ``drifting`` are
+    those whose type is not the same in all files.
     """
 
     used: dict[str, str]
     carried: pa.Schema
     left_out: list[str]
     notes: list[str] = field(default_factory=list)
+    partial: bool = False
+    drifting: frozenset[str] = frozenset()
 
 
 def is_text(kind: pa.DataType) -> bool:
@@ -54,6 +58,11 @@ def holds_bytes(kind: pa.DataType) -> bool:
     if is_binary(kind):
         return True
     return any(holds_bytes(kind.field(place).type) for place in range(kind.num_fields))
+
+
+def holds_text(kind: pa.DataType) -> bool:
+    """Whether a type holds text, also nested."""
+    return is_text(kind) or any(holds_text(kind.field(place).type) for place in range(kind.num_fields))
 
 
 def plain(kind: pa.DataType) -> pa.DataType:
@@ -123,7 +132,8 @@ def columns_of(settings: CatalogSettings, files: Mapping[str, pa.Schema]) -> Col
             if kind != known:
                 merged[each.name] = common_type(known, kind)
                 drifting.setdefault(each.name, [known]).append(kind)
-    used = _used(settings, list(merged), notes)
+    used = _used(settings, list(merged))
+    notes += _matched(settings, used)
     _refuse_types(used, files)
     for own, name in used.items():
         lacking = [file for file, schema in files.items() if name not in schema.names]
@@ -144,7 +154,9 @@ def columns_of(settings: CatalogSettings, files: Mapping[str, pa.Schema]) -> Col
             notes.append(
                 f"The column {name!r} is {' and '.join(kinds)} in different files; it is carried as {kind}."
             )
-    return Columns(used, pa.schema(carried), left_out, notes[:_MOST_NOTES])
+    return Columns(
+        used, pa.schema(carried), left_out, notes[:_MOST_NOTES], _is_rejected(merged), frozenset(drifting)
+    )
 
 
 def _refuse_repeated(file: str, schema: pa.Schema) -> None:
@@ -155,20 +167,18 @@ def _refuse_repeated(file: str, schema: pa.Schema) -> None:
         )
 
 
-def _used(settings: CatalogSettings, names: list[str], notes: list[str]) -> dict[str, str]:
+def _used(settings: CatalogSettings, names: list[str]) -> dict[str, str]:
     used: dict[str, str] = {}
+    rejected = _is_rejected(names)
     for own, wanted in settings.columns.items():
-        used[own] = _named(wanted, names, own)
+        if rejected and wanted not in names and own in names:
+            used[own] = own  # there, imagemill's columns have its own names
+        elif wanted:
+            used[own] = _named(wanted, names, own)
     renamed = set(used.values())
     for own in CATALOG_COLUMNS:
-        if own not in used and own not in renamed and (found := _matching(own, names)):
-            found = [name for name in found if name not in renamed]
-            if len(found) > 1:
-                raise InputError(
-                    f"The columns {' and '.join(map(repr, found))} could both be {own!r}: say which one is,"
-                    f" as in --column {own}={found[0]}."
-                )
-            used.update(dict.fromkeys([own] * len(found), found[0] if found else ""))
+        if own not in settings.columns and own not in renamed and (found := _matching(own, names, renamed)):
+            used[own] = found
     for made in settings.templates:  # what a template makes is carried, where the catalog has it too
         used.pop(made, None)
     if "prompt" not in used and "prompt" not in settings.templates:
@@ -177,16 +187,40 @@ def _used(settings: CatalogSettings, names: list[str], notes: list[str]) -> dict
             " the prompts, as in --column prompt=NAME, or make them from columns with --prompt-template. Its"
             f" columns: {listed(names)}."
         )
-    for own, name in used.items():
-        if name not in {own, settings.columns.get(own)}:
-            notes.append(f"The column {name!r} is used as {own}.")
     order = (*CATALOG_COLUMNS, *[own for own in settings.columns if own.startswith(PARAM_PREFIX)])
     return {own: used[own] for own in order if own in used}
 
 
-def _matching(own: str, names: Sequence[str]) -> list[str]:
-    """The columns with a name, ignoring case if none has it exactly."""
-    return [own] if own in names else [name for name in names if name.lower() == own]
+def _matched(settings: CatalogSettings, used: Mapping[str, str]) -> list[str]:
+    """A sentence for each column that is used under a name in other capitals."""
+    return [
+        f"The column {name!r} is used as {own}"
+        + ("." if own in settings.columns or own == "prompt" else f"; --column {own}= leaves it alone.")
+        for own, name in used.items()
+        if name not in {own, settings.columns.get(own)}
+    ]
+
+
+def _is_rejected(names: Collection[str]) -> bool:
+    """Whether a catalog with these columns is a rejected.parquet."""
+    return {*_REJECTED, *CATALOG_COLUMNS}.issubset(names)
+
+
+def _matching(own: str, names: Sequence[str], renamed: Collection[str]) -> str | None:
+    """The column with a name, ignoring case if none has it exactly.
+
+    Raises:
+        InputError: several columns have it.
+    """
+    if own in names:
+        return own
+    found = [name for name in names if name.lower() == own and name not in renamed]
+    if len(found) > 1:
+        raise InputError(
+            f"The columns {' and '.join(map(repr, found))} could both be {own!r}: say which one is,"
+            f" as in --column {own}={found[0]}."
+        )
+    return found[0] if found else None
 
 
 def _named(wanted: str, names: Sequence[str], own: str) -> str:
@@ -225,9 +259,12 @@ def _left_out(
     if merged.keys() >= _MANIFEST:
         left_out += [name for name in merged if name in others and name in {*_MANIFEST, *_VARIED}]
         notes.append("The catalog is a manifest of imagemill: its keys and outcomes are not carried.")
-    elif merged.keys() >= {*_REJECTED, *CATALOG_COLUMNS}:
+    elif _is_rejected(merged):
         left_out += [name for name in merged if name in others and name in {*_REJECTED, *_VARIED}]
-        notes.append("The catalog is a rejected.parquet: its row numbers and reasons are not carried.")
+        notes.append(
+            "The catalog is a rejected.parquet: its rows are merged into the manifest, without their row"
+            " numbers and reasons."
+        )
     unknown = [name for name in settings.carry if name not in merged]
     if unknown:
         raise InputError(
@@ -264,4 +301,5 @@ def described(columns: Columns) -> dict[str, Any]:
         "carried": columns.carried.names,
         "left_out": columns.left_out,
         "notes": columns.notes,
+        "partial": columns.partial,
     }

@@ -49,6 +49,8 @@ class Estimate(BaseModel):
     seconds: float
     assuming: str = Field(description="The assumptions behind the time.")
     reasons: dict[str, int] = Field(description="Rejected rows by reason.")
+    columns: dict[str, str] = Field(description="The catalog's columns that are used, by imagemill's names.")
+    notes: list[str] = Field(description="What may surprise about the catalog's columns.")
 
 
 def estimate(
@@ -87,7 +89,8 @@ def _estimate(given: _Given) -> Estimate:
     learn_published(vendor, keyed=keyed)
     planner = Planner(vendor, given.picture)
     reasons: dict[str, int] = {}
-    for _, rejected, _ in planner.plan(catalog_of(given.catalog, given.output).without_carried()):
+    catalog = catalog_of(given.catalog, given.output)
+    for _, rejected, _ in planner.plan(catalog.for_counting()):
         for reason in rejected["reason"].to_pylist():
             reasons[reason] = reasons.get(reason, 0) + 1
     counts = planner.counts
@@ -111,6 +114,8 @@ def _estimate(given: _Given) -> Estimate:
         seconds=round(counts.unique / per_second, 1),
         assuming=assuming,
         reasons=dict(sorted(reasons.items(), key=lambda item: -item[1])),
+        columns=catalog.columns,
+        notes=catalog.usage.notes,
     )
 
 

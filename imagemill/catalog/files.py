@@ -14,7 +14,7 @@ import pyarrow.fs
 import pyarrow.parquet as pq
 
 from imagemill.catalog import values
-from imagemill.catalog.columns import TEXTS, Columns, columns_of
+from imagemill.catalog.columns import TEXTS, Columns, columns_of, holds_text
 from imagemill.catalog.places import Place, find_places
 from imagemill.catalog.templates import CatalogTemplates
 from imagemill.catalog.variations import Variations
@@ -59,9 +59,15 @@ class CatalogFiles:
         """The other columns, which the manifest keeps."""
         return self.usage.carried
 
-    def without_carried(self) -> CatalogFiles:
-        """The same catalog without its carried columns, for callers that write no manifest."""
-        return replace(self, usage=replace(self.usage, carried=pa.schema([])))
+    def for_counting(self) -> CatalogFiles:
+        """The same catalog with only those carried columns for which a row may be rejected.
+
+        They hold text, which may be broken, or have other types in some files than in others.
+        """
+        doubtful = [
+            each for each in self.carried if holds_text(each.type) or each.name in self.usage.drifting
+        ]
+        return replace(self, usage=replace(self.usage, carried=pa.schema(doubtful)))
 
     def batches(self) -> Iterator[pa.Table]:
         """Tables of at most 10,000 rows: imagemill's columns under its own names, then the carried ones.
@@ -120,7 +126,8 @@ class CatalogFiles:
             elif own == "id":
                 columns[own] = values.ids(raw[name])
             else:
-                columns[own] = values.numbers(raw[name]) if own.startswith(PARAM_PREFIX) else raw[name]
+                is_param = own.startswith(PARAM_PREFIX)
+                columns[own] = values.params(raw[name], name, reasons) if is_param else raw[name]
         for name in self._needed():
             if name in self.carried.names:
                 kind = self.carried.field(name).type

@@ -26,7 +26,7 @@ from imagemill.catalog.variations import Variations
 from imagemill.errors import InputError
 from imagemill.jobs import INPUT_FIELDS, Job, NewJobs
 from imagemill.parquet import read_batches
-from imagemill.settings import CATALOG_COLUMNS, PictureSettings
+from imagemill.settings import CATALOG_COLUMNS, PARAM_PREFIX, PictureSettings
 
 PLAN_SCHEMA = pa.schema(
     [
@@ -356,15 +356,24 @@ def _plan_table(
 
 
 def _rejected_schema(catalog: CatalogFiles) -> pa.Schema:
-    """The columns of rejected rows: with those that are carried, they can be repaired and run."""
+    """The columns of rejected rows: with all that the catalog has, they can be repaired and run."""
     own = {*REJECTED_SCHEMA.names}
     carried = [field for field in catalog.carried if field.name not in CATALOG_COLUMNS]
+    params = [pa.field(catalog.columns[name], pa.string()) for name in _params_of(catalog)]
     return pa.schema(
         [
             *REJECTED_SCHEMA,
-            *[field.with_name(f"catalog_{f}" if (f := field.name) in own else f) for field in carried],
+            *[
+                each.with_name(f"catalog_{each.name}" if each.name in own else each.name)
+                for each in (*carried, *params)
+            ],
         ]
     )
+
+
+def _params_of(catalog: CatalogFiles) -> list[str]:
+    """The further fields of the model that have a column, by imagemill's names."""
+    return [name for name in catalog.columns if name.startswith(PARAM_PREFIX)]
 
 
 def _rejected_table(
@@ -374,18 +383,29 @@ def _rejected_table(
     if not places:
         return schema.empty_table()
     columns: list[Any] = [row_of[places].tolist(), refused.reasons]
-    for name in CATALOG_COLUMNS:  # what a template makes is here as the catalog has it, or not at all
-        there = name if name not in catalog.templates.made else f"carried:{name}"
+    for name in CATALOG_COLUMNS:  # what is not used, or made by a template, is here as the catalog has it
+        there = name if name in catalog.columns else f"carried:{name}"
         absent = refused.names if name == "id" else [None] * len(places)
         columns.append(_texts(batch[there], places) if there in batch.column_names else absent)
     varied = variations.varied(variations.variants_of(places))
     columns.append([None if whole else text for text, whole in zip(varied, refused.whole, strict=True)])
     table = _table(columns, REJECTED_SCHEMA)
-    carried = [field.name for field in catalog.carried if field.name not in CATALOG_COLUMNS]
-    for field_of, name in zip(list(schema)[len(REJECTED_SCHEMA) :], carried, strict=True):
-        column = batch[f"carried:{name}"].combine_chunks().take(places)
+    carried = [f"carried:{field.name}" for field in catalog.carried if field.name not in CATALOG_COLUMNS]
+    more = [*carried, *_params_of(catalog)]
+    for field_of, name in zip(list(schema)[len(REJECTED_SCHEMA) :], more, strict=True):
+        column = batch[name].combine_chunks().take(places)
+        if name in catalog.columns:
+            column = pa.array(_params_as_text(column.to_pylist()), pa.string())
         table = table.append_column(field_of, column.cast(field_of.type))
     return table
+
+
+def _params_as_text(values: Sequence[Any]) -> list[str | None]:
+    """A parameter's values in a form that is read back as the same ones; NaN stands for null."""
+    texts = [str(value).lower() if isinstance(value, bool) else str(value) for value in values]
+    return [
+        None if value is None or value != value else text for value, text in zip(values, texts, strict=True)
+    ]
 
 
 def _texts(column: pa.ChunkedArray, places: list[int]) -> list[str | None]:

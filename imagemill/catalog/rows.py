@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 import re
 from collections.abc import Sequence
@@ -124,7 +123,7 @@ class Judge:
         names = [name.removeprefix(PARAM_PREFIX) for name in columns]
         found: dict[tuple[Any, ...], str] = {}
         refused: dict[tuple[Any, ...], str] = {}
-        values = [_hashable(batch[name].to_pylist()) for name in columns]
+        values = [_told_apart(batch[name].to_pylist()) for name in columns]
         rows = list(zip(*values, strict=True)) if columns else [()] * batch.num_rows
         for given in set(rows):
             present = {name: value for name, value in zip(names, given, strict=True) if value is not None}
@@ -162,11 +161,12 @@ class Judge:
         return [prompt_seed(prompt) if seed is None else seed for seed, prompt in pairs]
 
 
-def _hashable(values: list[Any]) -> list[Any]:
-    """A column's values as keys of a dictionary: lists and structs as JSON, true apart from 1."""
-    if not any(isinstance(value, (list, dict, bool)) for value in values):
-        return [None if value != value else value for value in values]  # NaN stands for null
-    return [json.dumps(value) if isinstance(value, (list, dict, bool)) else value for value in values]
+def _told_apart(values: list[Any]) -> list[Any]:
+    """A parameter's values as keys of a dictionary: true is not 1, and NaN stands for null."""
+    return [
+        str(value).lower() if isinstance(value, bool) else None if value != value else value
+        for value in values
+    ]
 
 
 def _names(values: list[Any], numbers: Sequence[int], reasons: dict[int, str]) -> list[str]:

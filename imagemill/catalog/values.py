@@ -98,14 +98,39 @@ def _id(value: Any) -> str:  # noqa: ANN401 - whatever a column holds
     return str(value)
 
 
-def numbers(column: pa.Array) -> pa.Array:
-    """A column of a parameter's values: decimals as the numbers that JSON has."""
-    if not pt.is_decimal(column.type):
+def params(column: pa.Array, name: str, reasons: Reasons) -> pa.Array:
+    """A column of a parameter's values: decimals as numbers, bytes as text, lists and structs as JSON."""
+    values: list[Any] = column.to_pylist()
+    if pt.is_decimal(column.type):
+        whole = all(value is None or value == value.to_integral_value() for value in values)
+        kind = int if whole else float
+        return pa.array([None if value is None else kind(value) for value in values])
+    if not (pt.is_nested(column.type) or is_binary(column.type) or pt.is_fixed_size_binary(column.type)):
         return column
-    values = column.to_pylist()
-    whole = all(value is None or value == value.to_integral_value() for value in values)
-    kind = int if whole else float
-    return pa.array([None if value is None else kind(value) for value in values])
+    found: list[str | None] = []
+    for place, value in enumerate(values):
+        try:
+            text = value if value is None or isinstance(value, bytes) else _json(value)
+            found.append(text.decode() if isinstance(text, bytes) else text)
+        except ValueError:
+            found.append(None)
+            reasons.setdefault(place, f"the column {name!r} holds a value that JSON has no form for")
+    return pa.array(found, pa.string())
+
+
+def _json(value: Any) -> str:  # noqa: ANN401
+    """A list or a struct as JSON.
+
+    Raises:
+        ValueError: it holds NaN, infinity or bytes that are not UTF-8.
+    """
+
+    def form_of(part: object) -> object:
+        if isinstance(part, Decimal):
+            return int(part) if part == part.to_integral_value() else float(part)
+        return part.decode() if isinstance(part, bytes) else str(part)
+
+    return json.dumps(value, default=form_of, allow_nan=False)
 
 
 def carried(column: pa.Array, kind: pa.DataType, name: str, reasons: Reasons) -> pa.Array:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from pydantic import ValidationError
@@ -29,6 +30,7 @@ OPTIONS: tuple[tuple[str, str, str, str], ...] = (
     ("--s3-bucket-block", "NAME", "output", "s3_bucket_block"),
     ("--copies", "", "output", "copies"),
     ("--replace-manifest", "", "output", "replace_manifest"),
+    ("--merge-manifest", "", "output", "merge_manifest"),
     ("--store", "STORE", "execution", "store"),
     ("--run-id", "ID", "execution", "run_id"),
     ("--keep-plan", "", "execution", "keep_plan"),
@@ -111,6 +113,8 @@ _PAIRS = {
 }
 """Options that may be given several times, each with a name and a value; an example of each."""
 
+_TEMPLATES = ("--prompt-template", "--negative-prompt-template")
+
 
 class Parser(argparse.ArgumentParser):
     """An argument parser whose errors are one line."""
@@ -165,6 +169,8 @@ def settings_of(arguments: argparse.Namespace, group: str, **given: object) -> A
                 )
         elif option == "--concurrency" and value != "auto":
             value = _whole(option, value)
+        elif option in _TEMPLATES and value.startswith("@"):
+            value = _template_in(option, Path(value[1:]).expanduser())
         values[name] = value
     try:
         return GROUPS[group](**values)
@@ -188,9 +194,18 @@ def pairs_of(option: str, metavar: str, given: Sequence[str]) -> dict[str, str]:
 
 def _pair(option: str, metavar: str, text: str) -> tuple[str, str]:
     name, separator, value = text.partition("=")
-    if not separator or not name or not value:
+    if not separator or not name or not (value or option == "--column"):
         raise InputError(f"{option} {text!r} is not of the form {metavar}, as in {_PAIRS[option]}.")
     return name, value
+
+
+def _template_in(option: str, file: Path) -> str:
+    try:
+        text = file.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise InputError(f"{option}: the file {str(file)!r} cannot be read: {reason}.") from error
+    return "{{ '@' }}" + text[1:] if text.startswith("@") else text  # settings take no text that begins so
 
 
 def _whole(option: str, text: str) -> int:

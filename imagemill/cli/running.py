@@ -52,8 +52,8 @@ def run_and_show(flow: Callable[[], RunSummary], *, as_json: bool, log_format: s
     else:
         show_summary(summary)
     if not as_json:
-        for note in summary.notes if summary.rows else ["The catalog has no rows."]:
-            say(note)
+        if not summary.rows:
+            say("The catalog has no rows.")
         if summary.rejected:
             say(summary.rejections_in_words)
         if summary.failed:
@@ -124,7 +124,8 @@ def check(settings: dict[str, Any]) -> None:
     refuse_environment()
     run_id = settings["execution"].run_id
     if run_id is None or RunFolder(run_id).read_record() is None:
-        catalog_of(settings["catalog"], settings["output"])
+        for note in catalog_of(settings["catalog"], settings["output"]).usage.notes:
+            complain(note)
     warn(image_api(settings["api"]))
     open_bucket(settings["output"]).close()
     check_cluster(settings["execution"])

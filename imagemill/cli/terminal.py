@@ -192,6 +192,8 @@ def show_estimate(estimate: Estimate) -> None:
     say(f"The time assumes {estimate.assuming}. Images already in the bucket cost nothing.")
     for reason, number in list(estimate.reasons.items())[:10]:
         say(f"Rejected: {number:,} x {reason}")
+    for note in estimate.notes:
+        say(note)
 
 
 def show_preview(found: Preview) -> None:

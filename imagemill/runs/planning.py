@@ -12,7 +12,12 @@ import pyarrow.compute as pc
 from prefect.runtime import flow_run
 
 from imagemill.blocks.loading import resolved
-from imagemill.bucket.manifest_guard import loss_of_refresh, refuse_other_catalog, standing
+from imagemill.bucket.manifest_guard import (
+    loss_of_refresh,
+    rebought_columns,
+    refuse_other_catalog,
+    standing,
+)
 from imagemill.catalog.access import catalog_of
 from imagemill.catalog.columns import described
 from imagemill.catalog.counts import PlanCounts
@@ -21,7 +26,7 @@ from imagemill.errors import InputError, StoreUnavailableError
 from imagemill.jobs import INPUT_FIELDS, NewJobs
 from imagemill.parquet import read_batches
 from imagemill.runs.session import Session
-from imagemill.settings import RunSettings
+from imagemill.settings import RefreshSettings, RunSettings
 
 _ADDED_AT_ONCE = 10_000
 
@@ -107,7 +112,7 @@ def plan_run(session: Session) -> tuple[PlanCounts, str | None]:
         if not session.wait(store.is_planned):
             # The run began on another machine, or its store was lost: restore the jobs from the plan.
             _restore_jobs(session, known)
-        return counts, _refuse_loss(session)
+        return counts, _refuse_loss(session, counts)
     session.wait(store.clear)
     catalog = session.catalog or catalog_of(settings.catalog, settings.output)
     planner = Planner(session.api, settings.picture)
@@ -115,14 +120,20 @@ def plan_run(session: Session) -> tuple[PlanCounts, str | None]:
         counts = write_plan(planner, catalog, folder.plan, folder.rejected, add)
     counts = replace(counts, columns=described(catalog.usage))
     _refuse_run_wide_reason(session, counts, planner)
-    loss = _refuse_loss(session)
+    loss = _refuse_loss(session, counts)
     session.wait(store.mark_planned)
     folder.write_record(settings, counts, catalog.digest, flow_run_id)
     folder.publish_plan(session.bucket)
     return counts, loss
 
 
-def _refuse_loss(session: Session) -> str | None:
+def is_part(settings: RunSettings, counts: PlanCounts) -> bool:
+    """Whether the run's catalog is a part of that of the manifest, which keeps its other rows."""
+    merged = settings.output.merge_manifest or settings.catalog.limit is not None
+    return merged or bool(counts.columns.get("partial"))
+
+
+def _refuse_loss(session: Session, counts: PlanCounts) -> str | None:
     """Check what publishing this plan would take from the manifest; the loss, if someone has to approve it.
 
     Raises:
@@ -132,19 +143,26 @@ def _refuse_loss(session: Session) -> str | None:
     refresh, path = settings.refresh, settings.catalog.path
     if settings.output.replace_manifest or (refresh and refresh.allow_loss):
         return None
-    found = standing(session.bucket, session.folder.plan)
+    columns: dict[str, str] = counts.columns.get("used", {})
+    matched = {own: name for own, name in columns.items() if own not in settings.catalog.columns}
+    found = standing(session.bucket, session.folder.plan, matched)
     if found is None:
         return None
-    if refresh is None or settings.catalog.limit is not None:
-        refuse_other_catalog(found, path)
-        return None
-    loss = loss_of_refresh(found, path, refresh, prune=settings.prune)
-    if loss and not refresh.approve_loss:
+    asks = refresh is not None and refresh.approve_loss
+    if refresh is None or is_part(settings, counts):
+        if not settings.output.merge_manifest:
+            refuse_other_catalog(found, path)
+    elif (loss := loss_of_refresh(found, path, refresh, prune=settings.prune)) and asks:
+        return loss
+    elif loss:
         raise InputError(
             f"{loss} Nothing was generated or changed. If that is meant, say so with --allow-loss, or raise"
             " --max-retired-share."
         )
-    return loss
+    rebought = rebought_columns(found, (refresh or RefreshSettings()).max_retired_share)
+    if rebought and not asks:
+        raise InputError(f"{rebought} Nothing was generated or changed.")
+    return rebought
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from pathlib import Path
 import orjson
 
 from imagemill.bucket.image_bucket import StoredImage, image_name
+from imagemill.bucket.superseded import keep
 from imagemill.durable import drop_parts
 from imagemill.engine.image_check import check_picture
 from imagemill.engine.receipt import Receipt, image_metadata
@@ -96,6 +97,8 @@ def find_images(session: Session, numbers: Sequence[int], *, begun: bool) -> Seq
     """
     store = session.store
     images = session.bucket.images(job.key for jobs in _batches(session, numbers) for job in jobs)
+    if images:
+        keep(session.bucket, session.folder.path, {image.name for image in images.values()})
     lines = last_lines(session.folder.log, numbers)
     if not images and not lines and not session.wait(store.totals).attempts:
         return numbers  # nothing was ever sent

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from imagemill.settings import GROUPS
 
-_OPTION = re.compile(r"--([a-z][a-z0-9]*(?:-[a-z0-9]+)*)(?: ([A-Za-z_]\w*)=(\w+))?")
+_OPTION = re.compile(r"--([a-z][a-z0-9]*(?:-[a-z0-9]+)*)(?: ([A-Za-z_]\w*)=(\w*))?")
 _RESUME = re.compile(r"imagemill resume ([A-Za-z0-9._-]*[A-Za-z0-9])")
 
 

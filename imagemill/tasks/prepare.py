@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from prefect import task
+from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 
 from imagemill.catalog.cost import refuse_guesses
 from imagemill.catalog.counts import PlanCounts
 from imagemill.cluster.log_parts import gather_parts
+from imagemill.runs.caller import at_a_terminal
 from imagemill.runs.planning import plan_run
 from imagemill.runs.recovery import drop_leftovers, find_images, upload_unsaved
 from imagemill.runs.session import Session
 from imagemill.runs.user_errors import plain_advice, without_secrets_in_errors
+from imagemill.runs.wording import in_names_of_settings
 from imagemill.stores import Shard, shards
 from imagemill.usd import exact
 
@@ -45,6 +47,8 @@ def prepare(session: Session) -> Prepared:
     with session.folder.trouble_named():
         begun = session.folder.record.exists()
         counts, loss = plan_run(session)
+        for note in counts.columns.get("notes", ()):
+            get_run_logger().warning("%s", note if at_a_terminal() else in_names_of_settings(note))
         refuse_guesses(counts, session.settings.limits)
         session.folder.forget_summary()
         gather_parts(session.bucket, session.folder)

@@ -9,6 +9,7 @@ from imagemill.bucket.manifest import MANIFEST, write_manifest
 from imagemill.bucket.manifest_diff import Changes
 from imagemill.bucket.replacement import Missing, Prune, replace_manifest
 from imagemill.catalog.counts import PlanCounts
+from imagemill.runs.planning import is_part
 from imagemill.runs.records import copy_images, publish_records, write_records
 from imagemill.runs.session import Session
 from imagemill.runs.user_errors import without_secrets_in_errors
@@ -33,13 +34,21 @@ def publish(session: Session, counts: PlanCounts) -> Changes:
         copy_images(session, outcomes)
     manifest = session.folder.path / MANIFEST
     catalog = session.settings.catalog.path
-    write_manifest(session.bucket, session.folder.plan, outcomes, manifest, catalog=catalog, copies=copies)
+    write_manifest(
+        session.bucket,
+        session.folder.plan,
+        outcomes,
+        manifest,
+        catalog=catalog,
+        copies=copies,
+        columns=counts.columns.get("used", {}),
+    )
     if session.lease is not None:
         session.lease.check()
     if not counts.unique and _is_kept(session):
         return Changes(0, 0, 0, 0)
     return replace_manifest(
-        session.bucket, manifest, missing=_missing(session.settings), prune=_prune(session)
+        session.bucket, manifest, missing=_missing(session.settings, counts), prune=_prune(session)
     )
 
 
@@ -52,8 +61,8 @@ def _is_kept(session: Session) -> bool:
         return file is not None
 
 
-def _missing(settings: RunSettings) -> Missing:
-    if settings.catalog.limit is not None and not settings.output.replace_manifest:
+def _missing(settings: RunSettings, counts: PlanCounts) -> Missing:
+    if is_part(settings, counts) and not settings.output.replace_manifest:
         return Missing.KEEP
     return Missing.DROP if settings.refresh is None else Missing.RETIRE
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
+from collections.abc import Mapping, Sequence
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,15 @@ from imagemill.blocks.apis import Fal
 from imagemill.bucket.image_bucket import ImageBucket, image_name
 from imagemill.bucket.manifest import Outcomes, write_manifest
 from imagemill.bucket.manifest_diff import Changes
-from imagemill.bucket.manifest_guard import Standing, loss_of_refresh, refuse_other_catalog, standing
+from imagemill.bucket.manifest_guard import (
+    Standing,
+    loss_of_refresh,
+    rebought_columns,
+    refuse_other_catalog,
+    standing,
+)
 from imagemill.bucket.replacement import Missing, Prune, replace_manifest
+from imagemill.bucket.superseded import keep
 from imagemill.catalog.files import open_catalog
 from imagemill.catalog.plan import Planner, write_plan
 from imagemill.errors import InputError
@@ -26,6 +33,7 @@ from imagemill.settings import CatalogSettings, PictureSettings, RefreshSettings
 from tests.bucket.s3_front import Answer, Asked, S3Front
 
 Columns = dict[str, Sequence[Any]]
+EMPTY: Mapping[str, str] = {}
 
 
 @pytest.fixture
@@ -39,17 +47,22 @@ class Output:
     def __init__(self, bucket: ImageBucket, folder: Path) -> None:
         self.bucket, self._folder = bucket, folder
 
-    def plan(self, columns: Columns, name: str = "catalog.parquet") -> tuple[Path, list[Job]]:
+    def plan(
+        self, columns: Columns, name: str = "catalog.parquet", mapped: Mapping[str, str] = EMPTY
+    ) -> tuple[Path, list[Job]]:
         path, plan = self._folder / name, self._folder / "plan.parquet"
         pq.write_table(pa.table(columns), path)
         jobs: list[Job] = []
         planner = Planner(Fal(api_key=SecretStr("k")), PictureSettings())
-        catalog = open_catalog(CatalogSettings(path=str(path)))
+        catalog = open_catalog(CatalogSettings(path=str(path), columns=dict(mapped)))
         write_plan(planner, catalog, plan, self._folder / "rejected.parquet", jobs.extend)
+        self.used = catalog.columns
         return plan, jobs
 
-    def run(self, columns: Columns, name: str = "catalog.parquet", **how: Any) -> Changes:
-        plan, jobs = self.plan(columns, name)
+    def run(
+        self, columns: Columns, name: str = "catalog.parquet", mapped: Mapping[str, str] = EMPTY, **how: Any
+    ) -> Changes:
+        plan, jobs = self.plan(columns, name, mapped)
         for job in jobs:
             job.status, job.image = JobStatus.DONE, image_name(job.key, "png")
             self.bucket.write_version(job.image, b"image", "image/png", self.bucket._etag(job.image))
@@ -57,11 +70,21 @@ class Output:
         outcomes.add(jobs)
         file = self._folder / "manifest.parquet"
         path = str(self._folder / name)
-        write_manifest(self.bucket, plan, outcomes, file, catalog=path, copies=False)
+        write_manifest(self.bucket, plan, outcomes, file, catalog=path, copies=False, columns=self.used)
         return replace_manifest(self.bucket, file, **how)
 
+    def rewrite_as_0_1(self, renamed: Mapping[str, str] = EMPTY) -> None:
+        """Make the manifest one of version 0.1, which noted neither catalog nor columns."""
+        table = pq.read_table(pa.BufferReader(self.bucket.read("manifest.parquet"))).drop_columns("variant")
+        table = table.rename_columns([renamed.get(name, name) for name in table.column_names])
+        content = pa.BufferOutputStream()
+        pq.write_table(table.replace_schema_metadata(None), content)
+        etag = self.bucket._etag("manifest.parquet")
+        self.bucket.write_version("manifest.parquet", content.getvalue().to_pybytes(), "x/y", etag)
+
     def standing(self, columns: Columns, name: str = "catalog.parquet") -> tuple[Standing, str]:
-        found = standing(self.bucket, self.plan(columns, name)[0])
+        plan, _ = self.plan(columns, name)
+        found = standing(self.bucket, plan, self.used)
         assert found is not None
         return found, str(self._folder / name)
 
@@ -217,6 +240,86 @@ def test_repaired_rejected_rows_are_of_the_same_catalog(output: Output) -> None:
     refuse_other_catalog(*output.standing(repaired, "repaired.parquet"))
     output.run(repaired, "repaired.parquet", missing=Missing.KEEP)
     assert [row["status"] for row in output.rows()] == ["done"] * 30
+
+
+def test_columns_that_0_1_only_carried_are_not_used_unasked(output: Output) -> None:
+    seeds = shop(30, Seed=list(range(30)))
+    output.run(seeds, mapped={"seed": ""})
+    output.rewrite_as_0_1()
+    found, _ = output.standing(seeds)
+    assert (found.shared, found.changed, found.newly_used) == (30, 30, {"seed": "Seed"})
+    words = rebought_columns(found, share=0.2)
+    assert words is not None
+    assert "The column 'Seed' would now be used as seed" in words
+    assert "30 of 30 images would be made anew" in words
+    assert "--column seed=Seed to use it, --column seed= to leave it alone" in words
+    same = shop(30, Steps=[4] * 30)  # what was sent anyway
+    output.run(same, mapped={"steps": ""})
+    output.rewrite_as_0_1()
+    assert rebought_columns(output.standing(same)[0], share=0.2) is None
+    output.run(seeds, missing=Missing.RETIRE)  # as asked for: from now on it is known
+    changed = {**seeds, "prompt": [f"a drawing of {n}" for n in range(30)]}
+    assert rebought_columns(output.standing(changed)[0], share=0.2) is None
+
+
+def test_a_carried_column_that_becomes_another_type_keeps_its_values(output: Output) -> None:
+    output.run(shop(3, price=[1, 2, 3], size=[7, 8, 9], day=[date(2026, 1, 2)] * 3))
+    part = shop(1, price=[1.5], size=["L"], day=pa.nulls(1))
+    output.run(part, missing=Missing.KEEP)
+    kept = {row["id"]: (row["price"], row["size"], row["day"]) for row in output.rows()}
+    day = date(2026, 1, 2)
+    assert kept == {"sku-0": (1.5, "L", None), "sku-1": (2.0, "8", day), "sku-2": (3.0, "9", day)}
+    output.run(shop(1, price=["free"]), missing=Missing.RETIRE)
+    assert [(row["price"], row["size"]) for row in output.rows()] == [
+        ("free", None), ("2", "8"), ("3", "9"),
+    ]  # fmt: skip
+
+
+def test_a_column_variant_of_a_catalog_of_0_1_tells_no_rows_apart(output: Output) -> None:
+    own = shop(4, mine=pa.array([2, 3, 1, 2], pa.int32()))
+    output.run(own)
+    output.rewrite_as_0_1({"mine": "variant"})
+    again = {"variant" if name == "mine" else name: column for name, column in own.items()}
+    assert output.loss(again) is None
+    changes = output.run(again, missing=Missing.RETIRE)
+    assert (changes.unchanged, changes.added, changes.retired) == (4, 0, 0)
+    output.rewrite_as_0_1({"catalog_variant": "variant"})
+    changes = output.run(shop(3), missing=Missing.RETIRE)
+    assert (changes.unchanged, changes.retired) == (3, 1)
+    (gone,) = [row for row in output.rows() if row["status"] == "retired"]
+    assert (gone["id"], gone["variant"], gone["catalog_variant"]) == ("sku-3", None, 2)
+
+
+@pytest.mark.parametrize("missing", Missing)
+def test_a_lost_answer_to_the_manifest_changes_no_count(
+    output: Output, front: S3Front, missing: Missing
+) -> None:
+    output.run(shop(4))
+    lost: list[Asked] = []
+
+    def lose(asked: Asked) -> Exception | None:
+        if asked.is_object_write and asked.path.endswith("manifest.parquet") and not lost:
+            lost.append(asked)
+            return ConnectionError()
+        return None
+
+    front.after = lose
+    changes = output.run({"id": ["sku-0", "new"], "prompt": ["a drawing", "x"]}, missing=missing)
+    assert lost
+    assert (changes.added, changes.changed) == (1, 1)
+    assert len(output.rows()) == (2 if missing is Missing.DROP else 5)
+
+
+def test_a_picture_that_a_stopped_run_has_found_is_not_pruned(output: Output, tmp_path: Path) -> None:
+    output.run(shop(5))
+    output.run(shop(4), missing=Missing.RETIRE)
+    (name,) = [row["name"] for row in output.rows("superseded.parquet")]
+    keep(output.bucket, tmp_path, {name})  # as a run does with all that it finds
+    changes = output.run(shop(4), missing=Missing.RETIRE, prune=Prune(0, "runs/a/prune.parquet"))
+    assert (changes.pruned, name in output.images()) == (0, True)
+    assert output.rows("runs/a/prune.parquet")[0]["delete_after"] > datetime.now(UTC) + timedelta(days=29)
+    assert output.run(shop(5)).added == 1  # the run goes on and has its manifest: the picture is in use
+    assert output.rows("superseded.parquet") == []
 
 
 def test_a_manifest_is_a_catalog_any_number_of_times(output: Output) -> None:

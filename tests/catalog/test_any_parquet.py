@@ -20,7 +20,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import SecretStr
 
-from imagemill.blocks.apis import Fal
+from imagemill.blocks.apis import Fal, OpenAICompatible
+from imagemill.catalog.estimate import estimate
 from imagemill.catalog.files import CatalogFiles, open_catalog
 from imagemill.catalog.keys import normalized, prompt_seed
 from imagemill.catalog.plan import Planner, write_plan
@@ -223,7 +224,11 @@ def test_capitals_are_matched_where_that_is_plain_and_said(tmp_path: Path, read:
     found = read(write(tmp_path / "c.parquet", ID=["a"], PROMPT=["p"], WIDTH=[512], SEED=[7], Price=[1]))
     (job,) = found.jobs
     assert (job.id, job.prompt, job.width, job.seed, found.carried("Price")) == ("a", "p", 512, 7, [1])
-    assert "The column 'PROMPT' is used as prompt." in found.notes
+    assert "The column 'PROMPT' is used as prompt. " in found.notes
+    assert "The column 'SEED' is used as seed; --column seed= leaves it alone." in found.notes
+    left = read(tmp_path / "c.parquet", columns={"seed": "", "width": ""})
+    assert (left.jobs[0].width, left.carried("SEED"), left.carried("WIDTH")) == (1024, [7], [512])
+    assert left.jobs[0].seed == prompt_seed("p")
     assert read(write(tmp_path / "t.parquet", TEXT=["p"]), columns={"prompt": "text"}).prompts == ["p"]
     with pytest.raises(InputError, match=r"'Width' and 'WIDTH' could both be 'width'.* --column width=Width"):
         read(write(tmp_path / "two.parquet", prompt=["p"], Width=[1], WIDTH=[2]))
@@ -335,6 +340,62 @@ def test_repaired_rejected_rows_are_a_catalog(tmp_path: Path, read: Read) -> Non
         assert [(job.id, job.prompt, job.width) for job in found.jobs] == [("b", "mended", 512)]
         assert found.catalog.carried.names == []
         read(path)
+
+
+def test_rejected_rows_keep_all_that_decides_their_picture(tmp_path: Path, read: Read) -> None:
+    path = write(
+        tmp_path / "c.parquet", sku=["a", "b"], text=["p", " "], Seed=[7, 8], cfg=[D("2.50"), D("3.00")],
+        tags=[["x"], ["y"]],
+    )  # fmt: skip
+    how = {"columns": {"id": "sku", "prompt": "text", "seed": "", "param_guidance_scale": "cfg"}}
+    read(path, **how)
+    rejected = pq.read_table(tmp_path / "rejected")
+    place = rejected.column_names.index("prompt")
+    pq.write_table(rejected.set_column(place, "prompt", [["mended"]]), tmp_path / "repaired.parquet")
+    found = read(tmp_path / "repaired.parquet", **how)  # the same command with another path
+    wanted = read(write(tmp_path / "whole.parquet", sku=["b"], text=["mended"], cfg=[3]), **how)
+    assert [(job.id, job.key) for job in found.jobs] == [("b", wanted.jobs[0].key)]
+    assert (found.carried("Seed"), found.carried("tags")) == ([8], [["y"]])
+    assert "its rows are merged into the manifest" in found.notes
+
+
+@pytest.mark.parametrize(
+    ("value", "sent"),
+    [
+        (pa.array([[dt.date(2026, 1, 2)]]), '["2026-01-02"]'),
+        (pa.array([{"a": DAY, "b": D("1.50")}]), '{"a":"2026-01-02 03:00:00","b":1.5}'),
+        (pa.array([[b"ab"]]), '["ab"]'),
+        (pa.array([b"ab"]), '"ab"'),
+        (pa.array([True]), "true"),
+        (pa.array([[float("nan")]]), None),
+        (pa.array([b"\xff"]), None),
+    ],
+)
+def test_a_parameter_of_any_type_is_json_or_rejects_its_row(
+    tmp_path: Path, value: pa.Array, sent: str | None
+) -> None:
+    path = write(tmp_path / "c.parquet", prompt=["p"], x=value)
+    catalog = open_catalog(CatalogSettings(path=str(path), columns={"param_extra": "x"}))
+    planner = Planner(
+        OpenAICompatible(api_key=SecretStr("k"), base_url="http://127.0.0.1:1"), PictureSettings()
+    )
+    ((_, rejected, jobs),) = planner.plan(catalog)
+    assert [job.params for job in jobs] == ([f'{{"extra":{sent}}}'] if sent else [])
+    reasons = [] if sent else ["the column 'x' holds a value that JSON has no form for"]
+    assert rejected["reason"].to_pylist() == reasons
+
+
+def test_an_estimate_rejects_what_the_run_would(folder: Path, read: Read) -> None:
+    broken = pa.Array.from_buffers(pa.string(), 2, pa.array([b"a", b"\xff"], pa.binary()).buffers())
+    write(folder / "a.parquet", prompt=["p", "q"], title=broken, shelf=[1, 2])
+    write(folder / "b.parquet", prompt=["r"], title=["c"], Seed=[4])
+    found, run = estimate(str(folder), "fal"), read(folder)
+    assert (found.rows, found.rejected, found.unique) == (3, 1, 2)
+    assert found.reasons == {row["reason"]: 1 for row in run.rejected}
+    assert found.columns == {"prompt": "prompt", "seed": "Seed"}
+    assert found.notes == run.catalog.usage.notes != []
+    counted = open_catalog(CatalogSettings(path=str(folder))).for_counting()
+    assert counted.carried.names == ["title"]  # the others reject no row, and are not read
 
 
 def _by_pyarrow(columns: dict[str, list[Any]], path: Path) -> None:

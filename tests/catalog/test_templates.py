@@ -11,13 +11,14 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from pydantic import SecretStr, ValidationError
+from pydantic import SecretStr
 
 from imagemill.blocks.apis import Together
 from imagemill.catalog.estimate import estimate
 from imagemill.catalog.files import open_catalog
 from imagemill.catalog.plan import Planner, write_plan
 from imagemill.cli.command import main
+from imagemill.cli.options import Parser, add_options, settings_of
 from imagemill.errors import InputError
 from imagemill.jobs import Job
 from imagemill.settings import CatalogSettings, PictureSettings
@@ -121,13 +122,29 @@ def test_a_negative_prompt_has_its_own_template(catalog: Callable[..., str]) -> 
 def test_a_template_comes_from_a_file(catalog: Callable[..., str], tmp_path: Path) -> None:
     file = tmp_path / "prompt.j2"
     file.write_text("{% if colour %}\n{{ colour }} {% endif %}\n{{ title }}\n")
-    rows, _, _, _ = prompts(catalog(title=["Mug"], colour=["red"]), f"@{file}")
-    assert rows == ["red Mug"]
+    assert _template_given(f"@{file}") == file.read_text()
     file.write_text("@{{ title }}")
-    settings = CatalogSettings(path="x", prompt_template=f"@{file}")
-    assert CatalogSettings(**settings.model_dump()) == settings  # as a resume on another machine reads it
-    with pytest.raises(ValidationError, match="cannot be read: No such file"):
-        CatalogSettings(path="x", prompt_template="@/nowhere.j2")
+    assert prompts(catalog(title=["Mug"]), _template_given(f"@{file}"))[0] == ["@Mug"]
+    with pytest.raises(
+        InputError, match=r"^--prompt-template: the file '/nowhere.j2' cannot be read: No such"
+    ):
+        _template_given("@/nowhere.j2")
+
+
+@pytest.mark.parametrize("name", ["prompt_template", "negative_prompt_template"])
+def test_only_the_command_line_reads_a_template_from_a_file(tmp_path: Path, name: str) -> None:
+    (tmp_path / "secret").write_text("of the worker")
+    with pytest.raises(InputError, match="only the command line reads a template from a file"):
+        estimate({"path": "x", name: f"@{tmp_path / 'secret'}"})
+
+
+def _template_given(text: str) -> str:
+    parser = Parser()
+    add_options(parser)
+    template: str = settings_of(
+        parser.parse_args(["--prompt-template", text]), "catalog", path="x"
+    ).prompt_template
+    return template
 
 
 def test_the_command_names_the_closest_column(
