@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 
 def drop_parts(folder: Path) -> None:
@@ -20,12 +23,18 @@ def write_whole(path: Path, content: bytes) -> None:
         OSError: it could not be written; what was there before is there still.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    with written_whole(path) as file:
+        file.write(content)
+
+
+@contextmanager
+def written_whole(path: Path) -> Iterator[BinaryIO]:
+    """The same for content that comes in pieces: a block that raises leaves what was there before."""
     part = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
     try:
-        with part.open("wb", buffering=0) as file:
-            left = memoryview(content)
-            while left:
-                left = left[file.write(left) :]
+        with part.open("wb") as file:
+            yield file
+            file.flush()
             os.fsync(file.fileno())
         part.replace(path)
         _sync(path.parent)  # or a power cut may undo the rename

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from imagemill.catalog.counts import PlanCounts
-from imagemill.durable import drop_parts, write_whole
+from imagemill.durable import drop_parts, write_whole, written_whole
 from imagemill.runs.folder import RunFolder
 from imagemill.settings import RunSettings
 
@@ -84,3 +84,16 @@ def test_a_kill_in_mid_write_leaves_nothing_for_ever(tmp_path: Path) -> None:
     write_whole(tmp_path / "b.png", b"whole")
     drop_parts(tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["b.png"]
+
+
+def test_content_that_breaks_off_leaves_no_file(tmp_path: Path) -> None:
+    """A plan or a model's schema that is cut short would be read as a whole one at the next start."""
+
+    def write_half() -> None:
+        with written_whole(tmp_path / "plan.parquet") as file:
+            file.write(b"half")
+            raise ConnectionError
+
+    with pytest.raises(ConnectionError):
+        write_half()
+    assert list(tmp_path.iterdir()) == []

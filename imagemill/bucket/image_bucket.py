@@ -27,6 +27,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from obstore.exceptions import BaseError as ObstoreError
 from urllib3.exceptions import HTTPError
 
+from imagemill.durable import written_whole
 from imagemill.errors import InputError, StoreUnavailableError
 from imagemill.s3.connection import S3Connection
 from imagemill.s3.filesystem import S3File
@@ -260,7 +261,7 @@ class ImageBucket:
                 answer = self._client.get_object(Bucket=self.name, Key=self.prefix + name)
         except FileNotFoundError:
             return None
-        with _outages_named(self.name), path.open("wb") as file:
+        with _outages_named(self.name), written_whole(path) as file:
             file.writelines(answer["Body"].iter_chunks(_PIECE))
         etag: str = answer["ETag"]
         return etag

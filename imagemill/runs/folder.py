@@ -138,7 +138,7 @@ class RunFolder:
 
     def write_summary(self, summary: RunSummary) -> None:
         """Store the summary."""
-        self.summary.write_text(summary.model_dump_json(indent=2), encoding="utf-8")
+        write_whole(self.summary, summary.model_dump_json(indent=2).encode())
 
     def forget_summary(self) -> None:
         """Remove the summary: the run continues."""

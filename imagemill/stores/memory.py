@@ -8,7 +8,6 @@ engine waits for a commit: a request id must be on disk before the first poll.
 from __future__ import annotations
 
 import contextlib
-import os
 import time
 from array import array
 from collections.abc import AsyncIterator, Sequence
@@ -19,6 +18,7 @@ from pathlib import Path
 import anyio.to_thread
 from pydantic import TypeAdapter
 
+from imagemill.durable import write_whole
 from imagemill.errors import InputError
 from imagemill.jobs import JOB_FIELDS, STATE_FIELDS, TERMINAL, Job, JobStatus
 from imagemill.stores.base import JobState, JobStore, JobTotals
@@ -142,7 +142,7 @@ class MemoryStore(JobStore):
             "made_by": here.made_by,
             "jobs": [dict(zip(JOB_FIELDS, _values_of(job), strict=True)) for job in self._jobs.values()],
         }
-        await anyio.to_thread.run_sync(_write_atomically, self._path, to_json(document))
+        await anyio.to_thread.run_sync(write_whole, self._path, to_json(document))
         self._written_at = time.monotonic()
         self._unwritten = False
 
@@ -158,22 +158,3 @@ class MemoryStore(JobStore):
 
 def _copy(job: Job) -> Job:
     return Job(*_values_of(job))
-
-
-def _write_atomically(path: Path, content: bytes) -> None:
-    temporary = path.with_suffix(".tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)  # half a file only takes space on a full disk
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)  # or a power cut may undo the rename
-    finally:
-        os.close(folder)

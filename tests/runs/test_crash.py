@@ -137,7 +137,7 @@ def test_a_full_disk_stops_the_run_and_a_resume_finishes_it(
     emulated = emulator(latency_s=0.1)
     path = catalog(prompt=[f"p{n}" for n in range(150)])
     given = [*run_arguments(place, emulated, "fal", path), "--store", "memory"]
-    write = memory._write_atomically
+    write = memory.write_whole
     open_file = Path.open
 
     def fill() -> None:
@@ -156,15 +156,14 @@ def test_a_full_disk_stops_the_run_and_a_resume_finishes_it(
     def full_for_the_log(path: Path, *given: Any, **named: Any) -> Any:
         return FullFile(path, "ab") if given == ("ab",) else open_file(path, *given, **named)
 
-    def full_for_text(path: Path, text: str, **_: object) -> int:
+    def full_for_the_summary(path: Path, content: bytes) -> None:
         if path.name == "summary.json":
-            path.touch()
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        return path.write_bytes(text.encode())
+        write(path, content)
 
     with monkeypatch.context() as patch:
-        patch.setattr(memory, "_write_atomically", full)
-        patch.setattr(Path, "write_text", full_for_text)
+        patch.setattr(memory, "write_whole", full)
+        patch.setattr("imagemill.runs.folder.write_whole", full_for_the_summary)
         patch.setattr(Path, "open", full_for_the_log)
         patch.setattr("imagemill.stores.base.OUTAGE_S", 1.0)
         assert main(given) == 3

@@ -129,7 +129,8 @@ async def test_the_name_is_safe_before_the_commit_is(path: Path, monkeypatch: py
         monkeypatch.setattr("os.fsync", noted)
         await store.add([job(0)])
         await store.mark_planned()
-        assert synced == [str(path.with_suffix(".tmp")), str(path.parent)]
+        written, folder = map(Path, synced)
+        assert (written.parent, written.suffix, folder) == (path.parent, ".part", path.parent)
 
 
 async def take(path: Path, holder: Holder) -> None:
@@ -206,6 +207,7 @@ async def test_a_process_that_stood_still_past_its_lease_learns_that_it_lost_the
         await first.hold()  # nobody took it
         time.sleep(0.3)  # noqa: ASYNC251
         elsewhere = Holder.here().to_text()
-        assert await second._lease(elsewhere, None) == elsewhere
+        # Without an await: the first would renew its lease meanwhile.
+        assert second._lease_file.take(elsewhere, None, second.lease_s) == elsewhere
         with pytest.raises(StoreUnavailableError, match="another process took the run"):
             await first.hold()

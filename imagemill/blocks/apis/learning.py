@@ -11,6 +11,7 @@ import httpx
 import orjson
 
 from imagemill.blocks.apis.base import ImageApi
+from imagemill.durable import write_whole
 from imagemill.errors import InputError
 from imagemill.models.listing import find_profile
 from imagemill.models.published import (
@@ -55,7 +56,7 @@ def learn(api: ImageApi, http: httpx.Client, cache: Path | None = None, *, keyed
         if api.provider == "fal" and keyed:
             known["price"] = _answer(http, price_url(api.model, _platform(api)), headers)[1]
         if cache is not None:
-            cache.write_bytes(orjson.dumps(known))
+            write_whole(cache, orjson.dumps(known))
     noted = date.fromisoformat(known["noted"])
     schema, price = known.get("schema"), known.get("price")
     api.learn(
