@@ -23,9 +23,9 @@ from prefect.settings import (
 )
 from prefect.testing.utilities import prefect_test_harness
 
+from imagemill.cli.command import main
 from imagemill.cli.s3_server import S3Server, s3_server
 from imagemill.emulator import Emulator, Settings
-from tests.patience import PATIENCE_S
 from tests.servers import PostgresServer, RedisServer, redis_program, url_of
 
 BUCKET = "tests"
@@ -229,12 +229,24 @@ def start_command(prefect_server: str, tmp_path: Path) -> Iterator[Callable[...,
 
 
 @pytest.fixture
-def command(start_command: Callable[..., subprocess.Popen[str]]) -> Callable[..., Command]:
-    """Runs ``imagemill`` to its end."""
+def command(
+    prefect_server: str,  # noqa: ARG001 - it is configured already
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> Callable[..., Command]:
+    """Runs ``imagemill`` to its end in this process: to load Prefect anew takes seconds each time."""
 
     def run(*arguments: str, **environment: str) -> Command:
-        process = start_command(*arguments, **environment)
-        out, err = process.communicate(timeout=PATIENCE_S)
-        return Command(process.returncode, out, err)
+        capfd.readouterr()
+        with monkeypatch.context() as patch:
+            for name, value in environment.items():
+                patch.setenv(name, value)
+            patch.chdir(tmp_path)
+            try:
+                code = main(arguments)
+            except SystemExit as end:
+                code = int(end.code or 0)
+        return Command(code, *capfd.readouterr())
 
     return run

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -26,7 +27,8 @@ from imagemill.flows.generate_catalog import generate_catalog
 from imagemill.jobs import Job
 from imagemill.settings import CatalogSettings
 from tests.cli.test_command import arguments
-from tests.conftest import Command, Place
+from tests.conftest import Place
+from tests.patience import PATIENCE_S
 from tests.servers import PASSWORD
 
 API_KEY = "sk-very-secret-5f1c9e"
@@ -70,22 +72,23 @@ def test_no_secret_in_any_log_record_or_report(
     place: Place,
     emulator: Callable[..., Emulator],
     catalog: Callable[..., str],
-    command: Callable[..., Command],
+    start_command: Callable[..., subprocess.Popen[str]],
     own_home: Path,
 ) -> None:
     emulated = emulator(latency_s=0.01)
     path = catalog(prompt=["good", "bad #fault:400", "odd #fault:html", "gone #fault:reset"])
-    done = command(
+    process = start_command(
         "run", path, *arguments(place, emulated), "--store", store_url(store),
         TOGETHER_API_KEY=API_KEY, PREFECT_LOGGING_LEVEL="DEBUG",
         PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL="DEBUG",
         PREFECT_LOGGING_EXTRA_LOGGERS="httpx,httpcore,boto3,botocore,sqlalchemy,asyncpg,aiosqlite,redis",
     )  # fmt: skip
-    assert done.code == 1, done.err
-    assert "DEBUG" in done.err
+    out, err = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 1, err
+    assert "DEBUG" in err
 
     secrets = [API_KEY, place.s3.environment["AWS_SECRET_ACCESS_KEY"], PASSWORD, quote(PASSWORD, safe="")]
-    told = {"stdout": done.out.encode(), "stderr": done.err.encode()}
+    told = {"stdout": out.encode(), "stderr": err.encode()}
     told |= {name: place.read(name) for name in place.objects()}
     told |= {str(file): file.read_bytes() for file in own_home.rglob("*") if file.is_file()}
     with get_client(sync_client=True) as client:
