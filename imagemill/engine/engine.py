@@ -6,7 +6,7 @@ import contextlib
 import random
 import time
 import traceback
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import partial
@@ -128,6 +128,7 @@ class Engine:
         self.grace_s = GRACE_S
         self._lost = LostRequests(api, http, recorder)
         self._expected: set[int] = set()
+        self._answered: dict[int, set[str]] = {}
         self._spent = False
         self._outage = ""
         self._at_work = 0
@@ -196,9 +197,13 @@ class Engine:
         job.reopen(0.0 if self._api.is_paid(job.request_id) else self._price(job))
         self._cost.doubtful_usd += job.unanswered_usd - doubtful_usd
 
-    async def find_lost(self, jobs: Sequence[Job]) -> None:
-        """Ask the API about requests whose answer nobody got; a job whose request it has gets its id."""
-        found = await self._lost.find_now(jobs)
+    async def find_lost(self, jobs: Sequence[Job], known: Mapping[int, set[str]]) -> None:
+        """Ask the API about requests whose answer nobody got; a job whose request it has gets its id.
+
+        ``known`` are the ids of the jobs' earlier requests, by the jobs' numbers: these were answered.
+        """
+        self._answered.update(known)
+        found = await self._lost.find_now(jobs, known)
         for job in jobs:
             if request_id := found.get(job.number):
                 job.find_request(request_id, self._price(job))
@@ -257,7 +262,7 @@ class Engine:
             expected=job.number in self._expected,
             charged=self._api.is_paid(job.request_id),
         )
-        return Work(job, purchase)
+        return Work(job, purchase, request_ids=set(self._answered.get(job.number, ())))
 
     async def _admit(self, work: Work) -> Slot | None:
         """Wait until the job's request may be sent and paid for; None once the run is stopping."""

@@ -7,7 +7,7 @@ reading.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 import anyio
 import httpx
@@ -74,9 +74,12 @@ class LostRequests:
             left_s = self.patience_s - (anyio.current_time() - begun)
         return None
 
-    async def find_now(self, jobs: Collection[Job]) -> dict[int, str]:
-        """One look for many jobs: request ids by the jobs' numbers."""
-        return await self._read({job.number: (job, ()) for job in jobs})
+    async def find_now(self, jobs: Collection[Job], known: Mapping[int, Collection[str]]) -> dict[int, str]:
+        """One look for many jobs: request ids by the jobs' numbers.
+
+        ``known`` are ids of their earlier requests, by the jobs' numbers.
+        """
+        return await self._read({job.number: (job, known.get(job.number, ())) for job in jobs})
 
     async def _look(self, job: Job, known: Collection[str]) -> str | None:
         self._waiting[job.number] = (job, known)

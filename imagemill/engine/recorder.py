@@ -122,7 +122,7 @@ class Recorder:
     def sent(self, job: Job) -> None:
         """A request for an image leaves. Its line is written first, so that a resume knows of it."""
         self._second.requests += 1
-        self._log.job("sent", job)
+        self._log.job("sent", job, **(_paid(job) if job.attempts > 1 else {}))
 
     def accepted(self, job: Job) -> None:
         """The API has the request; the line holds its id, and what it costs where that is booked with it."""

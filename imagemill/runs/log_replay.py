@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
 import orjson
 from pydantic import Field, TypeAdapter, ValidationError
 
+from imagemill.errors import ErrorClass
 from imagemill.jobs import CostSource, Job, JobStatus
 
 _NUMBER = re.compile(rb'"job":([0-9]{1,18})\b')
@@ -27,19 +28,28 @@ _Usd = Annotated[float, Field(ge=0, lt=1e6)]
 
 @dataclass(frozen=True, slots=True)
 class LastLine:
-    """The last log line about a job. Costs are in USD; None if no line has the field."""
+    """The last log line about a job. Costs are in USD; None if no line has the field.
+
+    ``request_ids`` are those of all lines about the job.
+    """
 
     job: int
-    event: Literal["sent", "accepted", "attempt_failed", "done", "failed"]
+    event: Literal["sent", "accepted", "attempt_failed", "done", "failed", "reopened"]
     attempt: Annotated[int, Field(ge=0, le=1_000_000)]
     request_id: str | None = None
     cost_usd: _Usd | None = None
     unanswered: Annotated[int, Field(ge=0, le=1_000_000)] | None = None
     unanswered_usd: _Usd | None = None
     cost_source: CostSource | Literal[""] | None = None
+    error_class: ErrorClass | None = None
+    error_code: str | None = None
+    message: str | None = None
+    retryable: bool | None = None
+    request_ids: set[str] = field(default_factory=set, init=False)
 
 
 _LINE = TypeAdapter(LastLine)
+_SUMS = ("cost_usd", "cost_source", "unanswered", "unanswered_usd")
 
 
 def last_lines(log: Path, jobs: Iterable[int]) -> dict[int, LastLine]:
@@ -61,11 +71,12 @@ def last_lines(log: Path, jobs: Iterable[int]) -> dict[int, LastLine]:
                 event = _LINE.validate_python(line)
             except ValidationError:
                 continue  # of another event, or damaged
-            before = found.get(event.job)  # its cost stands where the next line names none
-            if before is not None and event.cost_usd is None:
-                event = replace(event, cost_usd=before.cost_usd)
-            if before is not None and event.cost_source is None:
-                event = replace(event, cost_source=before.cost_source)
+            if before := found.get(event.job):  # its sums stand where the next line names none
+                missing = [name for name in _SUMS if getattr(event, name) is None]
+                event = replace(event, **{name: getattr(before, name) for name in missing})
+                event.request_ids.update(before.request_ids)
+            if event.request_id:
+                event.request_ids.add(event.request_id)
             if event.job in wanted:
                 found[event.job] = event
     return found
@@ -77,7 +88,7 @@ def catch_up(job: Job, line: LastLine | None) -> bool:
         return job.status is JobStatus.RUNNING
     if line.attempt == job.attempts and job.status is not JobStatus.RUNNING:
         return False  # the store is up to date
-    answered = line.event == "attempt_failed"  # such a line says whether the API still has the request
+    answered = line.event in {"attempt_failed", "failed"}  # such a line says whether the API still has it
     kept = job.request_id if line.attempt == job.attempts and not answered else None
     job.attempts, job.request_id = line.attempt, line.request_id or kept
     job.cost_usd = max(job.cost_usd, line.cost_usd or 0.0)

@@ -90,10 +90,11 @@ def _jobs_of(session: Session, keys: Collection[str]) -> list[Job]:
 def find_images(session: Session, numbers: Sequence[int], *, begun: bool) -> Sequence[int]:
     """Find images and requests of these unfinished jobs; the numbers of the jobs that remain unfinished.
 
-    A job whose image is in the bucket is done. If the run has ``begun`` before, the image's receipt tells
-    whether this run paid for it, even if neither store nor log could record that. A request that was in
-    flight when a process died, and whose id is unknown, is looked for in the API's list of requests. If it is
-    not found, it is counted as unanswered: it will be sent again, and the API may charge for both.
+    A job whose image is in the bucket is done; one that failed according to the log stays failed. If the run
+    has ``begun`` before, the image's receipt tells whether this run paid for it, even if neither store nor
+    log could record that. A request that was in flight when a process died, and whose id is unknown, is
+    looked for in the API's list of requests. If it is not found, it is counted as unanswered: it will be sent
+    again, and the API may charge for both.
     """
     store = session.store
     images = session.bucket.images(job.key for jobs in _batches(session, numbers) for job in jobs)
@@ -119,12 +120,13 @@ def find_images(session: Session, numbers: Sequence[int], *, begun: bool) -> Seq
         ]
         lost = [job for job in jobs if _is_lost(job)]
         if lost:
-            session.wait(session.engine.find_lost, lost)
+            known = {job.number: lines[job.number].request_ids for job in lost if job.number in lines}
+            session.wait(session.engine.find_lost, lost, known)
         session.cost.recover(doubtful_usd=sum(job.unanswered_usd for job in jobs) - doubtful_usd)
         session.portal.call(session.engine.expect, [job for job in jobs if _is_asked(job)])
         if changed or lost:
             session.wait(save, list({job.number: job for job in (*changed, *lost)}.values()))
-    return session.wait(store.unfinished_numbers) if images else numbers
+    return session.wait(store.unfinished_numbers) if images or lines else numbers
 
 
 def _is_lost(job: Job) -> bool:
@@ -172,6 +174,14 @@ def _settle(
             image_bytes=image.size,
             latency_s=receipt.latency_s if receipt is not None and not others else None,
             reused=not asked or (others and not job.cost_usd),
+        )
+    elif missed and line is not None and line.event == "failed" and line.error_class is not None:
+        job.fail(
+            time.time(),
+            error_class=line.error_class,
+            code=line.error_code or "",
+            message=line.message or "",
+            retryable=line.retryable is not False,
         )
     elif missed:
         if was_unanswered(job, line):

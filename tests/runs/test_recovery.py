@@ -8,6 +8,7 @@ import orjson
 import pytest
 
 from imagemill.engine.receipt import Receipt, image_metadata
+from imagemill.errors import ErrorClass
 from imagemill.jobs import CostSource, Job, JobStatus
 from imagemill.runs.recovery import drop_leftovers, find_images, upload_unsaved
 from imagemill.runs.session import Session, open_session
@@ -130,3 +131,18 @@ def test_an_image_that_another_run_made_costs_this_run_nothing(
         job = resumed(session)
         assert (job.status, job.reused, job.cost_usd) == (JobStatus.DONE, True, 0.0)
         assert job.unanswered == 1
+
+
+def test_a_job_that_failed_is_not_bought_again_where_only_the_log_knows(
+    place: Place, catalog: Callable[..., str]
+) -> None:
+    with open_session(settings(place, catalog(prompt=["a"]))) as session:
+        job = killed_at_work(session, request_id="request-1", cost_usd=0.0)
+        job.request_id = None
+        job.pay(PRICE_USD, CostSource.LIST)
+        flagged = {"error_class": ErrorClass.CONTENT_FILTERED, "code": "flagged", "message": "flagged"}
+        job.fail(2.0, retryable=False, **flagged)
+        session.recorder.gave_up(job)
+        job = resumed(session)
+        assert (job.status, job.error_code, job.retryable) == (JobStatus.FAILED, "flagged", False)
+        assert (job.request_id, job.cost_usd) == (None, PRICE_USD)
