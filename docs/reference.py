@@ -45,6 +45,7 @@ _FILES: tuple[tuple[str, str, pa.Schema], ...] = (
 _LISTING = """\
 ```
 images/<key[:2]>/<key>.png            the images: one object per picture, written once
+images/<key[:2]>/<key>.2.png          the same picture made anew; <key>.2.rejected if that was rejected
 catalog/<id>.png                      with --copies: one copy per row; variants in catalog/variant-<n>/
 manifest.parquet                      the current catalog: every row with its key, URI and status
 superseded.parquet                    images that left the manifest, and since when; prune deletes them

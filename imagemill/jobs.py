@@ -11,6 +11,7 @@ from enum import StrEnum
 from operator import attrgetter
 from typing import Any, overload
 
+from imagemill.takes import REJECTED, is_rejected, rejected_name, seed_of, take_of
 from imagemill.usd import plus
 
 
@@ -39,6 +40,9 @@ class CostSource(StrEnum):
         known = [cls(source) for source in sources if source]
         return max(known, key=list(cls).index, default=None)
 
+
+KEPT = "kept"
+"""In place of a job's verdicts: a person looked at its picture, and it is right."""
 
 TERMINAL = frozenset({JobStatus.DONE, JobStatus.FAILED})
 
@@ -94,6 +98,23 @@ class Job:
     varied: str = ""
     quality: str = ""
     suspect: str = ""
+
+    @property
+    def take(self) -> int:
+        """Which take the job's picture is; of an unfinished job, the one that its next request makes."""
+        if self.image is None:
+            return 1
+        return take_of(self.image) + (self.status not in TERMINAL)
+
+    @property
+    def take_seed(self) -> int:
+        """The seed of that take; ``seed`` is that of the first."""
+        return seed_of(self.seed, self.take)
+
+    @property
+    def has_picture(self) -> bool:
+        """Whether there is a picture, be it one that is to be made anew."""
+        return self.image is not None and not is_rejected(self.image)
 
     @property
     def retries(self) -> int:
@@ -167,6 +188,24 @@ class Job:
             self.find_request(self.request_id, doubtful_usd)
         self.error_class = self.error_code = self.error_message = None
         self.retryable = self.finished_at = None
+
+    def redo(self) -> None:
+        """Another picture is wanted in place of the one there is; what that one cost stays with the job."""
+        self._leave(JobStatus.DONE, JobStatus.FAILED)
+        self.status = JobStatus.PENDING
+        self.request_id = None  # asked about again, it would bring the same picture
+        self.error_class = self.error_code = self.error_message = None
+        self.retryable = self.finished_at = None
+
+    def reject(self, at: float, *, error_class: str) -> None:
+        """A person does not want the picture: the job failed, and a later take takes its place, if any."""
+        self._leave(JobStatus.DONE)
+        words = f" ({self.suspect})" if self.suspect else ""
+        self.image = rejected_name(self.image or "")
+        self.status, self.retryable, self.finished_at = JobStatus.FAILED, False, at
+        self.error_class, self.error_code = error_class, REJECTED
+        self.error_message = f"rejected in a review{words}"
+        self.image_bytes, self.suspect, self.reused = None, "", False
 
     def _leave(self, *allowed: JobStatus) -> None:
         if self.status not in allowed:

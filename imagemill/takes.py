@@ -29,6 +29,12 @@ def picture_of(name: str) -> str:
     return f"{file.partition('.')[0]}{take_name(take_of(name))}"
 
 
+def rejected_name(name: str) -> str:
+    """The name of the object that says that the take of this name was rejected."""
+    folder, slash, file = name.rpartition("/")
+    return f"{folder}{slash}{file.partition('.')[0]}.{take_of(name)}.{REJECTED}"
+
+
 def is_rejected(name: str) -> bool:
     """Whether an object stands for a take that was rejected."""
     return name.endswith(f".{REJECTED}")

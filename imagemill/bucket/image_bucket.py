@@ -20,6 +20,7 @@ from urllib.parse import quote
 
 import boto3
 import obstore
+import orjson
 import pyarrow as pa
 from boto3.exceptions import Boto3Error
 from boto3.s3.transfer import TransferConfig
@@ -29,9 +30,11 @@ from urllib3.exceptions import HTTPError
 
 from imagemill.durable import written_whole
 from imagemill.errors import InputError, StoreUnavailableError
+from imagemill.media_types import JSON
 from imagemill.s3.connection import S3Connection
 from imagemill.s3.filesystem import S3File
 from imagemill.s3.uri import split_s3_uri
+from imagemill.takes import is_rejected, take_name, take_of
 
 if TYPE_CHECKING:
     from botocore.client import BaseClient
@@ -127,6 +130,14 @@ class ImageBucket:
         )
         return link
 
+    async def put_rejection(self, name: str, run_id: str) -> None:
+        """Write the object that says that a take was rejected: no later run uses that picture.
+
+        Raises:
+            StoreUnavailableError: the bucket refused or did not answer, after all retries.
+        """
+        await self._put(name, orjson.dumps({"rejected_by": run_id}), {"Content-Type": JSON})
+
     async def put_image(self, name: str, content: bytes, metadata: dict[str, str]) -> None:
         """Write one image, with its media type and metadata (ASCII). Writing it again changes nothing.
 
@@ -138,6 +149,9 @@ class ImageBucket:
             "Cache-Control": "public, max-age=31536000, immutable",
             **metadata,
         }
+        await self._put(name, content, attributes)
+
+    async def _put(self, name: str, content: bytes, attributes: dict[str, str]) -> None:
         try:
             await obstore.put_async(
                 self._images,
@@ -152,7 +166,10 @@ class ImageBucket:
             ) from error
 
     def images(self, keys: Iterable[str]) -> dict[str, StoredImage]:
-        """Which of these keys have their image in the bucket already."""
+        """Which of these keys have their image in the bucket already: the last take of each.
+
+        If that take was rejected, it is the object that says so.
+        """
         first_page = list(self._list("images/", pages=1))
         if not first_page:
             return {}
@@ -165,10 +182,10 @@ class ImageBucket:
                 prefixes = [f"{image_folder(key)}/{key}." for key in wanted]
             with ThreadPoolExecutor(16) as threads:
                 found = [o for page in threads.map(lambda p: list(self._list(p)), prefixes) for o in page]
-        images = {}
+        images: dict[str, StoredImage] = {}
         for image in found:
             key = image.name.rpartition("/")[2].partition(".")[0]
-            if key in wanted and image.size:
+            if key in wanted and image.size and (key not in images or _age(image) > _age(images[key])):
                 images[key] = image
         return images
 
@@ -341,7 +358,7 @@ class ImageBucket:
         return refused
 
     def copy(self, source: str, target: str) -> None:
-        """Copy an object within the bucket, on the server.
+        """Copy an image within the bucket, on the server. Unlike images, a copy may be replaced by another.
 
         Raises:
             StoreUnavailableError: the bucket did not; or what is to be copied is gone.
@@ -352,6 +369,9 @@ class ImageBucket:
                     Bucket=self.name,
                     Key=self.prefix + target,
                     CopySource={"Bucket": self.name, "Key": self.prefix + source},
+                    MetadataDirective="REPLACE",
+                    ContentType=MEDIA_TYPES.get(target.rpartition(".")[2], "application/octet-stream"),
+                    CacheControl="no-cache",
                 )
         except FileNotFoundError as error:
             raise StoreUnavailableError(f"{self.uri_of(source)} is gone: somebody deleted it.") from error
@@ -389,6 +409,11 @@ class _outages_named:  # noqa: N801 - reads as the context it is
             ) from error
 
 
+def _age(image: StoredImage) -> tuple[int, bool]:
+    """A sort key for the takes of a picture: the later, and the one that was rejected, is larger."""
+    return take_of(image.name), is_rejected(image.name)
+
+
 def _objects_after(first_page: Sequence[StoredImage]) -> float:
     """About how many images there are: keys are digests, so the first page's share of them tells."""
     last = first_page[-1].name.rpartition("/")[2][:8]
@@ -403,9 +428,9 @@ def image_folder(key: str) -> str:
     return f"images/{key[:2]}"
 
 
-def image_name(key: str, extension: str) -> str:
+def image_name(key: str, extension: str, take: int = 1) -> str:
     """The name of a key's image, below the output prefix."""
-    return f"{image_folder(key)}/{key}.{extension}"
+    return f"{image_folder(key)}/{key}{take_name(take)}.{extension}"
 
 
 def copy_name(row_id: str, extension: str, variant: int = 1) -> str:

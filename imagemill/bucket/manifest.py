@@ -16,6 +16,7 @@ from imagemill.bucket.image_bucket import ImageBucket, copy_name, image_name
 from imagemill.catalog.plan import PLAN_SCHEMA
 from imagemill.jobs import Job, JobStatus
 from imagemill.parquet import read_batches
+from imagemill.takes import seed_of, take_of
 
 MANIFEST = "manifest.parquet"
 
@@ -31,15 +32,15 @@ CATALOG_METADATA = b"imagemill.catalog"
 _COLUMNS_METADATA = b"imagemill.columns"
 """That of the catalog's columns that were used, by imagemill's names, as JSON."""
 
-_Ending = tuple[str, str | None, str | None]
-"""Status, error code and the extension of the image."""
+_Ending = tuple[str, str | None, str | None, int]
+"""Status, error code, the extension of the image, and which take it is."""
 
 
 class Outcomes:
     """The outcome of each job, by number; a million jobs take 4 MB."""
 
     def __init__(self) -> None:
-        self._endings: dict[_Ending, int] = {("rejected", None, None): 0}
+        self._endings: dict[_Ending, int] = {("rejected", None, None, 1): 0}
         self._of_job = array("i")
 
     def add(self, jobs: Iterable[Job]) -> None:
@@ -47,11 +48,14 @@ class Outcomes:
         endings = self._endings
         for job in jobs:
             status = JobStatus.PENDING if job.status is JobStatus.RUNNING else job.status
-            extension = job.image and job.image.rpartition(".")[2]
-            self._of_job.append(endings.setdefault((status, job.error_code, extension), len(endings)))
+            image = job.image if job.image is not None and job.has_picture else ""
+            extension, take = image.rpartition(".")[2] or None, take_of(image)
+            self._of_job.append(endings.setdefault((status, job.error_code, extension, take), len(endings)))
 
-    def of(self, jobs: pa.Array | pa.ChunkedArray) -> tuple[list[str], list[str | None], list[str | None]]:
-        """Status, error code and image extension of the jobs with these numbers; null is a rejected row."""
+    def of(
+        self, jobs: pa.Array | pa.ChunkedArray
+    ) -> tuple[list[str], list[str | None], list[str | None], list[int]]:
+        """Status, error code, extension and take of the images of these jobs; null is a rejected row."""
         numbers = jobs.fill_null(-1).to_numpy()
         rejected = numbers < 0
         if rejected.all():
@@ -59,12 +63,13 @@ class Outcomes:
         else:
             chosen = np.where(rejected, 0, np.frombuffer(self._of_job, np.intc)[numbers])
         endings = list(self._endings)
-        statuses, error_codes, extensions = zip(*endings, strict=True)
+        statuses, error_codes, extensions, takes = zip(*endings, strict=True)
         places = chosen.tolist()
         return (
             [statuses[place] for place in places],
             [error_codes[place] for place in places],
             [extensions[place] for place in places],
+            [takes[place] for place in places],
         )
 
 
@@ -133,7 +138,7 @@ def used_columns(schema: pa.Schema) -> Mapping[str, str]:
 
 
 def _manifest_table(bucket: ImageBucket, planned: pa.Table, outcomes: Outcomes, *, copies: bool) -> pa.Table:
-    statuses, error_codes, extensions = outcomes.of(planned["job"])
+    statuses, error_codes, extensions, takes = outcomes.of(planned["job"])
     uri_of, keys = bucket.uri_of, planned["key"].to_pylist()
     copy_uris: list[str | None] = [None] * len(keys)
     if copies:
@@ -142,8 +147,8 @@ def _manifest_table(bucket: ImageBucket, planned: pa.Table, outcomes: Outcomes, 
     own = {
         "status": statuses,
         "uri": [
-            extension and uri_of(image_name(key, extension))
-            for key, extension in zip(keys, extensions, strict=True)
+            extension and uri_of(image_name(key, extension, take))
+            for key, extension, take in zip(keys, extensions, takes, strict=True)
         ],
         "copy_uri": copy_uris,
         "error_code": error_codes,
@@ -153,6 +158,9 @@ def _manifest_table(bucket: ImageBucket, planned: pa.Table, outcomes: Outcomes, 
         for name in OWN_COLUMNS
         if name != "variant"
     }
+    if max(takes, default=1) > 1:
+        seeds = map(seed_of, planned["seed"].to_pylist(), takes)
+        columns["seed"] = pa.array(seeds, planned["seed"].type)
     return pa.table(columns | {"variant": pa.array(variants_of(planned), pa.int32())})
 
 

@@ -103,6 +103,13 @@ def _parser(kind: type[argparse.ArgumentParser]) -> argparse.ArgumentParser:
     retry.add_argument(
         "--permanent", action="store_true", help="also retry jobs that would fail again with the same input"
     )
+    retry.add_argument(
+        "--from",
+        dest="choices",
+        type=Path,
+        metavar="FILE",
+        help="instead, apply the choices of a review: make pictures anew, keep or reject them",
+    )
     add_options(retry, RESUME_OPTIONS)
     retry.set_defaults(run=_retry_failed)
 
@@ -372,8 +379,13 @@ def _resume(arguments: argparse.Namespace) -> int:
 def _retry_failed(arguments: argparse.Namespace) -> int:
     from imagemill.cli.running import check, run_and_show
     from imagemill.flows.retry_failed import retry_failed
+    from imagemill.runs.folder import RunFolder
+    from imagemill.runs.review_choices import read_choices
 
     settings = _recorded(arguments)
+    choices = arguments.choices and read_choices(arguments.choices)
+    if choices is not None:
+        choices.check(arguments.run_id, RunFolder(arguments.run_id).plan)
     check(settings)
     return run_and_show(
         lambda: retry_failed(
@@ -381,6 +393,7 @@ def _retry_failed(arguments: argparse.Namespace) -> int:
             arguments.permanent,
             limits=settings["limits"],
             execution=settings["execution"],
+            choices=choices,
         ),
         as_json=arguments.json,
         log_format=arguments.log_format,

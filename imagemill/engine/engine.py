@@ -46,7 +46,6 @@ from imagemill.quality.inspection import (
     Finding,
     Inspection,
     OnSuspect,
-    another_seed,
 )
 from imagemill.quality.verdicts import Verdict
 from imagemill.request_watch import RequestState
@@ -377,10 +376,10 @@ class Engine:
                     found = await self._look_at(job, image)
                 self._setup.succeeded(job)
                 if work.kept is None or found.merit > work.kept.found.merit:
-                    name = image_name(job.key, picture.extension)
+                    name = image_name(job.key, picture.extension, job.take)
                     receipt = Receipt.of(self._recorder.run_id, job, latency_s, queued_s)
                     await self._keep(job, name, image.content, receipt)
-                    work.kept = KeptPicture(name, len(image.content), found, job.seed, latency_s, queued_s)
+                    work.kept = KeptPicture(name, len(image.content), found, latency_s, queued_s)
             finally:
                 self._uploads.release()
         except (ApiError, StoreUnavailableError):
@@ -393,9 +392,9 @@ class Engine:
                 code="unexpected_error",
                 keep_request=True,
             ) from error
-        if found.verdicts and self._on_suspect is OnSuspect.RETRY and not work.again:
+        if found.verdicts and self._on_suspect is OnSuspect.RETRY and not (work.again or work.redone):
             work.again = True
-            job.seed = another_seed(job.seed)
+            self._take(job, work.kept)
             raise ApiError(ErrorClass.INVALID_IMAGE, f"a suspect picture ({found.suspect})", code=SUSPECT)
         self._finish(work, work.kept)
 
@@ -412,13 +411,34 @@ class Engine:
     def _finish(self, work: Work, kept: KeptPicture) -> None:
         """The job is done: its picture, or the better of two, is in the bucket."""
         job = work.job
-        if work.again:
-            self._recorder.event(
-                "suspect_retried", job=job.number, kept_seed=kept.seed, kept=kept.found.suspect
-            )
         job.finish(self._wall(), image=kept.name, image_bytes=kept.size, latency_s=kept.latency_s)
-        job.queued_s, job.seed = kept.queued_s, kept.seed
+        self._take(job, kept)
+        if work.again:
+            better = "the second has fewer flags, or as many and is sharper"
+            why = better if job.take > 1 else "the second did not come, or is no better"
+            self._recorder.retaken("suspect_retried", job, why)
+        if work.redone:
+            self._recorder.retaken("redone", job, "another picture was wanted")
+        self._store.save(job)
+        self._recorder.finished(job)
+
+    @staticmethod
+    def _take(job: Job, kept: KeptPicture) -> None:
+        """The job has this picture, be it that another is made in place of it."""
+        job.image, job.image_bytes = kept.name, kept.size
+        job.latency_s, job.queued_s = kept.latency_s, kept.queued_s
         job.quality, job.suspect = kept.found.quality, kept.found.suspect
+
+    def _fall_back(self, job: Job, error: ApiError) -> None:
+        """Another picture was wanted and none came: the one there is stays."""
+        job.finish(
+            self._wall(),
+            image=job.image or "",
+            image_bytes=job.image_bytes or 0,
+            latency_s=job.latency_s,
+            reused=job.reused,
+        )
+        self._recorder.retaken("redone", job, f"no other came: {error.message}")
         self._store.save(job)
         self._recorder.finished(job)
 
@@ -493,7 +513,7 @@ class Engine:
             picture = self._checked(job, image)
             latency_s = max(0.0, took_s - queued_s)
             receipt = Receipt.of(self._recorder.run_id, job, latency_s, queued_s)
-            self._save_here(image_name(job.key, picture.extension), image.content, receipt)
+            self._save_here(image_name(job.key, picture.extension, job.take), image.content, receipt)
 
     def _checked(self, job: Job, image: GeneratedImage) -> Picture:
         """The image, seen to be what was asked for; a model that takes no size chooses one itself."""
@@ -555,16 +575,19 @@ class Engine:
             work.purchase.doubt()  # the API still has it: it may be made and charged yet
         if work.kept is not None:
             self._finish(work, work.kept)
-            return None
-        job.fail(
-            self._wall(),
-            error_class=error.error_class,
-            code=error.code,
-            message=error.message,
-            retryable=rule.outcome is Outcome.RETRYABLE,
-        )
-        self._store.save(job)
-        self._recorder.gave_up(job)
+        elif work.redone and job.has_picture:
+            self._fall_back(job, error)
+        else:
+            retryable = rule.outcome is Outcome.RETRYABLE
+            job.fail(
+                self._wall(),
+                error_class=error.error_class,
+                code=error.code,
+                message=error.message,
+                retryable=retryable,
+            )
+            self._store.save(job)
+            self._recorder.gave_up(job)
         return None
 
     def _is_set_up_wrongly(self, job: Job, error: ApiError) -> bool:

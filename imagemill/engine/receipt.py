@@ -90,7 +90,7 @@ class Receipt:
 def image_metadata(job: Job, receipt: Receipt | None) -> dict[str, str]:
     """The metadata that a job's image is stored with: what it was made from, and the receipt if known."""
     digest = hashlib.sha256(job.prompt.encode("utf-8", "surrogatepass")).hexdigest()
-    made_from = {"key": job.key, "seed": str(job.seed), "model": job.model, "prompt-sha256": digest}
+    made_from = {"key": job.key, "seed": str(job.take_seed), "model": job.model, "prompt-sha256": digest}
     return made_from | (receipt.to_metadata() if receipt else {})
 
 

@@ -162,6 +162,22 @@ class Recorder:
         self.telemetry.finished(job)
         self._log.job("done", job, latency_s=job.latency_s and round(job.latency_s, 4), image=job.image)
 
+    def retaken(self, event: str, job: Job, why: str) -> None:
+        """A picture was made anew: which take stays, and why."""
+        self._log.job(event, job, image=job.image, kept_seed=job.take_seed, kept=job.suspect, why=why)
+
+    def redo(self, job: Job) -> None:
+        """A person wants another picture in place of the one there is."""
+        self._log.job("redo", job, image=job.image)
+
+    def kept(self, job: Job) -> None:
+        """A person kept a picture that was suspect."""
+        self._log.job("kept", job, image=job.image)
+
+    def rejected(self, job: Job) -> None:
+        """A person rejected a picture."""
+        self._log.job("rejected", job, image=job.image, message=job.error_message)
+
     def gave_up(self, job: Job) -> None:
         """The job failed. Its whole input goes into the log, for the API's own words mean little alone."""
         self.failed += 1

@@ -28,12 +28,11 @@ _NEVER_SENT = (
 
 @dataclass(frozen=True, slots=True)
 class KeptPicture:
-    """A picture that is in the bucket: the object's name, its bytes, its seed, and how long it took."""
+    """A picture that is in the bucket: the object's name, its bytes, and how long it took."""
 
     name: str
     size: int
     found: Finding
-    seed: int
     latency_s: float
     queued_s: float
 
@@ -43,8 +42,9 @@ class Work:
     """One job at work. ``is_lost`` says that its request got no answer and the API may list it.
 
     ``watch`` follows its request while that is on the way; ``withdrawal`` is set once the API has answered
-    whether it cancelled it. ``taken_over``: another process has the job now. ``kept`` is the better of its
-    pictures so far, and ``again`` whether a suspect one is made once more.
+    whether it cancelled it. ``taken_over``: another process has the job now. ``kept`` is the better of the
+    pictures made so far, and ``again`` whether a suspect one is made once more. ``redone``: the job came with
+    a picture, in place of which another is wanted.
     """
 
     job: Job
@@ -57,8 +57,10 @@ class Work:
     taken_over: bool = False
     kept: KeptPicture | None = None
     again: bool = False
+    redone: bool = False
 
     def __post_init__(self) -> None:
+        self.redone = self.job.image is not None
         self.is_lost = self.job.unanswered > 0 and self.job.request_id is None
         if self.job.request_id is not None:
             self.request_ids.add(self.job.request_id)

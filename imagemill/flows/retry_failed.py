@@ -5,12 +5,15 @@
 from prefect import flow
 
 from imagemill.pipeline import finish, generate, open_run, outcome
+from imagemill.runs.folder import RunFolder
 from imagemill.runs.recorded_settings import recorded_settings
+from imagemill.runs.review_choices import ReviewChoices
 from imagemill.runs.summary import RunSummary
 from imagemill.runs.user_errors import one_sentence
 from imagemill.settings import ExecutionSettings, LimitSettings, Output
+from imagemill.tasks.apply_choices import apply_choices
 from imagemill.tasks.approval import ask_approval, ask_loss_approval
-from imagemill.tasks.prepare import prepare
+from imagemill.tasks.prepare import left_to_do, prepare
 from imagemill.tasks.reopen_failed import reopen_failed
 
 
@@ -22,8 +25,9 @@ def retry_failed(
     output: Output | None = None,
     limits: LimitSettings | None = None,
     execution: ExecutionSettings | None = None,
+    choices: ReviewChoices | None = None,
 ) -> RunSummary:
-    """Retry the failed jobs of a run. Earlier attempts and their cost stay on record.
+    """Retry the failed jobs of a run, or make suspect pictures anew. Earlier attempts and their cost stay.
 
     Args:
         run_id: The id of the run.
@@ -31,12 +35,14 @@ def retry_failed(
         output: Where the run's records are, if another machine ran it: s3://BUCKET/PREFIX.
         limits: Limits on speed and cost, if not as before.
         execution: How the run is executed and where its state is stored, if not as before.
+        choices: The choices of a review, as imagemill review saves them: instead of failed jobs, the pictures
+            to make anew are retried.
 
     Returns:
         The run's summary.
 
     Raises:
-        InputError: there is no such run.
+        InputError: there is no such run, or the choices are not for it.
         RunStoppedError: the run stopped early and can be resumed.
     """
     run_id = run_id.strip()
@@ -46,9 +52,16 @@ def retry_failed(
     )
     plan = {"run_id": run_id, "keep_plan": True}
     settings = settings.model_copy(update={"execution": settings.execution.model_copy(update=plan)})
+    if choices is not None:
+        choices.check(run_id, RunFolder(run_id).plan)
     with open_run(settings) as run:
-        reopen_failed(run.session, permanent=permanent)
+        if choices is None:
+            reopen_failed(run.session, permanent=permanent)
         prepared = prepare(run.session)
+        if choices is not None:
+            apply_choices(run.session, choices)
+            unfinished = run.session.wait(run.session.store.unfinished_numbers)
+            prepared = left_to_do(run.session, prepared.counts, unfinished, prepared.loss)
         ask_loss_approval(prepared.loss)
         ask_approval(prepared.images, prepared.cost_usd, settings.limits.approve_above_usd, prepared.counts)
         generate(run, prepared)

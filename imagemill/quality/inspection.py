@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import partial
@@ -78,11 +77,6 @@ class Inspection:
             return Finding()
         work = partial(self._sampling.timed, partial(_judged, content))
         return await anyio.to_thread.run_sync(work, limiter=self._threads)
-
-
-def another_seed(seed: int) -> int:
-    """The seed for a second attempt at a picture: always the same one, within 31 bits."""
-    return int.from_bytes(hashlib.blake2b(str(seed).encode(), digest_size=4).digest()) >> 1
 
 
 def _judged(content: bytes) -> Finding:

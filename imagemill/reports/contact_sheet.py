@@ -21,6 +21,7 @@ from PIL import Image
 from imagemill.bucket.image_bucket import ImageBucket
 from imagemill.errors import StoreUnavailableError
 from imagemill.parquet import read_batches
+from imagemill.takes import seed_of, take_of
 
 _THUMBNAIL = 200
 _MOST_VARIANTS = 24
@@ -119,7 +120,7 @@ def tiles_of(
         return Tile(
             id=row["id"],
             prompt=row["prompt"],
-            seed=row["seed"],
+            seed=seed_of(row["seed"], take_of(name or "")),
             width=row["width"],
             height=row["height"],
             uri=bucket.uri_of(name) if name else "",

@@ -213,8 +213,9 @@ def _known(records: RunRecords, run_id: str) -> KnownRun:
         return KnownRun(**common, state=state, **summary.model_dump(include=ended))
     done = failed = 0
     for line in records.lines(run_id):
-        done += b'"event":"done"' in line
-        failed += (b'"event":"failed"' in line) - (b'"event":"reopened"' in line)
+        rejected = b'"event":"rejected"' in line
+        done += (b'"event":"done"' in line) - rejected - (b'"event":"redo"' in line)
+        failed += (b'"event":"failed"' in line) + rejected - (b'"event":"reopened"' in line)
     unique = plan.get("unique")
     return KnownRun(
         **common,

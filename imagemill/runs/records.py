@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from imagemill.bucket.image_bucket import copy_name, image_name
 from imagemill.bucket.manifest import Outcomes, variants_of
-from imagemill.jobs import Job, JobStatus
+from imagemill.jobs import KEPT, Job, JobStatus
 from imagemill.media_types import JSON_LINES, PARQUET
 from imagemill.parquet import RowWriter, read_batches
 from imagemill.quality.measures import Measures
@@ -54,6 +54,7 @@ JOBS_SCHEMA = pa.schema(
         ("variant", pa.int32()),
         ("varied", pa.string()),
         ("suspect", pa.string()),
+        ("seed", pa.int64()),
     ]
 )
 
@@ -102,10 +103,9 @@ def write_records(session: Session) -> Outcomes:
             measures = [orjson.loads(job.quality or "{}") for job in jobs]
             measured = pa.Table.from_pylist(measures, QUALITY_SCHEMA)
             alike.add(jobs, measured["phash"])
-            columns = [*_table(jobs, JOBS_SCHEMA).columns, *measured.columns]
-            jobs_writer.write(
-                pa.Table.from_arrays([*columns, pa.nulls(len(jobs), pa.int64())], schema=schema)
-            )
+            neighbours = pa.nulls(len(jobs), pa.int64())  # known once all are written
+            columns = [*_pictures(jobs).columns, *measured.columns, neighbours]
+            jobs_writer.write(pa.Table.from_arrays(columns, schema=schema))
             failed = [job for job in jobs if job.status is JobStatus.FAILED]
             if failed:
                 failed_writer.write(_table(failed, FAILED_SCHEMA))
@@ -119,15 +119,18 @@ class AlikePictures:
 
     def __init__(self) -> None:
         self._hashes, self._prompts, self._places = array("Q"), array("q"), array("q")
+        self._kept: set[int] = set()
         self._rows = 0
 
     def add(self, jobs: list[Job], phashes: pa.ChunkedArray) -> None:
         """Take the next jobs of the file, with the hashes of their pictures or nulls."""
         for place, (job, phash) in enumerate(zip(jobs, phashes.to_pylist(), strict=True), self._rows):
-            if phash is not None:
+            if phash is not None and job.has_picture:
                 self._hashes.append(int(phash, 16))
                 self._prompts.append(hash(job.prompt))
                 self._places.append(place)
+                if job.suspect == KEPT:
+                    self._kept.add(place)
         self._rows += len(jobs)
 
     def mark(self, file: Path) -> None:
@@ -137,6 +140,7 @@ class AlikePictures:
         found = near_duplicates(np.frombuffer(self._hashes, np.uint64), prompts)
         neighbours = np.full(self._rows, -1)
         neighbours[places[found >= 0]] = places[found[found >= 0]]
+        neighbours[list(self._kept)] = -1
         if not (neighbours >= 0).any():
             return
         copy, start = file.with_suffix(".marked"), 0
@@ -180,6 +184,18 @@ def _table(jobs: list[Job], schema: pa.Schema) -> pa.Table:
     return pa.Table.from_arrays(columns, schema=schema)
 
 
+def _pictures(jobs: list[Job]) -> pa.Table:
+    """The rows of jobs.parquet, with the seed of the picture that each job has."""
+    table = _table(jobs, JOBS_SCHEMA)
+    for name, values in (
+        ("seed", [job.take_seed for job in jobs]),
+        ("suspect", ["" if job.suspect == KEPT else job.suspect for job in jobs]),
+    ):
+        field = JOBS_SCHEMA.field(name)
+        table = table.set_column(JOBS_SCHEMA.get_field_index(name), field, pa.array(values, field.type))
+    return table
+
+
 def publish_records(session: Session) -> None:
     """Upload the run's records: its jobs, dead letters, rejected rows and log."""
     for name, media_type in (
@@ -195,17 +211,17 @@ def publish_records(session: Session) -> None:
 def copy_images(session: Session, outcomes: Outcomes) -> None:
     """Give each row its own copy of its image, made by the server."""
 
-    def copy(row: tuple[str, int, str, str]) -> None:
-        row_id, variant, key, extension = row
-        session.bucket.copy(image_name(key, extension), copy_name(row_id, extension, variant))
+    def copy(row: tuple[str, int, str, str, int]) -> None:
+        row_id, variant, key, extension, take = row
+        session.bucket.copy(image_name(key, extension, take), copy_name(row_id, extension, variant))
 
     with ThreadPoolExecutor(_COPIES_AT_ONCE) as threads:
         names = pq.read_schema(session.folder.plan).names
         for batch in read_batches(
             session.folder.plan, [n for n in ("id", "variant", "key", "job") if n in names]
         ):
-            extensions = outcomes.of(batch["job"])[2]
-            columns = (batch["id"].to_pylist(), variants_of(batch), batch["key"].to_pylist(), extensions)
-            rows = zip(*columns, strict=True)
+            _, _, extensions, takes = outcomes.of(batch["job"])
+            keys = batch["key"].to_pylist()
+            rows = zip(batch["id"].to_pylist(), variants_of(batch), keys, extensions, takes, strict=True)
             for _ in threads.map(copy, [row for row in rows if row[3] is not None]):
                 pass

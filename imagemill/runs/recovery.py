@@ -6,7 +6,8 @@ The bucket is believed first, then the request that the API still knows, then th
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 
 import orjson
@@ -16,11 +17,12 @@ from imagemill.bucket.superseded import keep
 from imagemill.durable import drop_parts
 from imagemill.engine.image_check import check_picture
 from imagemill.engine.receipt import Receipt, image_metadata
-from imagemill.errors import ApiError
+from imagemill.errors import ApiError, ErrorClass
 from imagemill.jobs import Job, JobStatus
 from imagemill.runs.log_replay import LastLine, catch_up, last_lines, was_unanswered
 from imagemill.runs.session import Session
 from imagemill.stores import shards
+from imagemill.takes import REJECTED, is_rejected, take_of
 
 _LOOKED_UP_AT_ONCE = 10_000
 _RECEIPT = ".json"
@@ -33,27 +35,33 @@ def upload_unsaved(session: Session) -> None:
     One that is not, such as a disk that was full left it, is dropped and counted as lost: its job is made
     anew.
     """
-    kept = session.folder.unsaved.glob("[!.]*.*")
-    files = {file.stem: file for file in kept if file.suffix != _RECEIPT}
+    files: dict[str, list[Path]] = {}
+    for file in session.folder.unsaved.glob("[!.]*.*"):
+        if file.suffix != _RECEIPT:
+            files.setdefault(file.name.partition(".")[0], []).append(file)
     if not files:
         return
     for job in _jobs_of(session, files.keys()):
-        file = files.pop(job.key)
-        receipt = _receipt_in(file.with_suffix(_RECEIPT))
-        try:
-            content = file.read_bytes()
-            picture = check_picture(content, job.width, job.height, exact=session.api.profile.sizes.exact)
-        except FileNotFoundError:
-            continue  # another worker on this machine has uploaded it
-        except ApiError as error:
-            session.recorder.lost_image(file.name, error.message)
-        else:
-            name = image_name(job.key, picture.extension)
-            session.wait(session.bucket.put_image, name, content, image_metadata(job, receipt))
-        file.unlink(missing_ok=True)
-        file.with_suffix(_RECEIPT).unlink(missing_ok=True)
-    for file in files.values():
+        for file in files.pop(job.key):
+            _upload_unsaved(session, job, file)
+    for file in chain.from_iterable(files.values()):
         session.recorder.event("unsaved_ignored", image=file.name)  # of no job of this run
+
+
+def _upload_unsaved(session: Session, job: Job, file: Path) -> None:
+    receipt = _receipt_in(file.with_suffix(_RECEIPT))
+    try:
+        content = file.read_bytes()
+        picture = check_picture(content, job.width, job.height, exact=session.api.profile.sizes.exact)
+    except FileNotFoundError:
+        return  # another worker on this machine has uploaded it
+    except ApiError as error:
+        session.recorder.lost_image(file.name, error.message)
+    else:
+        name = image_name(job.key, picture.extension, take_of(file.name))
+        session.wait(session.bucket.put_image, name, content, image_metadata(job, receipt))
+    file.unlink(missing_ok=True)
+    file.with_suffix(_RECEIPT).unlink(missing_ok=True)
 
 
 def drop_leftovers(session: Session) -> None:
@@ -111,12 +119,12 @@ def find_images(session: Session, numbers: Sequence[int], *, begun: bool) -> Seq
 
     for jobs in _batches(session, numbers):
         doubtful_usd = sum(job.unanswered_usd for job in jobs)
-        found = [images[job.key].name for job in jobs if begun and job.key in images]
-        receipts = _receipts(session, found)
+        found = {job.number: image for job in jobs if (image := _image_of(job, images)) is not None}
+        receipts = _receipts(session, [image.name for image in found.values()] if begun else [])
         changed = [
             job
             for job in jobs
-            if _settle(session, job, images.get(job.key), receipts.get(job.key), lines.get(job.number))
+            if _settle(session, job, found.get(job.number), receipts.get(job.key), lines.get(job.number))
         ]
         lost = [job for job in jobs if _is_lost(job)]
         if lost:
@@ -127,6 +135,12 @@ def find_images(session: Session, numbers: Sequence[int], *, begun: bool) -> Seq
         if changed or lost:
             session.wait(save, list({job.number: job for job in (*changed, *lost)}.values()))
     return session.wait(store.unfinished_numbers) if images or lines else numbers
+
+
+def _image_of(job: Job, images: Mapping[str, StoredImage]) -> StoredImage | None:
+    """The job's image in the bucket; None if it is one in place of which another is wanted."""
+    image = images.get(job.key)
+    return None if image is None or take_of(image.name) < job.take else image
 
 
 def _is_lost(job: Job) -> bool:
@@ -157,7 +171,16 @@ def _settle(
     known_usd = job.cost_usd
     missed = catch_up(job, line)
     price = session.api.price_usd(job.width, job.height, job.steps, job.params)
-    if image is not None:
+    if image is not None and is_rejected(image.name):
+        job.image = image.name
+        job.fail(
+            time.time(),
+            error_class=ErrorClass.CONTENT_FILTERED,
+            code=REJECTED,
+            message="rejected in a review of an earlier run",
+            retryable=False,
+        )
+    elif image is not None:
         others = receipt is not None and receipt.run_id != session.settings.run_id
         asked_again = receipt is not None and receipt.attempts < job.attempts  # for a suspect picture
         if receipt is not None and not others:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from prefect import get_run_logger, task
@@ -55,10 +56,15 @@ def prepare(session: Session) -> Prepared:
         drop_leftovers(session)
         upload_unsaved(session)
         unfinished = find_images(session, session.wait(session.store.unfinished_numbers), begun=begun)
-        totals = session.wait(session.store.totals)
-        session.recorder.begin(
-            unique=counts.unique, done=totals.done, failed=totals.failed, cost_usd=totals.cost_usd
-        )
+        return left_to_do(session, counts, unfinished, loss)
+
+
+def left_to_do(session: Session, counts: PlanCounts, unfinished: Sequence[int], loss: str | None) -> Prepared:
+    """What is left to do, with the jobs of these numbers unfinished; the run's progress starts from there."""
+    totals = session.wait(session.store.totals)
+    session.recorder.begin(
+        unique=counts.unique, done=totals.done, failed=totals.failed, cost_usd=totals.cost_usd
+    )
     cost_usd = float(exact(counts.cost_usd * len(unfinished) / counts.unique)) if counts.unique else 0.0
     size = session.settings.execution.shard_size
     return Prepared(counts, shards(unfinished, size), len(unfinished), cost_usd, loss)

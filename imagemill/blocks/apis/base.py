@@ -348,7 +348,7 @@ class ImageApi(Block):
             width=job.width,
             height=job.height,
             steps=job.steps,
-            seed=job.seed,
+            seed=job.take_seed,
             image_format=job.format,
             params=job.params,
         )

@@ -118,7 +118,7 @@ class OpenAICompatible(ImageApi):
         }
         if self._names_response_format and not is_gpt_image(job.model):
             body["response_format"] = "b64_json"
-        own = {"{seed}": job.seed, "{steps}": job.steps}
+        own = {"{seed}": job.take_seed, "{steps}": job.steps}
         for name, value in self.extra_fields.items():
             body[name] = own.get(value, value) if isinstance(value, str) else value
         return body
