@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from math import prod
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -48,6 +49,8 @@ PARAM_PREFIX = "param_"
 """A column map's name for a further field of the model begins so: ``{"param_guidance": "cfg"}``."""
 
 _LONGEST_TEMPLATE = 20_000
+_TEMPLATES = "templates"
+"""The folder of a project whose files a flow's parameters may name as templates."""
 _MOST_PER_ROW = 1_000
 _VARIED_FORMS = {
     "size": re.compile(r"[1-9][0-9]{0,4}x[1-9][0-9]{0,4}"),
@@ -70,6 +73,34 @@ def _listed(values: object) -> object:
     """Values given as text, "A,B", or as numbers."""
     given = values.split(",") if isinstance(values, str) else values
     return [str(value).strip() for value in given] if isinstance(given, (list, tuple)) else given
+
+
+def _template_of_project(name: str) -> str:
+    """A template that was deployed with a flow.
+
+    A flow's parameters come from anyone who may start it: they must not name any file of its worker.
+    """
+    folder, file = Path(_TEMPLATES).resolve(), Path(name).resolve()
+    if file.suffix != ".j2" or not file.is_relative_to(folder):
+        raise ValueError(
+            f"a template's file is @{_TEMPLATES}/NAME.j2, in the folder where the flow runs; only the command"
+            " line reads any other. A prompt that begins with @ is {{ '@' }}…"
+        )
+    return read_template(file)
+
+
+def read_template(file: Path) -> str:
+    """A template from a file.
+
+    Raises:
+        ValueError: it cannot be read.
+    """
+    try:
+        text = file.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise ValueError(f"the template file {str(file)!r} cannot be read: {reason}") from error
+    return "{{ '@' }}" + text[1:] if text.startswith("@") else text  # or it would name another file
 
 
 def _param_of(column: str) -> str | None:
@@ -97,8 +128,8 @@ class CatalogSettings(_Settings):
     )
     prompt_template: str | None = Field(
         default=None,
-        description="A Jinja2 template that makes each row's prompt from its columns. On the command line,"
-        " @FILE reads it from a file.",
+        description="A Jinja2 template that makes each row's prompt from its columns. @FILE reads it from a"
+        " file: any on the command line, in a flow only @templates/NAME.j2 of its project.",
         examples=["Studio photo of {{ title }}, {{ colour | lower }}, white background"],
     )
     negative_prompt_template: str | None = Field(
@@ -142,11 +173,7 @@ class CatalogSettings(_Settings):
     @classmethod
     def _bounded_template(cls, template: str | None) -> str | None:
         if template is not None and template.startswith("@"):
-            # A flow's parameters come from anyone who may start it, and would name any file of its worker.
-            raise ValueError(
-                "only the command line reads a template from a file: give its text. A prompt that begins with"
-                " @ is {{ '@' }}…"
-            )
+            template = _template_of_project(template[1:])
         if template is not None and not template.strip():
             raise ValueError("the template is blank")
         if template is not None and len(template) > _LONGEST_TEMPLATE:

@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 from pydantic import ValidationError
 
 from imagemill.errors import InputError
-from imagemill.settings import GROUPS, input_error
+from imagemill.settings import GROUPS, input_error, read_template
 
 OPTIONS: tuple[tuple[str, str, str, str], ...] = (
     # option, metavar, group of settings, field
@@ -170,7 +170,7 @@ def settings_of(arguments: argparse.Namespace, group: str, **given: object) -> A
         elif option == "--concurrency" and value != "auto":
             value = _whole(option, value)
         elif option in _TEMPLATES and value.startswith("@"):
-            value = _template_in(option, Path(value[1:]).expanduser())
+            value = _template(option, value)
         values[name] = value
     try:
         return GROUPS[group](**values)
@@ -199,13 +199,11 @@ def _pair(option: str, metavar: str, text: str) -> tuple[str, str]:
     return name, value
 
 
-def _template_in(option: str, file: Path) -> str:
+def _template(option: str, given: str) -> str:
     try:
-        text = file.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise InputError(f"{option}: the file {str(file)!r} cannot be read: {reason}.") from error
-    return "{{ '@' }}" + text[1:] if text.startswith("@") else text  # settings take no text that begins so
+        return read_template(Path(given[1:]).expanduser())
+    except ValueError as error:
+        raise InputError(f"{option} {given!r}: {error}.") from error
 
 
 def _whole(option: str, text: str) -> int:

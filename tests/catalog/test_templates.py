@@ -125,17 +125,32 @@ def test_a_template_comes_from_a_file(catalog: Callable[..., str], tmp_path: Pat
     assert _template_given(f"@{file}") == file.read_text()
     file.write_text("@{{ title }}")
     assert prompts(catalog(title=["Mug"]), _template_given(f"@{file}"))[0] == ["@Mug"]
-    with pytest.raises(
-        InputError, match=r"^--prompt-template: the file '/nowhere.j2' cannot be read: No such"
-    ):
+    with pytest.raises(InputError, match=r"^--prompt-template '@/nowhere.j2': .* cannot be read: No such"):
         _template_given("@/nowhere.j2")
 
 
-@pytest.mark.parametrize("name", ["prompt_template", "negative_prompt_template"])
-def test_only_the_command_line_reads_a_template_from_a_file(tmp_path: Path, name: str) -> None:
-    (tmp_path / "secret").write_text("of the worker")
-    with pytest.raises(InputError, match="only the command line reads a template from a file"):
-        estimate({"path": "x", name: f"@{tmp_path / 'secret'}"})
+def test_a_flow_reads_a_template_only_from_its_project(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    templates = tmp_path / "templates"
+    templates.mkdir()
+    for file in (templates / "prompt.j2", tmp_path / "secret.j2", templates / "key.pem"):
+        file.write_text("{{ title }}")
+    (templates / "link.j2").symlink_to(tmp_path / "secret.j2")
+    settings = CatalogSettings(path="x", prompt_template="@templates/prompt.j2")
+    assert settings.prompt_template == "{{ title }}"
+    assert CatalogSettings(**settings.model_dump()) == settings  # as a resume on another machine reads it
+    for name in (
+        "secret.j2",
+        "templates/../secret.j2",
+        "/etc/passwd",
+        "templates/key.pem",
+        "templates/link.j2",
+    ):
+        for kind in ("prompt_template", "negative_prompt_template"):
+            with pytest.raises(InputError, match=r"is @templates/NAME\.j2, in the folder where the flow"):
+                estimate({"path": "x", kind: f"@{name}"})
 
 
 def _template_given(text: str) -> str:

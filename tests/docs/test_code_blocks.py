@@ -56,7 +56,12 @@ STANDS_FOR = {
     "RUN_ID": "a-run",
 }
 
-PRODUCTS = {"sku": ["sku-07841", "sku-07842", "sku-07843"], "prompt": ["an owl", "a tram", "an owl"]}
+PRODUCTS = {
+    "sku": ["sku-07841", "sku-07842", "sku-07843"],
+    "prompt": ["an owl", "a tram", "an owl"],
+    "title": ["Mug", "Chair", "Lamp"],
+    "colour": ["Red", "oak", "BLUE"],
+}
 A_RUN = {**PRODUCTS, "prompt": ["an owl", "a tram #fault:400", "a fox"]}
 """What the run has behind it that the pages call RUN_ID."""
 

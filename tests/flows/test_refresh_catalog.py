@@ -159,6 +159,16 @@ def test_a_refresh_that_would_hurt_is_refused_before_it_buys(
     assert place.read("manifest.parquet") == before
     assert emulated.stats()["generation_requests"] == asked
 
+    # Version 0.1 only carried a column whose name has other capitals: now it would change every image.
+    seeds = catalog("seeds.parquet", **shop, Seed=[1, 2, 3, 4, 5])
+    refresh(place, emulated, {"path": seeds, "columns": {"seed": ""}})
+    assert emulated.stats()["generation_requests"] == asked
+    with pytest.raises(
+        InputError, match=r'5 of 5 images would be made anew.* {"seed": "Seed"} to use it, .* {"seed": ""}'
+    ):
+        refresh(place, emulated, seeds)
+    assert emulated.stats()["generation_requests"] == asked
+
     two = catalog("two.parquet", id=["f", "a"], prompt=["6", "1"])
     part = refresh(place, emulated, {"path": two, "limit": 2})
     assert (part.added, part.unchanged, part.retired, part.rows) == (1, 1, 0, 2)

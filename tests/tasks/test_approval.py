@@ -14,6 +14,7 @@ from prefect.states import State
 
 from imagemill.emulator import Emulator
 from imagemill.flows.generate_catalog import generate_catalog
+from imagemill.flows.refresh_catalog import refresh_catalog
 from tests.conftest import Place
 from tests.patience import PATIENCE_S
 
@@ -68,3 +69,39 @@ def test_an_expensive_run_waits_for_approval(
     assert states[0].is_completed() is approve
     if not approve:
         assert "was not approved" in str(states[0].message)
+
+
+@pytest.mark.usefixtures("prefect_server")
+def test_a_refresh_that_would_take_too_much_waits_for_approval(
+    place: Place, emulator: Callable[..., Emulator], catalog: Callable[..., str]
+) -> None:
+    emulated = emulator()
+    shop, cut = catalog(prompt=list("abcde")), catalog("cut.parquet", prompt=["a"])
+    states: list[State[Any]] = []
+
+    def refresh(path: str) -> None:
+        states.append(
+            refresh_catalog(
+                catalog=path,
+                api={"provider": "together", "base_url": emulated.base_url},
+                output=place.settings(),
+                picture={"width": 256, "height": 256},
+                refresh={"approve_loss": True},
+                return_state=True,
+            )
+        )
+
+    refresh(shop)
+    assert states.pop().is_completed()
+    for approve in (False, True):
+        before = place.read("manifest.parquet")
+        thread = threading.Thread(target=refresh, args=(cut,))
+        thread.start()
+        with get_client(sync_client=True) as client:
+            client.resume_flow_run(paused_flow_run(client).id, run_input={"approve": approve})
+        thread.join(60)
+        assert states[-1].is_completed() is approve
+        assert (place.read("manifest.parquet") == before) is not approve
+    assert "was not approved. A refresh from the catalog" in str(states[0].message)
+    assert [row["status"] for row in place.table("manifest.parquet")] == ["done"] + ["retired"] * 4
+    assert emulated.bill()["images"] == 5
