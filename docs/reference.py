@@ -21,7 +21,7 @@ from imagemill.runs.summary import RunSummary
 _FILES: tuple[tuple[str, str, pa.Schema], ...] = (
     (
         "jobs.parquet",
-        "One row per job. The last columns measure its picture, and are null if it was not measured.",
+        "One row per job. `cost_usd` includes `judge_usd`. Measures and the judge's opinion come last.",
         pa.schema([*JOBS_SCHEMA, *QUALITY_SCHEMA, *NEIGHBOUR_SCHEMA]),
     ),
     ("failed.parquet", "One row per failed job, with its full input and the API's message.", FAILED_SCHEMA),

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from imagemill.flows.preview_catalog import preview_catalog
     from imagemill.flows.refresh_catalog import refresh_catalog
     from imagemill.flows.retry_failed import retry_failed
+    from imagemill.quality.judge import Candidate
     from imagemill.reports.dashboard import DashboardSummary
     from imagemill.reports.preview import Preview
     from imagemill.runs.frames import runs
@@ -39,6 +40,7 @@ __all__ = [
     "ApiSettings",
     "Budget",
     "Calibration",
+    "Candidate",
     "CatalogSettings",
     "DashboardSummary",
     "Estimate",
@@ -74,6 +76,7 @@ _MODULES = {
     "flows.preview_catalog": ("preview_catalog",),
     "flows.refresh_catalog": ("refresh_catalog",),
     "flows.retry_failed": ("retry_failed",),
+    "quality.judge": ("Candidate",),
     "reports.dashboard": ("DashboardSummary",),
     "reports.preview": ("Preview",),
     "runs.frames": ("runs",),

@@ -60,7 +60,8 @@ class Job:
     answer never came or could not be read, and ``unanswered_usd`` what the API may have charged for them. A
     job that failed while the API kept its request still has its ``request_id``. ``image`` is the object's
     name below the output prefix. ``reused`` says the image was there before this run asked. ``quality``
-    holds the picture's measures as JSON, "" where it was not measured; ``suspect`` the verdicts, with commas.
+    holds the picture's measures and the judge's opinion as JSON, "" where there are none; ``suspect`` the
+    verdicts, with commas. ``judge_usd`` is what the judge cost, which ``cost_usd`` does not count.
     """
 
     number: int
@@ -98,6 +99,12 @@ class Job:
     varied: str = ""
     quality: str = ""
     suspect: str = ""
+    judge_usd: float = 0.0
+
+    @property
+    def total_usd(self) -> float:
+        """What the job cost: its images, and the judge."""
+        return plus(self.cost_usd, self.judge_usd)
 
     @property
     def take(self) -> int:

@@ -83,6 +83,7 @@ class Bill:
         self._reserved = 0
         self._units = 0
         self._lines: dict[str, tuple[Order, int, int]] = {}
+        self._chat = {"requests": 0, "prompt_tokens": 0, "completion_tokens": 0}
 
     def covers(self, images: int, credit: int | None) -> bool:
         """Say whether the credit, in images, covers these beside those in flight."""
@@ -104,8 +105,14 @@ class Bill:
         _, count, total = self._lines.get(order.digest, (order, 0, 0))
         self._lines[order.digest] = (order, count + order.count, total + units)
 
+    def charge_chat(self, prompt_tokens: int, completion_tokens: int) -> None:
+        """Charge one answer of the chat model, in tokens: their price is each model's own."""
+        counted = {"requests": 1, "prompt_tokens": prompt_tokens, "completion_tokens": completion_tokens}
+        for name, count in counted.items():
+            self._chat[name] += count
+
     def as_dict(self) -> dict[str, Any]:
-        """Return the bill as plain values: images, USD, and one line a digest."""
+        """Return the bill as plain values: images, USD, one line per digest, and the chat model's tokens."""
         lines = {
             digest: {
                 "count": count,
@@ -120,4 +127,9 @@ class Bill:
             }
             for digest, (order, count, units) in self._lines.items()
         }
-        return {"images": self.images, "usd": self._units / _UNITS_A_USD, "by_key": lines}
+        return {
+            "images": self.images,
+            "usd": self._units / _UNITS_A_USD,
+            "by_key": lines,
+            "chat": dict(self._chat),
+        }

@@ -17,6 +17,7 @@ from starlette.routing import Route
 
 from imagemill.emulator.answers import BodyTooLargeError, json_answer, read_body
 from imagemill.emulator.bfl import BlackForestLabs
+from imagemill.emulator.chat import Chat
 from imagemill.emulator.cloudflare import PATH as CLOUDFLARE_PATH
 from imagemill.emulator.cloudflare import Cloudflare
 from imagemill.emulator.console import Console
@@ -272,6 +273,7 @@ def _application(studio: Studio) -> Starlette:
     routes = [
         route("POST", TOGETHER_PATH, images),
         route("POST", "/{prefix:path}/images/generations", openai.generate),
+        route("POST", "/{prefix:path}/chat/completions", Chat(studio).complete),
         route("POST", "/v1/models/{owner}/{name}/predictions", replicate.create),
         route("GET", "/v1/predictions", replicate.predictions),
         route("GET", "/v1/predictions/{id}", replicate.show),

@@ -7,7 +7,7 @@ import random
 import time
 import traceback
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
@@ -24,6 +24,7 @@ from imagemill.durable import write_whole
 from imagemill.engine.breaker import OUTAGE, PROBE_S, Breaker, OutageError
 from imagemill.engine.cost_limit import BudgetSpentError, CostLimit
 from imagemill.engine.image_check import Picture, check_picture
+from imagemill.engine.judging import Judging
 from imagemill.engine.limits.pacer import Pacer, Slot, SlotWatch, StoppedError
 from imagemill.engine.lost_requests import LostRequests
 from imagemill.engine.purchase import Purchase
@@ -83,9 +84,9 @@ class Engine:
     """Works off shards of jobs; one for a whole process, from one event loop.
 
     Everything it touches is passed in: the API and its HTTP client, the bucket, the store, the pacer, the
-    cost limit, the breaker, the watch for a wrong setup, the look at pictures, the recorder, the folder for
-    images that the bucket did not take, the clocks (``wall`` in Unix seconds) and the random numbers.
-    ``grace_s``, which may be set, is how long requests in flight may still come home once the run is
+    cost limit, the breaker, the watch for a wrong setup, the look at pictures, the judge, the recorder, the
+    folder for images that the bucket did not take, the clocks (``wall`` in Unix seconds) and the random
+    numbers. ``grace_s``, which may be set, is how long requests in flight may still come home once the run is
     interrupted, in seconds. So may ``fence``: asked right before each purchase whether the job of this number
     is still this process's.
     """
@@ -105,6 +106,7 @@ class Engine:
         setup: SetupFault | None = None,
         inspection: Inspection | None = None,
         on_suspect: OnSuspect = OnSuspect.KEEP,
+        judging: Judging | None = None,
         clock: Callable[[], float] = anyio.current_time,
         wall: Callable[[], float] = time.time,
         rng: random.Random | None = None,
@@ -119,6 +121,7 @@ class Engine:
         self._setup = setup or SetupFault(share=0.8)
         self._inspection = inspection or Inspection(share=0)
         self._on_suspect = on_suspect
+        self._judging = judging
         self._unsaved = unsaved
         self._recorder = recorder
         self._clock = clock
@@ -375,11 +378,9 @@ class Engine:
                 with anyio.CancelScope(shield=True):  # it is paid for, and kept only after the look
                     found = await self._look_at(job, image)
                 self._setup.succeeded(job)
-                if work.kept is None or found.merit > work.kept.found.merit:
-                    name = image_name(job.key, picture.extension, job.take)
-                    receipt = Receipt.of(self._recorder.run_id, job, latency_s, queued_s)
-                    await self._keep(job, name, image.content, receipt)
-                    work.kept = KeptPicture(name, len(image.content), found, latency_s, queued_s)
+                name = image_name(job.key, picture.extension, job.take)
+                made = KeptPicture(name, len(image.content), found, latency_s, queued_s)
+                made = await self._choose(work, made, image.content)
             finally:
                 self._uploads.release()
         except (ApiError, StoreUnavailableError):
@@ -392,11 +393,42 @@ class Engine:
                 code="unexpected_error",
                 keep_request=True,
             ) from error
-        if found.verdicts and self._on_suspect is OnSuspect.RETRY and not (work.again or work.redone):
+        if made.found.verdicts and self._on_suspect is OnSuspect.RETRY and not (work.again or work.redone):
             work.again = True
-            self._take(job, work.kept)
-            raise ApiError(ErrorClass.INVALID_IMAGE, f"a suspect picture ({found.suspect})", code=SUSPECT)
-        self._finish(work, work.kept)
+            self._take(job, work.kept or made)
+            raise ApiError(ErrorClass.INVALID_IMAGE, made.found.in_words, code=SUSPECT)
+        self._finish(work, work.kept or made)
+
+    async def _choose(self, work: Work, made: KeptPicture, content: bytes) -> KeptPicture:
+        """Judge a picture and keep the better of the job's; the picture with all that was found in it.
+
+        A judge may take its time. Before it is asked the picture is in the bucket or, if it may yet be
+        refused, on this disk: a kill in between must not lose what is paid for.
+        """
+        job, before = work.job, work.kept
+        receipt = Receipt.of(self._recorder.run_id, job, made.latency_s, made.queued_s)
+        may_fail = self._on_suspect is OnSuspect.FAIL
+        if self._judging is not None and not (may_fail and made.found.verdicts):
+            if may_fail:
+                self._save_here(made.name, content, receipt)
+            elif before is None:
+                await self._keep(job, made.name, content, receipt)
+                work.kept = made
+            made = replace(made, found=await self._judging.look(job, content, made.found))
+            if work.kept is not before:
+                work.kept = made
+                return made
+        fails = may_fail and bool(made.found.verdicts)
+        if not fails and (before is None or made.found.merit > before.found.merit):
+            await self._keep(job, made.name, content, receipt)
+            work.kept = made
+        if may_fail and self._judging is not None:
+            self._drop_here(made.name)
+        if fails:
+            if not work.redone:
+                job.quality = made.found.quality
+            raise ApiError(ErrorClass.CONTENT_FILTERED, made.found.in_words, code=SUSPECT)
+        return made
 
     async def _look_at(self, job: Job, image: GeneratedImage) -> Finding:
         """Check whether the picture is suspect, and whether the run pays for a placeholder."""
@@ -404,8 +436,6 @@ class Engine:
         if Verdict.PLACEHOLDER in found.verdicts:
             self.stop(StopKind.SETUP, PLACEHOLDER)
             raise ApiError(ErrorClass.INVALID_IMAGE, "a placeholder", code=Verdict.PLACEHOLDER)
-        if found.verdicts and self._on_suspect is OnSuspect.FAIL:
-            raise ApiError(ErrorClass.CONTENT_FILTERED, f"a suspect picture ({found.suspect})", code=SUSPECT)
         return found
 
     def _finish(self, work: Work, kept: KeptPicture) -> None:
@@ -414,7 +444,7 @@ class Engine:
         job.finish(self._wall(), image=kept.name, image_bytes=kept.size, latency_s=kept.latency_s)
         self._take(job, kept)
         if work.again:
-            better = "the second has fewer flags, or as many and is sharper"
+            better = "the second has fewer flags, or as many and a higher score, or is sharper"
             why = better if job.take > 1 else "the second did not come, or is no better"
             self._recorder.retaken("suspect_retried", job, why)
         if work.redone:
@@ -528,6 +558,12 @@ class Engine:
             write_whole(file, content)
         except OSError as error:
             self._recorder.lost_image(name, error.strerror or type(error).__name__)
+
+    def _drop_here(self, name: str) -> None:
+        """Drop what :meth:`_save_here` kept: the image is in the bucket, or is not wanted."""
+        file = self._unsaved / Path(name).name
+        for path in (file, file.with_suffix(".json")):
+            path.unlink(missing_ok=True)
 
     async def _keep(self, job: Job, name: str, content: bytes, receipt: Receipt) -> None:
         try:

@@ -15,6 +15,7 @@ from imagemill.engine.limits.pacer import Pacer
 from imagemill.engine.telemetry import Telemetry
 from imagemill.errors import ApiError, ErrorClass
 from imagemill.jobs import Job
+from imagemill.quality.judge import Answer
 
 _WINDOW_S = 30
 """Live throughput is that of the last so many seconds."""
@@ -153,6 +154,12 @@ class Recorder:
             **_paid(job),
         )
 
+    def judged(self, job: Job, answer: Answer) -> None:
+        """The judge gave its opinion on the job's picture, or none."""
+        opinion = answer.opinion
+        said = {"score": opinion.score, "words": opinion.words} if opinion else {"failure": answer.failure}
+        self._log.job("judged", job, **said, **_paid(job))
+
     def finished(self, job: Job) -> None:
         """The job's image is in the bucket."""
         self.done += 1
@@ -281,4 +288,5 @@ def _paid(job: Job) -> dict[str, float | str]:
         "cost_source": job.cost_source,
         "unanswered": job.unanswered,
         "unanswered_usd": round(job.unanswered_usd, 12),
+        "judge_usd": round(job.judge_usd, 12),
     }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from functools import partial
 
@@ -10,6 +10,7 @@ import anyio
 import anyio.to_thread
 import orjson
 
+from imagemill.quality.judge import Opinion
 from imagemill.quality.measures import Measures, measure
 from imagemill.quality.repeats import PROMPTS_ENOUGH, Repeats
 from imagemill.quality.sampling import AUTO_SHARE, Sampling
@@ -34,15 +35,19 @@ class OnSuspect(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What was found in one picture; ``measures`` is None if it was not measured."""
+    """What was found in one picture; ``measures`` is None if it was not measured, ``opinion`` not judged."""
 
     measures: Measures | None = None
     verdicts: tuple[Verdict, ...] = ()
+    opinion: Opinion | None = None
 
     @property
     def quality(self) -> str:
-        """The measures as JSON; "" if there are none."""
-        return orjson.dumps(self.measures).decode() if self.measures else ""
+        """The measures and the judge's opinion as JSON; "" if there are none."""
+        found = asdict(self.measures) if self.measures else {}
+        if self.opinion:
+            found |= {"judge_score": self.opinion.score, "judge_words": self.opinion.words}
+        return orjson.dumps(found).decode() if found else ""
 
     @property
     def suspect(self) -> str:
@@ -50,9 +55,21 @@ class Finding:
         return ",".join(self.verdicts)
 
     @property
-    def merit(self) -> tuple[int, float]:
+    def in_words(self) -> str:
+        """Why the picture is suspect, with the judge's words."""
+        words = f": {self.opinion.words}" if self.opinion and self.opinion.words else ""
+        return f"a suspect picture ({self.suspect}{words})"
+
+    @property
+    def merit(self) -> tuple[int, float, float]:
         """A sort key: the better picture has the larger one."""
-        return -len(self.verdicts), self.measures.sharpness if self.measures else 0.0
+        score = self.opinion.score if self.opinion else 0.0
+        return -len(self.verdicts), score, self.measures.sharpness if self.measures else 0.0
+
+    def judged(self, opinion: Opinion, threshold: float) -> Finding:
+        """The finding with the judge's opinion, and its verdict if the score is below the threshold."""
+        more = (Verdict.JUDGED,) if opinion.score < threshold else ()
+        return replace(self, opinion=opinion, verdicts=(*self.verdicts, *more))
 
 
 class Inspection:

@@ -31,6 +31,8 @@ class Verdict(StrEnum):
     """No sharp edge anywhere."""
     LETTERBOXED = "letterboxed"
     """Plain bars at two opposite edges."""
+    JUDGED = "judged"
+    """The judge that the settings name scored it below the threshold."""
 
 
 def judge(measures: Measures) -> tuple[Verdict, ...]:

@@ -35,7 +35,7 @@ class Tile:
     """One picture of a contact sheet; ``thumbnail`` is a small JPEG.
 
     ``row`` is the catalog row, whose ``variant`` it is; ``varied`` words what its pictures differ in.
-    ``fault`` says why there is no picture, ``suspect`` what looks wrong in it.
+    ``fault`` says why there is no picture, ``suspect`` what looks wrong in it, ``words`` what the judge said.
     """
 
     id: str
@@ -50,6 +50,7 @@ class Tile:
     varied: str = ""
     fault: str = ""
     suspect: tuple[str, ...] = ()
+    words: str = ""
 
 
 def spread_rows(
@@ -101,10 +102,10 @@ def tiles_of(
     rows: Sequence[dict[str, Any]],
     images: dict[int, str | None],
     faults: dict[int, str] | None = None,
-    suspects: dict[int, str] | None = None,
+    suspects: dict[int, tuple[str, str]] | None = None,
     side: int = _THUMBNAIL,
 ) -> list[Tile]:
-    """The tiles of a plan's rows. By job: the objects, what went wrong, and the verdicts with commas.
+    """The tiles of a plan's rows. By job: objects, what went wrong, verdicts (with commas) and judge's words.
 
     No side of a thumbnail is longer than ``side`` pixels.
 
@@ -117,6 +118,7 @@ def tiles_of(
         if not thumbnail and not fault:
             return None
         varied = json.loads(row.get("varied") or "{}")
+        suspect, words = (suspects or {}).get(row["job"], ("", ""))
         return Tile(
             id=row["id"],
             prompt=row["prompt"],
@@ -129,7 +131,8 @@ def tiles_of(
             variant=row.get("variant", 1),
             varied=" · ".join(varied.values()),
             fault=fault,
-            suspect=tuple(filter(None, (suspects or {}).get(row["job"], "").split(","))),
+            suspect=tuple(filter(None, suspect.split(","))),
+            words=words if suspect else "",
         )
 
     with ThreadPoolExecutor(4) as threads:

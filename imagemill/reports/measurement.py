@@ -92,11 +92,13 @@ def summarize(session: Session, counts: PlanCounts, jobs: MeasuredJobs, pace: Pa
         p50_queued_s=jobs.queued_quantile(0.5),
         p95_queued_s=jobs.queued_quantile(0.95),
         cost_usd=round(totals.cost_usd, 12),
-        cost_source=CostSource.of_total(jobs.cost_sources),
+        cost_source=CostSource.of_total([*jobs.cost_sources, *_judge_source(session, jobs)]),
         unanswered=totals.unanswered,
         unanswered_usd=round(totals.unanswered_usd, 12),
         measured=jobs.measured,
         suspect=int(jobs.suspect.sum()),
+        judged=int(jobs.judged.sum()),
+        judge_cost_usd=round(totals.judge_usd, 12),
         lost_images=session.recorder.lost_images,
         saved_usd=round(counts.duplicates_usd + totals.reused * price, 12),
         requests=totals.attempts,
@@ -116,6 +118,14 @@ def summarize(session: Session, counts: PlanCounts, jobs: MeasuredJobs, pace: Pa
         s3_endpoint_url=session.settings.output.s3_endpoint_url,
         s3_bucket_block=session.settings.output.s3_bucket_block,
     )
+
+
+def _judge_source(session: Session, jobs: MeasuredJobs) -> list[CostSource]:
+    """Where the cost of a vision model's opinions is from: a function's cost is none of ours."""
+    quality = session.settings.quality
+    if not quality.judge_is_model or not jobs.judged.any():
+        return []
+    return [CostSource.LIST if quality.judge_is_priced else CostSource.UNKNOWN]
 
 
 def _rejections(file: Path) -> dict[str, int]:
@@ -229,10 +239,12 @@ def _tiles(session: Session, jobs: MeasuredJobs, variants: int) -> Sequence[Tile
     rows = [*suspect, *rest]
     wanted = pa.array([row["job"] for row in rows], pa.int64())
     images: dict[int, str | None] = {}
-    suspects: dict[int, str] = {}
-    for batch in read_batches(session.folder.path / "jobs.parquet", ["number", "image", "suspect"]):
+    suspects: dict[int, tuple[str, str]] = {}
+    columns = ["number", "image", "suspect", "judge_words"]
+    for batch in read_batches(session.folder.path / "jobs.parquet", columns):
         found = batch.filter(pc.is_in(batch["number"], wanted))
         numbers = found["number"].to_pylist()
         images.update(zip(numbers, found["image"].to_pylist(), strict=True))
-        suspects.update(zip(numbers, found["suspect"].to_pylist(), strict=True))
+        words = (said or "" for said in found["judge_words"].to_pylist())
+        suspects.update(zip(numbers, zip(found["suspect"].to_pylist(), words, strict=True), strict=True))
     return tiles_of(session.bucket, rows, images, suspects=suspects)

@@ -83,6 +83,7 @@ class MeasuredJobs:
     started_ms: Whole
     finished_ms: Whole
     suspect: Flags
+    judged: Flags
     quality: dict[str, Floats]
     cost_sources: set[str] = field(default_factory=set)
 
@@ -100,6 +101,7 @@ class MeasuredJobs:
             "started_at",
             "finished_at",
             "suspect",
+            "judge_score",
             *QUALITY,
         ]
         for batch in read_batches(file, columns):
@@ -114,6 +116,7 @@ class MeasuredJobs:
             jobs.started_ms[rows] = batch["started_at"].cast(pa.int64()).fill_null(_NEVER)
             jobs.finished_ms[rows] = batch["finished_at"].cast(pa.int64()).fill_null(_NEVER)
             jobs.suspect[rows] = pc.not_equal(batch["suspect"], "")
+            jobs.judged[rows] = batch["judge_score"].is_valid()
             for name, values in jobs.quality.items():
                 values[rows] = batch[name].fill_null(np.nan)
         return jobs
@@ -131,6 +134,7 @@ class MeasuredJobs:
             started_ms=np.full(number, _NEVER),
             finished_ms=np.full(number, _NEVER),
             suspect=np.zeros(number, bool),
+            judged=np.zeros(number, bool),
             quality={name: np.full(number, np.nan, np.float32) for name in QUALITY},
         )
 

@@ -34,7 +34,7 @@ class LastLine:
     """
 
     job: int
-    event: Literal["sent", "accepted", "attempt_failed", "done", "failed", "reopened"]
+    event: Literal["sent", "accepted", "attempt_failed", "judged", "done", "failed", "reopened"]
     attempt: Annotated[int, Field(ge=0, le=1_000_000)]
     request_id: str | None = None
     cost_usd: _Usd | None = None
@@ -45,11 +45,12 @@ class LastLine:
     error_code: str | None = None
     message: str | None = None
     retryable: bool | None = None
+    judge_usd: _Usd | None = None
     request_ids: set[str] = field(default_factory=set, init=False)
 
 
 _LINE = TypeAdapter(LastLine)
-_SUMS = ("cost_usd", "cost_source", "unanswered", "unanswered_usd")
+_SUMS = ("cost_usd", "cost_source", "unanswered", "unanswered_usd", "judge_usd")
 
 
 def last_lines(log: Path, jobs: Iterable[int]) -> dict[int, LastLine]:
@@ -93,6 +94,7 @@ def catch_up(job: Job, line: LastLine | None) -> bool:
     job.attempts, job.request_id = line.attempt, line.request_id or kept
     job.cost_usd = max(job.cost_usd, line.cost_usd or 0.0)
     job.cost_source = CostSource.of_total([job.cost_source, line.cost_source or ""]) or ""
+    job.judge_usd = max(job.judge_usd, line.judge_usd or 0.0)
     job.unanswered = max(job.unanswered, line.unanswered or 0)
     job.unanswered_usd = max(job.unanswered_usd, line.unanswered_usd or 0.0)
     return True

@@ -217,7 +217,13 @@ def _jobs(folder: RunFolder, bucket: ImageBucket) -> pa.Table:
         )
     columns = ["number", "id", "attempts", "request_id", "cost_usd"]
     columns += ["unanswered", "unanswered_usd", "started_at", "finished_at"]
-    return pq.read_table(pa.BufferReader(content), columns=columns)
+    there = pq.read_schema(pa.BufferReader(content)).names
+    judge = ["judge_usd"] if "judge_usd" in there else []  # records of earlier versions lack it
+    jobs = pq.read_table(pa.BufferReader(content), columns=[*columns, *judge])
+    if judge:  # the judge is on another bill
+        place = columns.index("cost_usd")
+        jobs = jobs.set_column(place, "cost_usd", pc.subtract(jobs["cost_usd"], jobs["judge_usd"]))
+    return jobs
 
 
 def _lines(folder: RunFolder, bucket: ImageBucket) -> list[bytes]:

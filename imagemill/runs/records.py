@@ -29,6 +29,8 @@ from imagemill.runs.session import Session
 _COPIES_AT_ONCE = 16
 _NULLS = frozenset({"cost_source", "varied"})
 """Columns in which "" becomes null."""
+_ATTRIBUTES = {"cost_usd": "total_usd"}
+"""Columns that a job has by another name."""
 
 JOBS_SCHEMA = pa.schema(
     [
@@ -55,13 +57,18 @@ JOBS_SCHEMA = pa.schema(
         ("varied", pa.string()),
         ("suspect", pa.string()),
         ("seed", pa.int64()),
+        ("judge_usd", pa.float64()),
     ]
 )
 
 QUALITY_SCHEMA = pa.schema(
-    [(field.name, pa.string() if field.name == "phash" else pa.float32()) for field in fields(Measures)]
+    [
+        *[(field.name, pa.string() if field.name == "phash" else pa.float32()) for field in fields(Measures)],
+        ("judge_score", pa.float32()),
+        ("judge_words", pa.string()),
+    ]
 )
-"""The measures of each picture; null where it was not measured."""
+"""The measures of each picture, and the judge's opinion; null where it was not measured or judged."""
 
 NEIGHBOUR_SCHEMA = pa.schema([("near_duplicate_of", pa.int64())])
 """The number of a job with another prompt and nearly the same picture; null if there is none."""
@@ -173,7 +180,8 @@ def _job_batches(session: Session) -> Iterator[list[Job]]:
 
 def _table(jobs: list[Job], schema: pa.Schema) -> pa.Table:
     columns: list[Any] = []
-    values = zip(*map(attrgetter(*schema.names), jobs), strict=True)
+    attributes = [_ATTRIBUTES.get(name, name) for name in schema.names]
+    values = zip(*map(attrgetter(*attributes), jobs), strict=True)
     for field, column in zip(schema, values, strict=True):
         if pa.types.is_timestamp(field.type):
             ms = pc.round(pc.multiply(pa.array(column, pa.float64()), 1000.0))

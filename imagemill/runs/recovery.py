@@ -168,7 +168,7 @@ def _settle(
     session: Session, job: Job, image: StoredImage | None, receipt: Receipt | None, line: LastLine | None
 ) -> bool:
     """Update one unfinished job from what was found; whether that changed it."""
-    known_usd = job.cost_usd
+    known_usd = job.total_usd
     missed = catch_up(job, line)
     price = session.api.price_usd(job.width, job.height, job.steps, job.params)
     if image is not None and is_rejected(image.name):
@@ -210,7 +210,7 @@ def _settle(
         if was_unanswered(job, line):
             job.lose_answer(price)
         job.requeue()
-    session.cost.recover(spent_usd=job.cost_usd - known_usd)
+    session.cost.recover(spent_usd=job.total_usd - known_usd)
     return missed or image is not None
 
 

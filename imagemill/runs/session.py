@@ -36,6 +36,7 @@ from imagemill.engine.breaker import Breaker
 from imagemill.engine.cost_limit import CostLimit
 from imagemill.engine.engine import Engine, StopKind
 from imagemill.engine.job_log import JobLog
+from imagemill.engine.judging import Judging
 from imagemill.engine.limits.leased_rate import LeasedRate
 from imagemill.engine.limits.pacer import CEILING, Limit, Pacer
 from imagemill.engine.recorder import Progress, Recorder
@@ -43,6 +44,8 @@ from imagemill.engine.setup_fault import SetupFault
 from imagemill.engine.telemetry import Telemetry
 from imagemill.errors import InputError, StoreUnavailableError
 from imagemill.quality.inspection import Inspection, OnSuspect
+from imagemill.quality.judge import Judge
+from imagemill.quality.named_judge import named_judge
 from imagemill.quality.sampling import AUTO_SHARE
 from imagemill.runs.caller import current_caller
 from imagemill.runs.folder import RunFolder
@@ -170,6 +173,7 @@ def open_session(settings: RunSettings, joining: Joining | None = None) -> Itera
     begun = time.monotonic()
     with ExitStack() as stack:
         api = image_api(settings.api)
+        judge = named_judge(settings.quality, settings.limits, Pacer(settings.quality.judge_concurrency))
         # Records, metrics and reports name what the block or the default stands for.
         named = settings.api.model_copy(update={"provider": api.provider, "model": api.model})
         settings = settings.model_copy(update={"api": named})
@@ -186,7 +190,7 @@ def open_session(settings: RunSettings, joining: Joining | None = None) -> Itera
             known = read_limit(api) if settings.limits.concurrency == "auto" else None
             show = current_caller().show
             portal = stack.enter_context(start_blocking_portal(name="imagemill-engine"))
-            parts = _Parts(settings, folder, api, bucket, catalog, store, known, show, portal, begun)
+            parts = _Parts(settings, folder, api, bucket, catalog, store, known, show, portal, begun, judge)
             session = stack.enter_context(on_loop(portal, _running(parts, joining)))
         if joining is None:
             session.lease = stack.enter_context(output_lease(bucket, settings.run_id, session.give_way))
@@ -245,6 +249,7 @@ class _Parts:
     show: Callable[[Progress], None] | None
     portal: BlockingPortal
     begun: float
+    judge: Judge | None
 
 
 @asynccontextmanager
@@ -273,6 +278,10 @@ async def _running(parts: _Parts, joining: Joining | None) -> AsyncIterator[Sess
             stack.push_async_callback(cost.give_back)
         else:
             cost = CostLimit(limits.max_cost_usd, before.cost_usd, before.unanswered_usd)
+        judging = None
+        if parts.judge is not None:
+            judge = await stack.enter_async_context(parts.judge)
+            judging = Judging(judge, settings.quality.judge_threshold, cost, recorder)
         engine = Engine(
             api=api,
             http=http,
@@ -285,6 +294,7 @@ async def _running(parts: _Parts, joining: Joining | None) -> AsyncIterator[Sess
             setup=SetupFault(limits.setup_fault_share, worked=before.done > 0),
             inspection=Inspection({"auto": AUTO_SHARE, "all": 1.0, "off": 0.0}[settings.quality.measure]),
             on_suspect=OnSuspect(settings.quality.on_suspect),
+            judging=judging,
             unsaved=parts.folder.unsaved,
         )
         engine.grace_s = settings.execution.grace_s

@@ -64,6 +64,8 @@ class RunSummary(BaseModel):
     suspect: int = Field(
         default=0, description="Pictures to look at: the column suspect of jobs.parquet says why."
     )
+    judged: int = Field(default=0, description="Pictures that the judge has scored.")
+    judge_cost_usd: float = Field(default=0.0, description="What the judge cost; included in cost_usd.")
     lost_images: int = Field(
         default=0,
         description="Paid images that neither bucket nor disk could keep, since the run was last started."

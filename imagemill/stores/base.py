@@ -45,6 +45,7 @@ CONNECT_S = 5.0
 class JobTotals:
     """Counts of a run's jobs. Costs are in USD; ``reused`` of ``done`` were found in the bucket.
 
+    ``cost_usd`` counts images and judge; ``judge_usd`` is the judge's part of it.
     ``unanswered`` requests were never answered; the API may have charged ``unanswered_usd`` for them.
     """
 
@@ -57,6 +58,7 @@ class JobTotals:
     cost_usd: float = 0.0
     unanswered: int = 0
     unanswered_usd: float = 0.0
+    judge_usd: float = 0.0
 
     @property
     def generated(self) -> int:

@@ -85,9 +85,10 @@ class MemoryStore(JobStore):
             reused=sum(job.reused for job in done),
             attempts=sum(job.attempts for job in jobs),
             retries=sum(job.retries for job in jobs),
-            cost_usd=total(job.cost_usd for job in jobs),
+            cost_usd=total(job.total_usd for job in jobs),
             unanswered=sum(job.unanswered for job in jobs),
             unanswered_usd=total(job.unanswered_usd for job in jobs),
+            judge_usd=total(job.judge_usd for job in jobs),
         )
 
     async def _open(self) -> None:

@@ -173,21 +173,23 @@ class RedisStore(JobStore, Board):
         if not states:
             return JobTotals(pending=len(numbers))
         done = failed = reused = attempts = retries = unanswered = 0
-        cost = unanswered_cost = 0
+        cost = unanswered_cost = judge_cost = 0
         for start in range(0, len(numbers), _PAGE):
             page = numbers[start : start + _PAGE].tolist()
             for state in await self.patiently(self._redis.hmget, self._key("states"), page):
                 if state is None:
                     continue
-                status, tries, _, _, _, was_reused, _, usd, lost, lost_usd, *_ = from_json(state)
+                known = dict(zip(STATE_FIELDS, from_json(state), strict=False))
+                status, tries, was_reused = known["status"], known["attempts"], known["reused"]
                 done += status == JobStatus.DONE
                 failed += status == JobStatus.FAILED
                 reused += status == JobStatus.DONE and was_reused
                 attempts += tries
                 retries += max(0, tries - 1)
-                cost += picos(usd)
-                unanswered += lost
-                unanswered_cost += picos(lost_usd)
+                cost += picos(known["cost_usd"])
+                unanswered += known["unanswered"]
+                unanswered_cost += picos(known["unanswered_usd"])
+                judge_cost += picos(known.get("judge_usd", 0.0))  # states of earlier versions lack it
         return JobTotals(
             done=done,
             failed=failed,
@@ -195,9 +197,10 @@ class RedisStore(JobStore, Board):
             reused=reused,
             attempts=attempts,
             retries=retries,
-            cost_usd=of_picos(cost),
+            cost_usd=of_picos(cost + judge_cost),
             unanswered=unanswered,
             unanswered_usd=of_picos(unanswered_cost),
+            judge_usd=of_picos(judge_cost),
         )
 
     async def exchange(self, owner: str, content: dict[str, Any] | None) -> list[Note]:

@@ -146,6 +146,7 @@ class SqlStore(JobStore):
                 _picos_of(JOBS.c.cost_usd),
                 sa.func.sum(JOBS.c.unanswered),
                 _picos_of(JOBS.c.unanswered_usd),
+                _picos_of(JOBS.c.judge_usd),
             )
             .where(self._of_run)
             .group_by(JOBS.c.status, JOBS.c.reused)
@@ -161,9 +162,10 @@ class SqlStore(JobStore):
             reused=sum(n for status, reused, n, *_ in rows if reused and status == JobStatus.DONE),
             attempts=sum(int(row[3]) for row in rows),
             retries=sum(int(row[4]) for row in rows),
-            cost_usd=of_picos(sum(int(row[5]) for row in rows)),
+            cost_usd=of_picos(sum(int(row[5]) + int(row[8]) for row in rows)),
             unanswered=sum(int(row[6]) for row in rows),
             unanswered_usd=of_picos(sum(int(row[7]) for row in rows)),
+            judge_usd=of_picos(sum(int(row[8]) for row in rows)),
         )
 
     async def _rows(self, query: sa.Executable) -> list[tuple[Any, ...]]:

@@ -60,6 +60,7 @@ JOBS = sa.Table(
     sa.Column("varied", sa.Text, nullable=False, server_default=""),
     sa.Column("quality", sa.Text, nullable=False, server_default=""),
     sa.Column("suspect", sa.Text, nullable=False, server_default=""),
+    sa.Column("judge_usd", sa.Double, nullable=False, server_default="0"),
     sqlite_with_rowid=False,  # the rows lie in the order of their key: half the work of an insert
 )
 

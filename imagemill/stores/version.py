@@ -13,13 +13,15 @@ from importlib.metadata import version
 
 from imagemill.errors import InputError
 
-STORE_VERSION = 3
+STORE_VERSION = 4
 """2: jobs have ``params``, ``cost_source`` and ``queued_s``.
 
 3: ``variant``, ``varied``, ``quality`` and ``suspect``.
+
+4: ``judge_usd``.
 """
 
-UPGRADED = frozenset({1, 2})
+UPGRADED = frozenset({1, 2, 3})
 """Earlier versions that differ only by fields that have a default."""
 
 UNKNOWN = 0

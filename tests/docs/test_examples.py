@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import queue
+import re
 import subprocess
 import sys
 import threading
@@ -75,6 +76,22 @@ def test_first_run_and_metrics_with_duckdb(
     out, err = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 0, err
     assert "together" in out
+
+
+def test_vision_judge(
+    place: Place,
+    emulator: Callable[..., Emulator],
+    catalog: Callable[..., str],
+    example: Callable[..., subprocess.Popen[str]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("IMAGEMILL_JUDGE_KEY", "the-judges-own-key")
+    url = emulator().base_url
+    prompts = ["fine", "poor #score:0.5"]
+    process = example("vision_judge.py", catalog(prompt=prompts), place.uri, url, f"{url}/judge/v1")
+    out, err = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 0, err
+    assert re.match(r"2 judged for \$0\.00\d\d, 1 suspect\n2 of 2 images for \$0\.00\d\d: s3://", out)
 
 
 def test_first_run_says_what_cannot_be_used(

@@ -9,32 +9,23 @@ import anyio
 import httpx
 import pytest
 
-from imagemill.bucket.image_bucket import ImageBucket
 from imagemill.emulator import Emulator
-from imagemill.engine.breaker import Breaker
-from imagemill.engine.cost_limit import CostLimit
-from imagemill.engine.engine import Engine, StopKind
-from imagemill.engine.job_log import JobLog
-from imagemill.engine.limits.pacer import Pacer
-from imagemill.engine.recorder import Recorder
-from imagemill.engine.telemetry import Telemetry
-from imagemill.jobs import Job, JobStatus
-from imagemill.quality.inspection import Inspection, OnSuspect
-from imagemill.stores.memory import MemoryStore
-from tests.blocks.apis.variants import VARIANTS, make_job
+from imagemill.engine.engine import StopKind
+from imagemill.jobs import JobStatus
+from imagemill.quality.inspection import OnSuspect
+from tests.blocks.apis.variants import VARIANTS
 from tests.conftest import Place
 from tests.fast_clock import run_fast
 from tests.losing_transport import LosingTransport
+from tests.quality.one_job import engine_with, only_job
 
 
 @pytest.mark.parametrize("interrupted", [False, True])
 def test_it_counts_as_unanswered(
     place: Place, emulator: Callable[..., Emulator], tmp_path: Path, *, interrupted: bool
 ) -> None:
-    emulated = emulator(pictures="full")
-    api = VARIANTS["fal"](emulated.base_url)
-    bucket = ImageBucket(place.uri, endpoint_url=place.s3.endpoint_url)
-    cost, submitted = CostLimit(1.0), 0
+    api = VARIANTS["fal"](emulator(pictures="full").base_url)
+    price, submitted = api.price_usd(512, 512), 0
 
     def answer(request: httpx.Request, _: int) -> httpx.Response | None:
         nonlocal submitted
@@ -43,31 +34,16 @@ def test_it_counts_as_unanswered(
             return None
         return httpx.Response(202, json={"status": "IN_PROGRESS"}) if interrupted else httpx.Response(500)
 
-    async def ended() -> Job:
-        pacer = Pacer(5)
-        recorder = Recorder(
-            "run", JobLog("run", tmp_path / "log.jsonl"), pacer, Telemetry("run", api.provider, api.model)
+    async def end() -> None:
+        opened = engine_with(
+            api,
+            place,
+            tmp_path,
+            prompt="A tram #fault:blurred",
+            on_suspect=OnSuspect.RETRY,
+            transport=LosingTransport(answer),
         )
-        async with (
-            httpx.AsyncClient(transport=LosingTransport(answer), timeout=60.0) as http,
-            MemoryStore(tmp_path / "jobs.json") as store,
-        ):
-            await store.add([make_job(api, "A tram #fault:blurred")])
-            await store.mark_planned()
-            engine = Engine(
-                api=api,
-                http=http,
-                bucket=bucket,
-                store=store,
-                pacer=pacer,
-                cost=cost,
-                breaker=Breaker(0.5, 300.0),
-                recorder=recorder,
-                unsaved=tmp_path / "unsaved",
-                inspection=Inspection(share=1.0),
-                on_suspect=OnSuspect.RETRY,
-            )
-            engine.grace_s = 0.0
+        async with opened as (engine, cost, store):
 
             async def interrupt() -> None:
                 while submitted < 2:  # noqa: ASYNC110 - a counter
@@ -80,15 +56,11 @@ def test_it_counts_as_unanswered(
                 if interrupted:
                     group.start_soon(interrupt)
                 await engine.run_shard(0, 0)
-            recorder.close()
-            (job,) = [job async for batch in store.all_jobs() for job in batch]
-            return job
+            job = await only_job(store)
+        assert (job.status, job.suspect, job.cost_usd) == (JobStatus.DONE, "blurred", price)
+        assert (job.unanswered, job.unanswered_usd) == (1, price)
+        # A promise that stood for ever would hold up the run at its limit.
+        assert (cost.promised_usd, cost.doubtful_usd) == (0.0, pytest.approx(price))
 
-    job = run_fast(ended)
-    bucket.close()
-    price = api.price_usd(512, 512)
-    assert (job.status, job.suspect, job.cost_usd) == (JobStatus.DONE, "blurred", price)
-    assert (job.unanswered, job.unanswered_usd) == (1, price)
+    run_fast(end)
     assert submitted == 2
-    # A promise that stood for ever would hold up the run at its limit.
-    assert (cost.promised_usd, cost.doubtful_usd) == (0.0, pytest.approx(price))

@@ -91,3 +91,68 @@ def test_a_placeholder_stops_the_run_before_it_pays_for_more(run: Callable[..., 
     assert summary.done == 2
     assert summary.pending == 298
     assert summary.requests < 30
+
+
+JUDGE = """
+def by_prompt(pictures):
+    assert all(picture.image().size == (256, 256) for picture in pictures)
+    return [(0.2, f"<b>{picture.row['id']}</b>") if "bad" in picture.prompt else 0.8 for picture in pictures]
+"""
+
+
+def test_a_judge_of_ones_own_flags_pictures_beside_the_measures(
+    run: Callable[..., Any], place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "judge_by_prompt.py").write_text(JUDGE)
+    monkeypatch.syspath_prepend(tmp_path)
+    summary, _, jobs = run(["fine", "bad", "bad #fault:blurred"], judge="judge_by_prompt:by_prompt")
+    assert [jobs[name]["suspect"] for name in "012"] == ["", "judged", "blurred,judged"]
+    assert [(jobs[name]["judge_score"], jobs[name]["judge_words"]) for name in "01"] == [
+        (pytest.approx(0.8), ""),
+        (pytest.approx(0.2), "<b>1</b>"),
+    ]
+    assert (summary.done, summary.suspect, summary.judged, summary.judge_cost_usd) == (3, 2, 3, 0.0)
+    report = place.read("runs/looked-at/report.html").decode()
+    assert "&lt;b&gt;1&lt;/b&gt;" in report
+    assert "<b>1</b>" not in report
+
+
+def test_a_vision_model_fails_pictures_and_is_paid_within_the_limit(
+    run: Callable[..., Any],
+    emulator: Callable[..., Emulator],
+    place: Place,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    judging = emulator(api_keys=["the-judges-own-key"])
+    monkeypatch.setenv("IMAGEMILL_JUDGE_KEY", "the-judges-own-key")
+    judge = {
+        "judge": f"{judging.base_url}/judge/v1",
+        "judge_model": "gpt-4o-mini",
+        "judge_usd_per_million_input_tokens": 2.5,
+        "judge_usd_per_million_output_tokens": 10,
+        "on_suspect": "fail",
+    }
+    prompts = ["fine", "bad #score:0.3", "mute #score:prose", "lost #score:500"]
+    summary, emulated, jobs = run(prompts, **judge)
+    assert [jobs[name]["status"] for name in "0123"] == ["done", "failed", "done", "done"]
+    assert [jobs[name]["judge_score"] for name in "0123"] == [
+        pytest.approx(0.9),
+        pytest.approx(0.3),
+        None,
+        None,
+    ]
+    (failed,) = place.table("runs/looked-at/failed.parquet")
+    assert failed["error_message"] == "a suspect picture (judged: It is a picture.)"
+    bill = judging.bill()["chat"]
+    assert bill["requests"] == 3
+    assert summary.judge_cost_usd == pytest.approx(
+        bill["prompt_tokens"] * 2.5e-6 + bill["completion_tokens"] * 10e-6, abs=1e-12
+    )
+    assert summary.cost_usd == pytest.approx(emulated.bill()["usd"] + summary.judge_cost_usd, abs=1e-12)
+    assert sum(job["cost_usd"] for job in jobs.values()) == pytest.approx(summary.cost_usd, abs=1e-12)
+    assert sum(job["judge_usd"] for job in jobs.values()) == pytest.approx(summary.judge_cost_usd, abs=1e-12)
+    assert (summary.judged, summary.cost_source) == (2, "list")
+    assert "the-judges-own-key" not in str(place.objects())
+    again, _, _ = run(prompts, **judge)
+    assert again.cost_usd == summary.cost_usd
+    assert judging.bill()["chat"]["requests"] == 3, "a picture that is judged is not judged again"

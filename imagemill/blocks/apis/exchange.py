@@ -34,6 +34,7 @@ async def fetch(
     *,
     headers: Mapping[str, str] | None = None,
     json: object = None,
+    most_bytes: int = MAX_ANSWER_BYTES,
 ) -> tuple[int, httpx.Headers, bytes]:
     """One HTTP exchange, its body bounded: status, headers, body. Redirects are not followed."""
     content = None
@@ -47,10 +48,10 @@ async def fetch(
         async for chunk in answer.aiter_bytes():
             chunks.append(chunk)
             held += len(chunk)
-            if held > MAX_ANSWER_BYTES:
+            if held > most_bytes:
                 raise ApiError(
                     ErrorClass.INVALID_IMAGE,
-                    f"the answer is larger than {MAX_ANSWER_BYTES // 2**20} MB",
+                    f"the answer is larger than {most_bytes / 2**20:g} MB",
                     code="answer_too_large",
                     charged=True,
                 )

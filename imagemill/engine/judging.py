@@ -1,0 +1,54 @@
+"""Asks the judge about pictures: its price is set aside first, and its failure fails no job."""
+
+from __future__ import annotations
+
+from imagemill.engine.cost_limit import BudgetSpentError, CostLimit
+from imagemill.engine.recorder import Recorder
+from imagemill.errors import StoreUnavailableError
+from imagemill.jobs import INPUT_FIELDS, Job
+from imagemill.quality.inspection import Finding
+from imagemill.quality.judge import Answer, Candidate, Judge
+from imagemill.usd import plus
+
+
+class Judging:
+    """The judge at work in one run and process.
+
+    Args:
+        threshold: a picture with a lower score is suspect.
+    """
+
+    def __init__(self, judge: Judge, threshold: float, cost: CostLimit, recorder: Recorder) -> None:
+        self._judge = judge
+        self._threshold = threshold
+        self._cost = cost
+        self._recorder = recorder
+
+    async def look(self, job: Job, content: bytes, found: Finding) -> Finding:
+        """What was found in the picture, with the judge's opinion if it gives one."""
+        answer = await self._ask(job, content)
+        if answer.usd:
+            job.judge_usd = plus(job.judge_usd, answer.usd)
+            self._recorder.charged(answer.usd)
+        self._recorder.judged(job, answer)
+        return found if answer.opinion is None else found.judged(answer.opinion, self._threshold)
+
+    async def _ask(self, job: Job, content: bytes) -> Answer:
+        price_usd = self._judge.price_usd
+        try:
+            if price_usd:
+                await self._cost.promise(price_usd)
+        except BudgetSpentError:
+            return Answer(failure="the cost limit leaves nothing for the judge")
+        except StoreUnavailableError as error:  # several processes share the limit through the store
+            return Answer(failure=str(error))
+        row = {name: getattr(job, name) for name in INPUT_FIELDS}
+        try:
+            answer = await self._judge.ask(Candidate(content, job.prompt, row))
+        except BaseException:
+            self._cost.settle(price_usd, doubtful_usd=price_usd)  # cancelled: it may be charged for
+            raise
+        # Apart: what is promised for images does not become dearer by what the judge costs.
+        self._cost.settle(price_usd)
+        self._cost.settle(0.0, charged_usd=answer.usd)
+        return answer

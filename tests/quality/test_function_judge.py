@@ -1,0 +1,137 @@
+"""A Python function as the judge: what it may answer, how long it may take, and what its faults become."""
+
+from __future__ import annotations
+
+import io
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import anyio
+import pytest
+from PIL import Image
+
+from imagemill.errors import InputError
+from imagemill.quality.function_judge import FunctionJudge, load_function
+from imagemill.quality.judge import Answer, Candidate, Opinion
+
+CANDIDATES = [Candidate(b"", f"prompt {number}", {"id": str(number)}) for number in range(7)]
+
+
+def asked(function: Callable[..., object], candidates: Sequence[Candidate] = CANDIDATES) -> list[Answer]:
+    async def ask_all() -> list[Answer]:
+        answers: dict[str, Answer] = {}
+        judge = FunctionJudge(function, batch=3, timeout_s=0.2)
+
+        async def ask(candidate: Candidate) -> None:
+            answers[candidate.prompt] = await judge.ask(candidate)
+
+        async with anyio.create_task_group() as group:
+            for candidate in candidates:
+                group.start_soon(ask, candidate)
+        return [answers[candidate.prompt] for candidate in candidates]
+
+    return anyio.run(ask_all)
+
+
+def test_it_gets_what_gathers_while_it_works_and_answers_for_each() -> None:
+    sizes = []
+
+    def judge(candidates: Sequence[Candidate]) -> list[object]:
+        sizes.append(len(candidates))
+        return [(int(candidate.row["id"]) / 10, candidate.prompt) for candidate in candidates]
+
+    answers = asked(judge)
+    assert [answer.opinion for answer in answers] == [Opinion(n / 10, f"prompt {n}") for n in range(7)]
+    assert sum(sizes) == 7
+    assert max(sizes) == 3
+
+
+@pytest.mark.parametrize(
+    ("given", "failure"),
+    [
+        (float("nan"), "nan"),
+        (1.01, "1.01"),
+        (True, "True"),
+        ("0.5", "'0.5'"),
+        (None, "None"),
+        (object(), "object"),
+    ],
+)
+def test_a_score_that_is_none_is_no_opinion(given: object, failure: str) -> None:
+    (answer,) = asked(lambda _: [given], CANDIDATES[:1])
+    assert answer.opinion is None
+    assert failure in answer.failure
+
+
+@pytest.mark.parametrize(
+    ("result", "failure"),
+    [
+        (lambda _: 1 / 0, "ZeroDivisionError"),
+        (lambda _: [0.5] * 9, "another number"),
+        (lambda _: None, "TypeError"),
+        (lambda _: (_ for _ in iter(int, 1)), "number"),
+        (lambda _: sys.exit(3), "SystemExit"),
+    ],
+)
+def test_its_fault_is_no_opinion(result: Callable[..., object], failure: str) -> None:
+    (answer,) = asked(result, CANDIDATES[:1])
+    assert answer.opinion is None
+    assert failure in answer.failure
+
+
+def test_words_are_bounded_and_printable() -> None:
+    (answer,) = asked(lambda _: [(0.5, "\x1b[31m" + "long " * 1000)], CANDIDATES[:1])
+    assert answer.opinion is not None
+    assert len(answer.opinion.words) < 520
+    assert answer.opinion.words.startswith("\\x1b[31m")
+
+
+def test_one_that_hangs_is_given_up_and_after_three_calls_asked_no_more() -> None:
+    release, calls = threading.Event(), 0
+
+    def hang(_: object) -> None:
+        nonlocal calls
+        calls += 1
+        release.wait()
+
+    candidates = [Candidate(b"", str(number), {}) for number in range(12)]
+    answers = asked(hang, candidates)
+    release.set()
+    assert calls == 3
+    assert {answer.failure for answer in answers} == {
+        "no answer within 0.2 s",
+        "the judge hangs, and is asked no more",
+    }
+
+
+def test_it_is_found_in_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", ["/", *sys.path])
+    Path("found_here.py").write_text("def judge(pictures):\n    return [1.0]\nasync def no(_): ...\n")
+    Path("broken_here.py").write_text("1 / 0\n")
+    assert load_function("found_here:judge")([CANDIDATES[0]]) == [1.0]
+    for name, words in {
+        "found_here:other": "has no 'other'",
+        "found_here:no": "not a plain function",
+        "found_here:__doc__": "not a plain function",
+        "broken_here:judge": "cannot be imported (ZeroDivisionError",
+        "not_there:judge": "No module named 'not_there'",
+    }.items():
+        with pytest.raises(InputError) as refused:
+            load_function(name)
+        assert words in str(refused.value)
+
+
+def test_the_example_tells_white_edges_from_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "examples")
+    contents = [io.BytesIO() for _ in range(2)]
+    for content, colour in zip(contents, ("white", "grey"), strict=True):
+        Image.new("RGB", (64, 48), colour).save(content, "PNG")
+    white, grey = asked(
+        load_function("own_judge:white_edges"),
+        [Candidate(content.getvalue(), str(place), {}) for place, content in enumerate(contents)],
+    )
+    assert white == Answer(Opinion(1.0, "the darkest edge is 100% white"))
+    assert grey == Answer(Opinion(0.502, "the darkest edge is 50% white"))
