@@ -144,7 +144,7 @@ def _parser(kind: type[argparse.ArgumentParser]) -> argparse.ArgumentParser:
     add_options(runs, BUCKET_OPTIONS)
     runs.set_defaults(run=_runs)
 
-    reconcile, review = _reconcile_parser(commands), _review_parser(commands)
+    reconcile, *looks = (add(commands) for add in (_reconcile_parser, _review_parser, _compare_parser))
 
     models = commands.add_parser(
         "models", help="list models: what each takes and costs, and where that is from", allow_abbrev=False
@@ -162,7 +162,7 @@ def _parser(kind: type[argparse.ArgumentParser]) -> argparse.ArgumentParser:
             choices=("text", "json"),
             help="write one line per job to stderr instead of the progress",
         )
-    others = (retry, calibrate, check, demo, dashboard, runs, reconcile, review, models)
+    others = (retry, calibrate, check, demo, dashboard, runs, reconcile, *looks, models)
     for command in (run, refresh, estimate, preview, resume, *others):
         command.add_argument("--json", action="store_true", help="print one JSON object on stdout")
     commands.add_parser("emulator", help="vendors' image APIs on this machine; see emulator --help")
@@ -421,6 +421,32 @@ def _reconcile(arguments: argparse.Namespace) -> int:
     from imagemill.cli.reconcile import show_reconciliation
 
     return show_reconciliation(arguments)
+
+
+def _compare_parser(commands: Any) -> argparse.ArgumentParser:  # noqa: ANN401 - argparse names no type
+    from imagemill.cli.options import BUCKET_OPTIONS, add_options
+
+    compare: argparse.ArgumentParser = commands.add_parser(
+        "compare",
+        help="lay two runs side by side: their metrics, and the same rows' pictures",
+        description="Make a page with the metrics of two runs, and the pictures that each has of the same"
+        " rows, by id and variant. Rows whose pictures differ come first.",
+        allow_abbrev=False,
+    )
+    compare.add_argument("run_a", metavar="RUN_A", help="the id of a run")
+    compare.add_argument("run_b", metavar="RUN_B", help="the id of the run to compare with it")
+    compare.add_argument(
+        "--images", type=int, default=60, metavar="N", help="most pairs of pictures (default: %(default)s)"
+    )
+    add_options(compare, BUCKET_OPTIONS)
+    compare.set_defaults(run=_compare)
+    return compare
+
+
+def _compare(arguments: argparse.Namespace) -> int:
+    from imagemill.cli.comparing import show_comparison
+
+    return show_comparison(arguments)
 
 
 def _review(arguments: argparse.Namespace) -> int:

@@ -48,7 +48,7 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 COMMANDS = (
     *("run", "refresh", "estimate", "resume", "retry-failed", "calibrate", "check", "demo", "dashboard"),
-    *("runs", "reconcile", "preview"),
+    *("runs", "reconcile", "preview", "compare"),
 )
 
 

@@ -10,15 +10,16 @@ from pathlib import Path
 
 import pytest
 
+from imagemill.reports.comparison import Comparison, Pair, render_comparison
 from imagemill.reports.dashboard import render_dashboard
 from imagemill.reports.regressions import find_regressions
 from imagemill.reports.report import FailureGroup, render_report
 from imagemill.reports.review import Suspect, render_review
 from imagemill.runs.history import History
-from imagemill.settings import RegressionSettings
+from imagemill.settings import RegressionSettings, RunSettings
 from tests.conftest import needs_chromium
 from tests.reports.past_runs import past_runs
-from tests.reports.test_report import bucket, report, tile
+from tests.reports.test_report import bucket, report, summary, tile
 
 playwright = pytest.importorskip("playwright.sync_api")
 
@@ -99,8 +100,23 @@ def a_review(pictures: int = 3) -> str:
     return render_review("20261126-review", shown, 3_000)
 
 
-PAGES = {"report": a_report, "dashboard": a_dashboard}
-POINTS = {"report": 30 * 5, "dashboard": 40 * 4}
+def a_comparison() -> str:
+    runs = summary(run_id=SCRIPT), summary(run_id="x" * 120, images_per_minute=200.0)
+    settings = RunSettings(
+        run_id="one", catalog=SCRIPT, api={"model": SCRIPT}, output=f"s3://images/{'y' * 200}"
+    )
+    counts = {"in_both": 90, "only_a": 1, "only_b": 0, "same": 2, "shown": 4}
+    found = Comparison(run_a=runs[0], run_b=runs[1], page="", file="", **counts)
+    flagged = {"suspect": ("half_decoded", "judged"), "words": SCRIPT}
+    pairs = [
+        Pair(tile(1, SCRIPT, row=1), tile(1, SCRIPT, row=1, **flagged)),
+        Pair(tile(2, "x" * 400, row=2, variant=2, varied=SCRIPT), tile(2, thumbnail=b"", fault=SCRIPT)),
+    ]
+    return render_comparison(found, settings, settings, pairs)
+
+
+PAGES = {"report": a_report, "dashboard": a_dashboard, "comparison": a_comparison}
+POINTS = {"report": 30 * 5, "dashboard": 40 * 4, "comparison": 0}
 
 
 @pytest.mark.parametrize("kind", PAGES)
