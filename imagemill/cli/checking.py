@@ -22,6 +22,7 @@ def show_check(arguments: argparse.Namespace) -> int:
         settings_of(arguments, "output") if has_output else None,
         settings_of(arguments, "execution"),
         settings_of(arguments, "picture"),
+        settings_of(arguments, "quality"),
         image=arguments.image,
     )
     failed = any(finding.ok is False for finding in findings)

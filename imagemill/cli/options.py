@@ -93,7 +93,7 @@ CHECK_OPTIONS = (
     *("--provider", "--base-url", "--model", "--account", "--api-block", "--image-host", "--request-timeout"),
     *("--usd-per-image", "--usd-per-megapixel"),
     *BUCKET_OPTIONS,
-    *("--store", "--width", "--height", "--steps", "--format"),
+    *("--store", "--width", "--height", "--steps", "--format", "--judge", "--judge-model"),
 )
 """What a check needs to know of a run."""
 

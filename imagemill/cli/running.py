@@ -28,7 +28,9 @@ from imagemill.cli.terminal import (
     warn,
 )
 from imagemill.cluster.dask import check_cluster
+from imagemill.engine.limits.pacer import Pacer
 from imagemill.flows.build_dashboard import build_dashboard
+from imagemill.quality.named_judge import named_judge
 from imagemill.reports.dashboard import DashboardSummary
 from imagemill.reports.preview import Preview
 from imagemill.runs.caller import Caller, called_by
@@ -122,6 +124,7 @@ def check(settings: dict[str, Any]) -> None:
         InputError: something cannot be used.
     """
     refuse_environment()
+    named_judge(settings["quality"], settings["limits"], Pacer(1))
     run_id = settings["execution"].run_id
     if run_id is None or RunFolder(run_id).read_record() is None:
         for note in catalog_of(settings["catalog"], settings["output"]).usage.notes:

@@ -38,12 +38,12 @@ def load_function(name: str) -> Function:
     try:
         function = getattr(importlib.import_module(module), attribute)
     except AttributeError as error:
-        raise InputError(f"quality.judge: the module {module!r} has no {attribute!r}.") from error
+        raise InputError(f"--judge {name}: the module {module!r} has no {attribute!r}.") from error
     except Exception as error:
         reason = f"{type(error).__name__}: {cut(str(error), 200)}"
-        raise InputError(f"quality.judge: the module {module!r} cannot be imported ({reason}).") from error
+        raise InputError(f"--judge {name}: the module {module!r} cannot be imported ({reason}).") from error
     if not callable(function) or inspect.iscoroutinefunction(function):
-        raise InputError(f"quality.judge: {name!r} is not a plain function.")
+        raise InputError(f"--judge {name} is not a plain function.")
     return function  # type: ignore[no-any-return]
 
 

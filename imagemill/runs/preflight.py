@@ -9,6 +9,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import anyio
@@ -22,12 +23,21 @@ from imagemill.bucket.access import open_bucket
 from imagemill.bucket.probe import probe, probe_copies
 from imagemill.engine.engine import PATIENCE_S
 from imagemill.engine.image_check import check_picture
+from imagemill.engine.limits.pacer import Pacer
 from imagemill.errors import ApiError, ErrorClass, InputError, StoreUnavailableError
 from imagemill.formatting import money
 from imagemill.jobs import CostSource, Job
+from imagemill.quality.named_judge import named_judge
 from imagemill.runs.environment import refuse_prefect, refuse_proxies
 from imagemill.runs.folder import RunFolder
-from imagemill.settings import ApiSettings, ExecutionSettings, OutputSettings, PictureSettings
+from imagemill.settings import (
+    ApiSettings,
+    ExecutionSettings,
+    LimitSettings,
+    OutputSettings,
+    PictureSettings,
+    QualitySettings,
+)
 from imagemill.stores import open_store
 
 _PROMPT = "A red bicycle leaning against a white wall, daylight"
@@ -42,7 +52,7 @@ class Finding(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    what: str = Field(description="key, model, bucket, store, prefect or image.")
+    what: str = Field(description="key, model, bucket, judge, store, prefect or image.")
     ok: bool | None
     words: str = Field(description="What was found, or what is wrong and how to mend it.")
 
@@ -52,6 +62,7 @@ def check_all(
     output: OutputSettings | None,
     execution: ExecutionSettings,
     picture: PictureSettings,
+    quality: QualitySettings | None = None,
     *,
     image: bool,
 ) -> list[Finding]:
@@ -61,6 +72,8 @@ def check_all(
         findings.append(Finding(what="bucket", ok=None, words="not tried: give --output s3://BUCKET/PREFIX"))
     else:
         findings.append(_tried("bucket", lambda: _bucket_words(output)))
+    if quality is not None and quality.judge is not None:
+        findings.append(_tried("judge", partial(_judge_words, quality)))
     findings.append(_tried("store", lambda: _store_words(execution)))
     findings.append(_tried("prefect", _prefect_words))
     return findings
@@ -159,6 +172,18 @@ def _bucket_words(output: OutputSettings) -> str:
     finally:
         bucket.close()
     return f"{bucket.uri}: written, replaced, read, copied and deleted"
+
+
+def _judge_words(quality: QualitySettings) -> str:
+    judge = named_judge(quality, LimitSettings(), Pacer(1))
+
+    async def try_it() -> None:
+        if judge is not None:
+            async with judge:
+                pass
+
+    anyio.run(try_it)
+    return f"{quality.judge}: {'answers' if quality.judge_is_model else 'imported'}"
 
 
 def _store_words(settings: ExecutionSettings) -> str:

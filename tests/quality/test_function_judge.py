@@ -12,9 +12,12 @@ import anyio
 import pytest
 from PIL import Image
 
+from imagemill.cli.command import main
 from imagemill.errors import InputError
 from imagemill.quality.function_judge import FunctionJudge, load_function
 from imagemill.quality.judge import Answer, Candidate, Opinion
+from imagemill.runs.preflight import check_all
+from imagemill.settings import ApiSettings, ExecutionSettings, PictureSettings, QualitySettings
 
 CANDIDATES = [Candidate(b"", f"prompt {number}", {"id": str(number)}) for number in range(7)]
 
@@ -114,7 +117,7 @@ def test_it_is_found_in_the_working_directory(tmp_path: Path, monkeypatch: pytes
     assert load_function("found_here:judge")([CANDIDATES[0]]) == [1.0]
     for name, words in {
         "found_here:other": "has no 'other'",
-        "found_here:no": "not a plain function",
+        "found_here:no": "--judge found_here:no is not a plain function",
         "found_here:__doc__": "not a plain function",
         "broken_here:judge": "cannot be imported (ZeroDivisionError",
         "not_there:judge": "No module named 'not_there'",
@@ -135,3 +138,24 @@ def test_the_example_tells_white_edges_from_others(monkeypatch: pytest.MonkeyPat
     )
     assert white == Answer(Opinion(1.0, "the darkest edge is 100% white"))
     assert grey == Answer(Opinion(0.502, "the darkest edge is 50% white"))
+
+
+def test_a_name_that_is_wrong_ends_a_run_before_it_begins_and_a_check(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    assert main(["run", "none.parquet", "--output", "s3://none/here", "--judge", "not_there:judge"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    for judge, words in {
+        "not/there": "neither module:function nor",
+        "http://": "not an http or https",
+    }.items():
+        assert main(["run", "none.parquet", "--output", "s3://none/here", "--judge", judge]) == 2
+        assert words in capsys.readouterr().err
+    limited = ["--max-cost", "5", "--judge", "http://127.0.0.1:9/v1", "--judge-model", "m"]
+    assert main(["run", "none.parquet", "--output", "s3://none/here", *limited]) == 2
+    assert "that of the judge is unknown" in capsys.readouterr().err
+    unpriced = QualitySettings(judge="http://127.0.0.1:9/v1", judge_model="m")
+    found = check_all(ApiSettings(), None, ExecutionSettings(), PictureSettings(), unpriced, image=False)
+    (judged,) = [finding for finding in found if finding.what == "judge"]
+    assert (judged.ok, "does not answer" in judged.words) == (False, True)

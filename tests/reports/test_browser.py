@@ -101,7 +101,7 @@ def a_review(pictures: int = 3) -> str:
 
 
 def a_comparison() -> str:
-    runs = summary(run_id=SCRIPT), summary(run_id="x" * 120, images_per_minute=200.0)
+    runs = summary(), summary(run_id="x" * 120, images_per_minute=200.0)
     settings = RunSettings(
         run_id="one", catalog=SCRIPT, api={"model": SCRIPT}, output=f"s3://images/{'y' * 200}"
     )
