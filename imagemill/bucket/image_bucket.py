@@ -38,6 +38,7 @@ from imagemill.takes import is_rejected, take_name, take_of
 
 if TYPE_CHECKING:
     from botocore.client import BaseClient
+    from obstore.store import S3Store
 
 _LONGEST_NAME = 200
 _SMALL = TransferConfig(multipart_threshold=64 * 2**20)
@@ -257,7 +258,11 @@ class ImageBucket:
 
     @contextmanager
     def open(self, name: str) -> Iterator[pa.NativeFile | None]:
-        """An object to read here and there; None where there is no such object."""
+        """An object to read here and there; None where there is no such object.
+
+        Raises:
+            StoreUnavailableError: the bucket did not answer; also from each read of the file.
+        """
         key = self.prefix + name
         try:
             size = obstore.head(self._images, key)["size"]
@@ -265,10 +270,8 @@ class ImageBucket:
             yield None
             return
         except (ObstoreError, OSError) as error:
-            raise StoreUnavailableError(
-                f"The bucket {self.name!r} did not answer ({first_line(error)})."
-            ) from error
-        with pa.PythonFile(S3File(self._images, key, size), mode="r") as file:
+            raise _no_answer(self.name, error) from error
+        with pa.PythonFile(_Object(self._images, self.name, key, size), mode="r") as file:
             yield file
 
     def download(self, name: str, path: Path) -> str | None:
@@ -412,6 +415,24 @@ class _outages_named:  # noqa: N801 - reads as the context it is
 def _age(image: StoredImage) -> tuple[int, bool]:
     """A sort key for the takes of a picture: the later, and the one that was rejected, is larger."""
     return take_of(image.name), is_rejected(image.name)
+
+
+class _Object(S3File):
+    """An object that is read here and there; a bucket that does not answer is no damaged file."""
+
+    def __init__(self, store: S3Store, bucket: str, key: str, size: int) -> None:
+        super().__init__(store, key, size)
+        self._bucket = bucket
+
+    def _range(self, length: int) -> object:
+        try:
+            return super()._range(length)
+        except OSError as error:
+            raise _no_answer(self._bucket, error) from error
+
+
+def _no_answer(bucket: str, error: Exception) -> StoreUnavailableError:
+    return StoreUnavailableError(f"The bucket {bucket!r} did not answer ({first_line(error)}).")
 
 
 def _objects_after(first_page: Sequence[StoredImage]) -> float:

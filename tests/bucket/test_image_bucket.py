@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import anyio
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from moto.core import DEFAULT_ACCOUNT_ID
 from moto.s3.models import s3_backends
@@ -170,6 +173,17 @@ def test_a_connection_that_breaks_is_an_outage(
     for use in (lambda: bucket.upload(file, "name", "text/plain"), lambda: bucket.read("name")):
         with pytest.raises(StoreUnavailableError):
             use()
+
+
+def test_a_bucket_that_goes_away_while_a_file_is_read_is_no_damaged_file(
+    bucket: ImageBucket, front: S3Front
+) -> None:
+    content = io.BytesIO()
+    pq.write_table(pa.table({"id": ["a"]}), content)
+    write(bucket, content.getvalue(), None)
+    front.before = lambda asked: Answer(403, "AccessDenied") if "range" in asked.headers else None
+    with bucket.open("manifest.parquet") as file, pytest.raises(StoreUnavailableError, match="not answer"):
+        pq.ParquetFile(file, pre_buffer=False)
 
 
 def test_a_copy_of_what_is_gone_is_no_disk_error(bucket: ImageBucket) -> None:

@@ -22,7 +22,7 @@ from imagemill.blocks.apis import PROVIDERS
 from imagemill.bucket.output_lease import OutputLease
 from imagemill.engine.purchase import Purchase
 from imagemill.engine.receipt import Receipt
-from tests.simulation.scenario import SYNCHRONOUS, Scenario, drawn
+from tests.simulation.scenario import CLIENT_NAMED, SYNCHRONOUS, Scenario, drawn
 
 
 def _own_receipts(session: Any, images: Sequence[str]) -> dict[str, Receipt]:
@@ -87,27 +87,37 @@ _PATCHES: dict[str, Sequence[tuple[Any, str, Any]]] = {
     ],
 }
 
+
+def _restarts_only(scenario: Scenario) -> bool:
+    """Whether nothing is lost with a machine or in a power cut, so that all is known after a death."""
+    return all(death.how == "restart" for death in scenario.deaths)
+
+
 _CAN_SHOW: dict[str, Callable[[Scenario], bool]] = {
-    "two runs at once on one output: no lease": lambda s: s.second_after_s is not None,
+    "two runs at once on one output: no lease": lambda s: s.second_after_s is not None and not s.away_s,
     "a lost submit is not looked for in the vendor's list": lambda s: (
-        s.api in {"fal", "replicate"} and bool(s.network.lost_answer or s.network.slow_answer or s.deaths)
+        s.api in {"fal", "replicate"}
+        and bool(s.network.lost_answer or s.network.slow_answer)
+        and _restarts_only(s)
     ),
     "the list is read from five minutes before, whatever the clock": lambda s: (
         s.api == "fal" and s.clock_error_s > 300 and bool(s.deaths or s.network.lost_answer)
     ),
     "a client-named request gets another name on each resume": lambda s: (
-        s.api == "runware" and bool(s.deaths or s.network.repeated)
+        s.api in CLIENT_NAMED and not _restarts_only(s) and any(death.at for death in s.deaths)
     ),
-    "the log is not read on resume": lambda s: bool(s.deaths),
+    "the log is not read on resume": lambda s: (
+        s.api in SYNCHRONOUS and s.store == "memory" and bool(s.deaths) and _restarts_only(s)
+    ),
     "the limit on cost does not count requests in flight": lambda s: (
         s.max_cost_usd is not None and s.concurrency != 1
     ),
     "requests without an answer are not counted": lambda s: (
-        s.api in SYNCHRONOUS and bool(s.network.lost_answer or s.network.cut_answer)
+        s.api in SYNCHRONOUS
+        and (s.network.lost_answer + s.network.cut_answer > 0.05 or "timeout_after_charge" in s.vendor.faults)
+        and _restarts_only(s)
     ),
-    "an image of another run counts as paid by this one": lambda s: (
-        s.second_after_s is not None and bool(s.deaths)
-    ),
+    "an image of another run counts as paid by this one": lambda s: s.away_s > 0 and bool(s.deaths),
     "the run's record is not safe on the disk": lambda s: any(d.how == "power cut" for d in s.deaths),
     "a full disk while a run opens is a traceback": lambda s: s.disk_full[1] > 0,
     "a lost answer to the lease's second write is a traceback": lambda s: (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from imagemill.emulator.settings import Settings
@@ -49,6 +49,8 @@ class Scenario:
     S3 takes no requests from a machine whose clock is 15 minutes off.
     """
     second_after_s: float | None = None
+    away_s: float = 0.0
+    """How long a machine stays down after a death, in seconds."""
     measures: bool = False
 
 
@@ -57,6 +59,9 @@ APIS = {"together": 0.0027, "openai": 0.003, "fal": 0.003, "replicate": 0.003, "
 
 SYNCHRONOUS = frozenset({"together", "openai"})
 """APIs that cannot be asked about a request whose answer was lost."""
+
+CLIENT_NAMED = frozenset({"runware"})
+"""APIs whose requests have names that the client derives from run, picture and attempt."""
 
 RENEWING = frozenset({"fal"})
 """APIs that give a fresh link to an old picture; elsewhere a picture is lost with its link."""
@@ -95,7 +100,7 @@ def drawn(seed: int) -> Scenario:
     budget = None
     if rng.random() < 0.25:
         budget = price_usd(api) * rng.randint(1, count + 1) * 1.0001
-    return Scenario(
+    scenario = Scenario(
         seed,
         api=api,
         api_settings=settings,
@@ -116,6 +121,9 @@ def drawn(seed: int) -> Scenario:
         second_after_s=rng.uniform(0.0, 20.0) if rng.random() < 0.12 else None,
         measures=rng.random() < 0.08,
     )
+    if scenario.second_after_s is None:
+        return scenario
+    return replace(scenario, away_s=rng.choice([0.0, 0.0, 100.0, 400.0]))
 
 
 def _vendor(rng: random.Random, seed: int) -> Settings:

@@ -229,6 +229,7 @@ class Simulation:
             self._check_ending(ending)
             if not ending.process.alive and death is not None:
                 machine = self._after_death(machine, death.how)
+                await asyncio.sleep(scenario.away_s)
                 continue
             if death is None and self._is_over(ending):
                 break

@@ -30,6 +30,9 @@ BASE_URL = "http://127.0.0.1:8700"
 _BROKEN = frozenset({"truncated", "wrong_size", "black", "garbage", "expired_link"})
 """Faults after which a picture that was charged can never be used: another may be bought."""
 
+_ENDLESS = frozenset({"fal", "replicate"})
+"""Queues in which a request that times out after its charge never ends, and so is in no list."""
+
 STAMP = re.compile(rb"[0-9a-f]{64}")
 """What makes each picture unique: the digest of what was asked for."""
 
@@ -131,9 +134,8 @@ class _Studio(Studio):
 
     def _note(self, order: Order) -> None:
         fault = self._tickets[id(order)].fault
-        self.charges.append(
-            Charge(self._world.loop.now, order.prompt, price(order), whole=fault not in _BROKEN)
-        )
+        lost = fault in _BROKEN or (fault == "timeout_after_charge" and order.provider in _ENDLESS)
+        self.charges.append(Charge(self._world.loop.now, order.prompt, price(order), whole=not lost))
         self._world.note(f"charged {order.prompt!r} fault={fault}")
         self.on_charge()
 
@@ -184,16 +186,52 @@ class Vendor:
 class _Exchange:
     """A request on its way, and its answer as it comes."""
 
+    request: httpx.Request
     started: asyncio.Future[tuple[int, list[tuple[bytes, bytes]]]]
-    body: asyncio.Queue[bytes | None] = field(default_factory=asyncio.Queue)
+    body: asyncio.Queue[bytes | httpx.ReadTimeout | None] = field(default_factory=asyncio.Queue)
     left: asyncio.Event = field(default_factory=asyncio.Event)
 
-    async def lose(self, request: httpx.Request, after_s: float) -> None:
+    @property
+    def patience_s(self) -> float:
+        """How long the client waits for the next bytes."""
+        return float(self.request.extensions["timeout"]["read"])
+
+    async def head(self) -> tuple[int, list[tuple[bytes, bytes]]]:
+        """Status and headers of the answer."""
+        late = self.started.get_loop().call_later(self.patience_s, self._give_up)
+        try:
+            return await self.started
+        finally:
+            late.cancel()
+
+    async def part(self) -> bytes | None:
+        """The next bytes of the answer's body; None at its end."""
+        late = self.started.get_loop().call_later(self.patience_s, self.body.put_nowait, self._late())
+        part = await self.body.get()
+        late.cancel()
+        if isinstance(part, httpx.ReadTimeout):
+            raise part
+        return part
+
+    async def silence(self, seconds: float) -> None:
+        """Nothing arrives for so long; the client may give up before."""
+        await asyncio.sleep(min(seconds, self.patience_s))
+        if seconds > self.patience_s:
+            raise self._late()
+
+    async def lose(self, after_s: float) -> None:
         """Let the whole answer be given, and nothing of it arrive."""
-        while isinstance(await self.body.get(), bytes):
+        while await self.part() is not None:
             pass
-        await asyncio.sleep(after_s)
-        raise httpx.ReadError("the connection was reset", request=request)
+        await self.silence(after_s)
+        raise httpx.ReadError("the connection was reset", request=self.request)
+
+    def _late(self) -> httpx.ReadTimeout:
+        return httpx.ReadTimeout("", request=self.request)
+
+    def _give_up(self) -> None:
+        if not self.started.done():
+            self.started.set_exception(self._late())
 
 
 class _Network(httpx.AsyncBaseTransport):
@@ -220,19 +258,19 @@ class _Network(httpx.AsyncBaseTransport):
             await asyncio.sleep(there + back)
             status, headers, body = vendor._answers[str(request.url)]
             return httpx.Response(status, headers=headers, content=body, request=request)
-        exchange = _Exchange(world.loop.create_future())
+        exchange = _Exchange(request, world.loop.create_future())
         if fate == "lost_request":
-            await asyncio.sleep(rng.choice([1.0, 600.0]))
+            await exchange.silence(rng.choice([1.0, 600.0]))
             raise httpx.ReadError("the connection was reset", request=request)
         world.outside_later(there, lambda: self._deliver(request, content, exchange))
         if fate == "repeated":
-            again = _Exchange(world.loop.create_future())
+            again = _Exchange(request, world.loop.create_future())
             world.outside_later(there + rng.expovariate(1), lambda: self._deliver(request, content, again))
         try:
-            status, headers = await exchange.started
+            status, headers = await exchange.head()
             if fate == "lost_answer":
-                await exchange.lose(request, rng.choice([0.0, 600.0]))
-            await asyncio.sleep(back)
+                await exchange.lose(rng.choice([0.0, 600.0]))
+            await exchange.silence(back)
             world.point(f"API answer: {request.method}")
         except BaseException:
             exchange.left.set()
@@ -324,7 +362,7 @@ class _Body(httpx.AsyncByteStream):
         self._vendor = vendor
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        while isinstance(part := await self._exchange.body.get(), bytes):
+        while (part := await self._exchange.part()) is not None:
             if self._cut:
                 yield part[: len(part) // 2]
                 raise httpx.RemoteProtocolError("the connection was closed", request=self._request)
