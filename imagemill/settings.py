@@ -599,7 +599,7 @@ class RegressionSettings(_Settings):
         gt=0,
         le=10,
         description="How much worse than the median of earlier runs counts as a regression: 0.2 is 20 % less"
-        " throughput, or 20 % more latency, errors or cost per image.",
+        " throughput, or 20 % more latency, errors, suspect pictures or cost per image.",
     )
     runs_before: int = Field(
         default=3,

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from imagemill.cli.exit_codes import DONE
 from imagemill.cli.options import settings_of
-from imagemill.cli.terminal import say, show_summary, stdout
+from imagemill.cli.terminal import say, show_summary, stdout, suspects_in_words
 from imagemill.engine.job_log import spelled_out
 from imagemill.errors import InputError
 from imagemill.formatting import duration, money, seconds
@@ -87,6 +87,8 @@ def _show_run(run: KnownRun, summary: RunSummary | None) -> None:
     show_summary(summary)
     if summary.stopped:
         say(f"Stopped: {spelled_out(summary.stopped)} Resume it with: imagemill resume {run.run_id}")
+    if summary.suspect:
+        say(suspects_in_words(summary))
     if summary.failed:
         say(f"Why jobs failed: imagemill runs {run.run_id} --failed")
 

@@ -25,6 +25,7 @@ from imagemill.cli.terminal import (
     show_dashboard,
     show_preview,
     show_summary,
+    suspects_in_words,
     warn,
 )
 from imagemill.cluster.dask import check_cluster
@@ -58,6 +59,8 @@ def run_and_show(flow: Callable[[], RunSummary], *, as_json: bool, log_format: s
             say("The catalog has no rows.")
         if summary.rejected:
             say(summary.rejections_in_words)
+        if summary.suspect:
+            say(suspects_in_words(summary))
         if summary.failed:
             say(f"{summary.failed:,} images failed. See why: imagemill runs {summary.run_id} --failed")
     if summary.failed or (summary.rejected and not summary.unique):

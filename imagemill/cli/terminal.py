@@ -148,6 +148,8 @@ def show_summary(summary: RunSummary, *, places: bool = True) -> None:
         ("pending", f"{summary.pending:,}"),
         ("wall time", duration(summary.wall_s)),
     ]
+    if summary.measured or summary.suspect:
+        cells += [("suspect", f"{summary.suspect:,}"), ("measured", f"{summary.measured:,}")]
     for left, right in zip(cells[::2], cells[1::2], strict=True):
         table.add_row(*left, *right)
     stdout.print(table)
@@ -164,6 +166,12 @@ def show_summary(summary: RunSummary, *, places: bool = True) -> None:
     for name in ("manifest", "metrics", "report") if places else ():
         if place := getattr(summary, name):
             say(f"{name.capitalize():9} {place}")
+
+
+def suspects_in_words(summary: RunSummary) -> str:
+    """How many pictures look wrong, and how to see them."""
+    pictures = "1 picture looks" if summary.suspect == 1 else f"{summary.suspect:,} pictures look"
+    return f"{pictures} wrong. Look at them: imagemill review {summary.run_id}"
 
 
 def show_estimate(estimate: Estimate) -> None:

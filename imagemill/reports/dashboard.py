@@ -1,4 +1,4 @@
-"""The dashboard: the four metrics of all runs over weeks, in one self-contained HTML file."""
+"""The dashboard: the metrics of all runs over weeks, in one self-contained HTML file."""
 
 from __future__ import annotations
 
@@ -42,6 +42,7 @@ _UNITS = {
     "error_rate": "% of jobs",
     "p95_latency_s": "seconds",
     "cost_per_image_usd": "USD",
+    "suspect_rate": "% of pictures",
 }
 
 
@@ -130,6 +131,7 @@ def render_dashboard(
             headline=_Headline.of(runs),
             weeks=_weeks(runs),
             queued=any(run.p95_queued_s for run in runs),
+            measured=any(run.measured for run in runs),
         )
     )
 
@@ -211,6 +213,7 @@ def _drawn(
                 charts=[
                     _chart(metric, axis, of_series, [each[metric.name] for each in medians], found)
                     for metric in METRICS
+                    if metric.name != "suspect_rate" or any(run.measured for run in of_series)
                 ],
                 regressed=any(found[run.run_id].latest for run in of_series if run.run_id in found),
             )
@@ -262,12 +265,19 @@ def _plain(value: float, decimals: int) -> str:
 _TICKS = {
     "images_per_minute": _plain,
     "error_rate": lambda value, decimals: f"{100 * value:.{max(0, decimals - 2)}f}%",
+    "suspect_rate": lambda value, decimals: f"{100 * value:.{max(0, decimals - 2)}f}%",
     "p95_latency_s": _plain,
     "cost_per_image_usd": lambda value, decimals: (
         f"${value:,.{decimals if decimals == 0 else max(2, decimals)}f}"
     ),
 }
-_LEAST = {"images_per_minute": 1.0, "error_rate": 0.01, "p95_latency_s": 1.0, "cost_per_image_usd": 0.01}
+_LEAST = {
+    "images_per_minute": 1.0,
+    "error_rate": 0.01,
+    "p95_latency_s": 1.0,
+    "cost_per_image_usd": 0.01,
+    "suspect_rate": 0.01,
+}
 
 
 def _mark(regression: Regression | None, metric: str) -> Change | None:

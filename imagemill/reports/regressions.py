@@ -19,7 +19,7 @@ from imagemill.settings import RegressionSettings
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """One of the four metrics: its name, whether more is worse, its value in a run, and its format."""
+    """What runs are compared by: a name, whether more is worse, its value in a run, and its format."""
 
     name: str
     title: str
@@ -33,6 +33,7 @@ METRICS = (
     Metric("error_rate", "Error rate", True, lambda run: run.error_rate, percent),
     Metric("p95_latency_s", "p95 latency", True, lambda run: run.p95_latency_s, seconds),
     Metric("cost_per_image_usd", "Cost per image", True, lambda run: run.cost_per_image_usd, price),
+    Metric("suspect_rate", "Suspect rate", True, lambda run: run.suspect_rate, percent),
 )
 METRIC_NAMED = {metric.name: metric for metric in METRICS}
 
@@ -153,17 +154,17 @@ def _change(metric: Metric, run: RunRow, median: float | None, settings: Regress
         worse = value > median * (1 + settings.share)
     else:
         worse = value < median * (1 - settings.share)
-    if not worse or (metric.name == "error_rate" and _is_chance(run, median)):
+    counted = {"error_rate": run.done + run.failed, "suspect_rate": run.measured}
+    if not worse or (metric.name in counted and _is_chance(value, median, counted[metric.name])):
         return None
     change = (value - median) / median if median else None
     return Change(metric=metric.name, value=value, median=median, change=change)
 
 
-def _is_chance(run: RunRow, median: float) -> bool:
-    """Whether a higher error rate may be chance: up to two failures, or two standard deviations."""
-    finished = run.done + run.failed
-    expected = median * finished
-    return run.error_rate * finished <= expected + 2 * math.sqrt(expected) + 2
+def _is_chance(rate: float, median: float, counted: int) -> bool:
+    """Whether a higher rate of so many jobs may be chance: up to two more, or two standard deviations."""
+    expected = median * counted
+    return rate * counted <= expected + 2 * math.sqrt(expected) + 2
 
 
 def _median(ascending: Sequence[float]) -> float:

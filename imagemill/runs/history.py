@@ -45,12 +45,19 @@ class RunRow(BaseModel):
     p95_queued_s: float | None = Field(default=None, ge=0, allow_inf_nan=False)
     cost_usd: float = Amount
     saved_usd: float = Amount
+    measured: int = Field(default=0, ge=0)
+    suspect: int = Field(default=0, ge=0)
     stopped: str | None = None
 
     @property
     def at(self) -> datetime:
         """When the run was, in UTC: its start, or its end if nothing was sent to the API."""
         return utc(self.started_at or self.ended_at)
+
+    @property
+    def suspect_rate(self) -> float | None:
+        """Suspect pictures divided by measured ones; None if none was measured."""
+        return min(1.0, self.suspect / self.measured) if self.measured else None
 
     @property
     def cost_per_image_usd(self) -> float | None:

@@ -172,6 +172,7 @@ class RunSummary(BaseModel):
             parts.append(f"{self.done:,} of {self.unique:,} {are} done{of_done and f' ({of_done})'}")
         parts += [f"{self.failed:,} failed"] if self.failed else []
         parts += [f"{self.pending:,} {'is' if self.pending == 1 else 'are'} pending"] if self.pending else []
+        parts += [f"{self.suspect:,} to look at"] if self.suspect else []
         if self.rejected:
             most = f" (most often: {next(iter(self.rejections))})" if self.rejections else ""
             parts.append(f"{_counted(self.rejected, 'row was', 'rows were')} rejected{most}")

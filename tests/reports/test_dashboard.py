@@ -172,6 +172,18 @@ def test_what_is_a_regression(given: dict[str, Any], metrics: list[str]) -> None
     assert [change.metric for each in found for change in each.changes] == metrics
 
 
+@pytest.mark.parametrize(("suspect", "metrics"), [(5, []), (6, ["suspect_rate"])])
+def test_more_suspect_pictures_than_before_are_one(suspect: int, metrics: list[str]) -> None:
+    rows = [run_row(n, measured=100, suspect=1) for n in range(3)]
+    rows.append(run_row(3, measured=100, suspect=suspect))
+    found = find_regressions(rows, RegressionSettings())
+    assert [change.metric for each in found for change in each.changes] == metrics
+    shown = page(rows)
+    assert len(shown.having("point")) == 4 * (METRICS + 1)
+    text = " ".join(shown.text.split())
+    assert all(f"Suspect rate {each.changes[0].in_words}" in text for each in found)
+
+
 def test_only_runs_of_the_same_catalog_and_api_that_generated_something_count() -> None:
     slow = run_row(9, images_per_minute=10.0)
     others = [run_row(3, provider="fal"), run_row(4, catalog="b"), run_row(5, generated=0)]
