@@ -149,12 +149,8 @@ def outcome(run: Run, prepared: Prepared, summary: RunSummary) -> RunSummary:
             "%s rows have a negative prompt, which this model ignores.",
             f"{prepared.counts.negative_prompts:,}",
         )
-    if run.session.settings.quality.judge and summary.judged < summary.generated:
-        get_run_logger().warning(
-            "The judge scored %s of %s pictures; log.jsonl says why not the others (judged).",
-            f"{summary.judged:,}",
-            f"{summary.generated:,}",
-        )
+    if summary.unjudged:
+        get_run_logger().warning("%s", summary.judged_in_words)
     if summary.prune_failed:
         get_run_logger().warning(
             "The bucket did not delete %s objects; runs/%s/prune.parquet says which and why.",

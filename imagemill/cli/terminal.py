@@ -155,6 +155,8 @@ def show_summary(summary: RunSummary, *, places: bool = True) -> None:
     stdout.print(table)
     if summary.refreshed:
         say(f"{summary.changes_in_words}.")
+    if summary.judged_in_words:
+        say(summary.judged_in_words)
     if summary.unanswered:
         say(
             f"Requests that were never answered: {summary.unanswered:,}. The API may have charged"

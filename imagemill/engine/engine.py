@@ -186,6 +186,11 @@ class Engine:
         except StoreUnavailableError as error:
             self.stop(StopKind.UNAVAILABLE, str(error))
 
+    @property
+    def judge_usd(self) -> float:
+        """About what the judge's opinion on one picture costs."""
+        return self._judging.price_usd if self._judging is not None else 0.0
+
     def expect(self, jobs: Sequence[Job]) -> None:
         """Count what these jobs' requests may cost: an earlier process sent them, this one will ask."""
         for job in jobs:

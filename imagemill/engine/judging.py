@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+from typing import Any
+
+import anyio.to_thread
+import pyarrow as pa
+
+from imagemill.catalog.planned_rows import PlannedRows
 from imagemill.engine.cost_limit import BudgetSpentError, CostLimit
 from imagemill.engine.recorder import Recorder
 from imagemill.errors import StoreUnavailableError
@@ -16,10 +23,19 @@ class Judging:
 
     Args:
         threshold: a picture with a lower score is suspect.
+        rows: the catalog's rows, for a judge that reads them.
     """
 
-    def __init__(self, judge: Judge, threshold: float, cost: CostLimit, recorder: Recorder) -> None:
+    def __init__(
+        self,
+        judge: Judge,
+        threshold: float,
+        cost: CostLimit,
+        recorder: Recorder,
+        rows: PlannedRows | None = None,
+    ) -> None:
         self._judge = judge
+        self._rows = rows if judge.reads_rows else None
         self._threshold = threshold
         self._cost = cost
         self._recorder = recorder
@@ -31,7 +47,12 @@ class Judging:
             job.judge_usd = plus(job.judge_usd, answer.usd)
             self._recorder.charged(answer.usd)
         self._recorder.judged(job, answer)
-        return found if answer.opinion is None else found.judged(answer.opinion, self._threshold)
+        return found.judged(answer, self._threshold)
+
+    @property
+    def price_usd(self) -> float:
+        """About what the next opinion costs."""
+        return self._judge.price_usd
 
     async def _ask(self, job: Job, content: bytes) -> Answer:
         price_usd = self._judge.price_usd
@@ -42,8 +63,8 @@ class Judging:
             return Answer(failure="the cost limit leaves nothing for the judge")
         except StoreUnavailableError as error:  # several processes share the limit through the store
             return Answer(failure=str(error))
-        row = {name: getattr(job, name) for name in INPUT_FIELDS}
         try:
+            row = await self._row(job)
             answer = await self._judge.ask(Candidate(content, job.prompt, row))
         except BaseException:
             self._cost.settle(price_usd, doubtful_usd=price_usd)  # cancelled: it may be charged for
@@ -52,3 +73,12 @@ class Judging:
         self._cost.settle(price_usd)
         self._cost.settle(0.0, charged_usd=answer.usd)
         return answer
+
+    async def _row(self, job: Job) -> dict[str, Any]:
+        """The job's input and, where this machine has the plan, the catalog's other columns."""
+        own = {name: getattr(job, name) for name in INPUT_FIELDS}
+        if self._rows is None:
+            return own
+        with contextlib.suppress(OSError, pa.ArrowException):
+            own = await anyio.to_thread.run_sync(self._rows.of, job.number) | own
+        return own

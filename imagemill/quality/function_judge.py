@@ -54,6 +54,8 @@ class FunctionJudge(Judge):
     up: a thread cannot be stopped, so it is left behind.
     """
 
+    reads_rows = True
+
     def __init__(self, function: Function, *, batch: int, timeout_s: float) -> None:
         self._function = function
         self._batch = batch

@@ -10,7 +10,7 @@ import anyio
 import anyio.to_thread
 import orjson
 
-from imagemill.quality.judge import Opinion
+from imagemill.quality.judge import Answer, Opinion
 from imagemill.quality.measures import Measures, measure
 from imagemill.quality.repeats import PROMPTS_ENOUGH, Repeats
 from imagemill.quality.sampling import AUTO_SHARE, Sampling
@@ -35,11 +35,15 @@ class OnSuspect(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What was found in one picture; ``measures`` is None if it was not measured, ``opinion`` not judged."""
+    """What was found in one picture; ``measures`` is None if it was not measured, ``opinion`` not judged.
+
+    ``unjudged`` says why the judge that was asked has no opinion.
+    """
 
     measures: Measures | None = None
     verdicts: tuple[Verdict, ...] = ()
     opinion: Opinion | None = None
+    unjudged: str = ""
 
     @property
     def quality(self) -> str:
@@ -47,6 +51,8 @@ class Finding:
         found = asdict(self.measures) if self.measures else {}
         if self.opinion:
             found |= {"judge_score": self.opinion.score, "judge_words": self.opinion.words}
+        if self.unjudged:
+            found["judge_failure"] = self.unjudged
         return orjson.dumps(found).decode() if found else ""
 
     @property
@@ -66,8 +72,11 @@ class Finding:
         score = self.opinion.score if self.opinion else 0.0
         return -len(self.verdicts), score, self.measures.sharpness if self.measures else 0.0
 
-    def judged(self, opinion: Opinion, threshold: float) -> Finding:
-        """The finding with the judge's opinion, and its verdict if the score is below the threshold."""
+    def judged(self, answer: Answer, threshold: float) -> Finding:
+        """The finding with the judge's answer, and its verdict if the score is below the threshold."""
+        opinion = answer.opinion
+        if opinion is None:
+            return replace(self, unjudged=answer.failure)
         more = (Verdict.JUDGED,) if opinion.score < threshold else ()
         return replace(self, opinion=opinion, verdicts=(*self.verdicts, *more))
 

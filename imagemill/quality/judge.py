@@ -25,7 +25,11 @@ _MOST_WORDS = 500
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A picture to judge: its encoded bytes, its prompt, and the job's other input by name."""
+    """A picture to judge: its encoded bytes, its prompt, and its row.
+
+    The row has the job's input (``id``, ``seed``, ``width``, ``variant`` ...) and the other columns of the
+    catalog.
+    """
 
     content: bytes
     prompt: str
@@ -68,6 +72,8 @@ class Judge(ABC):
 
     price_usd: float = 0.0
     """About what the next opinion costs, in USD."""
+    reads_rows: bool = False
+    """Whether it looks at more of a catalog's row than the prompt."""
 
     @abstractmethod
     async def ask(self, candidate: Candidate) -> Answer:

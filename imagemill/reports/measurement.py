@@ -98,6 +98,7 @@ def summarize(session: Session, counts: PlanCounts, jobs: MeasuredJobs, pace: Pa
         measured=jobs.measured,
         suspect=int(jobs.suspect.sum()),
         judged=int(jobs.judged.sum()),
+        unjudged=int(jobs.unjudged.sum()),
         judge_cost_usd=round(totals.judge_usd, 12),
         lost_images=session.recorder.lost_images,
         saved_usd=round(counts.duplicates_usd + totals.reused * price, 12),
@@ -123,7 +124,7 @@ def summarize(session: Session, counts: PlanCounts, jobs: MeasuredJobs, pace: Pa
 def _judge_source(session: Session, jobs: MeasuredJobs) -> list[CostSource]:
     """Where the cost of a vision model's opinions is from: a function's cost is none of ours."""
     quality = session.settings.quality
-    if not quality.judge_is_model or not jobs.judged.any():
+    if not quality.judge_is_model or not (jobs.judged | jobs.unjudged).any():
         return []
     return [CostSource.LIST if quality.judge_is_priced else CostSource.UNKNOWN]
 

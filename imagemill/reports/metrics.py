@@ -84,6 +84,7 @@ class MeasuredJobs:
     finished_ms: Whole
     suspect: Flags
     judged: Flags
+    unjudged: Flags
     quality: dict[str, Floats]
     cost_sources: set[str] = field(default_factory=set)
 
@@ -102,6 +103,7 @@ class MeasuredJobs:
             "finished_at",
             "suspect",
             "judge_score",
+            "judge_failure",
             *QUALITY,
         ]
         for batch in read_batches(file, columns):
@@ -117,6 +119,7 @@ class MeasuredJobs:
             jobs.finished_ms[rows] = batch["finished_at"].cast(pa.int64()).fill_null(_NEVER)
             jobs.suspect[rows] = pc.not_equal(batch["suspect"], "")
             jobs.judged[rows] = batch["judge_score"].is_valid()
+            jobs.unjudged[rows] = batch["judge_failure"].is_valid()
             for name, values in jobs.quality.items():
                 values[rows] = batch[name].fill_null(np.nan)
         return jobs
@@ -135,6 +138,7 @@ class MeasuredJobs:
             finished_ms=np.full(number, _NEVER),
             suspect=np.zeros(number, bool),
             judged=np.zeros(number, bool),
+            unjudged=np.zeros(number, bool),
             quality={name: np.full(number, np.nan, np.float32) for name in QUALITY},
         )
 

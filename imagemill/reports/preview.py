@@ -104,7 +104,7 @@ def _affordable(session: Session, rows: list[dict[str, Any]], most_usd: float) -
     left = most_usd + 1e-9
     for row in rows:
         sizes = row["width"], row["height"], row["steps"], row.get("params") or ""
-        usd = requests * session.api.price_usd(*sizes)
+        usd = requests * (session.api.price_usd(*sizes) + session.engine.judge_usd)
         if row["job"] not in chosen and usd <= left:
             chosen.add(row["job"])
             left -= usd

@@ -66,6 +66,7 @@ QUALITY_SCHEMA = pa.schema(
         *[(field.name, pa.string() if field.name == "phash" else pa.float32()) for field in fields(Measures)],
         ("judge_score", pa.float32()),
         ("judge_words", pa.string()),
+        ("judge_failure", pa.string()),
     ]
 )
 """The measures of each picture, and the judge's opinion; null where it was not measured or judged."""

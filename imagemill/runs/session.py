@@ -32,6 +32,7 @@ from imagemill.bucket.output_lease import OutputLease, output_lease
 from imagemill.bucket.probe import probe
 from imagemill.catalog.access import catalog_of
 from imagemill.catalog.files import CatalogFiles
+from imagemill.catalog.planned_rows import PlannedRows
 from imagemill.engine.breaker import Breaker
 from imagemill.engine.cost_limit import CostLimit
 from imagemill.engine.engine import Engine, StopKind
@@ -281,7 +282,8 @@ async def _running(parts: _Parts, joining: Joining | None) -> AsyncIterator[Sess
         judging = None
         if parts.judge is not None:
             judge = await stack.enter_async_context(parts.judge)
-            judging = Judging(judge, settings.quality.judge_threshold, cost, recorder)
+            rows = PlannedRows(parts.folder.plan)
+            judging = Judging(judge, settings.quality.judge_threshold, cost, recorder, rows)
         engine = Engine(
             api=api,
             http=http,

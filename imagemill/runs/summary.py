@@ -65,6 +65,9 @@ class RunSummary(BaseModel):
         default=0, description="Pictures to look at: the column suspect of jobs.parquet says why."
     )
     judged: int = Field(default=0, description="Pictures that the judge has scored.")
+    unjudged: int = Field(
+        default=0, description="Pictures without a score: judge_failure in jobs.parquet says why."
+    )
     judge_cost_usd: float = Field(default=0.0, description="What the judge cost; included in cost_usd.")
     lost_images: int = Field(
         default=0,
@@ -207,6 +210,15 @@ class RunSummary(BaseModel):
         have = "have" if len(files) > 1 else "has"
         reasons = [f"{found} {have} the reasons"] if files else []
         return [*reasons, *(["retry-failed tries the failed ones again"] if self.failed else [])]
+
+    @property
+    def judged_in_words(self) -> str:
+        """How many pictures the judge scored, for how much, in a sentence; empty if there was no judge."""
+        if not self.judged and not self.unjudged:
+            return ""
+        cost = f" for {money(self.judge_cost_usd)}" if self.judge_cost_usd else ""
+        without = f"; {self.unjudged:,} have no score (judge_failure says why)" if self.unjudged else ""
+        return f"The judge scored {_counted(self.judged, 'picture', 'pictures')}{cost}{without}."
 
     @property
     def changes_in_words(self) -> str:

@@ -66,5 +66,6 @@ def left_to_do(session: Session, counts: PlanCounts, unfinished: Sequence[int], 
         unique=counts.unique, done=totals.done, failed=totals.failed, cost_usd=totals.cost_usd
     )
     cost_usd = float(exact(counts.cost_usd * len(unfinished) / counts.unique)) if counts.unique else 0.0
+    cost_usd = float(exact(cost_usd + len(unfinished) * session.engine.judge_usd))
     size = session.settings.execution.shard_size
     return Prepared(counts, shards(unfinished, size), len(unfinished), cost_usd, loss)

@@ -27,7 +27,12 @@ def run(
     def run(prompts: list[str], **quality: str) -> tuple[RunSummary, Emulator, dict[str, dict[str, Any]]]:
         emulated = emulator(pictures="full")
         summary = generate_catalog(
-            catalog=catalog(id=[str(number) for number in range(len(prompts))], prompt=prompts),
+            catalog=catalog(
+                id=[str(number) for number in range(len(prompts))],
+                prompt=prompts,
+                sku=[f"sku-{number}" for number in range(len(prompts))],
+                bad=["bad" in prompt for prompt in prompts],
+            ),
             output=place.settings(),
             api={"provider": "together", "base_url": emulated.base_url},
             picture={"width": 256, "height": 256},
@@ -96,7 +101,7 @@ def test_a_placeholder_stops_the_run_before_it_pays_for_more(run: Callable[..., 
 JUDGE = """
 def by_prompt(pictures):
     assert all(picture.image().size == (256, 256) for picture in pictures)
-    return [(0.2, f"<b>{picture.row['id']}</b>") if "bad" in picture.prompt else 0.8 for picture in pictures]
+    return [(0.2, f"<b>{picture.row['sku']}</b>") if picture.row["bad"] else 0.8 for picture in pictures]
 """
 
 
@@ -109,12 +114,12 @@ def test_a_judge_of_ones_own_flags_pictures_beside_the_measures(
     assert [jobs[name]["suspect"] for name in "012"] == ["", "judged", "blurred,judged"]
     assert [(jobs[name]["judge_score"], jobs[name]["judge_words"]) for name in "01"] == [
         (pytest.approx(0.8), ""),
-        (pytest.approx(0.2), "<b>1</b>"),
+        (pytest.approx(0.2), "<b>sku-1</b>"),
     ]
     assert (summary.done, summary.suspect, summary.judged, summary.judge_cost_usd) == (3, 2, 3, 0.0)
     report = place.read("runs/looked-at/report.html").decode()
-    assert "&lt;b&gt;1&lt;/b&gt;" in report
-    assert "<b>1</b>" not in report
+    assert "&lt;b&gt;sku-1&lt;/b&gt;" in report
+    assert "<b>sku-1</b>" not in report
 
 
 def test_a_vision_model_fails_pictures_and_is_paid_within_the_limit(
@@ -151,7 +156,9 @@ def test_a_vision_model_fails_pictures_and_is_paid_within_the_limit(
     assert summary.cost_usd == pytest.approx(emulated.bill()["usd"] + summary.judge_cost_usd, abs=1e-12)
     assert sum(job["cost_usd"] for job in jobs.values()) == pytest.approx(summary.cost_usd, abs=1e-12)
     assert sum(job["judge_usd"] for job in jobs.values()) == pytest.approx(summary.judge_cost_usd, abs=1e-12)
-    assert (summary.judged, summary.cost_source) == (2, "list")
+    assert (summary.judged, summary.unjudged, summary.cost_source) == (2, 2, "list")
+    assert jobs["3"]["judge_failure"] == "HTTP 500: Not now."
+    assert "The judge scored 2 pictures for $" in place.read("runs/looked-at/report.html").decode()
     assert "the-judges-own-key" not in str(place.objects())
     again, _, _ = run(prompts, **judge)
     assert again.cost_usd == summary.cost_usd

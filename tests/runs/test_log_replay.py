@@ -15,7 +15,8 @@ from imagemill.engine.recorder import Recorder
 from imagemill.engine.telemetry import Telemetry
 from imagemill.errors import ApiError, ErrorClass
 from imagemill.jobs import CostSource, Job
-from imagemill.runs.log_replay import catch_up, last_lines
+from imagemill.quality.judge import Answer, Opinion
+from imagemill.runs.log_replay import catch_up, last_lines, was_unanswered
 from tests.blocks.apis.variants import make_job
 
 API = Together(api_key="k")
@@ -51,6 +52,24 @@ def test_what_an_image_link_cost_is_read_from_the_log(
     assert catch_up(stored, last_lines(log, [0])[0])
     assert API.is_paid(stored.request_id)  # the engine will not book it again
     assert (stored.cost_usd, stored.cost_source) == (0.003, CostSource.LIST)
+
+
+def test_what_the_judge_cost_is_read_from_the_log(tmp_path: Path) -> None:
+    job = make_job(API)
+    stored = replace(job)
+    log = tmp_path / "log.jsonl"
+    recorder = Recorder("run", JobLog("run", log), Pacer(1), Telemetry("run", API.provider, API.model))
+    job.start(0.0)
+    recorder.sent(job)
+    job.pay(0.003, CostSource.LIST)
+    job.judge_usd = 0.0004
+    recorder.judged(job, Answer(Opinion(0.2, "no"), usd=0.0004))
+    recorder.close()
+
+    line = last_lines(log, [0])[0]
+    assert catch_up(stored, line)
+    assert (stored.cost_usd, stored.judge_usd, stored.total_usd) == (0.003, 0.0004, 0.0034)
+    assert not was_unanswered(stored, line)
 
 
 def found_and_asked_again(recorder: Recorder, job: Job) -> None:
