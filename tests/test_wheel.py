@@ -63,6 +63,7 @@ def test_the_wheel_holds_imagemill_and_nothing_else(wheel: Path) -> None:
     assert [name for name in names if name.endswith(".html.j2")]
 
 
+@pytest.mark.slow
 def test_a_project_with_packages_of_the_same_names_runs_it(
     wheel: Path,
     tmp_path: Path,

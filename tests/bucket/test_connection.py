@@ -75,6 +75,7 @@ def test_rights_to_a_prefix_are_enough(bucket: ImageBucket, front: S3Front, clie
     use(bucket, client)
 
 
+@pytest.mark.slow
 def test_a_private_ca_in_aws_ca_bundle_is_trusted_by_both_clients(
     open_bucket: Open,
     moto_url: str,
@@ -126,6 +127,7 @@ def test_the_endpoint_and_style_of_the_profile_are_for_both_clients(
     use(bucket, client)
 
 
+@pytest.mark.slow
 def test_credentials_that_expire_are_renewed_for_both_clients(
     bucket_name: str, front: S3Front, client: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -191,6 +193,7 @@ def test_a_prefix_that_clients_read_in_two_ways_is_refused(open_bucket: Open, ur
         OutputSettings(uri=uri)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prefix", ["", "a/b", "ä ö/日本", "a%2Fb", "100% (x)+=&~'!*", "a:b@c", "//a/"])
 def test_any_other_prefix_is_one_place_for_both_clients(
     open_bucket: Open, front: S3Front, bucket_name: str, client: Any, prefix: str

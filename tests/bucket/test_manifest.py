@@ -106,6 +106,7 @@ def shop(rows: int, start: int = 0, **more: Any) -> Columns:
     return {"id": ids, "prompt": [f"a photo of {name}" for name in ids], **more}
 
 
+@pytest.mark.slow
 def test_a_part_of_a_catalog_is_merged_into_the_manifest(output: Output) -> None:
     output.run(shop(30, price=list(range(30))))
     kept = output.images()
@@ -125,6 +126,7 @@ def test_a_part_of_a_catalog_is_merged_into_the_manifest(output: Output) -> None
     }
 
 
+@pytest.mark.slow
 def test_prune_waits_lists_and_deletes(output: Output) -> None:
     output.run(shop(5))
     everything = output.images()
@@ -173,6 +175,7 @@ class PartlyRefused(Answer):
         return f"<?xml version='1.0'?><DeleteResult>{error}</DeleteResult>".encode()
 
 
+@pytest.mark.slow
 def test_an_object_that_cannot_be_deleted_is_reported_and_tried_again(output: Output, front: S3Front) -> None:
     output.run(shop(5))
     everything = output.images()
@@ -220,6 +223,7 @@ def test_what_a_refresh_may_take(output: Output) -> None:
     assert "would delete 40 of 40 images" in str(output.loss(reworded, prune=True))
 
 
+@pytest.mark.slow
 def test_a_manifest_knows_its_catalog_by_its_rows(output: Output) -> None:
     output.run(shop(20), "shop.parquet")
     refuse_other_catalog(*output.standing(shop(20), "moved/elsewhere.parquet".replace("/", "-")))
@@ -234,6 +238,7 @@ def test_a_manifest_knows_its_catalog_by_its_rows(output: Output) -> None:
         refuse_other_catalog(*output.standing({"prompt": ["all", "new"]}, "lamps.parquet"))
 
 
+@pytest.mark.slow
 def test_repaired_rejected_rows_are_of_the_same_catalog(output: Output) -> None:
     output.run(shop(30) | {"prompt": [f"a photo of {n}" if n < 28 else " " for n in range(30)]})
     repaired = {"id": ["sku-28", "sku-29"], "prompt": ["a mug", "a lamp"]}
@@ -322,6 +327,7 @@ def test_a_picture_that_a_stopped_run_has_found_is_not_pruned(output: Output, tm
     assert output.rows("superseded.parquet") == []
 
 
+@pytest.mark.slow
 def test_a_manifest_is_a_catalog_any_number_of_times(output: Output) -> None:
     output.run(shop(3, status=["mine"] * 3, uri=["u"] * 3, key=["k"] * 3, price=[1, 2, 3]))
     first = output.rows()
@@ -335,6 +341,7 @@ def test_a_manifest_is_a_catalog_any_number_of_times(output: Output) -> None:
         assert output.rows() == first
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["q[1].parquet", "what?.parquet", "a//b.parquet", "sp ace.parquet"])
 def test_a_key_that_exists_is_that_key(
     bucket_name: str, front: S3Front, client: Any, tmp_path: Path, name: str

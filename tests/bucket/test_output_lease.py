@@ -184,6 +184,7 @@ def test_a_stalled_process_finds_out_whether_its_lease_is_still_its_own(
     assert len(run.lost) == taken_over
 
 
+@pytest.mark.slow
 def test_credentials_that_expire_for_a_while_do_not_end_the_renewals(
     bucket: ImageBucket, bucket_name: str, clock: Clock
 ) -> None:

@@ -303,6 +303,7 @@ def test_bytes_are_not_carried_unless_named(tmp_path: Path, read: Read) -> None:
         read(path, carry=["imag"])
 
 
+@pytest.mark.slow
 def test_a_large_catalog_of_pictures_takes_little_memory(tmp_path: Path) -> None:
     rows, path = 1_500, tmp_path / "pictures.parquet"
     picture = pa.array([bytes(100_000)] * 100, pa.binary())
@@ -329,6 +330,7 @@ def test_a_large_catalog_of_pictures_takes_little_memory(tmp_path: Path) -> None
         assert int(answer[1]) / 1024 < most_mb, carry
 
 
+@pytest.mark.slow
 def test_repaired_rejected_rows_are_a_catalog(tmp_path: Path, read: Read) -> None:
     path = write(tmp_path / "c.parquet", id=["a", "b"], prompt=["p", " "], width=[D("512"), D("512")])
     read(path)
@@ -433,6 +435,7 @@ ROWS = st.lists(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("writer", WRITERS)
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(rows=ROWS)

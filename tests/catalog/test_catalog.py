@@ -49,6 +49,7 @@ def test_a_folder_and_a_glob_are_read_in_order(catalog: Callable[..., str], tmp_
     assert [job.prompt for job in jobs] == ["a1", "a2", "b1"]
 
 
+@pytest.mark.slow
 def test_a_catalog_on_s3(place: Place, catalog: Callable[..., str]) -> None:
     client = place.s3.client()
     for name in ("one", "two"):

@@ -54,6 +54,7 @@ def test_everything_is_tried_and_nothing_bought(place: Place, capsys: pytest.Cap
     assert place.objects() == {}  # what was written for the check is gone
 
 
+@pytest.mark.slow
 def test_one_image_for_its_price(capsys: pytest.CaptureFixture[str]) -> None:
     with serving(together) as server:
         given = ("--image", "--width", "256", "--height", "256")
@@ -65,6 +66,7 @@ def test_one_image_for_its_price(capsys: pytest.CaptureFixture[str]) -> None:
     assert found["bucket"]["ok"] is None
 
 
+@pytest.mark.slow
 def test_each_thing_that_is_wrong_says_what_to_do(
     place: Place, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -108,6 +110,7 @@ def test_for_a_person_each_is_a_line(capsys: pytest.CaptureFixture[str]) -> None
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("provider", "path", "good"),
     [

@@ -161,6 +161,7 @@ def test_bad_input_is_one_sentence_and_exit_code_2(
     assert emulated.stats()["generation_requests"] == 0
 
 
+@pytest.mark.slow
 def test_a_run_id_stands_for_one_run(
     place: Place,
     emulator: Callable[..., Emulator],
@@ -178,6 +179,7 @@ def test_a_run_id_stands_for_one_run(
     assert "There is no run 'yours' on this machine" in unknown.err
 
 
+@pytest.mark.slow
 def test_ctrl_c_keeps_what_is_finished_and_says_how_to_resume(
     place: Place,
     emulator: Callable[..., Emulator],

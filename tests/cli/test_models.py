@@ -59,6 +59,7 @@ def test_what_is_not_known_is_said(
     assert sentence in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_run_passes_fields_through_and_keeps_them(
     place: Place,
     emulator: Callable[..., Emulator],

@@ -44,6 +44,7 @@ def reasons(found: dict[str, Any]) -> dict[str, tuple[int, float, float]]:
     }
 
 
+@pytest.mark.slow
 def test_a_run_is_compared_with_fals_billing_events(
     place: Place,
     emulator: Callable[..., Emulator],
@@ -102,6 +103,7 @@ def test_a_run_is_compared_with_fals_billing_events(
     assert reasons(cheap)["other_amount"] == (7, 0.0175, 0.021)
 
 
+@pytest.mark.slow
 def test_a_run_is_compared_with_an_exported_csv(
     place: Place,
     emulator: Callable[..., Emulator],

@@ -49,6 +49,7 @@ def runs(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
     return ask
 
 
+@pytest.mark.slow
 def test_lists_runs_and_says_why_a_job_failed(
     place: Place,
     emulator: Callable[..., Emulator],
@@ -106,6 +107,7 @@ def test_lists_runs_and_says_why_a_job_failed(
     assert "reason    blank prompt" in runs("second", "--id", "blank")
 
 
+@pytest.mark.slow
 def test_a_job_that_was_tried_again_and_done_has_not_failed(
     place: Place, emulator: Callable[..., Emulator], catalog: Callable[..., str], runs: Callable[..., str]
 ) -> None:

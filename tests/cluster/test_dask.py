@@ -156,6 +156,7 @@ def test_a_run_whose_scheduler_dies_goes_on_in_threads(
     assert emulated.bill()["images"] - 600 <= 30  # what three workers had in flight
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [

@@ -97,6 +97,7 @@ def test_the_blocks_that_are_not_run_are_there() -> None:
         assert [words in block.text for block in BLOCKS if block.page == page].count(True) == 1, words
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block", RUN)
 def test_a_block_runs(
     block: Block,
@@ -151,6 +152,7 @@ def _run_in_shell(text: str, prefect_server: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_commands_are_understood(page: Path) -> None:
     """All of them, those in a sentence or in a block that is not run too: by the parsers of the commands."""
@@ -237,6 +239,7 @@ WRITTEN_ELSEWHERE = ("reconciliation.parquet", "model.json")
 """By the runs and the command of tests/cli/test_reconcile.py."""
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("prefect_server")
 def test_the_listing_of_the_bucket_is_whole(
     place: Place, emulator: Callable[..., Emulator], catalog: Callable[..., str]

@@ -19,6 +19,7 @@ PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
 LINKED = [*PAGES, *[ROOT / name for name in ("CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md")]]
 
 
+@pytest.mark.slow
 def test_the_reference_is_what_the_code_says() -> None:
     made = subprocess.run(
         [sys.executable, "docs/reference.py"], cwd=ROOT, capture_output=True, text=True, check=True

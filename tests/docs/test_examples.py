@@ -55,6 +55,7 @@ def example(prefect_server: str, place: Place) -> Callable[..., subprocess.Popen
     return start
 
 
+@pytest.mark.slow
 def test_first_run_and_metrics_with_duckdb(
     place: Place,
     emulator: Callable[..., Emulator],
@@ -94,6 +95,7 @@ def test_vision_judge(
     assert re.match(r"2 judged for \$0\.00\d\d, 1 suspect\n2 of 2 images for \$0\.00\d\d: s3://", out)
 
 
+@pytest.mark.slow
 def test_first_run_says_what_cannot_be_used(
     place: Place, example: Callable[..., subprocess.Popen[str]]
 ) -> None:
@@ -138,6 +140,7 @@ def test_the_notebook_goes_from_a_frame_to_pictures_and_repairs_a_row(
     assert emulated.bill()["images"] == 3
 
 
+@pytest.mark.slow
 def test_saved_blocks_hold_all_keys(
     place: Place,
     emulator: Callable[..., Emulator],
@@ -198,6 +201,7 @@ def letters() -> Iterator[tuple[str, queue.Queue[dict[str, Any]]]]:
 ALERT = "automations/alert.py"
 
 
+@pytest.mark.slow
 def test_alerts_reach_whom_the_automations_name(
     place: Place,
     emulator: Callable[..., Emulator],

@@ -56,6 +56,7 @@ UNANSWERED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("provider", ["together", "fal"])
 def test_each_class_has_its_own_budget_and_its_own_end(
     place: Place, emulator: Callable[..., Emulator], catalog: Callable[..., str], provider: str
@@ -138,6 +139,7 @@ def test_a_refused_key_stops_the_run_within_one_round(
     assert {row["status"] for row in place.table("manifest.parquet")} == {"pending"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("provider", ["together", "fal"])
 def test_exhausted_credit_stops_the_run_and_a_resume_goes_on(
     place: Place, emulator: Callable[..., Emulator], catalog: Callable[..., str], provider: str
@@ -155,6 +157,7 @@ def test_exhausted_credit_stops_the_run_and_a_resume_goes_on(
     assert {entry["count"] for entry in emulated.bill()["by_key"].values()} == {1}
 
 
+@pytest.mark.slow
 def test_the_runs_own_budget_is_never_exceeded_and_a_larger_one_goes_on(
     place: Place, emulator: Callable[..., Emulator], catalog: Callable[..., str]
 ) -> None:

@@ -66,6 +66,7 @@ def lines_of(place: Place, emulated: Emulator, path: str, *more: str) -> list[st
     ]
 
 
+@pytest.mark.slow
 def test_the_command_writes_lines_on_stderr_when_asked(
     place: Place,
     emulator: Callable[..., Emulator],

@@ -67,6 +67,7 @@ PROGRAM = textwrap.dedent(
 )
 
 
+@pytest.mark.slow
 def test_spans_and_metrics_of_a_run(
     prefect_server: str, place: Place, emulator: Callable[..., Emulator], catalog: Callable[..., str]
 ) -> None:

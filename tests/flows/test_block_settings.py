@@ -16,6 +16,7 @@ from tests.conftest import Place
 pytestmark = pytest.mark.usefixtures("prefect_server")
 
 
+@pytest.mark.slow
 def test_the_block_decides_what_the_settings_leave_open(
     place: Place,
     emulator: Callable[..., Emulator],
@@ -58,6 +59,7 @@ def test_the_block_decides_what_the_settings_leave_open(
         generate_catalog(catalog=path, api=api, **given | {"output": bucket})
 
 
+@pytest.mark.slow
 def test_a_request_may_take_as_long_as_the_block_says(
     place: Place, emulator: Callable[..., Emulator], catalog: Callable[..., str]
 ) -> None:

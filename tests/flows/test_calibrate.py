@@ -29,6 +29,7 @@ def api_of(emulated: Emulator) -> ImageApi:
     return image_api(ApiSettings(provider="together", base_url=emulated.base_url))
 
 
+@pytest.mark.slow
 def test_an_account_is_measured_within_its_budget(emulator: Callable[..., Emulator], tmp_path: Path) -> None:
     emulated = emulator(max_concurrent=15, latency_s=0.4)  # 40 a second: a busy machine still fills the cap
     plot = tmp_path / "plot.html"
@@ -100,6 +101,7 @@ def test_an_auto_run_starts_from_what_is_known_and_writes_back(
     assert again.rate_limited <= first.rate_limited + 3
 
 
+@pytest.mark.slow
 def test_a_user_s_mistake_is_one_sentence(
     emulator: Callable[..., Emulator], command: Callable[..., Command]
 ) -> None:
@@ -115,6 +117,7 @@ def test_a_user_s_mistake_is_one_sentence(
     assert "--images '3'" in few.err
 
 
+@pytest.mark.slow
 def test_the_command_prints_a_table_or_json(
     emulator: Callable[..., Emulator], command: Callable[..., Command]
 ) -> None:

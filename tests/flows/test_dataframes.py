@@ -32,6 +32,7 @@ def catalog_of(frame: Any) -> dict[str, Any]:
     return {"path": frame, "columns": {"id": "sku"}}
 
 
+@pytest.mark.slow
 def test_a_frame_is_stored_with_its_run_which_then_needs_no_frame(
     place: Place, emulator: Callable[..., Emulator], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -67,6 +68,7 @@ def test_a_frame_is_stored_with_its_run_which_then_needs_no_frame(
     assert emulated.bill()["images"] == 1
 
 
+@pytest.mark.slow
 def test_records_of_runs_are_frames(place: Place, emulator: Callable[..., Emulator]) -> None:
     summary = generate_catalog(
         catalog_of(SHOP),

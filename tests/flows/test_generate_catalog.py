@@ -183,6 +183,7 @@ def test_seed_policies(place: Place, emulator: Callable[..., Emulator], catalog:
 GOOD, BAD = ["good 1", "good 2"], ["bad #fault:400"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("prompts", "kind", "name", "words"),
     [

@@ -123,6 +123,7 @@ def test_a_catalog_of_rejected_rows_replaces_no_manifest(
         run(place, emulated, catalog(prompt=["", "x"][1:] * 2), picture={"width": 17})
 
 
+@pytest.mark.slow
 def test_a_run_id_with_something_else_is_refused_never_ignored(
     place: Place, emulator: Callable[..., Emulator], catalog: Callable[..., str]
 ) -> None:

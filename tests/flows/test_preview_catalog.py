@@ -19,6 +19,7 @@ from tests.reports.test_report import Page
 from tests.runs.test_session import settings
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("prefect_server")
 def test_a_preview_shows_a_sample_that_is_not_bought_again(
     place: Place, emulator: Callable[..., Emulator], catalog: Callable[..., str]

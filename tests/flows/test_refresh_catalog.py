@@ -28,6 +28,7 @@ def refresh(place: Place, emulated: Emulator, source: Any, **more: Any) -> Any:
     )
 
 
+@pytest.mark.slow
 def test_only_what_changed_is_paid_for(
     place: Place, emulator: Callable[..., Emulator], catalog: Callable[..., str]
 ) -> None:
@@ -81,6 +82,7 @@ def test_pruning_deletes_what_no_row_uses_any_more(
     assert (back.added, back.unchanged, back.generated) == (1, 3, 0)
 
 
+@pytest.mark.slow
 def test_pruning_finds_what_earlier_refreshes_left_and_nothing_else(
     place: Place, emulator: Callable[..., Emulator], catalog: Callable[..., str]
 ) -> None:
@@ -137,6 +139,7 @@ def test_pruning_finds_what_earlier_refreshes_left_and_nothing_else(
     assert images() == used() | {others}
 
 
+@pytest.mark.slow
 def test_a_refresh_that_would_hurt_is_refused_before_it_buys(
     place: Place, emulator: Callable[..., Emulator], catalog: Callable[..., str]
 ) -> None:

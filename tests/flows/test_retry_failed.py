@@ -16,6 +16,7 @@ from tests.conftest import Place
 pytestmark = pytest.mark.usefixtures("prefect_server")
 
 
+@pytest.mark.slow
 def test_retryable_failures_first_and_permanent_ones_when_asked(
     place: Place, emulator: Callable[..., Emulator], catalog: Callable[..., str]
 ) -> None:
@@ -45,6 +46,7 @@ def test_retryable_failures_first_and_permanent_ones_when_asked(
     assert fourth.cost_usd == pytest.approx(emulated.bill()["usd"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("log", ["with its log", "without its log"])
 def test_another_machine_finds_the_run_by_its_output(
     log: str,

@@ -62,6 +62,7 @@ def test_progress_headline_metrics_and_report(
     assert place.s3.environment["AWS_SECRET_ACCESS_KEY"] not in link[1]
 
 
+@pytest.mark.slow
 def test_they_are_written_anew_while_the_run_goes_on(
     place: Place,
     emulator: Callable[..., Emulator],

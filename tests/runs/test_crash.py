@@ -54,6 +54,7 @@ def settled(emulated: Emulator) -> int:
     return images
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("provider", "store"),
     [("together", "memory"), ("fal", "sqlite"), ("together", "postgres"), ("fal", "redis")],
@@ -100,6 +101,7 @@ def test_a_killed_run_resumes(
         assert twice == 0  # the API was asked for what it had taken
 
 
+@pytest.mark.slow
 def test_a_run_is_worked_on_by_one_process(
     place: Place,
     emulator: Callable[..., Emulator],
@@ -126,6 +128,7 @@ def test_a_run_is_worked_on_by_one_process(
     assert emulated.bill()["images"] == 150
 
 
+@pytest.mark.slow
 def test_a_full_disk_stops_the_run_and_a_resume_finishes_it(
     place: Place,
     emulator: Callable[..., Emulator],

@@ -45,6 +45,7 @@ def put_back(place: Place, provider: str, home: Path, emulated: Emulator) -> int
     return images
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("provider", ["together", "fal"])
 def test_a_run_that_0_1_began_is_resumed(
     place: Place,
@@ -65,6 +66,7 @@ def test_a_run_that_0_1_began_is_resumed(
     assert done.json["reused"] == 0  # this run paid for them itself, before it was killed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("provider", ["together", "fal"])
 def test_a_new_run_finds_the_pictures_that_0_1_paid_for(
     place: Place,

@@ -29,6 +29,7 @@ def paused_flow_run(client: SyncPrefectClient) -> Any:
     raise AssertionError("the run did not pause")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("prefect_server")
 @pytest.mark.parametrize(("approve", "limit_usd", "looked"), [(True, 0.0002, 1), (False, 0.0001, 0)])
 def test_an_expensive_run_waits_for_approval(
@@ -63,7 +64,7 @@ def test_an_expensive_run_waits_for_approval(
         assert emulated.stats()["generation_requests"] == looked
         assert [name.endswith("/preview.html") for name in place.objects()].count(True) == looked
         client.resume_flow_run(flow_run.id, run_input={"approve": approve})
-    thread.join(60)
+    thread.join(PATIENCE_S)
 
     assert emulated.bill()["images"] == (2 if approve else 0)
     assert states[0].is_completed() is approve
@@ -99,7 +100,7 @@ def test_a_refresh_that_would_take_too_much_waits_for_approval(
         thread.start()
         with get_client(sync_client=True) as client:
             client.resume_flow_run(paused_flow_run(client).id, run_input={"approve": approve})
-        thread.join(60)
+        thread.join(PATIENCE_S)
         assert states[-1].is_completed() is approve
         assert (place.read("manifest.parquet") == before) is not approve
     assert "was not approved. A refresh from the catalog" in str(states[0].message)

@@ -77,6 +77,7 @@ def expected(variant: str, fault: str) -> Row:
     return table[fault]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", sorted((NAMES - FLAWS) | {"black"}))
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_a_fault_that_stays(variant: str, fault: str, emulator: Emulator, work: Work) -> None:
@@ -102,6 +103,7 @@ def test_a_fault_that_stays(variant: str, fault: str, emulator: Emulator, work: 
         assert outcome.stopped is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["429*3", "500*1 #fault:429*2 #fault:reset*3", "truncated*1"])
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_a_fault_that_passes(variant: str, fault: str, emulator: Emulator, work: Work) -> None:
@@ -155,6 +157,7 @@ def test_limits_are_rate_limits_and_a_spent_credit_stops(
     assert spent.stopped.kind is StopKind.OUT_OF_BUDGET
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", sorted(QUEUED - {"replicate waiting"}))
 def test_asking_too_often_costs_no_budget_and_slows_no_generation(
     variant: str, emulator: Emulator, work_all: WorkAll

@@ -48,6 +48,7 @@ def submitted(api: ImageApi, jobs: list[Job], emulator: Emulator) -> None:
         time.sleep(0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", LISTING)
 def test_what_the_api_took_is_found_page_by_page(variant: str, emulator: Emulator) -> None:
     api = VARIANTS[variant](emulator.base_url)

@@ -32,6 +32,7 @@ def lose_submits(request: httpx.Request, before: int) -> str | None:
     return "lost" if request.method == "POST" and not before else None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("latency_s", [0.0, 1.5])
 @pytest.mark.parametrize("variant", LISTING)
 def test_a_submit_whose_answer_is_lost_is_looked_for_before_it_is_sent_again(
@@ -98,6 +99,7 @@ def unheard_of(request: httpx.Request, before: int) -> httpx.Response | None:
     return httpx.Response(404, json={"detail": "Request not found."})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", sorted(QUEUED - {"replicate waiting"}))
 def test_a_404_just_after_the_submit_is_asked_again(
     variant: str, emulator: Emulator, work_all: WorkAll
@@ -126,6 +128,7 @@ def failed_in_the_queue(api: ImageApi, emulator: Emulator, work_all: WorkAll, **
     return ended
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", ["fal", "replicate", "bfl"])
 def test_a_failed_job_keeps_its_request_and_a_retry_asks_for_it_first(
     variant: str, emulator: Emulator, work_all: WorkAll
@@ -135,6 +138,7 @@ def test_a_failed_job_keeps_its_request_and_a_retry_asks_for_it_first(
     assert_paid_once(work_all(api, jobs), emulator)
 
 
+@pytest.mark.slow
 def test_a_result_of_days_ago_is_taken_from_the_vendors_list(emulator: Emulator, work_all: WorkAll) -> None:
     api = Fal(api_key="k", base_url=emulator.base_url)
     jobs = failed_in_the_queue(api, emulator, work_all)

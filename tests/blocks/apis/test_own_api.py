@@ -57,30 +57,30 @@ def ask(api: ImageApi, job: Job, answer: httpx.Response) -> tuple[bytes, float, 
 
 
 def test_the_example_asks_and_reads(own_api: type[ImageApi]) -> None:
-    api = own_api(api_key="secret")
+    api = own_api(api_key="key-of-this-test")
     job = make_job(api)
     job.negative_prompt = "people"
     answer = httpx.Response(200, json={"picture": base64.b64encode(b"picture").decode()})
     content, cost_usd, request = ask(api, job, answer)
     assert (content, cost_usd) == (b"picture", 0.0005)
     assert str(request.url) == "http://gpu.internal:8000/paint"
-    assert request.headers["authorization"] == "Bearer secret"
+    assert request.headers["authorization"] == "Bearer key-of-this-test"
     assert json.loads(request.content)["without"] == "people"
 
 
 def test_the_example_reads_errors(own_api: type[ImageApi]) -> None:
-    api = own_api(api_key="secret")
+    api = own_api(api_key="key-of-this-test")
     with pytest.raises(ApiError, match="slower") as caught:
-        ask(api, make_job(api), httpx.Response(429, json={"message": "slower, secret"}))
+        ask(api, make_job(api), httpx.Response(429, json={"message": "slower, key-of-this-test"}))
     assert caught.value.error_class is ErrorClass.RATE_LIMITED
-    assert "secret" not in caught.value.message
+    assert "key-of-this-test" not in caught.value.message
 
 
 @pytest.mark.parametrize(
     "body", [b"{}", b"[]", b'{"picture": 5}', b'{"picture": ""}', b'{"picture": "\xc3"}']
 )
 def test_hostile_answers_end_as_errors_of_the_api(own_api: type[ImageApi], body: bytes) -> None:
-    api = own_api(api_key="secret")
+    api = own_api(api_key="key-of-this-test")
     try:
         content, _, _ = ask(api, make_job(api), httpx.Response(200, content=body))
     except ApiError as error:

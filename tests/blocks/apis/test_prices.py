@@ -29,6 +29,7 @@ def sizes_of(api: ImageApi) -> list[tuple[int, int]]:
     return list(api.profile.sizes.listed)[::4] or ANY_SIZES
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_the_estimate_is_the_bill(
     variant: str, emulator: Emulator, work_all: WorkAll, tmp_path: Path

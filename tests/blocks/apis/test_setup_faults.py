@@ -95,6 +95,7 @@ def test_rows_that_fail_alike_from_the_start_stop_the_run(
     assert {outcome.job.status for outcome in ended} == {JobStatus.PENDING}
 
 
+@pytest.mark.slow
 def test_a_run_that_worked_stops_once_most_requests_fail_alike(work_all: WorkAll) -> None:
     good = image(b64_json=ENCODED)
 
@@ -114,6 +115,7 @@ def test_a_run_that_worked_stops_once_most_requests_fail_alike(work_all: WorkAll
     assert server.count("POST") <= 40 + 41 + 20
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bad_of_ten", [3, 5])
 def test_bad_rows_among_good_ones_stop_nothing(bad_of_ten: int, work_all: WorkAll) -> None:
     def answers(asked: Asked) -> Answer:
@@ -157,6 +159,7 @@ def test_a_redirect_of_an_image_link_is_followed_to_trusted_hosts_only(work_all:
     assert "evil.example" in bad.job.error_message
 
 
+@pytest.mark.slow
 def test_requests_that_the_api_still_has_are_asked_about_and_not_in_doubt(work_all: WorkAll) -> None:
     def answers(asked: Asked) -> Answer:
         if asked.method == "POST":

@@ -79,14 +79,18 @@ def test_the_key_goes_to_polling_urls_of_the_vendor_only(
     polling_url: str,
     trusted: bool,  # noqa: FBT001
 ) -> None:
-    api = BlackForestLabs(api_key="secret", base_url=base_url)
+    api = BlackForestLabs(api_key="bfl-test-key", base_url=base_url)
     link = "https://delivery-eu1.bfl.ai/a.png?sig=1"
     submitted = answer(id="1", polling_url=polling_url)
     asked, stored, error = ask(api, submitted, ready(link), httpx.Response(200, content=PICTURE))
     if trusted:
         assert error is None
         assert stored == [polling_url]
-        assert [request.headers.get("x-key") for request in asked] == ["secret", "secret", None]
+        assert [request.headers.get("x-key") for request in asked] == [
+            "bfl-test-key",
+            "bfl-test-key",
+            None,
+        ]
         assert str(asked[-1].url) == link
     else:
         assert error is not None
@@ -95,7 +99,7 @@ def test_the_key_goes_to_polling_urls_of_the_vendor_only(
 
 
 def test_a_stored_polling_url_is_looked_at_again_before_it_gets_the_key() -> None:
-    api = BlackForestLabs(api_key="secret")
+    api = BlackForestLabs(api_key="bfl-test-key")
     asked, _, error = ask(api, request_id="https://evil.com/v1/get_result?id=1")
     assert error is not None
     assert error.code == "polling_host_refused"
@@ -186,18 +190,22 @@ def test_what_an_error_means(
         ({"status": "Request Moderated"}, ErrorClass.CONTENT_FILTERED, "request_moderated"),
         ({"status": "Content Moderated"}, ErrorClass.CONTENT_FILTERED, "content_moderated"),
         ({"status": "Task not found"}, ErrorClass.TIMEOUT, "request_gone"),
-        ({"status": "Error", "details": {"error": "secret \x1b[31m"}}, ErrorClass.SERVER_ERROR, "task_error"),
+        (
+            {"status": "Error", "details": {"error": "bfl-test-key \x1b[31m"}},
+            ErrorClass.SERVER_ERROR,
+            "task_error",
+        ),
         ({"status": "Ready", "result": None}, ErrorClass.SERVER_ERROR, "unknown_answer"),
         ({"status": ["Ready"]}, ErrorClass.SERVER_ERROR, "unknown_answer"),
     ],
 )
 def test_states_of_a_task(task: dict[str, object], error_class: ErrorClass, code: str) -> None:
-    api = BlackForestLabs(api_key="secret")
+    api = BlackForestLabs(api_key="bfl-test-key")
     _, _, error = ask(api, answer(**task), request_id="https://api.bfl.ai/v1/get_result?id=1")
     assert error is not None
     assert (error.error_class, error.code) == (error_class, code)
     assert error.keep_request is (code == "unknown_answer")
-    assert "secret" not in error.message
+    assert "bfl-test-key" not in error.message
     assert "\x1b" not in error.message
 
 

@@ -69,6 +69,7 @@ def fal(emulator: Emulator, **settings: float) -> Fal:
     return Fal(api_key="a key", base_url=emulator.base_url, **settings)
 
 
+@pytest.mark.slow
 def test_a_wait_in_the_queue_is_neither_timeout_nor_latency(
     emulator: Emulator, bucket: ImageBucket, tmp_path: Path
 ) -> None:
