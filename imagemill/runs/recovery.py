@@ -208,7 +208,9 @@ def _settle(
         )
     elif missed:
         if was_unanswered(job, line):
-            job.lose_answer(price)
+            job.request_id = session.api.name_of(job)
+            if job.request_id is None:
+                job.lose_answer(price)
         job.requeue()
     session.cost.recover(spent_usd=job.total_usd - known_usd)
     return missed or image is not None

@@ -7,11 +7,13 @@ from collections.abc import Callable
 import orjson
 import pytest
 
+from imagemill.blocks.apis import Runware
 from imagemill.engine.receipt import Receipt, image_metadata
 from imagemill.errors import ErrorClass
 from imagemill.jobs import CostSource, Job, JobStatus
 from imagemill.runs.recovery import drop_leftovers, find_images, upload_unsaved
 from imagemill.runs.session import Session, open_session
+from imagemill.settings import RunSettings
 from tests.blocks.apis.link_server import picture
 from tests.blocks.apis.variants import make_job
 from tests.conftest import Place
@@ -146,3 +148,17 @@ def test_a_job_that_failed_is_not_bought_again_where_only_the_log_knows(
         job = resumed(session)
         assert (job.status, job.error_code, job.retryable) == (JobStatus.FAILED, "flagged", False)
         assert (job.request_id, job.cost_usd) == (None, PRICE_USD)
+
+
+def test_a_request_that_this_client_named_is_asked_about_though_no_record_has_its_name(
+    place: Place, catalog: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RUNWARE_API_KEY", "k")
+    described = settings(place, catalog(prompt=["a"])).model_dump(exclude_unset=True)
+    runware = RunSettings.model_validate({**described, "api": "runware"})
+    with open_session(runware) as session:
+        assert isinstance(session.api, Runware)
+        job = killed_at_work(session)
+        named = session.api.task_of(job)
+        job = resumed(session)
+        assert (job.status, job.request_id, job.unanswered) == (JobStatus.PENDING, named, 0)

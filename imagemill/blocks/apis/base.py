@@ -436,6 +436,11 @@ class ImageApi(Block):
         """Whether the API lists past requests, so that :meth:`find_lost` may find some."""
         return False
 
+    def name_of(self, job: Job) -> str | None:
+        """The id of the job's latest request where it follows from the job; None where the API chooses it."""
+        del job
+        return None
+
     def is_paid(self, request_id: str | None) -> bool:
         """Whether this names a request whose image was made, and booked, when the id became known."""
         return request_id is not None and (_is_link(request_id) or request_id.startswith(PAID))

@@ -78,6 +78,9 @@ class Runware(ImageApi):
         # Runware asks for version 4, which any 122 bits can be.
         return str(uuid.UUID(bytes=blake2b(seed, digest_size=16).digest(), version=4))
 
+    def name_of(self, job: Job) -> str | None:
+        return self.task_of(job)
+
     def body(self, job: Job) -> dict[str, Any]:
         return {
             "taskType": "imageInference",
