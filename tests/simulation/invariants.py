@@ -10,8 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from imagemill.engine.engine import StopKind
+from imagemill.engine.lost_requests import LEAST_S
 from imagemill.jobs import JobStatus
-from tests.simulation.scenario import CLIENT_NAMED, RENEWING, SYNCHRONOUS
+from tests.simulation.scenario import CLIENT_NAMED, LISTS_ENDED, RENEWING, SYNCHRONOUS
 
 if TYPE_CHECKING:
     from tests.simulation.simulation import Simulation
@@ -112,6 +113,9 @@ def _may_be_bought_again(simulation: Simulation, last: dict[str, object]) -> Cou
     """How often a prompt may have been bought beyond the first time."""
     scenario, objects = simulation.scenario, simulation.bucket.objects
     again = simulation.vendor.missed() if scenario.api not in RENEWING else Counter()
+    patience_s = min(LEAST_S, scenario.api_settings["request_timeout_s"])
+    # A lost request that takes longer than it is looked for is in no list of requests that have ended.
+    unlisted = simulation.vendor.slow(patience_s) if scenario.api in LISTS_ENDED else Counter()
     for run_id, ending in last.items():
         for job in ending.jobs:  # type: ignore[attr-defined]
             is_done = job.status is JobStatus.DONE
@@ -120,6 +124,8 @@ def _may_be_bought_again(simulation: Simulation, last: dict[str, object]) -> Cou
             left = len(last) > 1 and (not is_done or (stored and stored.metadata.get("run-id") != run_id))
             if left or scenario.api in SYNCHRONOUS:
                 again[job.prompt] += job.unanswered
+            else:
+                again[job.prompt] += min(job.unanswered, unlisted[job.prompt])
             if left and job.cost_usd and (not is_done or scenario.away_s):
                 again[job.prompt] += 1
     return again

@@ -63,6 +63,9 @@ SYNCHRONOUS = frozenset({"together", "openai"})
 CLIENT_NAMED = frozenset({"runware"})
 """APIs whose requests have names that the client derives from run, picture and attempt."""
 
+LISTS_ENDED = frozenset({"fal"})
+"""APIs that list a request only once it has ended."""
+
 RENEWING = frozenset({"fal"})
 """APIs that give a fresh link to an old picture; elsewhere a picture is lost with its link."""
 

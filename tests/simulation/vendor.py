@@ -39,8 +39,12 @@ STAMP = re.compile(rb"[0-9a-f]{64}")
 
 @dataclass(frozen=True, slots=True)
 class Charge:
-    """One picture on the bill: when, for which prompt, its price in 1e-10 USD, and whether it was whole."""
+    """One picture on the bill: when it was asked for and made, its prompt, its price in 1e-10 USD.
 
+    ``whole``: whether it could be used.
+    """
+
+    asked: float
     at: float
     prompt: str
     units: int
@@ -120,10 +124,12 @@ class _Studio(Studio):
         self.digests: dict[str, str] = {}
         self.on_charge: Callable[[], None] = lambda: None
         self._tickets: dict[int, Ticket] = {}
+        self._asked: dict[int, float] = {}
 
     def admit(self, order: Order, *, queues: bool = False, moves: bool = False) -> Ticket:
         ticket = super().admit(order, queues=queues, moves=moves)
         self._tickets[id(order)] = ticket
+        self._asked[id(order)] = self._world.loop.now
         if ticket.fault:
             self._world.met[f"API: {ticket.fault}"] += 1
         return ticket
@@ -135,7 +141,8 @@ class _Studio(Studio):
     def _note(self, order: Order) -> None:
         fault = self._tickets[id(order)].fault
         lost = fault in _BROKEN or (fault == "timeout_after_charge" and order.provider in _ENDLESS)
-        self.charges.append(Charge(self._world.loop.now, order.prompt, price(order), whole=not lost))
+        asked = self._asked[id(order)]
+        self.charges.append(Charge(asked, self._world.loop.now, order.prompt, price(order), whole=not lost))
         self._world.note(f"charged {order.prompt!r} fault={fault}")
         self.on_charge()
 
@@ -164,6 +171,11 @@ class Vendor:
     def missed(self) -> Counter[str]:
         """Whole pictures by prompt whose link had expired when it was followed."""
         return Counter(self.studio.links.missed.values())
+
+    def slow(self, seconds: float) -> Counter[str]:
+        """Whole pictures by prompt that took longer than so long, the wait in the queue included."""
+        slow = [charge for charge in self.studio.charges if charge.at - charge.asked > seconds]
+        return Counter(charge.prompt for charge in slow if charge.whole)
 
     def prompt_of(self, picture: bytes) -> str | None:
         """The prompt that a picture was made for, by the stamp in it."""
