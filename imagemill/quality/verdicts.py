@@ -73,4 +73,5 @@ _REASONS: dict[str, tuple[str, Callable[[float], str]]] = {
 _MEANINGS: dict[str, str] = {
     Verdict.PLACEHOLDER: "the same file for three different prompts",
     Verdict.NEAR_DUPLICATE: "another prompt has nearly the same picture",
+    Verdict.JUDGED: "the judge scored it below the threshold",
 }

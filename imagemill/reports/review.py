@@ -106,7 +106,10 @@ def _jobs_file(bucket: ImageBucket, folder: RunFolder) -> Path:
 
 def _suspects(file: Path) -> list[dict[str, Any]]:
     """The jobs with a suspect picture, the worst first, each with the object of its neighbour."""
-    wanted = ("number", "status", "image", "suspect", *_MEASURES, "near_duplicate_of")
+    wanted = (
+        *("number", "status", "image", "suspect", *_MEASURES),
+        *("near_duplicate_of", "judge_score", "judge_words"),
+    )
     names = [name for name in wanted if name in pq.read_schema(file).names]
     found: list[dict[str, Any]] = []
     for batch in read_batches(file, names):
@@ -150,9 +153,15 @@ def _with_pictures(bucket: ImageBucket, folder: RunFolder, jobs: list[dict[str, 
             yield Suspect(
                 picture_of(job["image"]),
                 tiles[job["number"]],
-                [(word, reason(word, job)) for word in words],
+                [(word, _reason(word, job)) for word in words],
                 tiles.get(job.get("near_duplicate_of", -1)),
             )
+
+
+def _reason(word: str, job: dict[str, Any]) -> str:
+    if word == Verdict.JUDGED and job.get("judge_score") is not None:
+        return f"score {job['judge_score']:.2f}. {job['judge_words'] or ''}"
+    return reason(word, job)
 
 
 def _images_of(file: Path, numbers: set[int]) -> dict[int, str | None]:

@@ -120,6 +120,8 @@ def test_a_judge_of_ones_own_flags_pictures_beside_the_measures(
     report = place.read("runs/looked-at/report.html").decode()
     assert "&lt;b&gt;sku-1&lt;/b&gt;" in report
     assert "<b>sku-1</b>" not in report
+    assert main(["review", "looked-at"]) == 0
+    assert "score 0.20. &lt;b&gt;sku-1" in place.read("runs/looked-at/review.html").decode()
 
 
 def test_a_vision_model_fails_pictures_and_is_paid_within_the_limit(
