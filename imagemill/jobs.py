@@ -44,6 +44,9 @@ class CostSource(StrEnum):
 KEPT = "kept"
 """In place of a job's verdicts: a person looked at its picture, and it is right."""
 
+PLACEHOLDER = "placeholder"
+"""The verdict on a file that no model made: it is no picture."""
+
 TERMINAL = frozenset({JobStatus.DONE, JobStatus.FAILED})
 
 
@@ -120,8 +123,9 @@ class Job:
 
     @property
     def has_picture(self) -> bool:
-        """Whether there is a picture, be it one that is to be made anew."""
-        return self.image is not None and not is_rejected(self.image)
+        """Whether there is a picture, be it one that is to be made anew; a placeholder is none."""
+        is_placeholder = self.status not in TERMINAL and self.suspect == PLACEHOLDER
+        return self.image is not None and not is_rejected(self.image) and not is_placeholder
 
     @property
     def retries(self) -> int:

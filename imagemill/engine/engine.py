@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 
 import anyio
+import anyio.to_thread
 import httpx
 import orjson
 
@@ -403,6 +404,8 @@ class Engine:
             self._take(job, work.kept or made)
             raise ApiError(ErrorClass.INVALID_IMAGE, made.found.in_words, code=SUSPECT)
         self._finish(work, work.kept or made)
+        if self.stopped:
+            await self._take_back(image.content)
 
     async def _choose(self, work: Work, made: KeptPicture, content: bytes) -> KeptPicture:
         """Judge a picture and keep the better of the job's; the picture with all that was found in it.
@@ -437,11 +440,29 @@ class Engine:
 
     async def _look_at(self, job: Job, image: GeneratedImage) -> Finding:
         """Check whether the picture is suspect, and whether the run pays for a placeholder."""
-        found = await self._inspection.look(image.content, job.prompt)
+        found = await self._inspection.look(image.content, job)
         if Verdict.PLACEHOLDER in found.verdicts:
             self.stop(StopKind.SETUP, PLACEHOLDER)
+            await self._take_back(image.content)
             raise ApiError(ErrorClass.INVALID_IMAGE, "a placeholder", code=Verdict.PLACEHOLDER)
         return found
+
+    async def _take_back(self, content: bytes) -> None:
+        """If a file is a placeholder, the jobs that it is the picture of are pending again.
+
+        It is deleted as far as the bucket allows that: another run would take it for their picture.
+        """
+        names: list[str] = []
+        for job in self._inspection.repeated(content):
+            if job.status is JobStatus.DONE and job.image is not None:
+                names.append(job.image)
+                self._recorder.redo(job)
+                job.redo()
+                job.suspect, job.quality = Verdict.PLACEHOLDER.value, ""
+                self._store.save(job)
+        if names:
+            with contextlib.suppress(StoreUnavailableError):
+                await anyio.to_thread.run_sync(self._bucket.try_delete, names)
 
     def _finish(self, work: Work, kept: KeptPicture) -> None:
         """The job is done: its picture, or the better of two, is in the bucket."""

@@ -14,7 +14,7 @@ from imagemill.engine.job_log import JobLog
 from imagemill.engine.limits.pacer import Pacer
 from imagemill.engine.telemetry import Telemetry
 from imagemill.errors import ApiError, ErrorClass
-from imagemill.jobs import Job
+from imagemill.jobs import Job, JobStatus
 from imagemill.quality.judge import Answer
 
 _WINDOW_S = 30
@@ -175,6 +175,7 @@ class Recorder:
 
     def redo(self, job: Job) -> None:
         """A person wants another picture in place of the one there is."""
+        self.done -= job.status is JobStatus.DONE
         self._log.job("redo", job, image=job.image)
 
     def kept(self, job: Job) -> None:

@@ -10,6 +10,7 @@ import anyio
 import anyio.to_thread
 import orjson
 
+from imagemill.jobs import Job
 from imagemill.quality.judge import Answer, Opinion
 from imagemill.quality.measures import Measures, measure
 from imagemill.quality.repeats import PROMPTS_ENOUGH, Repeats
@@ -93,11 +94,15 @@ class Inspection:
         self._repeats = Repeats()
         self._threads = anyio.CapacityLimiter(1)
 
-    async def look(self, content: bytes, prompt: str) -> Finding:
-        """Inspect a picture that has been checked. If it cannot be measured, it is not suspect."""
+    def repeated(self, content: bytes) -> list[Job]:
+        """The jobs that got this file, if it is a placeholder."""
+        return self._repeats.jobs(content)
+
+    async def look(self, content: bytes, job: Job) -> Finding:
+        """Inspect a job's picture, which has been checked. If it cannot be measured, it is not suspect."""
         if self._sampling is None:
             return Finding()
-        if self._repeats.is_placeholder(content, prompt):
+        if self._repeats.is_placeholder(content, job):
             return Finding(verdicts=(Verdict.PLACEHOLDER,))
         if not self._sampling.is_due():
             return Finding()

@@ -117,7 +117,8 @@ class MeasuredJobs:
             jobs.cost_sources.update(pc.unique(batch["cost_source"]).drop_null().to_pylist())
             jobs.started_ms[rows] = batch["started_at"].cast(pa.int64()).fill_null(_NEVER)
             jobs.finished_ms[rows] = batch["finished_at"].cast(pa.int64()).fill_null(_NEVER)
-            jobs.suspect[rows] = pc.not_equal(batch["suspect"], "")
+            is_suspect = pc.not_equal(batch["suspect"], "")
+            jobs.suspect[rows] = pc.and_(pc.equal(batch["status"], "done"), is_suspect)
             jobs.judged[rows] = batch["judge_score"].is_valid()
             jobs.unjudged[rows] = batch["judge_failure"].is_valid()
             for name, values in jobs.quality.items():

@@ -24,8 +24,9 @@ FLAWS = ["blurred", "flat", "half_decoded", "letterboxed", "near_duplicate", "ne
 def run(
     place: Place, emulator: Callable[..., Emulator], catalog: Callable[..., str]
 ) -> Callable[..., tuple[RunSummary, Emulator, dict[str, dict[str, Any]]]]:
+    emulated = emulator(pictures="full")
+
     def run(prompts: list[str], **quality: str) -> tuple[RunSummary, Emulator, dict[str, dict[str, Any]]]:
-        emulated = emulator(pictures="full")
         summary = generate_catalog(
             catalog=catalog(
                 id=[str(number) for number in range(len(prompts))],
@@ -93,9 +94,19 @@ def test_a_placeholder_stops_the_run_before_it_pays_for_more(run: Callable[..., 
     with pytest.raises(RunStoppedError, match="a placeholder") as stopped:
         run([f"{number} #fault:placeholder" for number in range(300)])
     summary = stopped.value.summary
-    assert summary.done == 2
-    assert summary.pending == 298
+    assert (summary.done, summary.pending) == (0, 300)
     assert summary.requests < 30
+
+
+def test_pictures_that_were_placeholders_are_made_by_a_resume(run: Callable[..., Any], place: Place) -> None:
+    prompts = [*(f"{number} #fault:placeholder*1" for number in range(3)), "fine"]
+    with pytest.raises(RunStoppedError, match="a placeholder"):
+        run(prompts)
+    assert [row["uri"] for row in place.table("manifest.parquet")][:3] == [None] * 3
+    assert sum(name.startswith("images/") for name in place.objects()) <= 1, "no other run finds them"
+    summary, _, jobs = run(prompts)
+    assert (summary.done, summary.suspect) == (4, 0)
+    assert len({job["phash"] for job in jobs.values() if job["phash"]}) >= 3
 
 
 JUDGE = """

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from imagemill.emulator.faults import FLAWS
 from imagemill.emulator.order import Format, Shot
 from imagemill.emulator.picture import draw
+from imagemill.jobs import Job
 from imagemill.quality.inspection import Finding, Inspection
 from imagemill.quality.measures import measure
 from imagemill.quality.near_duplicates import MOST_BITS_APART, near_duplicates
@@ -44,7 +45,8 @@ def test_a_picture_over_which_the_decoder_stumbles_is_not_suspect() -> None:
     broken = fine[:33] + struct.pack(">I", 8) + animated + struct.pack(">I", zlib.crc32(animated)) + fine[33:]
     with pytest.raises(UserWarning):
         measure(broken)
-    assert anyio.run(Inspection(1.0).look, broken, "a lighthouse") == Finding()
+    job = Job(0, "0", "k", "a lighthouse", None, 1024, 768, 1, 4, "m", "png")
+    assert anyio.run(Inspection(1.0).look, broken, job) == Finding()
 
 
 def test_pictures_alike_are_found_and_others_are_not() -> None:
