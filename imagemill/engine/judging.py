@@ -71,7 +71,7 @@ class Judging:
             raise
         # Apart: what is promised for images does not become dearer by what the judge costs.
         self._cost.settle(price_usd)
-        self._cost.settle(0.0, charged_usd=answer.usd)
+        self._cost.settle(0.0, charged_usd=answer.usd, doubtful_usd=answer.doubtful_usd)
         return answer
 
     async def _row(self, job: Job) -> dict[str, Any]:

@@ -56,11 +56,15 @@ class Opinion:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What came of asking a judge: an opinion, or else why there is none; and what it cost in USD."""
+    """What came of asking a judge: an opinion, or else why there is none; and what it cost in USD.
+
+    ``doubtful_usd`` may have been charged beyond that, for requests without an answer.
+    """
 
     opinion: Opinion | None = None
     failure: str = ""
     usd: float = 0.0
+    doubtful_usd: float = 0.0
 
 
 class OpinionError(ValueError):

@@ -15,6 +15,8 @@ from __future__ import annotations
 import io
 import random
 from base64 import b64encode
+from collections import Counter
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, Protocol, Self, TypeGuard
 from urllib.parse import urlsplit
@@ -51,6 +53,8 @@ _BELIEVED_TOKENS = 1_000_000
 _MOST_BYTES = 256 * 1024
 _LONGEST_PROMPT = 4000
 _LONGEST_WAIT_S = 60.0
+_MOST_SILENCE = 10
+"""After so many requests in a row without an answer, it is asked no more."""
 _CONNECT_S = 10.0
 
 
@@ -94,6 +98,7 @@ class VisionJudge(Judge):
         self._limiter = limiter
         self._rng = random.Random()
         self._refused = ""
+        self._silence = 0
         self.price_usd = self._usd(*_USUAL_TOKENS)
 
     async def __aenter__(self) -> Self:
@@ -141,10 +146,6 @@ class VisionJudge(Judge):
         try:
             body = await anyio.to_thread.run_sync(self._body, candidate)
             return await self._patiently(body)
-        except ApiError as error:
-            if error.error_class in {ErrorClass.UNAUTHORIZED, ErrorClass.OUT_OF_BUDGET}:
-                self._refused = f"the judge is asked no more: {error.message}"
-            return Answer(failure=error.message)
         except Exception as error:  # noqa: BLE001 - no answer of a judge may end a job
             return Answer(failure=type(error).__name__)
 
@@ -170,15 +171,20 @@ class VisionJudge(Judge):
         }
 
     async def _patiently(self, body: dict[str, Any]) -> Answer:
-        retries: dict[ErrorClass, int] = {}
+        retries: Counter[ErrorClass] = Counter()
+        doubtful_usd = 0.0
         while True:
             try:
-                return await self._once(body)
+                return replace(await self._once(body), doubtful_usd=doubtful_usd)
             except ApiError as error:
-                retry = retries[error.error_class] = retries.get(error.error_class, 0) + 1
-                rule = RETRY_RULES[error.error_class]
-                if retry > rule.retries:
-                    raise
+                doubtful_usd += self.price_usd if error.doubtful else 0.0
+                retries[error.error_class] += 1
+                retry, rule = retries[error.error_class], RETRY_RULES[error.error_class]
+                stops = error.error_class in {ErrorClass.UNAUTHORIZED, ErrorClass.OUT_OF_BUDGET}
+                if stops or self._silence >= _MOST_SILENCE:
+                    self._refused = f"the judge is asked no more: {error.message}"
+                if retry > rule.retries or self._refused:
+                    return Answer(failure=error.message, doubtful_usd=doubtful_usd)
                 await anyio.sleep(min(_LONGEST_WAIT_S, rule.wait_s(retry, error.retry_after_s, self._rng)))
 
     async def _once(self, body: dict[str, Any]) -> Answer:
@@ -198,6 +204,7 @@ class VisionJudge(Judge):
                     json=body,
                     most_bytes=_MOST_BYTES,
                 )
+            self._silence = 0
             if status == 200:
                 return self._answer(content)
             retry_after_s = retry_after_seconds(headers)
@@ -206,8 +213,10 @@ class VisionJudge(Judge):
             words = cut(printable(words_of(content)), 200)
             raise ApiError(error_class, f"HTTP {status}: {words}", retry_after_s=retry_after_s)
         except (httpx.HTTPError, TimeoutError) as error:
-            # Once more at most: what was not answered may have been charged.
-            raise ApiError(ErrorClass.SERVER_ERROR, f"no answer ({type(error).__name__})") from error
+            self._silence += 1
+            raise ApiError(
+                ErrorClass.SERVER_ERROR, f"no answer ({type(error).__name__})", doubtful=True
+            ) from error
         finally:
             self._limiter.release(slot)
 

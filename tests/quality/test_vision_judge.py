@@ -78,8 +78,11 @@ def test_tokens_that_are_not_credible_cost_what_an_opinion_usually_does(
 
 
 def test_one_that_does_not_answer_is_given_up(emulator: Callable[..., Emulator]) -> None:
-    (answer,) = answers(f"{emulator().base_url}/judge", candidate("x #score:hang"), timeout_s=5.0)
-    assert answer == Answer(failure="no answer (TimeoutError)")
+    silent = [candidate("x #score:hang")] * 7
+    found = answers(f"{emulator().base_url}/judge", *silent, timeout_s=5.0)
+    price = 2000 * 2.5e-6 + 200 * 10e-6
+    assert found[0] == Answer(failure="no answer (TimeoutError)", doubtful_usd=2 * price)
+    assert found[5] == found[6] == Answer(failure="the judge is asked no more: no answer (TimeoutError)")
 
 
 def test_a_key_that_is_refused_is_told_at_once_or_ends_the_asking(emulator: Callable[..., Emulator]) -> None:
