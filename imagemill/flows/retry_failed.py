@@ -60,8 +60,10 @@ def retry_failed(
         prepared = prepare(run.session)
         if choices is not None:
             apply_choices(run.session, choices)
-            unfinished = run.session.wait(run.session.store.unfinished_numbers)
-            prepared = left_to_do(run.session, prepared.counts, unfinished, prepared.loss)
+        else:  # those whose failure only the log knew: another machine ran them
+            reopen_failed(run.session, permanent=permanent)
+        unfinished = run.session.wait(run.session.store.unfinished_numbers)
+        prepared = left_to_do(run.session, prepared.counts, unfinished, prepared.loss)
         ask_loss_approval(prepared.loss)
         ask_approval(prepared.images, prepared.cost_usd, settings.limits.approve_above_usd, prepared.counts)
         generate(run, prepared)
