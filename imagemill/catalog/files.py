@@ -22,11 +22,14 @@ from imagemill.errors import InputError
 from imagemill.settings import PARAM_PREFIX, CatalogSettings
 
 BATCH_ROWS = 10_000
-BATCH_BYTES = 32 * 2**20
+BATCH_BYTES = 8 * 2**20
 """The most memory for a batch, estimated from the mean row size of its row group."""
 
 _BUFFER = 4 * 2**20
-"""Read a column piece by piece: by default all of a row group's column is in memory at once."""
+"""How much of a column is read at once, in bytes."""
+
+_READ_AHEAD = 64 * 2**20
+"""Row groups up to this size are read as a whole, in few requests; of larger ones, a piece of each column."""
 
 _REASON = "reason"
 """The column of a batch that says why rows could not be read; absent if all could."""
@@ -79,7 +82,7 @@ class CatalogFiles:
             with ExitStack() as stack:
                 try:
                     source = stack.enter_context(self.filesystem.open_input_file(place.path))
-                    parquet = pq.ParquetFile(source, buffer_size=_BUFFER)
+                    parquet = _opened(source)
                     for batch in self._read(parquet):
                         table = self._table(batch, place)
                         if left is not None:
@@ -100,7 +103,10 @@ class CatalogFiles:
         for group in range(parquet.num_row_groups):
             rows = _batch_rows(parquet.metadata.row_group(group))
             if wanted:
-                yield from parquet.iter_batches(rows, row_groups=[group], columns=wanted)
+                for batch in parquet.iter_batches(rows, row_groups=[group], columns=wanted):
+                    yield batch
+                    if rows < BATCH_ROWS:  # large values: what they took is not kept for later ones
+                        pa.default_memory_pool().release_unused()
             else:  # all is in the names of the folders
                 count = parquet.metadata.row_group(group).num_rows
                 for start in range(0, count, rows):
@@ -144,6 +150,15 @@ class CatalogFiles:
             return values.decoded(batch.column(batch.schema.names.index(name)), name, reasons)
         value = place.partitions.get(name)
         return pa.nulls(batch.num_rows) if value is None else pa.repeat(value, batch.num_rows)
+
+
+def _opened(source: pa.NativeFile) -> pq.ParquetFile:
+    parquet = pq.ParquetFile(source, buffer_size=_BUFFER, pre_buffer=False)
+    known = parquet.metadata
+    sizes = (known.row_group(group).total_byte_size for group in range(known.num_row_groups))
+    if max(sizes, default=0) > _READ_AHEAD:
+        return parquet
+    return pq.ParquetFile(source, metadata=known, buffer_size=_BUFFER)
 
 
 def unreadable(table: pa.Table) -> tuple[pa.Table, dict[int, str]]:

@@ -357,6 +357,7 @@ def test_a_key_that_exists_is_that_key(
     assert found(f"in/{name}") == [f"in/{name}"]
     assert found("in/o*.parquet") == ["in/other.parquet"]
     assert found("in/**/c.PARQUET") == ["in/deep/er/c.PARQUET"]
+    assert found("in/**/other.parquet") == ["in/other.parquet"]
     assert len(found("in")) == 3
     catalog = open_catalog(CatalogSettings(path=f"s3://{bucket_name}/in/{name}"), endpoint_url=front.url)
     assert [table["prompt"].to_pylist() for table in catalog.batches()] == [[name]]

@@ -1,4 +1,4 @@
-"""``imagemill refresh``: what is new is made, a loss is refused, an interrupted refresh goes on as one."""
+"""A run of nothing, and ``imagemill refresh``: new rows, a refused loss, an interruption, a repair."""
 
 from __future__ import annotations
 
@@ -26,6 +26,12 @@ def test_a_refresh_from_the_command_line(
 ) -> None:
     emulated = emulator()
     given = arguments(place, emulated)
+    nothing = command("run", catalog("none.parquet", prompt=pa.nulls(0)), *given)
+    assert nothing.code == 0
+    assert "The catalog has no rows." in nothing.out
+    blank = command("run", catalog("blank.parquet", prompt=["", " "]), *given, "--json")
+    assert (blank.code, blank.json["rejected"], blank.json["rejections"]) == (1, 2, {"blank prompt": 2})
+
     ids = [f"sku-{n}" for n in range(10)]
     first = catalog(id=ids, prompt=[f"p{n}" for n in range(10)], Shelf=ids)
     assert command("refresh", first, *given).code == 0

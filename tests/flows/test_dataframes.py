@@ -76,6 +76,9 @@ def test_records_of_runs_are_frames(place: Place, emulator: Callable[..., Emulat
         api={"provider": "together", "base_url": emulator().base_url},
         picture={"width": 256, "height": 256},
     )
+    assert (summary.columns, summary.carried) == ({"prompt": "prompt", "id": "sku"}, ["stock"])
+    report = place.read(f"runs/{summary.run_id}/report.html").decode()
+    assert "<bdi>sku</bdi> is the id. Kept in the manifest: <bdi>stock</bdi>." in report
     for known in (summary, RunSummary.model_validate_json(summary.model_dump_json())):
         assert dict(known.jobs()[["id", "status"]].to_numpy()) == {"m-1": "done", "c-2": "failed"}
         assert list(known.failed_jobs()["error_class"]) == ["bad_request"]
