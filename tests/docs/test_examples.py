@@ -87,7 +87,7 @@ def test_vision_judge(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("IMAGEMILL_JUDGE_KEY", "the-judges-own-key")
-    url = emulator().base_url
+    url = emulator(pictures="full").base_url
     prompts = ["fine", "poor #score:0.5"]
     process = example("vision_judge.py", catalog(prompt=prompts), place.uri, url, f"{url}/judge/v1")
     out, err = process.communicate(timeout=PATIENCE_S)
