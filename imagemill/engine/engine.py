@@ -49,6 +49,7 @@ from imagemill.quality.inspection import (
     Inspection,
     OnSuspect,
 )
+from imagemill.quality.judge import UNANSWERED
 from imagemill.quality.verdicts import Verdict
 from imagemill.request_watch import RequestState
 from imagemill.stores import JobStore
@@ -421,7 +422,7 @@ class Engine:
                 self._save_here(made.name, content, receipt)
             elif before is None:
                 await self._keep(job, made.name, content, receipt)
-                work.kept = made
+                work.kept = replace(made, found=replace(made.found, unjudged=UNANSWERED))
             made = replace(made, found=await self._judging.look(job, content, made.found))
             if work.kept is not before:
                 work.kept = made

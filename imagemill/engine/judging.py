@@ -14,7 +14,7 @@ from imagemill.engine.recorder import Recorder
 from imagemill.errors import StoreUnavailableError
 from imagemill.jobs import INPUT_FIELDS, Job
 from imagemill.quality.inspection import Finding
-from imagemill.quality.judge import Answer, Candidate, Judge
+from imagemill.quality.judge import Answer, Candidate, Judge, failure_of
 from imagemill.usd import plus
 
 
@@ -66,6 +66,8 @@ class Judging:
         try:
             row = await self._row(job)
             answer = await self._judge.ask(Candidate(content, job.prompt, row))
+        except Exception as error:  # noqa: BLE001 - a judge may fail in any way: no job fails with it
+            answer = Answer(failure=failure_of(error), doubtful_usd=price_usd)
         except BaseException:
             self._cost.settle(price_usd, doubtful_usd=price_usd)  # cancelled: it may be charged for
             raise
@@ -75,8 +77,8 @@ class Judging:
         return answer
 
     async def _row(self, job: Job) -> dict[str, Any]:
-        """The job's input and, where this machine has the plan, the catalog's other columns."""
-        own = {name: getattr(job, name) for name in INPUT_FIELDS}
+        """The job's input with this take's seed, and the catalog's other columns if the plan is here."""
+        own = {name: getattr(job, name) for name in INPUT_FIELDS} | {"seed": job.take_seed}
         if self._rows is None:
             return own
         with contextlib.suppress(OSError, pa.ArrowException):

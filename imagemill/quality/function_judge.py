@@ -8,18 +8,17 @@ import inspect
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import Future
 from itertools import islice
 from pathlib import Path
 
 import anyio
 
-from imagemill.errors import InputError, printable
-from imagemill.formatting import cut
-from imagemill.quality.judge import Answer, Candidate, Judge, OpinionError, opinion_of
+from imagemill.errors import InputError
+from imagemill.quality.judge import Answer, Candidate, Judge, OpinionError, failure_of, opinion_of
 
-Function = Callable[[Sequence[Candidate]], object]
+Function = Callable[[list[Candidate]], object]
 
 _MOST_HANGS = 3
 """After so many calls in a row that did not return in time, it is asked no more: each keeps a thread."""
@@ -35,16 +34,19 @@ def load_function(name: str) -> Function:
     here = str(Path.cwd())
     if here not in sys.path:
         sys.path.append(here)
+    absent = object()
     try:
-        function = getattr(importlib.import_module(module), attribute)
-    except AttributeError as error:
-        raise InputError(f"--judge {name}: the module {module!r} has no {attribute!r}.") from error
-    except Exception as error:
-        reason = f"{type(error).__name__}: {cut(str(error), 200)}"
+        function = getattr(importlib.import_module(module), attribute, absent)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # SystemExit too: a script without a guard ends with it
+        reason = failure_of(error)
         raise InputError(f"--judge {name}: the module {module!r} cannot be imported ({reason}).") from error
+    if function is absent:
+        raise InputError(f"--judge {name}: the module {module!r} has no {attribute!r}.")
     if not callable(function) or inspect.iscoroutinefunction(function):
         raise InputError(f"--judge {name} is not a plain function.")
-    return function  # type: ignore[no-any-return]
+    return function
 
 
 class FunctionJudge(Judge):
@@ -116,17 +118,18 @@ def _in_thread(function: Function, candidates: list[Candidate]) -> Future[list[A
         try:
             called.set_result(_answers(function, candidates))
         except BaseException as error:  # noqa: BLE001 - the function may raise anything, SystemExit too
-            failure = f"{type(error).__name__}: {cut(printable(str(error)), 200)}"
-            called.set_result([Answer(failure=failure)] * len(candidates))
+            called.set_result([Answer(failure=failure_of(error))] * len(candidates))
 
     threading.Thread(target=call, name="imagemill-judge", daemon=True).start()
     return called
 
 
 def _answers(function: Function, candidates: list[Candidate]) -> list[Answer]:
-    found = list(islice(function(candidates), len(candidates) + 1))  # type: ignore[call-overload]
+    given = list(candidates)  # the function's own: it may empty it
+    found = list(islice(function(given), len(candidates) + 1))  # type: ignore[call-overload]
     if len(found) != len(candidates):
-        raise OpinionError(f"it was given {len(candidates)} pictures and returned another number of answers")
+        failure = f"it did not return one answer per picture, of which it was given {len(candidates)}"
+        return [Answer(failure=failure)] * len(candidates)
     return [_answer(opinion) for opinion in found]
 
 

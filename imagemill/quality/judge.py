@@ -19,6 +19,9 @@ from imagemill.errors import printable
 from imagemill.formatting import cut
 from imagemill.secrets import masked
 
+UNANSWERED = "the run stopped before the judge's answer was recorded"
+"""Why a picture that was kept has no opinion, after a stop or a kill."""
+
 _MOST_WORDS = 500
 """Characters of an opinion that are kept."""
 
@@ -106,9 +109,26 @@ def opinion_of(score: object, words: object = "") -> Opinion:
     """
     try:
         number = math.nan if isinstance(score, (bool, str, bytes)) else float(score)  # type: ignore[arg-type]
-    except (TypeError, ValueError, OverflowError):
+    except Exception:  # noqa: BLE001 - an object's own conversion may raise anything
         number = math.nan
     if not 0 <= number <= 1:
-        raise OpinionError(f"the score {cut(printable(repr(score)), 40)} is not a number from 0 to 1")
+        raise OpinionError(f"the score {_shown(score)} is not a number from 0 to 1")
     text = words if isinstance(words, str) else ""
     return Opinion(round(number, 4), masked(printable(cut(text, _MOST_WORDS))))
+
+
+def failure_of(error: BaseException) -> str:
+    """An exception from a judge's code in words, even if its own cannot be read."""
+    name = type(error).__name__
+    try:
+        words = f"{name}: {error}"
+    except BaseException:  # noqa: BLE001 - an exception of that code's may raise another from its __str__
+        words = f"{name}, whose text cannot be read"
+    return masked(printable(cut(words, 250)))
+
+
+def _shown(score: object) -> str:
+    try:
+        return printable(cut(repr(score), 40))
+    except Exception:  # noqa: BLE001 - ValueError for an int of more than 4300 digits
+        return f"of type {type(score).__name__}"

@@ -19,6 +19,8 @@ from imagemill.engine.image_check import check_picture
 from imagemill.engine.receipt import Receipt, image_metadata
 from imagemill.errors import ApiError, ErrorClass
 from imagemill.jobs import Job, JobStatus
+from imagemill.quality.inspection import Finding
+from imagemill.quality.judge import UNANSWERED
 from imagemill.runs.log_replay import LastLine, catch_up, last_lines, was_unanswered
 from imagemill.runs.session import Session
 from imagemill.stores import shards
@@ -191,13 +193,17 @@ def _settle(
             job.pay(*session.api.expected_charge(job))  # this run paid for it, and died before recording it
         if (others or asked_again) and _is_in_doubt(session, job, line, missed=missed):
             job.lose_answer(price)  # nobody will ask about it any more
+        reused = not asked or (others and not job.cost_usd)
         job.finish(
             time.time(),
             image=image.name,
             image_bytes=image.size,
             latency_s=receipt.latency_s if receipt is not None and not others else None,
-            reused=not asked or (others and not job.cost_usd),
+            reused=reused,
         )
+        is_unjudged = session.settings.quality.judge is not None and not reused
+        found = Finding(unjudged=UNANSWERED if is_unjudged else "")
+        job.quality, job.suspect = found.quality, found.suspect  # not those of an earlier take
     elif missed and line is not None and line.event == "failed" and line.error_class is not None:
         job.fail(
             time.time(),

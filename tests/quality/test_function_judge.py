@@ -22,6 +22,15 @@ from imagemill.settings import ApiSettings, ExecutionSettings, PictureSettings, 
 CANDIDATES = [Candidate(b"", f"prompt {number}", {"id": str(number)}) for number in range(7)]
 
 
+class MuteError(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError
+
+
+def _raise(error: Exception) -> None:
+    raise error
+
+
 def asked(function: Callable[..., object], candidates: Sequence[Candidate] = CANDIDATES) -> list[Answer]:
     async def ask_all() -> list[Answer]:
         answers: dict[str, Answer] = {}
@@ -72,16 +81,27 @@ def test_a_score_that_is_none_is_no_opinion(given: object, failure: str) -> None
     ("result", "failure"),
     [
         (lambda _: 1 / 0, "ZeroDivisionError"),
-        (lambda _: [0.5] * 9, "another number"),
+        (lambda _: [0.5] * 9, "it did not return one answer per picture"),
         (lambda _: None, "TypeError"),
-        (lambda _: (_ for _ in iter(int, 1)), "number"),
+        (lambda _: (_ for _ in iter(int, 1)), "one answer per picture"),
         (lambda _: sys.exit(3), "SystemExit"),
+        (lambda pictures: pictures.clear() or [], "of which it was given 1"),
+        (lambda _: (1 / 0 for _ in "1"), "ZeroDivisionError"),
+        (lambda _: [10**5000], "the score of type int is not"),
+        (lambda _: _raise(MuteError()), "MuteError, whose text cannot be read"),
     ],
 )
 def test_its_fault_is_no_opinion(result: Callable[..., object], failure: str) -> None:
     (answer,) = asked(result, CANDIDATES[:1])
     assert answer.opinion is None
     assert failure in answer.failure
+
+
+def test_a_list_that_it_empties_is_its_own() -> None:
+    def judge(pictures: list[Candidate]) -> list[float]:
+        return [int(pictures.pop(0).row["id"]) / 10 for _ in range(len(pictures))]
+
+    assert [answer.opinion for answer in asked(judge)] == [Opinion(n / 10) for n in range(7)]
 
 
 def test_words_are_bounded_and_printable() -> None:
@@ -114,12 +134,16 @@ def test_it_is_found_in_the_working_directory(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr("sys.path", ["/", *sys.path])
     Path("found_here.py").write_text("def judge(pictures):\n    return [1.0]\nasync def no(_): ...\n")
     Path("broken_here.py").write_text("1 / 0\n")
+    Path("misspelt_here.py").write_text("import sys\nsys.pathh\ndef judge(_): ...\n")
+    Path("script_here.py").write_text("def judge(_): ...\nimport sys\nsys.exit(0)\n")
     assert load_function("found_here:judge")([CANDIDATES[0]]) == [1.0]
     for name, words in {
         "found_here:other": "has no 'other'",
         "found_here:no": "--judge found_here:no is not a plain function",
         "found_here:__doc__": "not a plain function",
         "broken_here:judge": "cannot be imported (ZeroDivisionError",
+        "misspelt_here:judge": "cannot be imported (AttributeError: module 'sys' has no attribute 'pathh'",
+        "script_here:judge": "cannot be imported (SystemExit: 0)",
         "not_there:judge": "No module named 'not_there'",
     }.items():
         with pytest.raises(InputError) as refused:
@@ -148,6 +172,7 @@ def test_a_name_that_is_wrong_ends_a_run_before_it_begins_and_a_check(
     assert capsys.readouterr().err.count("\n") == 1
     for judge, words in {
         "not/there": "neither module:function nor",
+        "not_there": "neither module:function nor",
         "http://": "not an http or https",
     }.items():
         assert main(["run", "none.parquet", "--output", "s3://none/here", "--judge", judge]) == 2

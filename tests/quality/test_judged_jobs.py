@@ -32,6 +32,13 @@ class Priced(Judge):
         return Answer(Opinion(0.2), usd=self.price_usd)
 
 
+class Broken(Judge):
+    """Raises what no judge may."""
+
+    async def ask(self, candidate: Candidate) -> Answer:
+        raise ValueError(len(candidate.row))
+
+
 @pytest.fixture
 def ended(
     place: Place, emulator: Callable[..., Emulator], tmp_path: Path
@@ -57,9 +64,15 @@ def ended(
     return ended
 
 
-def scoring(*scores: float) -> FunctionJudge:
+def scoring(*scores: float, seeds: list[int] | None = None) -> FunctionJudge:
     left = list(scores)
-    return FunctionJudge(lambda _: [(left.pop(0), "said")], batch=1, timeout_s=60.0)
+
+    def score(pictures: list[Candidate]) -> list[tuple[float, str]]:
+        if seeds is not None:
+            seeds.append(pictures[0].row["seed"])
+        return [(left.pop(0), "said")]
+
+    return FunctionJudge(score, batch=1, timeout_s=60.0)
 
 
 @pytest.mark.parametrize(
@@ -70,7 +83,9 @@ def scoring(*scores: float) -> FunctionJudge:
 def test_the_better_of_two_stays(
     ended: Callable[..., Job], place: Place, scores: Sequence[float], kept: int
 ) -> None:
-    job = ended(scoring(*scores), OnSuspect.RETRY)
+    seeds: list[int] = []
+    job = ended(scoring(*scores, seeds=seeds), OnSuspect.RETRY)
+    assert seeds == [seed_of(7, 1 + take) for take in range(len(scores))]
     assert (job.status, job.attempts) == (JobStatus.DONE, len(scores))
     seed = place.head(str(job.image))["Metadata"]["seed"]
     assert seed == str(seed_of(7, 1 + kept))
@@ -104,7 +119,15 @@ def test_one_that_is_interrupted_loses_no_picture(
         assert len(list((tmp_path / "unsaved").iterdir())) == 2
     else:
         assert (job.status, job.suspect) == (JobStatus.DONE, "")
+        assert "stopped before the judge's answer" in json.loads(job.quality)["judge_failure"]
         assert len(place.objects()) == 1
+
+
+@pytest.mark.parametrize("on_suspect", list(OnSuspect))
+def test_one_that_raises_costs_no_second_picture(ended: Callable[..., Job], on_suspect: OnSuspect) -> None:
+    job = ended(Broken(), on_suspect)
+    assert (job.status, job.attempts, job.suspect) == (JobStatus.DONE, 1, "")
+    assert json.loads(job.quality)["judge_failure"].startswith("ValueError: ")
 
 
 def test_one_that_does_not_fit_under_the_limit_is_not_asked(ended: Callable[..., Job]) -> None:

@@ -81,6 +81,25 @@ def test_an_image_kept_with_its_receipt_is_uploaded_with_it(
         assert not list(session.folder.unsaved.iterdir())
 
 
+@pytest.mark.parametrize("maker", ["r", "another"])
+def test_an_image_that_a_kill_left_unjudged_says_so(
+    place: Place, catalog: Callable[..., str], maker: str
+) -> None:
+    """One that another run made is reused: nobody was asked about it."""
+    described = settings(place, catalog(prompt=["a"])).model_dump(exclude_unset=True)
+    judged = RunSettings.model_validate({**described, "quality": {"judge": "json:dumps"}})
+    with open_session(judged) as session:
+        job = killed_at_work(session, quality='{"judge_score": 0.1}', suspect="judged")
+        file = session.folder.unsaved / f"{job.key}.png"
+        file.write_bytes(picture())
+        receipt = Receipt(maker, 1, 2.5, 0.007, 0, 0.0, CostSource.TOLD)
+        file.with_suffix(".json").write_bytes(orjson.dumps(receipt.to_metadata()))
+        job = resumed(session)
+        assert (job.status, job.suspect, job.reused) == (JobStatus.DONE, "", maker != "r")
+        assert ("the run stopped before the judge" in job.quality) is (maker == "r")
+        assert "judge_score" not in job.quality
+
+
 def test_an_image_that_another_worker_uploads_meanwhile_is_left_to_it(
     place: Place, catalog: Callable[..., str]
 ) -> None:
