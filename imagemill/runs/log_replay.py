@@ -19,6 +19,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from imagemill.errors import ErrorClass
 from imagemill.jobs import CostSource, Job, JobStatus
+from imagemill.quality.judge import Answer, opinion_of
 
 _NUMBER = re.compile(rb'"job":([0-9]{1,18})\b')
 _LONGEST_LINE = 1_000_000
@@ -30,7 +31,8 @@ _Usd = Annotated[float, Field(ge=0, lt=1e6)]
 class LastLine:
     """The last log line about a job. Costs are in USD; None if no line has the field.
 
-    ``request_ids`` are those of all lines about the job.
+    ``request_ids`` are those of all lines about the job, and ``answers`` the judge's, by the attempt whose
+    picture it was asked about.
     """
 
     job: int
@@ -46,7 +48,22 @@ class LastLine:
     message: str | None = None
     retryable: bool | None = None
     judge_usd: _Usd | None = None
+    score: Annotated[float, Field(ge=0, le=1)] | None = None
+    words: str | None = None
+    failure: str | None = None
     request_ids: set[str] = field(default_factory=set, init=False)
+    answers: dict[int, Answer] = field(default_factory=dict, init=False)
+
+    def note(self, before: LastLine | None) -> None:
+        """Collect what all lines up to this one hold."""
+        if before is not None:
+            self.request_ids.update(before.request_ids)
+            self.answers.update(before.answers)
+        if self.request_id:
+            self.request_ids.add(self.request_id)
+        if self.event == "judged":
+            opinion = None if self.score is None else opinion_of(self.score, self.words)
+            self.answers[self.attempt] = Answer(opinion, self.failure or "")
 
 
 _LINE = TypeAdapter(LastLine)
@@ -75,9 +92,7 @@ def last_lines(log: Path, jobs: Iterable[int]) -> dict[int, LastLine]:
             if before := found.get(event.job):  # its sums stand where the next line names none
                 missing = [name for name in _SUMS if getattr(event, name) is None]
                 event = replace(event, **{name: getattr(before, name) for name in missing})
-                event.request_ids.update(before.request_ids)
-            if event.request_id:
-                event.request_ids.add(event.request_id)
+            event.note(before)
             if event.job in wanted:
                 found[event.job] = event
     return found

@@ -20,7 +20,7 @@ from imagemill.engine.receipt import Receipt, image_metadata
 from imagemill.errors import ApiError, ErrorClass
 from imagemill.jobs import Job, JobStatus
 from imagemill.quality.inspection import Finding
-from imagemill.quality.judge import UNANSWERED
+from imagemill.quality.judge import UNANSWERED, Answer
 from imagemill.runs.log_replay import LastLine, catch_up, last_lines, was_unanswered
 from imagemill.runs.session import Session
 from imagemill.stores import shards
@@ -201,8 +201,7 @@ def _settle(
             latency_s=receipt.latency_s if receipt is not None and not others else None,
             reused=reused,
         )
-        is_unjudged = session.settings.quality.judge is not None and not reused
-        found = Finding(unjudged=UNANSWERED if is_unjudged else "")
+        found = Finding() if reused else _judged(session, None if others else receipt, line)
         job.quality, job.suspect = found.quality, found.suspect  # not those of an earlier take
     elif missed and line is not None and line.event == "failed" and line.error_class is not None:
         job.fail(
@@ -220,6 +219,16 @@ def _settle(
         job.requeue()
     session.cost.recover(spent_usd=job.total_usd - known_usd)
     return missed or image is not None
+
+
+def _judged(session: Session, receipt: Receipt | None, line: LastLine | None) -> Finding:
+    """What the judge answered about a picture of this run, from the log; the measures are lost."""
+    quality = session.settings.quality
+    if quality.judge is None:
+        return Finding()
+    answers = line.answers if line is not None else {}
+    answer = answers.get(receipt.attempts) if receipt is not None else None
+    return Finding().judged(answer or Answer(failure=UNANSWERED), quality.judge_threshold)
 
 
 def _is_in_doubt(session: Session, job: Job, line: LastLine | None, *, missed: bool) -> bool:

@@ -11,6 +11,7 @@ from imagemill.blocks.apis import Runware
 from imagemill.engine.receipt import Receipt, image_metadata
 from imagemill.errors import ErrorClass
 from imagemill.jobs import CostSource, Job, JobStatus
+from imagemill.quality.judge import Answer, Opinion
 from imagemill.runs.recovery import drop_leftovers, find_images, upload_unsaved
 from imagemill.runs.session import Session, open_session
 from imagemill.settings import RunSettings
@@ -81,23 +82,41 @@ def test_an_image_kept_with_its_receipt_is_uploaded_with_it(
         assert not list(session.folder.unsaved.iterdir())
 
 
-@pytest.mark.parametrize("maker", ["r", "another"])
-def test_an_image_that_a_kill_left_unjudged_says_so(
-    place: Place, catalog: Callable[..., str], maker: str
+@pytest.mark.parametrize(
+    ("maker", "answer", "quality", "suspect"),
+    [
+        ("r", None, {"judge_failure": "the run stopped before the judge's answer was recorded"}, ""),
+        ("r", Answer(Opinion(0.2, "dull")), {"judge_score": 0.2, "judge_words": "dull"}, "judged"),
+        ("r", Answer(failure="HTTP 500"), {"judge_failure": "HTTP 500"}, ""),
+        ("another", None, {}, ""),
+    ],
+    ids=["unjudged", "judged", "judge failed", "reused"],
+)
+def test_a_killed_runs_image_has_the_judges_answer_or_says_why_not(
+    place: Place,
+    catalog: Callable[..., str],
+    maker: str,
+    answer: Answer | None,
+    quality: dict[str, object],
+    suspect: str,
 ) -> None:
-    """One that another run made is reused: nobody was asked about it."""
+    """The answer in the log is that to this image, not to the first one of a job that was made again."""
     described = settings(place, catalog(prompt=["a"])).model_dump(exclude_unset=True)
     judged = RunSettings.model_validate({**described, "quality": {"judge": "json:dumps"}})
     with open_session(judged) as session:
-        job = killed_at_work(session, quality='{"judge_score": 0.1}', suspect="judged")
-        file = session.folder.unsaved / f"{job.key}.png"
+        job = killed_at_work(session, quality='{"judge_score": 0.1}', suspect="blurred")
+        session.recorder.judged(job, Answer(Opinion(0.1)))
+        job.attempts = 2
+        session.recorder.sent(job)
+        if answer is not None:
+            session.recorder.judged(job, answer)
+        file = session.folder.unsaved / f"{job.key}.2.png"
         file.write_bytes(picture())
-        receipt = Receipt(maker, 1, 2.5, 0.007, 0, 0.0, CostSource.TOLD)
+        receipt = Receipt(maker, 2, 2.5, 0.007, 0, 0.0, CostSource.TOLD)
         file.with_suffix(".json").write_bytes(orjson.dumps(receipt.to_metadata()))
         job = resumed(session)
-        assert (job.status, job.suspect, job.reused) == (JobStatus.DONE, "", maker != "r")
-        assert ("the run stopped before the judge" in job.quality) is (maker == "r")
-        assert "judge_score" not in job.quality
+        assert (job.status, job.suspect, job.reused) == (JobStatus.DONE, suspect, maker != "r")
+        assert orjson.loads(job.quality or "{}") == quality
 
 
 def test_an_image_that_another_worker_uploads_meanwhile_is_left_to_it(
