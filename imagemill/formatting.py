@@ -1,4 +1,4 @@
-"""How money, shares, rates and times are worded, everywhere that a person reads them."""
+"""How numbers of things, money, shares, rates and times are worded, everywhere that a person reads them."""
 
 from __future__ import annotations
 
@@ -12,6 +12,11 @@ def cut(text: str, length: int = 300) -> str:
     if len(line) <= length and len(text) <= 4 * length:
         return line
     return line[:length].rstrip() + "\u2026"
+
+
+def counted(number: int, one: str, many: str) -> str:
+    """A number and what it counts, as in 1 image or 2,000 images."""
+    return f"{number:,} {one if number == 1 else many}"
 
 
 def utc(moment: datetime) -> datetime:

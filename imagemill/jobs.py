@@ -128,6 +128,11 @@ class Job:
         return self.image is not None and not is_rejected(self.image) and not is_placeholder
 
     @property
+    def is_rejected(self) -> bool:
+        """Whether a person rejected the picture in a review: the job failed, though nothing went wrong."""
+        return self.status is JobStatus.FAILED and self.error_code == REJECTED
+
+    @property
     def retries(self) -> int:
         """Attempts after the first."""
         return max(0, self.attempts - 1)

@@ -7,6 +7,7 @@ from array import array
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -29,8 +30,19 @@ OWN_COLUMNS = (
 CATALOG_METADATA = b"imagemill.catalog"
 """The key of the catalog's path in the metadata of the manifest's schema."""
 
+_PUBLISHER_METADATA = b"imagemill.published_by"
+"""That of the run that published the manifest last, and when that run was planned, as JSON."""
+
 _COLUMNS_METADATA = b"imagemill.columns"
 """That of the catalog's columns that were used, by imagemill's names, as JSON."""
+
+
+class Publisher(NamedTuple):
+    """A run that publishes a manifest. ``planned_at`` is in ISO format, in UTC; "" if it is not known."""
+
+    run_id: str
+    planned_at: str
+
 
 _Ending = tuple[str, str | None, str | None, int]
 """Status, error code, the extension of the image, and which take it is."""
@@ -81,6 +93,7 @@ def write_manifest(
     *,
     catalog: str,
     copies: bool,
+    publisher: Publisher,
     columns: Mapping[str, str] = MappingProxyType({}),
 ) -> None:
     """Write the catalog as it stands: one row per catalog row, with the outcome of its job.
@@ -92,6 +105,7 @@ def write_manifest(
         file: the manifest to write.
         catalog: the path of the catalog, which the manifest keeps in its schema's metadata.
         copies: whether each row has its own copy of its image.
+        publisher: the run.
         columns: the catalog's columns that were used, by imagemill's names; kept like its path.
     """
     schema = pq.read_schema(plan)
@@ -107,6 +121,7 @@ def write_manifest(
     known_by = {
         CATALOG_METADATA: catalog.encode("utf-8", "replace"),
         _COLUMNS_METADATA: json.dumps(dict(columns)).encode(),
+        _PUBLISHER_METADATA: json.dumps(publisher).encode(),
     }
     writer: pq.ParquetWriter | None = None
     try:
@@ -127,6 +142,15 @@ def write_manifest(
     finally:
         if writer is not None:
             writer.close()
+
+
+def published_by(schema: pa.Schema) -> Publisher | None:
+    """The run that published a manifest last; None in a manifest of an earlier version."""
+    try:
+        run_id, planned_at = json.loads((schema.metadata or {}).get(_PUBLISHER_METADATA, b""))
+        return Publisher(str(run_id), str(planned_at))
+    except (ValueError, TypeError):
+        return None
 
 
 def used_columns(schema: pa.Schema) -> Mapping[str, str]:

@@ -16,7 +16,14 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from imagemill.bucket.image_bucket import ImageBucket
-from imagemill.bucket.manifest import CATALOG_METADATA, MANIFEST, OWN_COLUMNS, used_columns
+from imagemill.bucket.manifest import (
+    CATALOG_METADATA,
+    MANIFEST,
+    OWN_COLUMNS,
+    Publisher,
+    published_by,
+    used_columns,
+)
 from imagemill.bucket.manifest_diff import RETIRED, identities, identity_columns
 from imagemill.catalog.digest_index import DigestIndex, text_digests
 from imagemill.errors import InputError
@@ -86,7 +93,7 @@ def standing(bucket: ImageBucket, plan: Path, matched: Mapping[str, str]) -> Sta
             # A refusal ends the process, which pyarrow's own threads would abort at its exit.
             return _standing(bucket, planned, pq.ParquetFile(file, pre_buffer=False), matched)
         except (pa.ArrowException, OSError, KeyError) as error:
-            raise InputError(f"{bucket.uri_of(MANIFEST)} cannot be read ({error}): move it away.") from error
+            raise _unreadable(bucket, error) from error
 
 
 class _Planned:
@@ -171,6 +178,38 @@ def refuse_other_catalog(found: Standing, path: str) -> None:
             f" {found.shared:,} of its {found.rows:,} {found.by} are in this catalog. Choose another"
             " output, replace that manifest with --replace-manifest, or add to it with --merge-manifest."
         )
+
+
+def refuse_older_run(bucket: ImageBucket, run: Publisher, part: Path | None) -> None:
+    """Check that no run planned after this one has published the manifest: it knows a newer catalog.
+
+    ``part`` is the plan of a run that merges its rows into the manifest: it may, if none of them asks for
+    another picture than the manifest's.
+
+    Raises:
+        InputError: one has, or the manifest cannot be read.
+    """
+    with bucket.open(MANIFEST) as file:
+        if file is None:
+            return
+        try:
+            newer = published_by(pq.ParquetFile(file, pre_buffer=False).schema_arrow)
+        except (pa.ArrowException, OSError) as error:
+            raise _unreadable(bucket, error) from error
+    if newer is None or newer.run_id == run.run_id or newer.planned_at <= run.planned_at:
+        return
+    found = standing(bucket, part, {}) if part else None
+    if part is None or (found and found.changed):
+        raise InputError(
+            f"Run {newer.run_id!r}, which was planned after {run.run_id!r}, has published the manifest in"
+            f" {bucket.uri} since: {run.run_id!r} would put an older catalog back. Nothing was generated or"
+            f" changed. Go on with {newer.run_id!r}, or run the catalog under another run id: images that"
+            " exist cost nothing."
+        )
+
+
+def _unreadable(bucket: ImageBucket, error: Exception) -> InputError:
+    return InputError(f"{bucket.uri_of(MANIFEST)} cannot be read ({error}): move it away.")
 
 
 def rebought_columns(found: Standing, share: float) -> str | None:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from imagemill.blocks.apis import ImageApi
 from imagemill.catalog.counts import PlanCounts
 from imagemill.errors import InputError
-from imagemill.formatting import money
+from imagemill.formatting import counted, money
 from imagemill.settings import LimitSettings
 
 SAY_YOUR_PRICE = "Set your own with --usd-per-image or --usd-per-megapixel"
@@ -90,7 +90,9 @@ def levers(api: ImageApi, made: Mapping[Picture, int], repeated: Mapping[Picture
     found = [
         Lever(
             DEDUPLICATION,
-            f"already done: {rows:,} rows share a picture with another row",
+            f"already done: {counted(rows, 'row shares', 'rows share')} a picture with another row"
+            if rows
+            else "no two rows share a picture",
             float(cost) if known else None,
             float(saved) if known else None,
         )

@@ -31,6 +31,7 @@ from imagemill.cli.terminal import (
 from imagemill.cluster.dask import check_cluster
 from imagemill.engine.limits.pacer import Pacer
 from imagemill.flows.build_dashboard import build_dashboard
+from imagemill.formatting import counted
 from imagemill.quality.named_judge import named_judge
 from imagemill.reports.dashboard import DashboardSummary
 from imagemill.reports.preview import Preview
@@ -62,7 +63,8 @@ def run_and_show(flow: Callable[[], RunSummary], *, as_json: bool, log_format: s
         if summary.suspect:
             say(suspects_in_words(summary))
         if summary.failed:
-            say(f"{summary.failed:,} images failed. See why: imagemill runs {summary.run_id} --failed")
+            failed = counted(summary.failed, "image", "images")
+            say(f"{failed} failed. See why: imagemill runs {summary.run_id} --failed")
     if summary.failed or (summary.rejected and not summary.unique):
         return FAILURES
     return DONE

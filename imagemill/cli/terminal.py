@@ -22,7 +22,7 @@ from rich.text import Text
 
 from imagemill.engine.job_log import JsonLines, jobs_logger
 from imagemill.engine.recorder import Progress as RunProgress
-from imagemill.formatting import duration, money, seconds
+from imagemill.formatting import counted, duration, money, seconds
 
 if TYPE_CHECKING:  # these load Prefect, which listing runs does not need
     from imagemill.blocks.apis import ImageApi
@@ -153,6 +153,8 @@ def show_summary(summary: RunSummary, *, places: bool = True) -> None:
     for left, right in zip(cells[::2], cells[1::2], strict=True):
         table.add_row(*left, *right)
     stdout.print(table)
+    if summary.rejected_in_review:
+        say(f"{counted(summary.rejected_in_review, 'picture was', 'pictures were')} rejected in review.")
     if summary.refreshed:
         say(f"{summary.changes_in_words}.")
     if summary.judged_in_words:
@@ -172,8 +174,9 @@ def show_summary(summary: RunSummary, *, places: bool = True) -> None:
 
 def suspects_in_words(summary: RunSummary) -> str:
     """How many pictures look wrong, and how to see them."""
-    pictures = "1 picture looks" if summary.suspect == 1 else f"{summary.suspect:,} pictures look"
-    return f"{pictures} wrong. Look at them: imagemill review {summary.run_id}"
+    pictures = counted(summary.suspect, "picture looks", "pictures look")
+    them = "it" if summary.suspect == 1 else "them"
+    return f"{pictures} wrong. Look at {them}: imagemill review {summary.run_id}"
 
 
 def show_estimate(estimate: Estimate) -> None:

@@ -82,6 +82,7 @@ def summarize(session: Session, counts: PlanCounts, jobs: MeasuredJobs, pace: Pa
         variants=counts.variants,
         done=totals.done,
         failed=totals.failed,
+        rejected_in_review=totals.rejected,
         pending=totals.pending,
         generated=totals.generated,
         reused=totals.reused,

@@ -22,6 +22,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from imagemill.parquet import read_batches
+from imagemill.takes import REJECTED
 from imagemill.usd import PICOS
 
 BUCKET_WIDTHS_S = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600)
@@ -71,7 +72,7 @@ class MeasuredJobs:
     """The jobs of a run, by number. Times are in Unix milliseconds or -1, costs in USD, latencies in seconds.
 
     The latency, and the time in the vendor's queue, is NaN if there is no image; so are measures of quality
-    if it was not measured.
+    if it was not measured. A picture that a person rejected is neither done nor failed.
     """
 
     done: Flags
@@ -99,6 +100,7 @@ class MeasuredJobs:
             "queued_s",
             "cost_usd",
             "cost_source",
+            "error_code",
             "started_at",
             "finished_at",
             "suspect",
@@ -109,7 +111,8 @@ class MeasuredJobs:
         for batch in read_batches(file, columns):
             rows = slice(start, start := start + batch.num_rows)
             jobs.done[rows] = pc.equal(batch["status"], "done")
-            jobs.failed[rows] = pc.equal(batch["status"], "failed")
+            is_rejected = pc.fill_null(pc.equal(batch["error_code"], REJECTED), fill_value=False)
+            jobs.failed[rows] = pc.and_not(pc.equal(batch["status"], "failed"), is_rejected)
             jobs.reused[rows] = batch["reused"]
             jobs.latency_s[rows] = batch["latency_s"].fill_null(np.nan)
             jobs.queued_s[rows] = batch["queued_s"].fill_null(np.nan)

@@ -105,6 +105,7 @@ def _status(summary: RunSummary) -> _Status:
     if total == 1:
         counted = "The one image is done" if done else "The one image is not done"
     failed = f"; {summary.failed:,} failed" if summary.failed else ""
+    failed += f"; {summary.rejected_in_review_in_words}" if summary.rejected_in_review else ""
     if summary.stopped:
         reason = cut(summary.stopped)
         reason += "" if reason.endswith((".", "!", "?", "\u2026")) else "."
@@ -120,7 +121,9 @@ def _status(summary: RunSummary) -> _Status:
     if summary.failed:
         kind, word = ("part", "Done with failures") if done else ("bad", "Failed")
         return _Status(kind, word, f"{counted}{failed}.")
-    return _Status("ok", "Done", f"{counted}." if total == 1 else f"All {total:,} images are done.")
+    if total == 1 or failed:
+        return _Status("ok", "Done", f"{counted}{failed}.")
+    return _Status("ok", "Done", f"All {total:,} images are done.")
 
 
 def _period(report: Report) -> str:

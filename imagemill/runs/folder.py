@@ -89,7 +89,7 @@ class RunFolder:
             "settings": settings.model_dump(mode="json"),
             "plan": asdict(counts),
             "catalog_digest": catalog_digest,
-            "planned_at": datetime.now(UTC).isoformat(timespec="seconds"),
+            "planned_at": datetime.now(UTC).isoformat(timespec="milliseconds"),
             "flow_run_id": flow_run_id,
         }
         self._write_record(orjson.dumps(document, option=orjson.OPT_INDENT_2))
@@ -124,6 +124,10 @@ class RunFolder:
         """Which catalog was planned; None in the record of an earlier version."""
         digest: str | None = orjson.loads(self.record.read_bytes()).get("catalog_digest")
         return digest
+
+    def read_planned_at(self) -> str:
+        """When the run was planned, in ISO format; "" in the record of an earlier version."""
+        return str(orjson.loads(self.record.read_bytes()).get("planned_at") or "")
 
     def read_flow_run_id(self) -> str | None:
         """The Prefect flow run that planned the run or resumed it last; None where that is not known."""

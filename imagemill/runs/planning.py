@@ -12,9 +12,11 @@ import pyarrow.compute as pc
 from prefect.runtime import flow_run
 
 from imagemill.blocks.loading import resolved
+from imagemill.bucket.manifest import Publisher
 from imagemill.bucket.manifest_guard import (
     loss_of_refresh,
     rebought_columns,
+    refuse_older_run,
     refuse_other_catalog,
     standing,
 )
@@ -105,6 +107,8 @@ def plan_run(session: Session) -> tuple[PlanCounts, str | None]:
         refuse_other_run(settings, record[0])
     if record is not None:
         known, counts = record
+        this_run = Publisher(settings.run_id, folder.read_planned_at())
+        refuse_older_run(session.bucket, this_run, folder.plan if is_part(settings, counts) else None)
         if flow_run_id is None or folder.read_flow_run_id() != flow_run_id:
             _refuse_changed_catalog(settings, counts, folder.read_catalog_digest())
             folder.note_flow_run(flow_run_id, session.bucket)

@@ -15,9 +15,11 @@ import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from prefect import get_run_logger
 
-from imagemill.bucket.image_bucket import copy_name, image_name
+from imagemill.bucket.image_bucket import MEDIA_TYPES, copy_name, image_name
 from imagemill.bucket.manifest import Outcomes, variants_of
+from imagemill.formatting import counted
 from imagemill.jobs import KEPT, Job, JobStatus
 from imagemill.media_types import JSON_LINES, PARQUET
 from imagemill.parquet import RowWriter, read_batches
@@ -25,6 +27,7 @@ from imagemill.quality.measures import Measures
 from imagemill.quality.near_duplicates import near_duplicates
 from imagemill.quality.verdicts import Verdict
 from imagemill.runs.session import Session
+from imagemill.takes import REJECTED
 
 _COPIES_AT_ONCE = 16
 _NULLS = frozenset({"cost_source", "varied"})
@@ -225,12 +228,31 @@ def copy_images(session: Session, outcomes: Outcomes) -> None:
         session.bucket.copy(image_name(key, extension, take), copy_name(row_id, extension, variant))
 
     with ThreadPoolExecutor(_COPIES_AT_ONCE) as threads:
-        names = pq.read_schema(session.folder.plan).names
-        for batch in read_batches(
-            session.folder.plan, [n for n in ("id", "variant", "key", "job") if n in names]
-        ):
+        for batch in _planned(session):
             _, _, extensions, takes = outcomes.of(batch["job"])
             keys = batch["key"].to_pylist()
             rows = zip(batch["id"].to_pylist(), variants_of(batch), keys, extensions, takes, strict=True)
             for _ in threads.map(copy, [row for row in rows if row[3] is not None]):
                 pass
+
+
+def delete_rejected_copies(session: Session, outcomes: Outcomes) -> None:
+    """Delete the copies of pictures that a person rejected, whatever their format was."""
+    for batch in _planned(session):
+        _, error_codes, _, _ = outcomes.of(batch["job"])
+        rows = zip(batch["id"].to_pylist(), variants_of(batch), error_codes, strict=True)
+        rejected = [(row_id, variant) for row_id, variant, code in rows if code == REJECTED]
+        names = [copy_name(row_id, ext, variant) for row_id, variant in rejected for ext in MEDIA_TYPES]
+        if names and (refused := session.bucket.try_delete(names)):
+            name, code = next(iter(refused.items()))
+            get_run_logger().warning(
+                "%s of rejected pictures could not be deleted, such as %s (%s).",
+                counted(len(refused), "copy", "copies"),
+                session.bucket.uri_of(name),
+                code,
+            )
+
+
+def _planned(session: Session) -> Iterator[pa.RecordBatch]:
+    names = pq.read_schema(session.folder.plan).names
+    return read_batches(session.folder.plan, [n for n in ("id", "variant", "key", "job") if n in names])

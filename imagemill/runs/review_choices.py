@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 
 from imagemill.engine.job_log import spelled_out
 from imagemill.errors import InputError
+from imagemill.formatting import counted
 from imagemill.parquet import read_batches
 
 MOST = 8_000
@@ -68,8 +69,8 @@ class ReviewChoices(BaseModel):
             unknown.difference_update(batch["key"].to_pylist())
         if unknown:
             raise InputError(
-                f"The choices name {len(unknown):,} pictures that run {run_id!r} does not have, such as"
-                f" {min(unknown)}. Nothing was changed."
+                f"The choices name {counted(len(unknown), 'picture', 'pictures')} that run {run_id!r} does"
+                f" not have, such as {min(unknown)}. Nothing was changed."
             )
 
 

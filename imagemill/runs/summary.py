@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from pydantic import BaseModel, ConfigDict, Field
 
 from imagemill.errors import InputError
-from imagemill.formatting import money
+from imagemill.formatting import counted, money
 from imagemill.jobs import CostSource
 
 if TYPE_CHECKING:  # loading the engine loads Prefect, which reading a summary does not need
@@ -34,8 +34,13 @@ class RunSummary(BaseModel):
     variants: int = Field(default=1, description="Pictures per row; the other numbers count all of them.")
     done: int = Field(description="Jobs whose image is in the bucket.")
     failed: int = Field(description="Jobs that failed; failed.parquet has the reasons.")
+    rejected_in_review: int = Field(
+        default=0, description="Jobs whose picture a person rejected in a review; they are not failures."
+    )
     pending: int = Field(description="Jobs that a resume would continue with.")
-    generated: int = Field(description="Images that this run paid for.")
+    generated: int = Field(
+        description="Jobs whose image this run made and paid for, also where it paid for more than one."
+    )
     reused: int = Field(description="Images that were already in the bucket.")
     images_per_minute: float = Field(description="Generated images over the time it took.")
     error_rate: float = Field(description="Failed jobs divided by finished jobs, from 0 to 1.")
@@ -174,18 +179,19 @@ class RunSummary(BaseModel):
             are = "image is" if self.unique == 1 else "images are"
             parts.append(f"{self.done:,} of {self.unique:,} {are} done{of_done and f' ({of_done})'}")
         parts += [f"{self.failed:,} failed"] if self.failed else []
+        parts += [self.rejected_in_review_in_words] if self.rejected_in_review else []
         parts += [f"{self.pending:,} {'is' if self.pending == 1 else 'are'} pending"] if self.pending else []
         parts += [f"{self.suspect:,} to look at"] if self.suspect else []
         if self.rejected:
             most = f" (most often: {next(iter(self.rejections))})" if self.rejections else ""
-            parts.append(f"{_counted(self.rejected, 'row was', 'rows were')} rejected{most}")
+            parts.append(f"{counted(self.rejected, 'row was', 'rows were')} rejected{most}")
         nothing = "there was nothing to do" if self.rows else "the catalog has no rows"
         return ", ".join(parts) or nothing
 
     @property
     def _rows(self) -> str:
-        changes = f"{_counted(self.added, 'row', 'rows')} added, {self.changed:,} changed"
-        pruned = _counted(self.pruned, "image", "images")
+        changes = f"{counted(self.added, 'row', 'rows')} added, {self.changed:,} changed"
+        pruned = counted(self.pruned, "image", "images")
         later = f", {self.prunable:,} more to be pruned later" if self.prunable else ""
         return f"{changes}, {self.unchanged:,} unchanged, {self.retired:,} retired, {pruned} pruned{later}"
 
@@ -196,7 +202,7 @@ class RunSummary(BaseModel):
             known = f"{known} for images of known price" if self.cost_usd else "an unknown amount"
         more = ""
         if self.unanswered:
-            requests = _counted(self.unanswered, "request", "requests")
+            requests = counted(self.unanswered, "request", "requests")
             more = f", and perhaps {money(self.unanswered_usd)} more for {requests} without an answer"
         return f"it cost {known}{more}"
 
@@ -212,13 +218,19 @@ class RunSummary(BaseModel):
         return [*reasons, *(["retry-failed tries the failed ones again"] if self.failed else [])]
 
     @property
+    def rejected_in_review_in_words(self) -> str:
+        """How many pictures a person rejected; empty if none."""
+        number = self.rejected_in_review
+        return f"{number:,} rejected in review" if number else ""
+
+    @property
     def judged_in_words(self) -> str:
         """How many pictures the judge scored, for how much, in a sentence; empty if there was no judge."""
         if not self.judged and not self.unjudged:
             return ""
         cost = f" for {money(self.judge_cost_usd)}" if self.judge_cost_usd else ""
         without = f"; {self.unjudged:,} have no score (judge_failure says why)" if self.unjudged else ""
-        return f"The judge scored {_counted(self.judged, 'picture', 'pictures')}{cost}{without}."
+        return f"The judge scored {counted(self.judged, 'picture', 'pictures')}{cost}{without}."
 
     @property
     def changes_in_words(self) -> str:
@@ -246,12 +258,8 @@ class RunSummary(BaseModel):
         """What the API may have charged beyond ``cost_usd``, to end a sentence; empty if nothing."""
         if not self.unanswered:
             return ""
-        requests = _counted(self.unanswered, "request", "requests")
+        requests = counted(self.unanswered, "request", "requests")
         return f"; {requests} got no answer, and the API may charge {money(self.unanswered_usd)} more"
-
-
-def _counted(number: int, one: str, many: str) -> str:
-    return f"{number:,} {one if number == 1 else many}"
 
 
 class RunStoppedError(Exception):

@@ -45,12 +45,15 @@ CONNECT_S = 5.0
 class JobTotals:
     """Counts of a run's jobs. Costs are in USD; ``reused`` of ``done`` were found in the bucket.
 
+    ``failed`` excludes jobs whose picture a person has ``rejected``.
+
     ``cost_usd`` counts images and judge; ``judge_usd`` is the judge's part of it.
     ``unanswered`` requests were never answered; the API may have charged ``unanswered_usd`` for them.
     """
 
     done: int = 0
     failed: int = 0
+    rejected: int = 0
     pending: int = 0
     reused: int = 0
     attempts: int = 0
@@ -62,7 +65,7 @@ class JobTotals:
 
     @property
     def generated(self) -> int:
-        """Images that this run paid for."""
+        """Jobs whose image this run paid for."""
         return self.done - self.reused
 
 

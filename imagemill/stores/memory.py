@@ -78,9 +78,11 @@ class MemoryStore(JobStore):
         jobs = self._jobs.values()
         done = [job for job in jobs if job.status is JobStatus.DONE]
         failed = sum(job.status is JobStatus.FAILED for job in jobs)
+        rejected = sum(job.is_rejected for job in jobs)
         return JobTotals(
             done=len(done),
-            failed=failed,
+            failed=failed - rejected,
+            rejected=rejected,
             pending=len(jobs) - len(done) - failed,
             reused=sum(job.reused for job in done),
             attempts=sum(job.attempts for job in jobs),

@@ -36,6 +36,7 @@ from imagemill.stores.base import CONNECT_S, JobState, JobStore, JobTotals, reas
 from imagemill.stores.board import Board, Note
 from imagemill.stores.encoding import from_json, to_json
 from imagemill.stores.version import StoreVersion
+from imagemill.takes import REJECTED
 from imagemill.usd import of_picos, picos
 
 _CHUNK = 256
@@ -172,7 +173,7 @@ class RedisStore(JobStore, Board):
         states = await self.patiently(self._redis.hlen, self._key("states"))
         if not states:
             return JobTotals(pending=len(numbers))
-        done = failed = reused = attempts = retries = unanswered = 0
+        done = failed = rejected = reused = attempts = retries = unanswered = 0
         cost = unanswered_cost = judge_cost = 0
         for start in range(0, len(numbers), _PAGE):
             page = numbers[start : start + _PAGE].tolist()
@@ -183,6 +184,7 @@ class RedisStore(JobStore, Board):
                 status, tries, was_reused = known["status"], known["attempts"], known["reused"]
                 done += status == JobStatus.DONE
                 failed += status == JobStatus.FAILED
+                rejected += status == JobStatus.FAILED and known["error_code"] == REJECTED
                 reused += status == JobStatus.DONE and was_reused
                 attempts += tries
                 retries += max(0, tries - 1)
@@ -192,7 +194,8 @@ class RedisStore(JobStore, Board):
                 judge_cost += picos(known.get("judge_usd", 0.0))  # states of earlier versions lack it
         return JobTotals(
             done=done,
-            failed=failed,
+            failed=failed - rejected,
+            rejected=rejected,
             pending=len(numbers) - done - failed,
             reused=reused,
             attempts=attempts,

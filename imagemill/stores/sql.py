@@ -33,6 +33,7 @@ from imagemill.stores.base import CONNECT_S, JobState, JobStore, JobTotals, reas
 from imagemill.stores.encoding import MARK, escape, is_odd, unescape
 from imagemill.stores.postgres_board import PostgresBoard
 from imagemill.stores.tables import JOBS, LEASES, RUNS, make_tables
+from imagemill.takes import REJECTED
 from imagemill.usd import PICOS, of_picos
 
 _UNFINISHED = JOBS.c.status.in_([JobStatus.PENDING, JobStatus.RUNNING])
@@ -136,6 +137,7 @@ class SqlStore(JobStore):
 
     async def totals(self) -> JobTotals:
         retries = sa.case((JOBS.c.attempts > 1, JOBS.c.attempts - 1), else_=0)
+        is_rejected = sa.and_(JOBS.c.status == JobStatus.FAILED, JOBS.c.error_code == REJECTED)
         query = (
             sa.select(
                 JOBS.c.status,
@@ -147,6 +149,7 @@ class SqlStore(JobStore):
                 sa.func.sum(JOBS.c.unanswered),
                 _picos_of(JOBS.c.unanswered_usd),
                 _picos_of(JOBS.c.judge_usd),
+                sa.func.sum(sa.case((is_rejected, 1), else_=0)),
             )
             .where(self._of_run)
             .group_by(JOBS.c.status, JOBS.c.reused)
@@ -155,9 +158,11 @@ class SqlStore(JobStore):
         counts = dict.fromkeys(JobStatus, 0)
         for status, _, count, *_ in rows:
             counts[JobStatus(status)] += count
+        rejected = sum(int(row[9]) for row in rows)
         return JobTotals(
             done=counts[JobStatus.DONE],
-            failed=counts[JobStatus.FAILED],
+            failed=counts[JobStatus.FAILED] - rejected,
+            rejected=rejected,
             pending=counts[JobStatus.PENDING] + counts[JobStatus.RUNNING],
             reused=sum(n for status, reused, n, *_ in rows if reused and status == JobStatus.DONE),
             attempts=sum(int(row[3]) for row in rows),

@@ -14,7 +14,7 @@ from imagemill.jobs import KEPT, Job, JobStatus
 from imagemill.runs.review_choices import ReviewChoices
 from imagemill.runs.session import Session
 from imagemill.runs.user_errors import without_secrets_in_errors
-from imagemill.takes import REJECTED, picture_of, rejected_name
+from imagemill.takes import picture_of, rejected_name
 
 _WRITES_AT_ONCE = 16
 
@@ -48,12 +48,11 @@ def apply_choices(session: Session, choices: ReviewChoices) -> dict[str, int]:
             async with anyio.create_task_group() as group:
                 for job, choice in found:
                     is_done = job.status is JobStatus.DONE
-                    is_rejected = job.status is JobStatus.FAILED and job.error_code == REJECTED
                     if choice == "keep" and is_done and job.suspect != KEPT:
                         job.suspect = KEPT
                         session.recorder.kept(job)
                         session.store.save(job)
-                    elif choice == "redo" and (is_done or is_rejected):
+                    elif choice == "redo" and (is_done or job.is_rejected):
                         session.recorder.redo(job)
                         job.redo()
                         session.store.save(job)

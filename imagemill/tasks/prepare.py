@@ -62,9 +62,8 @@ def prepare(session: Session) -> Prepared:
 def left_to_do(session: Session, counts: PlanCounts, unfinished: Sequence[int], loss: str | None) -> Prepared:
     """What is left to do, with the jobs of these numbers unfinished; the run's progress starts from there."""
     totals = session.wait(session.store.totals)
-    session.recorder.begin(
-        unique=counts.unique, done=totals.done, failed=totals.failed, cost_usd=totals.cost_usd
-    )
+    wanted = counts.unique - totals.rejected
+    session.recorder.begin(unique=wanted, done=totals.done, failed=totals.failed, cost_usd=totals.cost_usd)
     cost_usd = float(exact(counts.cost_usd * len(unfinished) / counts.unique)) if counts.unique else 0.0
     cost_usd = float(exact(cost_usd + len(unfinished) * session.engine.judge_usd))
     size = session.settings.execution.shard_size

@@ -5,12 +5,12 @@ from __future__ import annotations
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from imagemill.bucket.manifest import MANIFEST, write_manifest
+from imagemill.bucket.manifest import MANIFEST, Publisher, write_manifest
 from imagemill.bucket.manifest_diff import Changes
 from imagemill.bucket.replacement import Missing, Prune, replace_manifest
 from imagemill.catalog.counts import PlanCounts
 from imagemill.runs.planning import is_part
-from imagemill.runs.records import copy_images, publish_records, write_records
+from imagemill.runs.records import copy_images, delete_rejected_copies, publish_records, write_records
 from imagemill.runs.session import Session
 from imagemill.runs.user_errors import without_secrets_in_errors
 from imagemill.settings import RunSettings
@@ -41,15 +41,19 @@ def publish(session: Session, counts: PlanCounts) -> Changes:
         manifest,
         catalog=catalog,
         copies=copies,
+        publisher=Publisher(session.settings.run_id, session.folder.read_planned_at()),
         columns=counts.columns.get("used", {}),
     )
     if session.lease is not None:
         session.lease.check()
     if not counts.unique and _is_kept(session):
         return Changes(0, 0, 0, 0)
-    return replace_manifest(
+    changes = replace_manifest(
         session.bucket, manifest, missing=_missing(session.settings, counts), prune=_prune(session)
     )
+    if copies:
+        delete_rejected_copies(session, outcomes)
+    return changes
 
 
 def _is_kept(session: Session) -> bool:

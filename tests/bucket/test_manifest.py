@@ -14,12 +14,13 @@ from pydantic import SecretStr
 
 from imagemill.blocks.apis import Fal
 from imagemill.bucket.image_bucket import ImageBucket, image_name
-from imagemill.bucket.manifest import Outcomes, write_manifest
+from imagemill.bucket.manifest import Outcomes, Publisher, write_manifest
 from imagemill.bucket.manifest_diff import Changes
 from imagemill.bucket.manifest_guard import (
     Standing,
     loss_of_refresh,
     rebought_columns,
+    refuse_older_run,
     refuse_other_catalog,
     standing,
 )
@@ -60,7 +61,12 @@ class Output:
         return plan, jobs
 
     def run(
-        self, columns: Columns, name: str = "catalog.parquet", mapped: Mapping[str, str] = EMPTY, **how: Any
+        self,
+        columns: Columns,
+        name: str = "catalog.parquet",
+        mapped: Mapping[str, str] = EMPTY,
+        publisher: Publisher = Publisher("run", ""),
+        **how: Any,
     ) -> Changes:
         plan, jobs = self.plan(columns, name, mapped)
         for job in jobs:
@@ -69,8 +75,8 @@ class Output:
         outcomes = Outcomes()
         outcomes.add(jobs)
         file = self._folder / "manifest.parquet"
-        path = str(self._folder / name)
-        write_manifest(self.bucket, plan, outcomes, file, catalog=path, copies=False, columns=self.used)
+        how_known = {"catalog": str(self._folder / name), "publisher": publisher, "columns": self.used}
+        write_manifest(self.bucket, plan, outcomes, file, copies=False, **how_known)
         return replace_manifest(self.bucket, file, **how)
 
     def rewrite_as_0_1(self, renamed: Mapping[str, str] = EMPTY) -> None:
@@ -236,6 +242,19 @@ def test_a_manifest_knows_its_catalog_by_its_rows(output: Output) -> None:
     refuse_other_catalog(*output.standing(prompts, "moved.parquet"))
     with pytest.raises(InputError, match="0 of its 20 prompts are in this catalog"):
         refuse_other_catalog(*output.standing({"prompt": ["all", "new"]}, "lamps.parquet"))
+
+
+def test_a_run_older_than_the_manifest_does_not_put_its_catalog_back(output: Output) -> None:
+    old, new = Publisher("old", "2026-11-25T01:00:00+00:00"), Publisher("new", "2026-11-26T01:00:00+00:00")
+    output.run(shop(4), publisher=old)
+    output.run(shop(5, 1), publisher=new, missing=Missing.RETIRE)
+    for run in (new, Publisher("newest", "2026-11-26T01:00:00.001+00:00")):
+        refuse_older_run(output.bucket, run, None)
+    with pytest.raises(InputError, match="Run 'new', which was planned after 'old', has published"):
+        refuse_older_run(output.bucket, old, None)
+    refuse_older_run(output.bucket, old, output.plan(shop(9, 2))[0])  # a part, which asks for nothing else
+    with pytest.raises(InputError, match="Go on with 'new'"):
+        refuse_older_run(output.bucket, old, output.plan({"id": ["sku-2"], "prompt": ["a drawing"]})[0])
 
 
 @pytest.mark.slow

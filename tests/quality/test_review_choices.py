@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +78,8 @@ def test_each_is_applied_once_and_found_by_later_runs(
     second = retry_failed("looked-at", choices=choices)
     third = retry_failed("looked-at", choices=choices)
     for summary in (second, third):
-        assert (summary.done, summary.failed, summary.suspect) == (7, 1, 3)
+        assert (summary.done, summary.failed, summary.suspect, summary.error_rate) == (7, 0, 3, 0.0)
+        assert "7 of 8 images are done (7 generated), 1 rejected in review" in str(summary)
     assert emulated.bill()["images"] == 10
     assert third.cost_usd == pytest.approx(emulated.bill()["usd"])
 
@@ -92,27 +94,29 @@ def test_each_is_applied_once_and_found_by_later_runs(
     assert place.head("catalog/1.png")["CacheControl"] == "no-cache"
     assert (rows["4"]["status"], rows["4"]["error_code"], rows["4"]["uri"]) == ("failed", "rejected", None)
     assert rows["3"] == rows_before["3"]
+    assert "catalog/4.png" not in place.objects(), "nor is its copy delivered"
     events = [json.loads(line) for line in place.read("runs/looked-at/log.jsonl").splitlines()]
     redone = {event["id"]: event for event in events if event["event"] == "redone"}
-    assert redone["2"]["kept"] == "flat"
-    assert redone["1"]["kept_seed"] == rows["1"]["seed"]
+    assert (redone["2"]["kept"], redone["1"]["kept_seed"]) == ("flat", rows["1"]["seed"])
     assert "400" in redone["7"]["why"]
     assert (rows["7"], after["7"]["suspect"]) == (rows_before["7"], "flat"), "no other came: it stays"
 
-    other = written(tmp_path / "other.json", ReviewChoices(run_id="later").model_dump_json())
-    assert main(["retry-failed", "looked-at", "--from", str(other)]) == 2
+    other = str(written(tmp_path / "other.json", ReviewChoices(run_id="later").model_dump_json()))
+    assert main(["retry-failed", "looked-at", "--from", other]) == 2
     assert "for run 'later', not for 'looked-at'" in capsys.readouterr().err
 
-    bucket = ImageBucket(place.uri, endpoint_url=place.s3.endpoint_url)
-    review = publish_review(bucket, RunFolder("looked-at"))
-    bucket.close()
+    with closing(ImageBucket(place.uri, endpoint_url=place.s3.endpoint_url)) as bucket:
+        review = publish_review(bucket, RunFolder("looked-at"))
     assert (review.suspect, review.shown) == (3, 3)
 
     monkeypatch.setenv("IMAGEMILL_HOME", str(tmp_path / "another machine"))
     later = generate("later")
-    assert (later.done, later.reused, later.failed, later.unchanged) == (7, 7, 1, 8)
+    assert (later.done, later.reused, later.failed, later.rejected_in_review) == (7, 7, 0, 1)
+    for chosen in (None, choices):
+        with pytest.raises(InputError, match="Run 'later', which was planned after 'looked-at'"):
+            retry_failed("looked-at", output=place.settings(copies=True), choices=chosen)
     assert emulated.bill()["images"] == 10
-    assert manifest() == rows
+    assert (later.unchanged, manifest()) == (8, rows)
 
 
 def written(file: Path, content: str | bytes) -> Path:
@@ -151,5 +155,5 @@ def test_choices_of_another_run_and_of_unknown_pictures_are_rejected(tmp_path: P
     known.check("mine", plan)
     with pytest.raises(InputError, match="for run 'mine', not for 'other'"):
         known.check("other", plan)
-    with pytest.raises(InputError, match="1 pictures that run 'mine' does not have, such as bbbb"):
+    with pytest.raises(InputError, match="1 picture that run 'mine' does not have, such as bbbb"):
         ReviewChoices(run_id="mine", keep=["a" * 40], reject=["b" * 40]).check("mine", plan)
