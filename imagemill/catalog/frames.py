@@ -42,7 +42,9 @@ def write_frame(frame: Frame, file: Path) -> None:
                     columns = [_decoded(batch.column(place)) for place in places]
                     rows = pa.Table.from_arrays(columns, schema.names).cast(schema)
                     writer.write_table(rows, row_group_size=ROWS)
-    except (pa.ArrowException, ValueError, TypeError) as error:  # pandas raises the latter two
+    except OSError:
+        raise
+    except Exception as error:  # whatever the frame's own library raises: a lazy one computes its rows now
         reason = " ".join(map(str, error.args))[:300]
         raise InputError(
             f"The frame cannot be stored as Parquet ({reason}). Convert or drop that column."

@@ -56,6 +56,8 @@ def test_rows_stay_in_batches(tmp_path: Path) -> None:
         (pd.DataFrame({"prompt": ["a mug", 7]}), "column prompt"),
         (pd.DataFrame([["a", "b"]], columns=["prompt", "prompt"]), "Duplicate column names"),
         (pa.table({"age": pa.array([(1, 2, 3)], pa.month_day_nano_interval())}), "month_day_nano"),
+        (pd.DataFrame({"prompt": ["a", "b"], "stock": [2**70, 1]}), "too (big|large)"),
+        (duckdb.sql("select 'a mug' as prompt, cast(i as int) as stock from (values ('q')) t(i)"), "'q'"),
     ],
 )
 def test_what_cannot_be_stored_is_named(frame: Any, named: str, tmp_path: Path) -> None:

@@ -102,3 +102,18 @@ def test_records_of_runs_are_frames(place: Place, emulator: Callable[..., Emulat
     assert len(elsewhere.jobs(place.settings())) == summary.unique
     with pytest.raises(InputError, match="has not published its records"):
         summary.model_copy(update={"manifest": None}).jobs()
+
+
+@pytest.mark.slow
+def test_frames_of_other_rows_do_not_replace_each_others_manifest(
+    place: Place, emulator: Callable[..., Emulator]
+) -> None:
+    how = {
+        "output": place.settings(),
+        "api": {"provider": "together", "base_url": emulator().base_url},
+        "picture": {"width": 256, "height": 256},
+    }
+    generate_catalog(pd.DataFrame({"prompt": ["a mug", "a lamp"]}), **how)
+    with pytest.raises(InputError, match="is that of the catalog"):
+        generate_catalog(pd.DataFrame({"prompt": ["a chair", "a table"]}), **how)
+    assert [row["prompt"] for row in place.table("manifest.parquet")] == ["a mug", "a lamp"]
