@@ -99,7 +99,8 @@ def test_statistics_and_reset(together: Ask, client: httpx.Client, emulator: Emu
     assert stats["generation_requests"] == 1
     assert before <= stats["first_request_at"] <= stats["last_answer_at"] <= time.time()
     assert client.post("/__reset").status_code == 200
-    assert emulator.bill() == {"images": 0, "usd": 0, "by_key": {}}
+    nothing = {"requests": 0, "prompt_tokens": 0, "completion_tokens": 0}
+    assert emulator.bill() == {"images": 0, "usd": 0, "by_key": {}, "chat": nothing}
     assert emulator.stats()["requests"] == {}
     assert emulator.stats()["first_request_at"] is None
 
