@@ -17,7 +17,6 @@ from imagemill.reports.comparison import (
     Comparison,
     metric_rows,
     publish_comparison,
-    refuse_run_id,
 )
 from imagemill.runs.folder import RunFolder
 from imagemill.runs.recorded_settings import recorded_settings
@@ -43,7 +42,6 @@ def show_comparison(arguments: argparse.Namespace) -> int:
 
 def _opened(stack: ExitStack, run_id: str, output: OutputSettings | None) -> ComparedRun:
     """A run, from this machine or from ``output``, with the bucket that it wrote to."""
-    refuse_run_id(run_id)
     settings = recorded_settings(run_id, output)
     same = output is not None and output.uri == settings.output.uri
     bucket = open_bucket(output if output is not None and same else settings.output)
@@ -59,6 +57,6 @@ def _show(found: Comparison) -> None:
     for metric in metric_rows(found.run_a, found.run_b):
         table.add_row(metric.name, metric.a, metric.b, metric.change)
     stdout.print(table)
-    say(f"{found.in_both:,} pictures are of rows that both runs have; {found.same:,} are the same in both.")
+    say(f"Both runs have {found.in_both:,} of the rows and variants; {found.same:,} share one image.")
     say(f"Comparison  {found.file}")
     say(f"            {found.page}")

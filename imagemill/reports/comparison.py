@@ -24,7 +24,7 @@ from imagemill.reports.contact_sheet import Tile, tiles_of
 from imagemill.reports.templating import environment
 from imagemill.runs.folder import RunFolder
 from imagemill.runs.summary import RunSummary
-from imagemill.settings import RUN_ID, RunSettings
+from imagemill.settings import RunSettings
 
 _SIDE = 320
 _SHOWN = ("row", "id", "prompt", "seed", "width", "height", "steps", "params", "job", "variant", "varied")
@@ -249,13 +249,3 @@ def _tiles(run: ComparedRun, chosen: pa.Table, side: str, jobs_file: Path) -> li
             faults[job["number"]] = job["error_code"] or _NO_PICTURE
             suspects[job["number"]] = job.get("suspect") or "", job.get("judge_words") or ""
     return tiles_of(run.bucket, ordered, images, faults, suspects, side=_SIDE)
-
-
-def refuse_run_id(run_id: str) -> None:
-    """See that a run's id is one: it becomes a part of the page's name.
-
-    Raises:
-        InputError: it is not.
-    """
-    if not RUN_ID.fullmatch(run_id):
-        raise InputError(f"There is no run {run_id!r}: use letters, digits, '.', '_' and '-'.")

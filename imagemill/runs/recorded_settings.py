@@ -5,7 +5,7 @@ from __future__ import annotations
 from imagemill.bucket.access import open_bucket
 from imagemill.errors import InputError
 from imagemill.runs.folder import RunFolder
-from imagemill.settings import OutputSettings, RunSettings
+from imagemill.settings import RUN_ID, OutputSettings, RunSettings
 
 
 def recorded_settings(run_id: str, output: OutputSettings | None) -> RunSettings:
@@ -14,6 +14,8 @@ def recorded_settings(run_id: str, output: OutputSettings | None) -> RunSettings
     Raises:
         InputError: there is no such run.
     """
+    if not RUN_ID.fullmatch(run_id):  # it becomes a part of paths
+        raise InputError(f"There is no run {run_id!r}: an id has letters, digits, '.', '_' and '-'.")
     folder = RunFolder(run_id)
     if output is not None:
         bucket = open_bucket(output)

@@ -161,6 +161,15 @@ def test_bad_input_is_one_sentence_and_exit_code_2(
     assert emulated.stats()["generation_requests"] == 0
 
 
+@pytest.mark.parametrize(
+    "given", [["resume"], ["retry-failed"], ["review"], ["reconcile"], ["compare", "../other"]], ids=" ".join
+)
+def test_a_run_id_is_no_path(given: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*given, "../mine"]) == 2
+    said = capsys.readouterr().err
+    assert "There is no run '../" in said
+
+
 @pytest.mark.slow
 def test_a_run_id_stands_for_one_run(
     place: Place,

@@ -60,7 +60,7 @@ def test_the_same_rows_of_two_runs_are_side_by_side(
     assert "A blue tram" in page
     assert main(["compare", "one", "one"]) == 0
     shown = capsys.readouterr().out
-    assert "3 are the same in both" in shown
+    assert "3 share one image" in shown
     assert "p95 latency" in shown
 
 
