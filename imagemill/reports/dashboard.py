@@ -38,7 +38,7 @@ MOST_RUNS = 2_000
 _DAY_S = 86_400
 
 _UNITS = {
-    "images_per_minute": "images per minute",
+    "images_per_minute": "images/min",
     "error_rate": "% of jobs",
     "p95_latency_s": "seconds",
     "cost_per_image_usd": "USD",
