@@ -229,7 +229,11 @@ class RunSummary(BaseModel):
         if not self.judged and not self.unjudged:
             return ""
         cost = f" for {money(self.judge_cost_usd)}" if self.judge_cost_usd else ""
-        without = f"; {self.unjudged:,} have no score (judge_failure says why)" if self.unjudged else ""
+        without = (
+            f"; {counted(self.unjudged, 'has', 'have')} no score (judge_failure says why)"
+            if self.unjudged
+            else ""
+        )
         return f"The judge scored {counted(self.judged, 'picture', 'pictures')}{cost}{without}."
 
     @property
