@@ -50,6 +50,7 @@ from imagemill.quality.inspection import (
     OnSuspect,
 )
 from imagemill.quality.judge import UNANSWERED
+from imagemill.quality.repeats import digest_of
 from imagemill.quality.verdicts import Verdict
 from imagemill.request_watch import RequestState
 from imagemill.stores import JobStore
@@ -444,6 +445,7 @@ class Engine:
         found = await self._inspection.look(image.content, job)
         if Verdict.PLACEHOLDER in found.verdicts:
             self.stop(StopKind.SETUP, PLACEHOLDER)
+            self._recorder.placeholder(digest_of(image.content))
             await self._take_back(image.content)
             raise ApiError(ErrorClass.INVALID_IMAGE, "a placeholder", code=Verdict.PLACEHOLDER)
         return found

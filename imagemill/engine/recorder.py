@@ -223,6 +223,10 @@ class Recorder:
         self.lost_images += 1
         self.event("image_lost", image=name, reason=reason)
 
+    def placeholder(self, digest: str) -> None:
+        """A file turned out to be a placeholder: a resume knows it by this line."""
+        self.event("placeholder", digest=digest)
+
     def event(self, event: str, **details: object) -> None:
         """An event of the run itself."""
         self._log.event(event, **details)

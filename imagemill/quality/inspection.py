@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from functools import partial
@@ -87,11 +88,12 @@ class Inspection:
 
     Args:
         share: of the CPU time that may go into measuring: 1 measures each picture, 0 looks at none.
+        placeholders: the digests of those that the run has found before.
     """
 
-    def __init__(self, share: float = AUTO_SHARE) -> None:
+    def __init__(self, share: float = AUTO_SHARE, placeholders: Iterable[str] = ()) -> None:
         self._sampling = Sampling(share) if share else None
-        self._repeats = Repeats()
+        self._repeats = Repeats(placeholders)
         self._threads = anyio.CapacityLimiter(1)
 
     def repeated(self, content: bytes) -> list[Job]:

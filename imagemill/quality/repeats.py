@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
+from collections.abc import Iterable
 
 from imagemill.jobs import Job
 
@@ -12,9 +13,13 @@ _REMEMBERED = 10_000
 
 
 class Repeats:
-    """The latest files, by digest, each with the jobs that it was sent for, by prompt."""
+    """The latest files, by digest, each with the jobs that it was sent for, by prompt.
 
-    def __init__(self) -> None:
+    ``known`` are the digests of placeholders from before: one more of these is enough.
+    """
+
+    def __init__(self, known: Iterable[str] = ()) -> None:
+        self._known = {bytes.fromhex(digest) for digest in known}
         self._jobs: OrderedDict[bytes, dict[str, list[Job]]] = OrderedDict()
 
     def is_placeholder(self, content: bytes, job: Job) -> bool:
@@ -26,12 +31,21 @@ class Repeats:
             prompts.setdefault(job.prompt, []).append(job)
         while len(self._jobs) > _REMEMBERED:
             self._jobs.popitem(last=False)
-        return len(prompts) >= PROMPTS_ENOUGH
+        return self._is_placeholder(digest)
 
     def jobs(self, content: bytes) -> list[Job]:
         """The jobs that got this file, if it is a placeholder."""
-        prompts = self._jobs.get(_digest(content), {})
-        return [job for jobs in prompts.values() for job in jobs] if len(prompts) >= PROMPTS_ENOUGH else []
+        digest = _digest(content)
+        prompts = self._jobs.get(digest, {})
+        return [job for jobs in prompts.values() for job in jobs] if self._is_placeholder(digest) else []
+
+    def _is_placeholder(self, digest: bytes) -> bool:
+        return digest in self._known or len(self._jobs.get(digest, {})) >= PROMPTS_ENOUGH
+
+
+def digest_of(content: bytes) -> str:
+    """The digest by which a placeholder is known."""
+    return _digest(content).hex()
 
 
 def _digest(content: bytes) -> bytes:

@@ -8,6 +8,7 @@ lines, and another machine has none: then the store and the receipts of existing
 
 from __future__ import annotations
 
+import mmap
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
@@ -22,6 +23,8 @@ from imagemill.jobs import CostSource, Job, JobStatus
 from imagemill.quality.judge import Answer, opinion_of
 
 _NUMBER = re.compile(rb'"job":([0-9]{1,18})\b')
+_PLACEHOLDER = b'"event":"placeholder"'
+_DIGEST = re.compile(rb'"digest":"([0-9a-f]{32})"')
 _LONGEST_LINE = 1_000_000
 """No line of ours is longer, in bytes: a longer one is read in pieces, which are skipped."""
 _Usd = Annotated[float, Field(ge=0, lt=1e6)]
@@ -95,6 +98,20 @@ def last_lines(log: Path, jobs: Iterable[int]) -> dict[int, LastLine]:
             event.note(before)
             if event.job in wanted:
                 found[event.job] = event
+    return found
+
+
+def known_placeholders(log: Path) -> set[str]:
+    """The digests of the placeholders that the run has found. The log of a million jobs takes a second."""
+    found: set[str] = set()
+    if not log.exists() or not log.stat().st_size:
+        return found
+    with log.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as text:
+        place = -1
+        while (place := text.find(_PLACEHOLDER, place + 1)) >= 0:
+            line = text[place : text.find(b"\n", place)]
+            if digest := _DIGEST.search(line):
+                found.add(digest[1].decode())
     return found
 
 

@@ -50,6 +50,7 @@ from imagemill.quality.named_judge import named_judge
 from imagemill.quality.sampling import AUTO_SHARE
 from imagemill.runs.caller import current_caller
 from imagemill.runs.folder import RunFolder
+from imagemill.runs.log_replay import known_placeholders
 from imagemill.runs.remembered_limit import read_limit
 from imagemill.settings import RunSettings
 from imagemill.stores import Board, JobStore, open_store
@@ -294,7 +295,10 @@ async def _running(parts: _Parts, joining: Joining | None) -> AsyncIterator[Sess
             breaker=Breaker(limits.outage_share, limits.outage_timeout_s),
             recorder=recorder,
             setup=SetupFault(limits.setup_fault_share, worked=before.done > 0),
-            inspection=Inspection({"auto": AUTO_SHARE, "all": 1.0, "off": 0.0}[settings.quality.measure]),
+            inspection=Inspection(
+                {"auto": AUTO_SHARE, "all": 1.0, "off": 0.0}[settings.quality.measure],
+                placeholders=known_placeholders(parts.folder.log),
+            ),
             on_suspect=OnSuspect(settings.quality.on_suspect),
             judging=judging,
             unsaved=parts.folder.unsaved,

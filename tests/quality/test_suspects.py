@@ -99,11 +99,14 @@ def test_a_placeholder_stops_the_run_before_it_pays_for_more(run: Callable[..., 
 
 
 def test_pictures_that_were_placeholders_are_made_by_a_resume(run: Callable[..., Any], place: Place) -> None:
-    prompts = [*(f"{number} #fault:placeholder*1" for number in range(3)), "fine"]
+    prompts = [*(f"{number} #fault:placeholder*{number // 2 + 1}" for number in range(3)), "fine"]
     with pytest.raises(RunStoppedError, match="a placeholder"):
         run(prompts)
     assert [row["uri"] for row in place.table("manifest.parquet")][:3] == [None] * 3
     assert sum(name.startswith("images/") for name in place.objects()) <= 1, "no other run finds them"
+    with pytest.raises(RunStoppedError, match="a placeholder") as stopped:  # by the first: its file is known
+        run(prompts)
+    assert stopped.value.summary.done <= 3
     summary, _, jobs = run(prompts)
     assert (summary.done, summary.suspect) == (4, 0)
     assert len({job["phash"] for job in jobs.values() if job["phash"]}) >= 3
