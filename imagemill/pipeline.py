@@ -124,7 +124,7 @@ def _published(session: Session, prepared: Prepared) -> RunSummary:
     if not (stopped and stopped.kind is StopKind.INTERRUPTED):
         try:
             with session.folder.trouble_named():
-                changes = publish(session, prepared.counts)
+                changes = publish(session, prepared.counts, newer=prepared.newer)
                 return measure(session, prepared.counts, changes)
         except StoreUnavailableError as error:
             session.stop(StopKind.UNAVAILABLE, str(error))

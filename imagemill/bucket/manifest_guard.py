@@ -6,9 +6,10 @@ A refresh of an empty, truncated or wrong catalog would retire the rows of the r
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import pyarrow as pa
@@ -29,6 +30,7 @@ from imagemill.catalog.digest_index import DigestIndex, text_digests
 from imagemill.errors import InputError
 from imagemill.parquet import read_batches
 from imagemill.settings import RefreshSettings
+from imagemill.takes import picture_of
 
 HARDLY = 0.1
 """Two catalogs that share less than this of the smaller one's rows are not the same one."""
@@ -180,32 +182,53 @@ def refuse_other_catalog(found: Standing, path: str) -> None:
         )
 
 
-def refuse_older_run(bucket: ImageBucket, run: Publisher, part: Path | None) -> None:
-    """Check that no run planned after this one has published the manifest: it knows a newer catalog.
+def newer_run(bucket: ImageBucket, run: Publisher, part: Path | None) -> str | None:
+    """The run, planned after this one, that has published the manifest since: it knows a newer catalog.
 
     ``part`` is the plan of a run that merges its rows into the manifest: it may, if none of them asks for
     another picture than the manifest's.
 
     Raises:
-        InputError: one has, or the manifest cannot be read.
+        InputError: the manifest cannot be read.
     """
     with bucket.open(MANIFEST) as file:
         if file is None:
-            return
+            return None
         try:
             newer = published_by(pq.ParquetFile(file, pre_buffer=False).schema_arrow)
         except (pa.ArrowException, OSError) as error:
             raise _unreadable(bucket, error) from error
     if newer is None or newer.run_id == run.run_id or newer.planned_at <= run.planned_at:
-        return
+        return None
     found = standing(bucket, part, {}) if part else None
-    if part is None or (found and found.changed):
-        raise InputError(
-            f"Run {newer.run_id!r}, which was planned after {run.run_id!r}, has published the manifest in"
-            f" {bucket.uri} since: {run.run_id!r} would put an older catalog back. Nothing was generated or"
-            f" changed. Go on with {newer.run_id!r}, or run the catalog under another run id: images that"
-            " exist cost nothing."
-        )
+    return newer.run_id if part is None or (found and found.changed) else None
+
+
+def refuse_older_run(uri: str, run_id: str, newer: str) -> NoReturn:
+    """Say why a run cannot go on once ``newer`` has published the manifest in ``uri``.
+
+    Raises:
+        InputError: always.
+    """
+    raise InputError(
+        f"Run {newer!r}, which was planned after {run_id!r}, has published the manifest in {uri} since:"
+        f" {run_id!r} would put an older catalog back. Nothing was generated or changed. Go on with"
+        f" {newer!r}, or run the catalog under another run id: images that exist cost nothing."
+    )
+
+
+def pictures_in_use(bucket: ImageBucket, among: Collection[str]) -> set[str]:
+    """Those of these pictures, by key and take, that rows of the manifest have; retired rows do not count."""
+    found: set[str] = set()
+    with bucket.open(MANIFEST) as file:
+        manifest = None if file is None else pq.ParquetFile(file, pre_buffer=False)
+        batches = manifest.iter_batches(columns=["uri", "status"], use_threads=False) if manifest else ()
+        for batch in batches:
+            active = batch.filter(pc.not_equal(batch["status"], RETIRED))
+            found.update(
+                name for uri in active["uri"].to_pylist() if uri and (name := picture_of(uri)) in among
+            )
+    return found
 
 
 def _unreadable(bucket: ImageBucket, error: Exception) -> InputError:

@@ -11,7 +11,7 @@ from imagemill.runs.review_choices import ReviewChoices
 from imagemill.runs.summary import RunSummary
 from imagemill.runs.user_errors import one_sentence
 from imagemill.settings import ExecutionSettings, LimitSettings, Output
-from imagemill.tasks.apply_choices import apply_choices
+from imagemill.tasks.apply_choices import apply_choices, choices_in_use
 from imagemill.tasks.approval import ask_approval, ask_loss_approval
 from imagemill.tasks.prepare import left_to_do, prepare
 from imagemill.tasks.reopen_failed import reopen_failed
@@ -57,13 +57,15 @@ def retry_failed(
     with open_run(settings) as run:
         if choices is None:
             reopen_failed(run.session, permanent=permanent)
-        prepared = prepare(run.session)
+        prepared = prepare(run.session, reviewed=choices is not None)
         if choices is not None:
+            if prepared.newer is not None:
+                choices = choices_in_use(run.session, choices, prepared.newer)
             apply_choices(run.session, choices)
         else:  # those whose failure only the log knew: another machine ran them
             reopen_failed(run.session, permanent=permanent)
         unfinished = run.session.wait(run.session.store.unfinished_numbers)
-        prepared = left_to_do(run.session, prepared.counts, unfinished, prepared.loss)
+        prepared = left_to_do(run.session, prepared.counts, unfinished, prepared.loss, prepared.newer)
         ask_loss_approval(prepared.loss)
         ask_approval(prepared.images, prepared.cost_usd, settings.limits.approve_above_usd, prepared.counts)
         generate(run, prepared)

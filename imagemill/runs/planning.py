@@ -15,8 +15,8 @@ from imagemill.blocks.loading import resolved
 from imagemill.bucket.manifest import Publisher
 from imagemill.bucket.manifest_guard import (
     loss_of_refresh,
+    newer_run,
     rebought_columns,
-    refuse_older_run,
     refuse_other_catalog,
     standing,
 )
@@ -94,7 +94,16 @@ def _refuse_run_wide_reason(session: Session, counts: PlanCounts, planner: Plann
     )
 
 
-def plan_run(session: Session) -> tuple[PlanCounts, str | None]:
+def newer_than(session: Session) -> str | None:
+    """The run that has published the manifest since this one was planned, if its catalog is newer."""
+    record = session.folder.read_record()
+    if record is None:
+        return None
+    this_run = Publisher(session.settings.run_id, session.folder.read_planned_at())
+    return newer_run(session.bucket, this_run, session.folder.plan if is_part(*record) else None)
+
+
+def plan_run(session: Session, *, publishes: bool = True) -> tuple[PlanCounts, str | None]:
     """Plan the run, with its jobs in the store and its files in the bucket, or load its existing plan.
 
     The second is what publishing it would take from the manifest, if someone has to approve that first.
@@ -107,8 +116,6 @@ def plan_run(session: Session) -> tuple[PlanCounts, str | None]:
         refuse_other_run(settings, record[0])
     if record is not None:
         known, counts = record
-        this_run = Publisher(settings.run_id, folder.read_planned_at())
-        refuse_older_run(session.bucket, this_run, folder.plan if is_part(settings, counts) else None)
         if flow_run_id is None or folder.read_flow_run_id() != flow_run_id:
             _refuse_changed_catalog(settings, counts, folder.read_catalog_digest())
             folder.note_flow_run(flow_run_id, session.bucket)
@@ -116,7 +123,7 @@ def plan_run(session: Session) -> tuple[PlanCounts, str | None]:
         if not session.wait(store.is_planned):
             # The run began on another machine, or its store was lost: restore the jobs from the plan.
             _restore_jobs(session, known)
-        return counts, _refuse_loss(session, counts)
+        return counts, _refuse_loss(session, counts) if publishes else None
     session.wait(store.clear)
     catalog = session.catalog or catalog_of(settings.catalog, settings.output)
     planner = Planner(session.api, settings.picture)

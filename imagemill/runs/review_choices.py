@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Collection
 from itertools import chain
 from pathlib import Path
 from typing import Annotated, Literal
@@ -55,6 +56,13 @@ class ReviewChoices(BaseModel):
             **dict.fromkeys(self.redo, "redo"),
             **dict.fromkeys(self.reject, "reject"),
         }
+
+    def only(self, names: Collection[str]) -> ReviewChoices:
+        """The choices for these pictures."""
+        kinds = {"keep": self.keep, "redo": self.redo, "reject": self.reject}
+        return self.model_copy(
+            update={kind: [n for n in chosen if n in names] for kind, chosen in kinds.items()}
+        )
 
     def check(self, run_id: str, plan: Path) -> None:
         """See that the choices are for this run, whose plan.parquet is ``plan``.

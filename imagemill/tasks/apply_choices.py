@@ -9,8 +9,9 @@ import anyio
 from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 
+from imagemill.bucket.manifest_guard import pictures_in_use, refuse_older_run
 from imagemill.errors import ErrorClass
-from imagemill.jobs import KEPT, Job, JobStatus
+from imagemill.jobs import KEPT, TERMINAL, Job, JobStatus
 from imagemill.runs.review_choices import ReviewChoices
 from imagemill.runs.session import Session
 from imagemill.runs.user_errors import without_secrets_in_errors
@@ -72,3 +73,26 @@ def apply_choices(session: Session, choices: ReviewChoices) -> dict[str, int]:
         f"{rest:,}",
     )
     return changed
+
+
+def choices_in_use(session: Session, choices: ReviewChoices, newer: str) -> ReviewChoices:
+    """The choices for pictures that are in the manifest still, which the run ``newer`` has published.
+
+    Raises:
+        InputError: the run has unfinished jobs that would be bought as well.
+    """
+    in_use = choices.only(pictures_in_use(session.bucket, choices.by_picture.keys()))
+    redone = {name.partition(".")[0] for name in in_use.redo}
+
+    async def is_ready() -> bool:
+        return all(
+            [
+                job.status in TERMINAL or job.key in redone
+                async for jobs in session.store.all_jobs()
+                for job in jobs
+            ]
+        )
+
+    if not session.wait(is_ready):
+        refuse_older_run(session.bucket.uri, session.settings.run_id, newer)
+    return in_use

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 
+from imagemill.bucket.manifest_guard import refuse_older_run
 from imagemill.catalog.cost import refuse_guesses
 from imagemill.catalog.counts import PlanCounts
 from imagemill.cluster.log_parts import gather_parts
 from imagemill.runs.caller import at_a_terminal
-from imagemill.runs.planning import plan_run
+from imagemill.runs.planning import newer_than, plan_run
 from imagemill.runs.recovery import drop_leftovers, find_images, upload_unsaved
 from imagemill.runs.session import Session
 from imagemill.runs.user_errors import plain_advice, without_secrets_in_errors
@@ -25,7 +26,8 @@ from imagemill.usd import exact
 class Prepared:
     """What is left to do: the plan's counts, the shards of unfinished jobs, their number and cost in USD.
 
-    ``loss`` says what a refresh would take from the manifest, if someone has to approve that first.
+    ``loss`` says what a refresh would take from the manifest, if someone has to approve that first. ``newer``
+    is the run that has published the manifest since: then it stays as it is.
     """
 
     counts: PlanCounts
@@ -33,21 +35,27 @@ class Prepared:
     images: int
     cost_usd: float
     loss: str | None = None
+    newer: str | None = None
 
 
 @task(name="prepare", task_run_name="prepare", cache_policy=NO_CACHE, persist_result=False)
 @without_secrets_in_errors
 @plain_advice
-def prepare(session: Session) -> Prepared:
+def prepare(session: Session, *, reviewed: bool = False) -> Prepared:
     """Plan the run, or load its plan, and find out what is left to do.
 
+    A run that is older than the manifest may still change pictures that were ``reviewed``.
+
     Raises:
-        InputError: the catalog cannot be used, or the run's id belongs to another run.
+        InputError: the catalog cannot be used, the run's id belongs to another run, or the run is too old.
         StoreUnavailableError: the bucket is unavailable, or the disk is full.
     """
     with session.folder.trouble_named():
         begun = session.folder.record.exists()
-        counts, loss = plan_run(session)
+        newer = newer_than(session)
+        if newer is not None and not reviewed:
+            refuse_older_run(session.bucket.uri, session.settings.run_id, newer)
+        counts, loss = plan_run(session, publishes=newer is None)
         for note in counts.columns.get("notes", ()):
             get_run_logger().warning("%s", note if at_a_terminal() else in_names_of_settings(note))
         refuse_guesses(counts, session.settings.limits)
@@ -56,10 +64,16 @@ def prepare(session: Session) -> Prepared:
         drop_leftovers(session)
         upload_unsaved(session)
         unfinished = find_images(session, session.wait(session.store.unfinished_numbers), begun=begun)
-        return left_to_do(session, counts, unfinished, loss)
+        return left_to_do(session, counts, unfinished, loss, newer)
 
 
-def left_to_do(session: Session, counts: PlanCounts, unfinished: Sequence[int], loss: str | None) -> Prepared:
+def left_to_do(
+    session: Session,
+    counts: PlanCounts,
+    unfinished: Sequence[int],
+    loss: str | None,
+    newer: str | None,
+) -> Prepared:
     """What is left to do, with the jobs of these numbers unfinished; the run's progress starts from there."""
     totals = session.wait(session.store.totals)
     wanted = counts.unique - totals.rejected
@@ -67,4 +81,4 @@ def left_to_do(session: Session, counts: PlanCounts, unfinished: Sequence[int], 
     cost_usd = float(exact(counts.cost_usd * len(unfinished) / counts.unique)) if counts.unique else 0.0
     cost_usd = float(exact(cost_usd + len(unfinished) * session.engine.judge_usd))
     size = session.settings.execution.shard_size
-    return Prepared(counts, shards(unfinished, size), len(unfinished), cost_usd, loss)
+    return Prepared(counts, shards(unfinished, size), len(unfinished), cost_usd, loss, newer)

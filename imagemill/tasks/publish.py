@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from prefect import task
+from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 
 from imagemill.bucket.manifest import MANIFEST, Publisher, write_manifest
@@ -18,17 +18,25 @@ from imagemill.settings import RunSettings
 
 @task(name="publish", task_run_name="publish", cache_policy=NO_CACHE, persist_result=False)
 @without_secrets_in_errors
-def publish(session: Session, counts: PlanCounts) -> Changes:
+def publish(session: Session, counts: PlanCounts, *, newer: str | None = None) -> Changes:
     """Write all records of a run to the bucket, the manifest last; what changed in the manifest.
 
     A run of a part of the catalog merges its rows into the manifest, a refresh retires the rows that have
-    left the catalog, and any other run replaces the manifest. A catalog without a usable row replaces none.
+    left the catalog, and any other run replaces the manifest. A catalog without a usable row replaces none,
+    nor does a run than which a ``newer`` one has published the manifest.
 
     Raises:
         StoreUnavailableError: the bucket is away, or other runs keep replacing the manifest.
     """
     outcomes = write_records(session)
     publish_records(session)
+    if newer is not None:
+        get_run_logger().warning(
+            "The manifest stays as it is, for run %r has published it since. The next run of the catalog"
+            " takes the pictures that were made anew, and leaves out the rejected ones.",
+            newer,
+        )
+        return Changes(0, 0, 0, 0)
     copies = session.settings.output.copies
     if copies:
         copy_images(session, outcomes)

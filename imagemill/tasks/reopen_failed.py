@@ -5,7 +5,9 @@ from __future__ import annotations
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
+from imagemill.bucket.manifest_guard import refuse_older_run
 from imagemill.jobs import JobStatus
+from imagemill.runs.planning import newer_than
 from imagemill.runs.session import Session
 from imagemill.runs.user_errors import without_secrets_in_errors
 
@@ -16,7 +18,12 @@ def reopen_failed(session: Session, *, permanent: bool) -> int:
     """Make a run's retryable failures pending again, and the permanent ones too if asked; how many.
 
     Attempts and costs stay with a job, and its history stays in log.jsonl.
+
+    Raises:
+        InputError: the run is older than the manifest.
     """
+    if (newer := newer_than(session)) is not None:
+        refuse_older_run(session.bucket.uri, session.settings.run_id, newer)
 
     async def reopen() -> int:
         reopened = 0

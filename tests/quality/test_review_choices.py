@@ -112,11 +112,41 @@ def test_each_is_applied_once_and_found_by_later_runs(
     monkeypatch.setenv("IMAGEMILL_HOME", str(tmp_path / "another machine"))
     later = generate("later")
     assert (later.done, later.reused, later.failed, later.rejected_in_review) == (7, 7, 0, 1)
-    for chosen in (None, choices):
-        with pytest.raises(InputError, match="Run 'later', which was planned after 'looked-at'"):
-            retry_failed("looked-at", output=place.settings(copies=True), choices=chosen)
     assert emulated.bill()["images"] == 10
     assert (later.unchanged, manifest()) == (8, rows)
+
+
+@pytest.mark.usefixtures("prefect_server")
+def test_an_older_run_changes_pictures_but_not_the_manifest(
+    place: Place, emulator: Callable[..., Emulator], catalog: Callable[..., str]
+) -> None:
+    emulated = emulator()
+
+    def generate(run_id: str, prompts: list[str]) -> dict[str, str]:
+        ids = [prompt[0] for prompt in prompts]
+        generate_catalog(
+            catalog=catalog(id=ids, prompt=prompts, price=[run_id] * len(ids)),
+            output=place.settings(),
+            api={"provider": "together", "base_url": emulated.base_url},
+            picture={"width": 256, "height": 256},
+            execution={"run_id": run_id},
+        )
+        return {row["id"]: row["uri"] for row in place.table("manifest.parquet")}
+
+    uris = generate("old", ["redone", "gone", "failed #fault:500*2", "thrown away"])
+    new = generate("new", ["redone", "failed", "thrown away", "more"])
+    name = {row: uri and uri.rpartition("/")[2].partition(".")[0] for row, uri in uris.items()}
+    manifest = place.read("manifest.parquet")
+    with pytest.raises(InputError, match="Run 'new', which was planned after 'old', has published"):
+        retry_failed("old")
+    choices = ReviewChoices(run_id="old", redo=[name["r"], name["g"]], reject=[name["t"]])
+    bought = emulated.bill()["images"]
+    for _ in range(2):
+        assert retry_failed("old", choices=choices).generated == 2
+    assert (emulated.bill()["images"], place.read("manifest.parquet")) == (bought + 1, manifest)
+    redone = uris["r"].replace(".png", ".2.png")
+    assert generate("newest", ["redone", "failed", "thrown away", "more"]) == new | {"r": redone, "t": None}
+    assert emulated.bill()["images"] == bought + 1
 
 
 def written(file: Path, content: str | bytes) -> Path:
