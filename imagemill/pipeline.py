@@ -137,6 +137,12 @@ def outcome(run: Run, prepared: Prepared, summary: RunSummary) -> RunSummary:
     Raises:
         RunStoppedError: the run stopped early.
     """
+    if prepared.newer is not None:
+        get_run_logger().warning(
+            "The manifest stays as it is, for run %r has published it since. The next run of the catalog"
+            " takes over what this one has changed.",
+            prepared.newer.run_id,
+        )
     if stopped := run.session.engine.stopped:
         raise RunStoppedError(summary, stopped.kind)
     if summary.lost_images:

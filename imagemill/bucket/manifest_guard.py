@@ -9,7 +9,7 @@ import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 import numpy as np
 import pyarrow as pa
@@ -182,11 +182,20 @@ def refuse_other_catalog(found: Standing, path: str) -> None:
         )
 
 
-def newer_run(bucket: ImageBucket, run: Publisher, part: Path | None) -> str | None:
+class NewerRun(NamedTuple):
+    """A run that has published the manifest though another one, which was planned before it, goes on.
+
+    ``wants_all`` says that the manifest has all rows of the older run's plan, with the same pictures.
+    """
+
+    run_id: str
+    wants_all: bool
+
+
+def newer_run(bucket: ImageBucket, run: Publisher, plan: Path, *, is_part: bool) -> NewerRun | None:
     """The run, planned after this one, that has published the manifest since: it knows a newer catalog.
 
-    ``part`` is the plan of a run that merges its rows into the manifest: it may, if none of them asks for
-    another picture than the manifest's.
+    A run of a part of a catalog still merges its rows, if none asks for another picture than the manifest's.
 
     Raises:
         InputError: the manifest cannot be read.
@@ -200,8 +209,11 @@ def newer_run(bucket: ImageBucket, run: Publisher, part: Path | None) -> str | N
             raise _unreadable(bucket, error) from error
     if newer is None or newer.run_id == run.run_id or newer.planned_at <= run.planned_at:
         return None
-    found = standing(bucket, part, {}) if part else None
-    return newer.run_id if part is None or (found and found.changed) else None
+    found = standing(bucket, plan, {})
+    changed = found is not None and found.changed
+    if is_part and not changed:
+        return None
+    return NewerRun(newer.run_id, found is not None and not changed and found.shared >= found.usable)
 
 
 def refuse_older_run(uri: str, run_id: str, newer: str) -> NoReturn:

@@ -14,6 +14,7 @@ from prefect.runtime import flow_run
 from imagemill.blocks.loading import resolved
 from imagemill.bucket.manifest import Publisher
 from imagemill.bucket.manifest_guard import (
+    NewerRun,
     loss_of_refresh,
     newer_run,
     rebought_columns,
@@ -94,13 +95,13 @@ def _refuse_run_wide_reason(session: Session, counts: PlanCounts, planner: Plann
     )
 
 
-def newer_than(session: Session) -> str | None:
+def newer_than(session: Session) -> NewerRun | None:
     """The run that has published the manifest since this one was planned, if its catalog is newer."""
     record = session.folder.read_record()
     if record is None:
         return None
     this_run = Publisher(session.settings.run_id, session.folder.read_planned_at())
-    return newer_run(session.bucket, this_run, session.folder.plan if is_part(*record) else None)
+    return newer_run(session.bucket, this_run, session.folder.plan, is_part=is_part(*record))
 
 
 def plan_run(session: Session, *, publishes: bool = True) -> tuple[PlanCounts, str | None]:

@@ -9,7 +9,7 @@ import anyio
 from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 
-from imagemill.bucket.manifest_guard import pictures_in_use, refuse_older_run
+from imagemill.bucket.manifest_guard import NewerRun, pictures_in_use, refuse_older_run
 from imagemill.errors import ErrorClass
 from imagemill.jobs import KEPT, TERMINAL, Job, JobStatus
 from imagemill.runs.review_choices import ReviewChoices
@@ -75,8 +75,8 @@ def apply_choices(session: Session, choices: ReviewChoices) -> dict[str, int]:
     return changed
 
 
-def choices_in_use(session: Session, choices: ReviewChoices, newer: str) -> ReviewChoices:
-    """The choices for pictures that are in the manifest still, which the run ``newer`` has published.
+def choices_in_use(session: Session, choices: ReviewChoices, newer: NewerRun) -> ReviewChoices:
+    """The choices for pictures that are in the manifest still, which a ``newer`` run has published.
 
     Raises:
         InputError: the run has unfinished jobs that would be bought as well.
@@ -93,6 +93,6 @@ def choices_in_use(session: Session, choices: ReviewChoices, newer: str) -> Revi
             ]
         )
 
-    if not session.wait(is_ready):
-        refuse_older_run(session.bucket.uri, session.settings.run_id, newer)
+    if not newer.wants_all and not session.wait(is_ready):
+        refuse_older_run(session.bucket.uri, session.settings.run_id, newer.run_id)
     return in_use

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 
-from imagemill.bucket.manifest_guard import refuse_older_run
+from imagemill.bucket.manifest_guard import NewerRun, refuse_older_run
 from imagemill.catalog.cost import refuse_guesses
 from imagemill.catalog.counts import PlanCounts
 from imagemill.cluster.log_parts import gather_parts
@@ -35,7 +35,7 @@ class Prepared:
     images: int
     cost_usd: float
     loss: str | None = None
-    newer: str | None = None
+    newer: NewerRun | None = None
 
 
 @task(name="prepare", task_run_name="prepare", cache_policy=NO_CACHE, persist_result=False)
@@ -44,7 +44,8 @@ class Prepared:
 def prepare(session: Session, *, reviewed: bool = False) -> Prepared:
     """Plan the run, or load its plan, and find out what is left to do.
 
-    A run that is older than the manifest may still change pictures that were ``reviewed``.
+    A run that is older than the manifest may only make pictures that the manifest asks for as well, and
+    change those that were ``reviewed``.
 
     Raises:
         InputError: the catalog cannot be used, the run's id belongs to another run, or the run is too old.
@@ -53,8 +54,8 @@ def prepare(session: Session, *, reviewed: bool = False) -> Prepared:
     with session.folder.trouble_named():
         begun = session.folder.record.exists()
         newer = newer_than(session)
-        if newer is not None and not reviewed:
-            refuse_older_run(session.bucket.uri, session.settings.run_id, newer)
+        if newer is not None and not (newer.wants_all or reviewed):
+            refuse_older_run(session.bucket.uri, session.settings.run_id, newer.run_id)
         counts, loss = plan_run(session, publishes=newer is None)
         for note in counts.columns.get("notes", ()):
             get_run_logger().warning("%s", note if at_a_terminal() else in_names_of_settings(note))
@@ -72,7 +73,7 @@ def left_to_do(
     counts: PlanCounts,
     unfinished: Sequence[int],
     loss: str | None,
-    newer: str | None,
+    newer: NewerRun | None,
 ) -> Prepared:
     """What is left to do, with the jobs of these numbers unfinished; the run's progress starts from there."""
     totals = session.wait(session.store.totals)

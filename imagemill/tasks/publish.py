@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from prefect import get_run_logger, task
+from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from imagemill.bucket.manifest import MANIFEST, Publisher, write_manifest
 from imagemill.bucket.manifest_diff import Changes
+from imagemill.bucket.manifest_guard import NewerRun
 from imagemill.bucket.replacement import Missing, Prune, replace_manifest
 from imagemill.catalog.counts import PlanCounts
 from imagemill.runs.planning import is_part
@@ -18,7 +19,7 @@ from imagemill.settings import RunSettings
 
 @task(name="publish", task_run_name="publish", cache_policy=NO_CACHE, persist_result=False)
 @without_secrets_in_errors
-def publish(session: Session, counts: PlanCounts, *, newer: str | None = None) -> Changes:
+def publish(session: Session, counts: PlanCounts, *, newer: NewerRun | None = None) -> Changes:
     """Write all records of a run to the bucket, the manifest last; what changed in the manifest.
 
     A run of a part of the catalog merges its rows into the manifest, a refresh retires the rows that have
@@ -31,11 +32,6 @@ def publish(session: Session, counts: PlanCounts, *, newer: str | None = None) -
     outcomes = write_records(session)
     publish_records(session)
     if newer is not None:
-        get_run_logger().warning(
-            "The manifest stays as it is, for run %r has published it since. The next run of the catalog"
-            " takes the pictures that were made anew, and leaves out the rejected ones.",
-            newer,
-        )
         return Changes(0, 0, 0, 0)
     copies = session.settings.output.copies
     if copies:

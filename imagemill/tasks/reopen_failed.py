@@ -20,10 +20,11 @@ def reopen_failed(session: Session, *, permanent: bool) -> int:
     Attempts and costs stay with a job, and its history stays in log.jsonl.
 
     Raises:
-        InputError: the run is older than the manifest.
+        InputError: the run is older than the manifest, which asks for other pictures.
     """
-    if (newer := newer_than(session)) is not None:
-        refuse_older_run(session.bucket.uri, session.settings.run_id, newer)
+    newer = newer_than(session)
+    if newer is not None and not newer.wants_all:
+        refuse_older_run(session.bucket.uri, session.settings.run_id, newer.run_id)
 
     async def reopen() -> int:
         reopened = 0

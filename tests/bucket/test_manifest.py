@@ -248,13 +248,16 @@ def test_a_run_older_than_the_manifest_does_not_put_its_catalog_back(output: Out
     old, new = Publisher("old", "2026-11-25T01:00:00+00:00"), Publisher("new", "2026-11-26T01:00:00+00:00")
     output.run(shop(4), publisher=old)
     output.run(shop(5, 1), publisher=new, missing=Missing.RETIRE)
+    plan, _ = output.plan(shop(4))
     for run in (new, Publisher("newest", "2026-11-26T01:00:00.001+00:00")):
-        assert newer_run(output.bucket, run, None) is None
-    assert newer_run(output.bucket, old, None) == "new"
+        assert newer_run(output.bucket, run, plan, is_part=False) is None
+    assert newer_run(output.bucket, old, plan, is_part=False) == ("new", False)
     part, _ = output.plan(shop(9, 2))
-    assert newer_run(output.bucket, old, part) is None, "it asks for no other picture"
+    assert newer_run(output.bucket, old, part, is_part=True) is None, "it asks for no other picture"
     part, _ = output.plan({"id": ["sku-2"], "prompt": ["a drawing"]})
-    assert newer_run(output.bucket, old, part) == "new"
+    assert newer_run(output.bucket, old, part, is_part=True) == ("new", False)
+    same, _ = output.plan(shop(4, 1))
+    assert newer_run(output.bucket, old, same, is_part=False) == ("new", True)
 
 
 @pytest.mark.slow
