@@ -237,8 +237,9 @@ def test_a_run_is_started_from_the_form_and_watched_to_its_report(office: Office
     ended = office.wait_for(flow_run_id, "Completed", "Failed", "Crashed")
     ui.open_run(flow_run_id)
     ui.sees("Completed")
-    words = "Run autumn: 200 of 200 images are done (200 generated); it cost $"
-    assert ended["state"]["message"].startswith(words)
+    message = ended["state"]["message"]
+    assert message.startswith("Run autumn: 200 of 200 images are done (200 generated)")
+    assert "; it cost $" in message
     ui.shoot("run")
     ui.open_artifact(flow_run_id, "imagemill-headline")
     ui.sees("Run autumn")
