@@ -74,6 +74,9 @@ QUALITY_SCHEMA = pa.schema(
 )
 """The measures of each picture, and the judge's opinion; null where it was not measured or judged."""
 
+_LOOKS = ("brightness", "contrast", "colourfulness")
+"""Measures that near-duplicates share, beside the hash of their composition."""
+
 NEIGHBOUR_SCHEMA = pa.schema([("near_duplicate_of", pa.int64())])
 """The number of a job with another prompt and nearly the same picture; null if there is none."""
 
@@ -113,7 +116,7 @@ def write_records(session: Session) -> Outcomes:
         for jobs in _job_batches(session):
             measures = [orjson.loads(job.quality or "{}") for job in jobs]
             measured = pa.Table.from_pylist(measures, QUALITY_SCHEMA)
-            alike.add(jobs, measured["phash"])
+            alike.add(jobs, measured)
             neighbours = pa.nulls(len(jobs), pa.int64())  # known once all are written
             columns = [*_pictures(jobs).columns, *measured.columns, neighbours]
             jobs_writer.write(pa.Table.from_arrays(columns, schema=schema))
@@ -126,18 +129,21 @@ def write_records(session: Session) -> Outcomes:
 
 
 class AlikePictures:
-    """Finds pictures of different prompts that look the same, once all jobs are written; 24 bytes per job."""
+    """Finds pictures of different prompts that look the same, once all jobs are written; 36 bytes per job."""
 
     def __init__(self) -> None:
         self._hashes, self._prompts, self._places = array("Q"), array("q"), array("q")
+        self._looks = array("f")
         self._kept: set[int] = set()
         self._rows = 0
 
-    def add(self, jobs: list[Job], phashes: pa.ChunkedArray) -> None:
-        """Take the next jobs of the file, with the hashes of their pictures or nulls."""
-        for place, (job, phash) in enumerate(zip(jobs, phashes.to_pylist(), strict=True), self._rows):
-            if phash is not None and job.has_picture:
-                self._hashes.append(int(phash, 16))
+    def add(self, jobs: list[Job], measured: pa.Table) -> None:
+        """Take the next jobs of the file, with the measures of their pictures or nulls."""
+        measures = measured.select(["phash", *_LOOKS]).to_pylist()
+        for place, (job, found) in enumerate(zip(jobs, measures, strict=True), self._rows):
+            if found["phash"] is not None and job.has_picture:
+                self._hashes.append(int(found["phash"], 16))
+                self._looks.extend(found[name] or 0.0 for name in _LOOKS)
                 self._prompts.append(hash(job.prompt))
                 self._places.append(place)
                 if job.suspect == KEPT:
@@ -148,7 +154,8 @@ class AlikePictures:
         """Add the verdict to the jobs of ``file``, if there are any."""
         places = np.frombuffer(self._places, np.int64)
         prompts = np.frombuffer(self._prompts, np.int64)
-        found = near_duplicates(np.frombuffer(self._hashes, np.uint64), prompts)
+        looks = np.frombuffer(self._looks, np.float32).reshape(-1, len(_LOOKS))
+        found = near_duplicates(np.frombuffer(self._hashes, np.uint64), prompts, looks)
         neighbours = np.full(self._rows, -1)
         neighbours[places[found >= 0]] = places[found[found >= 0]]
         neighbours[list(self._kept)] = -1

@@ -52,9 +52,13 @@ def test_a_picture_over_which_the_decoder_stumbles_is_not_suspect() -> None:
 def test_pictures_alike_are_found_and_others_are_not() -> None:
     shots = [drawn(number, "jpeg") for number in range(6)]
     alike = [drawn(number, "png", "near_duplicate") for number in (7, 8)]
-    hashes = np.array([int(measure(content).phash, 16) for content in [*shots, *alike]], np.uint64)
-    assert near_duplicates(hashes, np.arange(8)).tolist() == [-1] * 6 + [7, 6]
-    assert near_duplicates(hashes, np.zeros(8, np.int64)).tolist() == [-1] * 8, "one prompt"
+    measured = [measure(content) for content in [*shots, *alike]]
+    hashes = np.array([int(each.phash, 16) for each in measured], np.uint64)
+    looks = np.array([[each.brightness, each.contrast, each.colourfulness] for each in measured], np.float32)
+    assert near_duplicates(hashes, np.arange(8), looks).tolist() == [-1] * 6 + [7, 6]
+    assert near_duplicates(hashes, np.zeros(8, np.int64), looks).tolist() == [-1] * 8, "one prompt"
+    looks[7, 2] += 0.01
+    assert near_duplicates(hashes, np.arange(8), looks).tolist() == [-1] * 8, "other colours"
 
 
 @given(st.lists(st.integers(0, 2**64 - 1), max_size=40), st.lists(st.integers(0, 63), max_size=3), st.data())
@@ -66,7 +70,8 @@ def test_every_hash_within_three_bits_is_found(
         for bit in set(bits):
             changed ^= 1 << bit
         hashes = [*hashes, changed]
-    found = near_duplicates(np.array(hashes, np.uint64), np.arange(len(hashes)))
+    looks = np.zeros((len(hashes), 3), np.float32)
+    found = near_duplicates(np.array(hashes, np.uint64), np.arange(len(hashes)), looks)
     for place, one in enumerate(hashes):
         apart = {other: (one ^ hashes[other]).bit_count() for other in range(len(hashes)) if other != place}
         near = [other for other, bits_apart in apart.items() if bits_apart <= MOST_BITS_APART]
