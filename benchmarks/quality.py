@@ -4,8 +4,8 @@
 
 In a first run the emulated API slips each flaw into 1 % of the pictures, of 512 x 512: precision and
 recall are those of the column ``suspect``. Then runs with ``--quality off``, ``auto`` and ``all`` alternate,
-three of each, with half as many pictures of 1024 x 1024; their CPU is the client process's, for each image beyond the
-first tenth, so that start and end do not count.
+three of each, with half as many pictures of 1024 x 1024; their CPU is the client process's, for each image
+beyond the first tenth, so that start and end do not count.
 """
 
 from __future__ import annotations
