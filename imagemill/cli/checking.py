@@ -7,7 +7,7 @@ import argparse
 import orjson
 
 from imagemill.cli.exit_codes import DONE, UNUSABLE
-from imagemill.cli.options import settings_of
+from imagemill.cli.options import output_of, settings_of
 from imagemill.cli.terminal import stdout
 from imagemill.runs.preflight import Finding, check_all
 
@@ -16,10 +16,9 @@ _MARKS = {True: ("ok", "green"), False: ("FAILS", "bold red"), None: ("?", "yell
 
 def show_check(arguments: argparse.Namespace) -> int:
     """Try everything and print it; the exit code."""
-    has_output = getattr(arguments, "output.uri") is not None
     findings = check_all(
         settings_of(arguments, "api"),
-        settings_of(arguments, "output") if has_output else None,
+        output_of(arguments),
         settings_of(arguments, "execution"),
         settings_of(arguments, "picture"),
         settings_of(arguments, "quality"),

@@ -288,6 +288,26 @@ def _review_parser(commands: Any) -> argparse.ArgumentParser:  # noqa: ANN401 - 
     return review
 
 
+def _compare_parser(commands: Any) -> argparse.ArgumentParser:  # noqa: ANN401 - argparse names no type
+    from imagemill.cli.options import BUCKET_OPTIONS, add_options
+
+    compare: argparse.ArgumentParser = commands.add_parser(
+        "compare",
+        help="lay two runs side by side: their metrics, and the same rows' pictures",
+        description="Make a page with the metrics of two runs, and the pictures that each has of the same"
+        " rows, by id and variant. Rows whose pictures differ come first.",
+        allow_abbrev=False,
+    )
+    compare.add_argument("run_a", metavar="RUN_A", help="the id of a run")
+    compare.add_argument("run_b", metavar="RUN_B", help="the id of the run to compare with it")
+    compare.add_argument(
+        "--images", type=int, default=60, metavar="N", help="most pairs of pictures (default: %(default)s)"
+    )
+    add_options(compare, BUCKET_OPTIONS)
+    compare.set_defaults(run=_compare)
+    return compare
+
+
 def _run(arguments: argparse.Namespace) -> int:
     if arguments.dry_run:
         return _estimate(arguments)
@@ -343,17 +363,16 @@ def _settings_of_run(arguments: argparse.Namespace) -> dict[str, Any]:
 def _estimate(arguments: argparse.Namespace) -> int:
     from imagemill.blocks.loading import image_api
     from imagemill.catalog.estimate import estimate
-    from imagemill.cli.options import settings_of
+    from imagemill.cli.options import output_of, settings_of
     from imagemill.cli.terminal import show_estimate, warn
 
-    has_output = getattr(arguments, "output.uri") is not None
     warn(image_api(settings_of(arguments, "api"), needs_key=False))
     found = estimate(
         settings_of(arguments, "catalog", path=arguments.catalog),
         settings_of(arguments, "api"),
         settings_of(arguments, "picture"),
         settings_of(arguments, "limits"),
-        settings_of(arguments, "output") if has_output else None,
+        output_of(arguments),
     )
     if arguments.json:
         print(found.model_dump_json())
@@ -421,26 +440,6 @@ def _reconcile(arguments: argparse.Namespace) -> int:
     from imagemill.cli.reconcile import show_reconciliation
 
     return show_reconciliation(arguments)
-
-
-def _compare_parser(commands: Any) -> argparse.ArgumentParser:  # noqa: ANN401 - argparse names no type
-    from imagemill.cli.options import BUCKET_OPTIONS, add_options
-
-    compare: argparse.ArgumentParser = commands.add_parser(
-        "compare",
-        help="lay two runs side by side: their metrics, and the same rows' pictures",
-        description="Make a page with the metrics of two runs, and the pictures that each has of the same"
-        " rows, by id and variant. Rows whose pictures differ come first.",
-        allow_abbrev=False,
-    )
-    compare.add_argument("run_a", metavar="RUN_A", help="the id of a run")
-    compare.add_argument("run_b", metavar="RUN_B", help="the id of the run to compare with it")
-    compare.add_argument(
-        "--images", type=int, default=60, metavar="N", help="most pairs of pictures (default: %(default)s)"
-    )
-    add_options(compare, BUCKET_OPTIONS)
-    compare.set_defaults(run=_compare)
-    return compare
 
 
 def _compare(arguments: argparse.Namespace) -> int:

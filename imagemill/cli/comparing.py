@@ -9,7 +9,7 @@ from rich.table import Table
 
 from imagemill.bucket.access import open_bucket
 from imagemill.cli.exit_codes import DONE
-from imagemill.cli.options import settings_of
+from imagemill.cli.options import output_of
 from imagemill.cli.terminal import say, stdout
 from imagemill.errors import InputError
 from imagemill.reports.comparison import (
@@ -29,7 +29,7 @@ def show_comparison(arguments: argparse.Namespace) -> int:
     """Compare, store the page and print the metrics; the exit code."""
     if not 1 <= arguments.images <= MOST_PICTURES:
         raise InputError(f"--images {arguments.images} is not between 1 and {MOST_PICTURES}.")
-    output = settings_of(arguments, "output") if getattr(arguments, "output.uri") is not None else None
+    output = output_of(arguments)
     with ExitStack() as stack:
         runs = [_opened(stack, run_id, output) for run_id in (arguments.run_a, arguments.run_b)]
         found = publish_comparison(runs[0], runs[1], arguments.images)

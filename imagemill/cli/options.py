@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 from pydantic import ValidationError
 
 from imagemill.errors import InputError
-from imagemill.settings import GROUPS, input_error, read_template
+from imagemill.settings import GROUPS, OutputSettings, input_error, read_template
 
 OPTIONS: tuple[tuple[str, str, str, str], ...] = (
     # option, metavar, group of settings, field
@@ -157,6 +157,18 @@ def add_options(
         elif field.default is not None and not field.is_required():
             help_text = f"{help_text} Default: {field.default}."
         parser.add_argument(option, dest=f"{group}.{name}", help=help_text, **kind)
+
+
+def output_of(arguments: argparse.Namespace) -> OutputSettings | None:
+    """The output that ``--output`` names; None where it was not given.
+
+    Raises:
+        InputError: a value is invalid.
+    """
+    if getattr(arguments, "output.uri") is None:
+        return None
+    output: OutputSettings = settings_of(arguments, "output")
+    return output
 
 
 def settings_of(arguments: argparse.Namespace, group: str, **given: object) -> Any:  # noqa: ANN401

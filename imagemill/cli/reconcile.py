@@ -8,7 +8,7 @@ from rich.table import Table
 
 from imagemill.bucket.access import open_bucket
 from imagemill.cli.exit_codes import DONE, FAILURES
-from imagemill.cli.options import pairs_of, settings_of
+from imagemill.cli.options import output_of, pairs_of
 from imagemill.cli.terminal import say, stdout
 from imagemill.formatting import money
 from imagemill.reports.reconciliation import add_to_report
@@ -18,7 +18,7 @@ from imagemill.runs.recorded_settings import recorded_settings
 
 def show_reconciliation(arguments: argparse.Namespace) -> int:
     """Compare, store and print; the exit code says whether booked and charged agree."""
-    output = settings_of(arguments, "output") if getattr(arguments, "output.uri") is not None else None
+    output = output_of(arguments)
     settings = recorded_settings(arguments.run_id, output)
     bucket = open_bucket(output or settings.output)
     try:

@@ -6,7 +6,7 @@ import argparse
 
 from imagemill.bucket.access import open_bucket
 from imagemill.cli.exit_codes import DONE
-from imagemill.cli.options import settings_of
+from imagemill.cli.options import output_of
 from imagemill.cli.terminal import say
 from imagemill.reports.review import publish_review
 from imagemill.runs.folder import RunFolder
@@ -15,7 +15,7 @@ from imagemill.runs.recorded_settings import recorded_settings
 
 def show_review(arguments: argparse.Namespace) -> int:
     """Run ``imagemill review``; the exit code."""
-    output = settings_of(arguments, "output") if getattr(arguments, "output.uri") is not None else None
+    output = output_of(arguments)
     settings = recorded_settings(arguments.run_id, output)
     bucket = open_bucket(output or settings.output)
     try:
