@@ -18,8 +18,8 @@ import httpx
 import orjson
 
 from imagemill.blocks.apis import CostSource, GeneratedImage, ImageApi
-from imagemill.blocks.apis.base import NO_SUCH_MODEL
-from imagemill.blocks.apis.queued import QUEUE_TIMEOUT, QueuedApi
+from imagemill.blocks.apis.error_codes import NO_SUCH_MODEL, QUEUE_TIMEOUT
+from imagemill.blocks.apis.queued import QueuedApi
 from imagemill.bucket.image_bucket import ImageBucket, image_name
 from imagemill.durable import write_whole
 from imagemill.engine.breaker import OUTAGE, PROBE_S, Breaker, OutageError

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import anyio
 
-from imagemill.blocks.apis.exchange import UNKNOWN_ANSWER
+from imagemill.blocks.apis.error_codes import UNKNOWN_ANSWER
 from imagemill.errors import ApiError, ErrorClass
 from imagemill.jobs import Job
 from imagemill.quality.inspection import SUSPECT

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import anyio
 import httpx
 
-from imagemill.blocks.apis.queued import CANCELLED, UNPAID
+from imagemill.blocks.apis.error_codes import CANCELLED, UNPAID
 from imagemill.engine.limits.pacer import SlotWatch
 from imagemill.engine.purchase import Purchase
 from imagemill.errors import ApiError, ErrorClass

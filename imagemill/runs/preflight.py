@@ -17,7 +17,7 @@ import httpx
 from pydantic import BaseModel, ConfigDict, Field
 
 from imagemill.blocks.apis import ImageApi
-from imagemill.blocks.apis.base import NO_SUCH_MODEL
+from imagemill.blocks.apis.error_codes import NO_SUCH_MODEL
 from imagemill.blocks.loading import image_api, job_store
 from imagemill.bucket.access import open_bucket
 from imagemill.bucket.probe import probe, probe_copies

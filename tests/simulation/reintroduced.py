@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-import imagemill.blocks.apis.queued
+import imagemill.blocks.apis.past_requests
 import imagemill.engine.cost_limit
 import imagemill.engine.engine
 import imagemill.engine.lost_requests
@@ -44,7 +44,7 @@ def _written(path: Path, content: bytes) -> None:
     path.write_bytes(content)
 
 
-_queued: Any = imagemill.blocks.apis.queued
+_past_requests: Any = imagemill.blocks.apis.past_requests
 _recovery: Any = imagemill.runs.recovery
 _folder: Any = imagemill.runs.folder
 _engine: Any = imagemill.engine.engine
@@ -59,7 +59,7 @@ _PATCHES: dict[str, Sequence[tuple[Any, str, Any]]] = {
     ],
     "a lost submit is not looked for in the vendor's list": [(_lost, "can_look", property(lambda _: False))],
     "the list is read from five minutes before, whatever the clock": [
-        (_queued, "_CLOCKS_DIFFER", timedelta(minutes=5))
+        (_past_requests, "_CLOCKS_DIFFER", timedelta(minutes=5))
     ],
     "a client-named request gets another name on each resume": [
         (PROVIDERS["runware"], "task_of", lambda _api, _job: str(uuid.uuid4()))

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from imagemill.blocks.apis.base import (
-    Charge,
-    GeneratedImage,
-    ImageApi,
-    ImageSource,
-    SizeLimits,
-)
+from imagemill.blocks.apis.account import SizeLimits
+from imagemill.blocks.apis.base import ImageApi
 from imagemill.blocks.apis.bfl import BlackForestLabs
 from imagemill.blocks.apis.cloudflare import Cloudflare
 from imagemill.blocks.apis.fal import Fal
+from imagemill.blocks.apis.generated_image import Charge, GeneratedImage, ImageSource
 from imagemill.blocks.apis.openai import OpenAICompatible
 from imagemill.blocks.apis.queued import QueuedApi
 from imagemill.blocks.apis.replicate import Replicate

@@ -25,8 +25,8 @@ from urllib.parse import quote, urlsplit
 import httpx
 from pydantic import HttpUrl
 
-from imagemill.blocks.apis.base import ImageSource, amount_of
-from imagemill.blocks.apis.exchange import text_at, unexpected_answer
+from imagemill.blocks.apis.exchange import amount_of, text_at, unexpected_answer
+from imagemill.blocks.apis.generated_image import ImageSource
 from imagemill.blocks.apis.queued import QueuedApi
 from imagemill.errors import ApiError, ErrorClass
 from imagemill.jobs import Job

@@ -10,7 +10,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import httpx
 
-from imagemill.blocks.apis.base import PAID
+from imagemill.blocks.apis.generated_image import PAID
 
 
 class BillingEvent(NamedTuple):

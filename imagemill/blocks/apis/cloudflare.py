@@ -14,14 +14,15 @@ From Cloudflare's documentation, 2026-11-25. Not confirmed against the live serv
 from __future__ import annotations
 
 import os
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 from urllib.parse import quote
 
 import httpx
 from pydantic import Field, HttpUrl
 
-from imagemill.blocks.apis.base import ImageApi, ImageSource
+from imagemill.blocks.apis.base import ImageApi
 from imagemill.blocks.apis.exchange import objects_at, text_at, unexpected_answer
+from imagemill.blocks.apis.generated_image import ImageSource
 from imagemill.errors import ApiError, ErrorClass, InputError
 from imagemill.jobs import Job
 
@@ -63,7 +64,7 @@ class Cloudflare(ImageApi):
     )
 
     @classmethod
-    def from_environment(cls, **settings: Any) -> ImageApi:  # noqa: ANN401 - the block's own fields
+    def from_environment(cls, **settings: Any) -> Self:  # noqa: ANN401 - the block's own fields
         """The account whose token and id lie in the environment."""
         settings["account"] = settings.get("account") or os.environ.get(_ACCOUNT_VARIABLE, "").strip()
         if not settings["account"] and "/accounts/" not in settings.get("base_url", ""):

@@ -6,10 +6,12 @@ import binascii
 import ipaddress
 from collections.abc import Callable, Mapping
 from typing import Any
+from urllib.parse import urljoin
 
 import httpx
 import orjson
 
+from imagemill.blocks.apis.error_codes import UNKNOWN_ANSWER
 from imagemill.errors import ApiError, ErrorClass, printable
 
 MAX_ANSWER_BYTES = 96 * 1024 * 1024
@@ -23,8 +25,8 @@ MAX_LINK_LENGTH = 8_000
 
 _STANDARD_ALPHABET = bytes.maketrans(b"-_", b"+/")
 
-UNKNOWN_ANSWER = "unknown_answer"
-"""The code of the error for an answer of another shape than the vendor documents."""
+_LARGEST_AMOUNT = 1e12
+"""Larger counts of tokens or sums of money are not believed."""
 
 
 async def fetch(
@@ -122,6 +124,15 @@ def objects_at(answer: object, name: str) -> list[dict[str, Any]]:
     return [item for item in found if isinstance(item, dict)] if isinstance(found, list) else []
 
 
+def amount_of(value: object) -> float | None:
+    """A number that an API sent, also as text; None if it is not one, or is negative or absurdly large."""
+    try:
+        amount = float(value)  # type: ignore[arg-type] # whatever cannot be converted is refused below
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return amount if 0 <= amount <= _LARGEST_AMOUNT and not isinstance(value, bool) else None
+
+
 def is_link(text: str) -> bool:
     """Whether an answer's image is a link, absolute or relative, and neither a data URI nor base64."""
     if text.startswith(("http://", "https://")):
@@ -132,6 +143,14 @@ def is_link(text: str) -> bool:
     return len(text) <= MAX_LINK_LENGTH and (
         (text.startswith("/") and not text.startswith("/9j/")) or any(mark in text for mark in ".:?%")
     )
+
+
+def joined(base: str, link: str) -> str:
+    """A link, absolute or relative to ``base``; as it is where it is no link at all."""
+    try:
+        return urljoin(base, link)
+    except ValueError:
+        return link
 
 
 def decoded(encoded: str) -> bytes:

@@ -33,8 +33,9 @@ from urllib.parse import quote, urlencode
 import httpx
 from pydantic import Field, HttpUrl, PrivateAttr
 
-from imagemill.blocks.apis.base import Accepted, GeneratedImage, ImageApi, ImageSource
+from imagemill.blocks.apis.base import ImageApi
 from imagemill.blocks.apis.billing import BillingEvent
+from imagemill.blocks.apis.error_codes import CANCELLED
 from imagemill.blocks.apis.exchange import (
     fetch,
     follow,
@@ -43,7 +44,9 @@ from imagemill.blocks.apis.exchange import (
     text_at,
     unexpected_answer,
 )
-from imagemill.blocks.apis.queued import CANCELLED, MOST_PAGES, OnState, PastRequest, QueuedApi
+from imagemill.blocks.apis.generated_image import Accepted, GeneratedImage, ImageSource
+from imagemill.blocks.apis.past_requests import MOST_PAGES, PastRequest
+from imagemill.blocks.apis.queued import OnState, QueuedApi
 from imagemill.errors import ApiError, ErrorClass
 from imagemill.jobs import Job
 from imagemill.request_watch import RequestState

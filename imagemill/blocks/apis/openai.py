@@ -35,7 +35,9 @@ import httpx
 import orjson
 from pydantic import Field, HttpUrl, PrivateAttr
 
-from imagemill.blocks.apis.base import ImageApi, ImageSource, amount_of
+from imagemill.blocks.apis.base import ImageApi
+from imagemill.blocks.apis.exchange import amount_of
+from imagemill.blocks.apis.generated_image import ImageSource
 from imagemill.errors import ApiError, ErrorClass
 from imagemill.jobs import Job
 from imagemill.models.listing import find_profile

@@ -4,7 +4,7 @@ A look that comes too early is a request for nothing, one that comes late adds l
 earlier images were done say where the looks belong: each is placed where a bit more than half of what is
 left is expected to be done, so that an image takes 1 / 0.51 = 1.96 looks, whatever the latencies are. The
 latency added is within a hair of the least that so many blind looks can add (benchmarks/polling.md). An API
-that tells by itself when an image is done is not looked at: ``told`` in queued.py.
+that reports by itself when an image is done is not polled: ``follow_states`` in queued.py.
 """
 
 from __future__ import annotations

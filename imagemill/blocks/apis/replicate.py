@@ -28,9 +28,11 @@ from urllib.parse import quote, urlencode
 import httpx
 from pydantic import Field, HttpUrl
 
-from imagemill.blocks.apis.base import ImageSource
+from imagemill.blocks.apis.error_codes import CANCELLED
 from imagemill.blocks.apis.exchange import fetch, objects_at, parsed, text_at, unexpected_answer
-from imagemill.blocks.apis.queued import CANCELLED, MOST_PAGES, PastRequest, QueuedApi
+from imagemill.blocks.apis.generated_image import ImageSource
+from imagemill.blocks.apis.past_requests import MOST_PAGES, PastRequest
+from imagemill.blocks.apis.queued import QueuedApi
 from imagemill.errors import ApiError, ErrorClass
 from imagemill.jobs import Job
 from imagemill.request_watch import RequestState

@@ -25,9 +25,10 @@ import httpx
 import orjson
 from pydantic import HttpUrl, PrivateAttr
 
-from imagemill.blocks.apis.base import PAID, Accepted, GeneratedImage, ImageApi, ImageSource, amount_of
-from imagemill.blocks.apis.exchange import fetch, objects_at, parsed, text_at, unexpected_answer
-from imagemill.blocks.apis.queued import REQUEST_GONE
+from imagemill.blocks.apis.base import ImageApi
+from imagemill.blocks.apis.error_codes import REQUEST_GONE
+from imagemill.blocks.apis.exchange import amount_of, fetch, objects_at, parsed, text_at, unexpected_answer
+from imagemill.blocks.apis.generated_image import PAID, Accepted, GeneratedImage, ImageSource
 from imagemill.errors import ApiError, ErrorClass
 from imagemill.jobs import Job
 

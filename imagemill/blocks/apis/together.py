@@ -24,8 +24,9 @@ from typing import Any, ClassVar
 import httpx
 from pydantic import HttpUrl
 
-from imagemill.blocks.apis.base import ImageApi, ImageSource
+from imagemill.blocks.apis.base import ImageApi
 from imagemill.blocks.apis.exchange import objects_at
+from imagemill.blocks.apis.generated_image import ImageSource
 from imagemill.jobs import Job
 
 

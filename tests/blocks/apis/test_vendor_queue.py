@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from imagemill.blocks.apis import Fal, ImageApi
-from imagemill.blocks.apis.queued import QUEUE_TIMEOUT
+from imagemill.blocks.apis.error_codes import QUEUE_TIMEOUT
 from imagemill.bucket.image_bucket import ImageBucket
 from imagemill.emulator import Emulator
 from imagemill.engine.breaker import Breaker
