@@ -206,21 +206,27 @@ class JobStore(ABC):
     async def patiently(self, action: Callable[..., Awaitable[T]], *arguments: object) -> T:
         """Run an idempotent action, and repeat it while the store is unavailable.
 
+        The patience begins with the first failure: an attempt that waited long for a connection that had died
+        says nothing of the store as it is then.
+
         Raises:
             StoreUnavailableError: the store was unavailable for ``outage_s`` seconds.
         """
         started = anyio.current_time()
+        failing_since: float | None = None
         wait = 0.1
         while True:
             try:
                 return await action(*arguments)
             except self.outages as error:
-                elapsed = anyio.current_time() - started
-                if self._failure is not None or elapsed >= self.outage_s:
+                now = anyio.current_time()
+                failing_since = now if failing_since is None else failing_since
+                left_s = failing_since + self.outage_s - now
+                if self._failure is not None or left_s <= 0:
                     raise StoreUnavailableError(
-                        f"{self._title} has not answered for {elapsed:.0f} s ({reason_of(error)})."
+                        f"{self._title} has not answered for {now - started:.0f} s ({reason_of(error)})."
                     ) from error
-            await anyio.sleep(min(wait, max(0.0, self.outage_s - elapsed)))
+            await anyio.sleep(min(wait, left_s))
             wait = min(wait * 2, 5.0)
 
     async def _take_lease(self) -> None:

@@ -307,7 +307,7 @@ class PostgresStore(SqlStore, PostgresBoard):
             pool_timeout=30,
             connect_args={
                 "timeout": CONNECT_S,
-                "command_timeout": 60,
+                "command_timeout": 30,  # well below OUTAGE_S: a dead connection must not use up the patience
                 "ssl": _ssl_of(address.query),
                 "server_settings": {"application_name": "imagemill"},
             },

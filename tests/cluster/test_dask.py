@@ -96,7 +96,8 @@ def test_a_killed_worker_costs_nothing_but_time(
     assert (summary["done"], summary["pending"]) == (600, 0)
     charged = [line["count"] for line in emulated.bill()["by_key"].values()]
     assert len(charged) == 600
-    assert sum(charged) - 600 <= 10  # what the killed worker had in flight
+    # What the killed worker had in flight: ten requests, and as many images on their way to the bucket.
+    assert sum(charged) - 600 <= 20
     assert len([name for name in place.objects() if name.startswith("images/")]) == 600
 
 

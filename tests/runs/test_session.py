@@ -33,10 +33,10 @@ def settings(place: Place, catalog: str, **execution: object) -> RunSettings:
 
 
 @pytest.fixture
-def silent_server() -> Iterator[int]:
-    """A port that takes connections and never answers."""
+def silent_server() -> Iterator[socket.socket]:
+    """A server that takes connections and never answers."""
     with socket.create_server(("127.0.0.1", 0)) as server:
-        yield server.getsockname()[1]
+        yield server
 
 
 def test_prefect_does_not_walk_through_a_session(place: Place, catalog: Callable[..., str]) -> None:
@@ -59,32 +59,41 @@ def test_the_default_store_is_chosen_by_the_pictures_that_a_catalog_asks_for(
 
 @pytest.mark.parametrize("silent", ["s3", "redis", "postgresql"])
 def test_an_interrupt_while_a_server_does_not_answer_ends_the_opening(
-    place: Place, catalog: Callable[..., str], silent_server: int, silent: str
+    place: Place, catalog: Callable[..., str], silent_server: socket.socket, silent: str
 ) -> None:
-    path = catalog(prompt=["a"])
-    caller = Caller()
+    path, port = catalog(prompt=["a"]), silent_server.getsockname()[1]
+    caller, ended = Caller(), threading.Event()
+    pressed_at = 0.0
 
     def interrupt(*_: object) -> None:
         assert not caller.interrupt("Interrupted.")  # nothing is running that could be stopped
         raise KeyboardInterrupt
 
+    def press() -> None:
+        nonlocal pressed_at
+        connection, _ = silent_server.accept()
+        with connection:
+            connection.recv(1)  # asked: from now on the answer is waited for
+            pressed_at = time.monotonic()
+            while not ended.is_set():  # again: Python ignores an exception in a finalizer that just runs
+                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+                ended.wait(2)
+
     before = signal.signal(signal.SIGINT, interrupt)
-    timer = threading.Timer(
-        1.0, lambda: signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
-    )
+    presses = threading.Thread(target=press)
+    presses.start()
     try:
-        timer.start()
-        began = time.monotonic()
         if silent == "s3":
-            place.s3 = S3Server(f"http://127.0.0.1:{silent_server}")
+            place.s3 = S3Server(f"http://127.0.0.1:{port}")
             given = settings(place, path)
         else:
-            given = settings(place, path, store=f"{silent}://mill@127.0.0.1:{silent_server}/0")
+            given = settings(place, path, store=f"{silent}://mill@127.0.0.1:{port}/0")
         with called_by(caller), pytest.raises(KeyboardInterrupt), open_session(given):
             raise AssertionError("opened")
-        assert time.monotonic() - began < 4.0  # a server is waited for up to 5 s
+        assert time.monotonic() - pressed_at < 4.0  # a server is waited for up to 5 s
     finally:
-        timer.cancel()
+        ended.set()
+        presses.join()
         signal.signal(signal.SIGINT, before)
 
 

@@ -211,3 +211,20 @@ async def test_a_process_that_stood_still_past_its_lease_learns_that_it_lost_the
         assert second._lease_file.take(elsewhere, None, second.lease_s) == elsewhere
         with pytest.raises(StoreUnavailableError, match="another process took the run"):
             await first.hold()
+
+
+async def test_an_attempt_on_a_dead_connection_does_not_use_up_the_patience(path: Path) -> None:
+    attempts = 0
+
+    async def answer() -> str:
+        nonlocal attempts
+        attempts += 1
+        if attempts == 1:
+            await anyio.sleep(0.1)  # until the driver gives the connection up
+            raise TimeoutError
+        return "there again"
+
+    store = MemoryStore(path)
+    store.outage_s = 0.05
+    async with store:
+        assert await store.patiently(answer) == "there again"
