@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from imagemill.emulator.order import Order
 
-__all__ = ["Bill", "nano_usd", "price"]
+__all__ = ["Bill", "nano_usd", "price", "usd"]
 
 _UNITS_A_USD = 10**10
 _TOGETHER_UNITS_A_PIXEL = 27
@@ -72,6 +72,11 @@ def _picture(order: Order) -> int:
 def nano_usd(order: Order) -> int:
     """Return the price of all pictures of an order, in units of 1e-9 USD."""
     return price(order) // 10
+
+
+def usd(order: Order) -> float:
+    """Return the price of all pictures of an order, in USD."""
+    return price(order) / _UNITS_A_USD
 
 
 class Bill:

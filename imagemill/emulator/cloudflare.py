@@ -46,7 +46,7 @@ _ERRORS = {
     500: (1000, "Internal server error"),
     502: (1001, "Bad gateway"),
     503: (1002, "Service unavailable"),
-    504: (3007, "Request timeout"),
+    504: (1003, "Gateway timeout"),
 }
 
 

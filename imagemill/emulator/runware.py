@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 from starlette.responses import Response
 
 from imagemill.emulator.answers import Cut, base64_text, json_answer
-from imagemill.emulator.bill import nano_usd
+from imagemill.emulator.bill import usd
 from imagemill.emulator.fields import SEEDS, FieldError, choice, prompt_of, whole
 from imagemill.emulator.gallery import spoil
 from imagemill.emulator.order import Format, Order
@@ -70,11 +70,8 @@ class Runware(Vendor):
         body = await self.received(request)
         if isinstance(body, Response):
             return body
-        try:
-            tasks = json.loads(body)
-        except (ValueError, RecursionError):
-            tasks = None
-        if not isinstance(tasks, list) or not tasks or not all(isinstance(task, dict) for task in tasks):
+        tasks = _tasks(body)
+        if not tasks:
             return self.error(400, "The body must be an array of tasks.")
         answers = await asyncio.gather(*(self._task(request, task) for task in tasks))
         merged: _Answer = {}
@@ -84,7 +81,11 @@ class Runware(Vendor):
             told = json.loads(bytes(answer.body)) if isinstance(answer, Response) else answer
             for name, items in told.items():
                 merged.setdefault(name, []).extend(items)
-        return json_answer(merged, 200 if "data" in merged else 400)
+        return json_answer(merged, 200 if "data" in merged else _status(merged))
+
+    def buys(self, body: bytes) -> bool:
+        tasks = _tasks(body)
+        return not tasks or any(task.get("taskType") == "imageInference" for task in tasks)
 
     async def _task(self, request: Request, task: dict[str, Any]) -> _Answer | Response:
         match task.get("taskType"):
@@ -162,7 +163,7 @@ class Runware(Vendor):
                 head = f"data:{shot.media_type};base64," if kind == "dataURI" else ""
                 item[_INLINE[kind]] = head + text
             if asked.get("includeCost"):
-                item["cost"] = nano_usd(order) / order.count / 1e9
+                item["cost"] = usd(order) / order.count
             items.append(item)
         return items
 
@@ -215,6 +216,23 @@ class Runware(Vendor):
         code = error.code or f"invalid{error.name[:1].upper()}{error.name[1:]}"
         content = {"code": code, "message": str(error), "parameter": error.name, **item}
         return json_answer(_errors(content), 400)
+
+
+def _tasks(body: bytes) -> list[dict[str, Any]] | None:
+    """Return the tasks of a request, None where the body is no array of tasks."""
+    try:
+        tasks = json.loads(body)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(tasks, list) or not all(isinstance(task, dict) for task in tasks):
+        return None
+    return tasks
+
+
+def _status(answer: _Answer) -> int:
+    """Return the HTTP status that goes with the first error of an answer."""
+    code = answer["errors"][0]["code"]
+    return next((status for status, (name, _) in _ERRORS.items() if name == code), 400)
 
 
 class _TaskError(FieldError):

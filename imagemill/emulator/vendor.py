@@ -96,8 +96,16 @@ class Vendor(ABC):
             body = await read_body(request) if body is None else body
         except BodyTooLargeError:
             return self.error(HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
-        self.studio.stats.keep(request.url.path, request.headers.raw, body)
+        if self.buys(body):
+            self.studio.stats.keep(request.url.path, request.headers.raw, body)
+        elif wait_s := self.studio.poll():
+            return self.refusal(Refusal(429, "rate", wait_s))
         return body if self.known(request) else self.error(self.stranger)
+
+    def buys(self, body: bytes) -> bool:
+        """Say whether a request asks for pictures; otherwise it is a question that costs nothing."""
+        del body
+        return True
 
     def admit(self, order: Order, fields: dict[str, Any], *, queues: bool = False) -> Ticket | Response:
         """Return the ticket of a checked order, or the answer of a limit or a fault.

@@ -66,7 +66,7 @@ def test_our_requests(variant: str) -> None:
     api = VARIANTS[variant]("http://127.0.0.1:1")
     if api.provider == "openai":
         pytest.skip("By default it speaks to a server of one's own, which no schema describes.")
-    check(api.provider, "request", api.body(make_job(api)))
+    check(api.provider, "request", api.payload(make_job(api)))
 
 
 def test_every_vendor_has_a_schema() -> None:

@@ -61,6 +61,13 @@ FAL: dict[str, Row] = {
     "expired_link": (1, 1, DONE, None, None),  # its result gives a fresh link
     "flagged": (1, 1, FAILED, ErrorClass.CONTENT_FILTERED, PERMANENT),  # a black image is made and billed
 }
+RUNWARE: dict[str, Row] = {
+    # The task is asked about by the name that we gave it, and paid for once.
+    "timeout_after_charge": (1, 1, DONE, None, None),
+    "reset_body": (1, 1, DONE, None, None),
+    "expired_link": (1, 1, FAILED, ErrorClass.TIMEOUT, RETRYABLE),  # the link may only be late
+    "flagged": FAL["flagged"],
+}
 PATIENCE_S = {"hang": 8.0, "timeout_after_charge": 15.0}
 """Time limits of a request, by the loop's clock, for the faults that end with it."""
 
@@ -74,6 +81,8 @@ def expected(variant: str, fault: str) -> Row:
         table |= FAL
     elif variant == "fal at once":
         table |= {"flagged": FAL["flagged"]}
+    elif variant == "runware":
+        table |= RUNWARE
     return table[fault]
 
 

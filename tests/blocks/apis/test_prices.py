@@ -45,11 +45,15 @@ def test_the_estimate_is_the_bill(
     }
     pq.write_table(pa.table(rows), tmp_path / "catalog.parquet")
     catalog = CatalogSettings(path=str(tmp_path / "catalog.parquet"))
-    own = 0.003 if api.provider == "openai" else None  # no price is known for a server of one's own
-    api.usd_per_image = own
     before = estimate(
         catalog,
-        ApiSettings(provider=api.provider, base_url=api.base_url, usd_per_image=own),
+        ApiSettings(
+            provider=api.provider,
+            base_url=api.base_url,
+            account=getattr(api, "account", ""),
+            usd_per_image=api.usd_per_image,
+            usd_per_megapixel=api.usd_per_megapixel,
+        ),
         PictureSettings(),
         LimitSettings(),
     )

@@ -137,6 +137,9 @@ def test_links_that_lead_nowhere_end_as_errors_of_the_api(link: str, code: str) 
         ("together", "https://api.together.ai/imgproxy/a.png", True),
         ("openai", "https://api.openai.com/a.png", True),
         ("openai", "https://files.example.com/a.png", False),
+        ("runware", "https://im.runware.ai/image/a.png", True),
+        ("runware", "https://runware.ai.evil.com/a.png", False),
+        ("cloudflare", "https://example.com/a.png", False),
     ],
 )
 def test_images_come_from_hosts_of_the_vendor_only(provider: str, link: str, trusted: bool) -> None:  # noqa: FBT001
