@@ -15,6 +15,12 @@ _LEVELS_KEPT = 400
 _SOON_REQUESTS = 25
 _IN_VAIN = 2
 
+_CROWD = 0.05
+"""A limit on the rate refuses at any number in flight, one on the number only at the largest: as answers are
+on their way for a while, it also lets in some with as many in flight, but this share of all at most."""
+_CROWDED = 3
+"""So many refusals in a row among the largest numbers are about the number."""
+
 _STORM = 3
 _LONGEST_PAUSE_S = 2.0
 
@@ -136,13 +142,16 @@ class LimitSearch:
         if sent.in_flight == 1:
             return False
         if sent.in_flight < self.window.limit and self._levels:
-            if sent.in_flight <= max(self._levels):
+            as_many = sum(level >= sent.in_flight for level in self._levels)
+            if as_many > (_CROWD * len(self._levels) if self.rate.bound else 0):
                 self._fewer_in_vain = self._crowded = 0
                 return False
-            # Among ten refusals for the rate one looks like this: the second in a row hardly does.
+            # Among ten refusals for the rate one looks like this: the next one in a row hardly does.
             self._crowded += 1
-            if self.rate.bound and self._crowded == 1:
+            if self.rate.bound and self._crowded < (_CROWDED if as_many else _CROWDED - 1):
                 return False
+            if self.rate.bound:
+                self.rate.restored(self.rate.per_s, bound=False)
         self._crowded = 0
         # With fewer in flight the next one would not have come so soon.
         soon = sent.number - self._fewer_since < _SOON_REQUESTS
