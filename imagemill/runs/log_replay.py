@@ -34,8 +34,8 @@ _Usd = Annotated[float, Field(ge=0, lt=1e6)]
 class LastLine:
     """The last log line about a job. Costs are in USD; None if no line has the field.
 
-    ``request_ids`` are those of all lines about the job, and ``answers`` the judge's, by the attempt whose
-    picture it was asked about.
+    ``request_ids`` are those of all lines about the job, ``refused`` the attempts that a rate limit refused,
+    and ``answers`` the judge's, by the attempt whose picture it was asked about.
     """
 
     job: int
@@ -55,15 +55,19 @@ class LastLine:
     words: str | None = None
     failure: str | None = None
     request_ids: set[str] = field(default_factory=set, init=False)
+    refused: set[int] = field(default_factory=set, init=False)
     answers: dict[int, Answer] = field(default_factory=dict, init=False)
 
     def note(self, before: LastLine | None) -> None:
         """Collect what all lines up to this one hold."""
         if before is not None:
             self.request_ids.update(before.request_ids)
+            self.refused.update(before.refused)
             self.answers.update(before.answers)
         if self.request_id:
             self.request_ids.add(self.request_id)
+        if self.event == "attempt_failed" and self.error_class is ErrorClass.RATE_LIMITED:
+            self.refused.add(self.attempt)
         if self.event == "judged":
             opinion = None if self.score is None else opinion_of(self.score, self.words)
             self.answers[self.attempt] = Answer(opinion, self.failure or "")

@@ -120,6 +120,9 @@ def find_images(session: Session, numbers: Sequence[int], *, begun: bool) -> Seq
         await store.commit()
 
     for jobs in _batches(session, numbers):
+        for job in jobs:
+            if (line := lines.get(job.number)) is not None:
+                session.api.was_refused(job, len(line.refused))
         doubtful_usd = sum(job.unanswered_usd for job in jobs)
         found = {job.number: image for job in jobs if (image := _image_of(job, images)) is not None}
         receipts = _receipts(session, [image.name for image in found.values()] if begun else [])

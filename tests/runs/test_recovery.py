@@ -9,7 +9,7 @@ import pytest
 
 from imagemill.blocks.apis import Runware
 from imagemill.engine.receipt import Receipt, image_metadata
-from imagemill.errors import ErrorClass
+from imagemill.errors import ApiError, ErrorClass
 from imagemill.jobs import CostSource, Job, JobStatus
 from imagemill.quality.judge import Answer, Opinion
 from imagemill.runs.recovery import drop_leftovers, find_images, upload_unsaved
@@ -200,3 +200,20 @@ def test_a_request_that_this_client_named_is_asked_about_though_no_record_has_it
         named = session.api.task_of(job)
         job = resumed(session)
         assert (job.status, job.request_id, job.unanswered) == (JobStatus.PENDING, named, 0)
+
+
+def test_a_request_that_was_refused_before_has_the_same_name_after_a_kill(
+    place: Place, catalog: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RUNWARE_API_KEY", "k")
+    described = settings(place, catalog(prompt=["a"])).model_dump(exclude_unset=True)
+    runware = RunSettings.model_validate({**described, "api": "runware"})
+    with open_session(runware) as session:
+        assert isinstance(session.api, Runware)
+        job = killed_at_work(session)
+        first = session.api.task_of(job)
+        session.recorder.attempt_failed(job, ApiError(ErrorClass.RATE_LIMITED, "too many"), 1.0)
+        job.requeue()
+        job.start(2.0)
+        session.recorder.sent(job)
+        assert resumed(session).request_id == first

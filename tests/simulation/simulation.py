@@ -37,7 +37,7 @@ from tests.simulation.world import DiedError, Machine, Process, World
 
 PREFIX = "out"
 MOST_TRIES = 12
-_SEEDS_A_COLLECTION = 20
+_SEEDS_A_COLLECTION = 100
 
 _MAY_REFUSE = (
     "is writing to", "Another run has just begun", "is being worked on", "cannot be reached", "HTTP 503",

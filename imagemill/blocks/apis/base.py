@@ -65,6 +65,9 @@ class ImageApi(ImageFetcher):
     def begin(self, run_id: str) -> None:
         """A run is about to send requests: an API that lets its client name them names them after it."""
 
+    def was_refused(self, job: Job, times: int) -> None:
+        """Rate limits refused a job so often in this run, before this process asked."""
+
     @abstractmethod
     def read(self, answer: dict[str, Any]) -> ImageSource | None:
         """Where an answer has its image; None while the image is still being made.

@@ -65,6 +65,8 @@ class Runware(ImageApi):
     names_errors: ClassVar[bool] = True
 
     _run_id: str = PrivateAttr(default_factory=lambda: uuid.uuid4().hex)
+    _refused: dict[str, int] = PrivateAttr(default_factory=dict)
+    """By key, how many attempts a rate limit refused: Runware knows no task of theirs."""
 
     def begin(self, run_id: str) -> None:
         self._run_id = run_id
@@ -74,10 +76,18 @@ class Runware(ImageApi):
         return self.address("")
 
     def task_of(self, job: Job) -> str:
-        """The id of the job's present attempt: the same on every machine that works on the run."""
-        seed = f"{self._run_id}|{job.key}|{job.attempts}".encode()
+        """The id of the job's present attempt: the same on every machine that works on the run.
+
+        A refused attempt leaves its id to the next one: a machine that knows nothing of the refusals must
+        arrive at the id of the task that Runware took.
+        """
+        taken = job.attempts - self._refused.get(job.key, 0)
+        seed = f"{self._run_id}|{job.key}|{taken}".encode()
         # Runware asks for version 4, which any 122 bits can be.
         return str(uuid.UUID(bytes=blake2b(seed, digest_size=16).digest(), version=4))
+
+    def was_refused(self, job: Job, times: int) -> None:
+        self._refused[job.key] = times
 
     def name_of(self, job: Job) -> str | None:
         return self.task_of(job)
@@ -173,6 +183,8 @@ class Runware(ImageApi):
         try:
             return await self.post(http, job)
         except ApiError as error:
+            if error.error_class is ErrorClass.RATE_LIMITED:
+                self._refused[job.key] = self._refused.get(job.key, 0) + 1
             if error.code != "conflictTaskUUID":
                 error.keep_request = error.error_class in _UNCLEAR
                 raise

@@ -139,6 +139,16 @@ def test_another_machine_that_knows_nothing_of_the_request_does_not_buy_it_again
     assert len(tasks.bought) == 1
 
 
+def test_another_machine_finds_the_task_that_was_taken_after_refusals(work: Work) -> None:
+    tasks = Tasks(refuse=[error("tooManyRequests", "Slow down", 429)] * 2)
+    with serving(tasks) as server:
+        api = api_at(server)
+        assert work(api, make_job(api)).job.attempts == 3
+        again = api_at(server)
+        assert work(again, make_job(again)).job.status is JobStatus.DONE
+    assert len(tasks.bought) == 1
+
+
 def test_runs_and_attempts_have_tasks_of_their_own() -> None:
     api = Runware(api_key="a long key")
     api.begin("one")
