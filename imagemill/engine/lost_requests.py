@@ -2,7 +2,7 @@
 
 A request that still runs is in no list that is sorted by its end, so one look proves nothing: the list is
 read again and again until every request of that time has had time to end. All jobs that wait share each
-reading.
+reading. A reading that fails proves nothing either: it is repeated.
 """
 
 from __future__ import annotations
@@ -25,6 +25,9 @@ LEAST_S = 10.0
 
 _LATENCIES = 2.0
 """It is looked for this many times as long as the slowest request has taken."""
+
+_UNREADABLE = 2.0
+"""If the list cannot be read, it is given up after this many times the patience."""
 
 
 class LostRequests:
@@ -63,15 +66,18 @@ class LostRequests:
 
         ``known`` are ids of the job's earlier requests, which were not lost.
         """
-        begun, pause_s, left_s = anyio.current_time(), FIRST_LOOK_S, self.patience_s
-        while self.can_look and not stopping.is_set() and left_s > 0:
-            with anyio.move_on_after(min(pause_s, left_s)):
+        begun, pause_s = anyio.current_time(), FIRST_LOOK_S
+        while self.can_look and not stopping.is_set():
+            left_s = self.patience_s - (anyio.current_time() - begun)
+            is_last = left_s <= pause_s  # begun no earlier than the slowest request can have ended
+            with anyio.move_on_after(pause_s if left_s <= 0 else min(pause_s, left_s)):
                 await stopping.wait()
                 break
-            if request_id := await self._look(job, known):
+            request_id, is_read = await self._look(job, known)
+            is_over = is_read or anyio.current_time() - begun > _UNREADABLE * self.patience_s
+            if request_id is not None or (is_last and is_over):
                 return request_id
-            pause_s *= 2
-            left_s = self.patience_s - (anyio.current_time() - begun)
+            pause_s = FIRST_LOOK_S if is_last and left_s > 0 else 2 * pause_s
         return None
 
     async def find_now(self, jobs: Collection[Job], known: Mapping[int, Collection[str]]) -> dict[int, str]:
@@ -79,29 +85,36 @@ class LostRequests:
 
         ``known`` are ids of their earlier requests, by the jobs' numbers.
         """
-        return await self._read({job.number: (job, known.get(job.number, ())) for job in jobs})
+        found, _ = await self._read({job.number: (job, known.get(job.number, ())) for job in jobs})
+        return found
 
-    async def _look(self, job: Job, known: Collection[str]) -> str | None:
+    async def _look(self, job: Job, known: Collection[str]) -> tuple[str | None, bool]:
+        """The id of the job's request, if it is found, and whether the list could be read."""
+        is_read = True
         self._waiting[job.number] = (job, known)
         try:
             async with self._reading:
                 if job.number not in self._found:  # or another job's look has found it
-                    self._found |= await self._read(self._waiting)
-            return self._found.pop(job.number, None)
+                    found, is_read = await self._read(self._waiting)
+                    self._found |= found
+            return self._found.pop(job.number, None), is_read
         finally:
             del self._waiting[job.number]
 
-    async def _read(self, wanted: dict[int, tuple[Job, Collection[str]]]) -> dict[int, str]:
+    async def _read(self, wanted: dict[int, tuple[Job, Collection[str]]]) -> tuple[dict[int, str], bool]:
+        """One reading: request ids by the jobs' numbers, and whether the list was read to its end."""
+        is_read = False
         found: dict[int, str] = {}
         known = {request_id for _, ids in wanted.values() for request_id in ids}
         try:
             jobs = [job for job, _ in wanted.values()]
             async for job, request_id in self._api.find_lost(self._http, jobs, known):
                 found[job.number] = request_id
+            is_read = True
         except ApiError as error:
             self._refused = error.error_class in {ErrorClass.UNAUTHORIZED, ErrorClass.BAD_REQUEST}
             self._recorder.event("requests_not_listed", reason=error.message)
         except Exception as error:  # noqa: BLE001 - a list of any shape ends no run
             self._recorder.event("requests_not_listed", reason=type(error).__name__)
         self._recorder.event("requests_found", found=len(found), lost=len(wanted))
-        return found
+        return found, is_read

@@ -62,6 +62,23 @@ def test_a_lost_submit_of_an_earlier_sitting_that_still_runs_is_looked_for_again
     assert_paid_once(work_all(api, jobs, fast=False), emulator)
 
 
+@pytest.mark.parametrize("unreadable", [5, 1000])
+def test_a_list_that_cannot_be_read_is_no_look(unreadable: int, emulator: Emulator, work_all: WorkAll) -> None:
+    """A lost request is not sent again before the list was read, unless it never can be."""
+
+    def trouble(request: httpx.Request, before: int) -> httpx.Response | str | None:
+        if "by-endpoint" in request.url.path and before < unreadable:
+            return httpx.Response(502)
+        return lose_submits(request, before)
+
+    api = VARIANTS["fal"](emulator.base_url)
+    (outcome,) = work_all(api, [make_job(api, "Stoat")], transport=LosingTransport(trouble))
+    assert outcome.job.status is JobStatus.DONE
+    bought = 2 if unreadable == 1000 else 1
+    assert emulator.bill()["images"] == bought
+    assert outcome.job.unanswered == bought - 1
+
+
 def test_what_no_list_has_is_sent_again_and_stays_in_doubt(emulator: Emulator, work_all: WorkAll) -> None:
     def never_arrived(request: httpx.Request, before: int) -> httpx.Response | None:
         if request.method == "POST" and not before:
