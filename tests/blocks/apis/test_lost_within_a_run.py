@@ -63,7 +63,9 @@ def test_a_lost_submit_of_an_earlier_sitting_that_still_runs_is_looked_for_again
 
 
 @pytest.mark.parametrize("unreadable", [5, 1000])
-def test_a_list_that_cannot_be_read_is_no_look(unreadable: int, emulator: Emulator, work_all: WorkAll) -> None:
+def test_a_list_that_cannot_be_read_is_no_look(
+    unreadable: int, emulator: Emulator, work_all: WorkAll
+) -> None:
     """A lost request is not sent again before the list was read, unless it never can be."""
 
     def trouble(request: httpx.Request, before: int) -> httpx.Response | str | None:
