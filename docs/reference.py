@@ -64,7 +64,8 @@ runs/<run_id>/summary.json            what the run printed at its end
 runs/<run_id>/run.json, plan.parquet  what another machine needs to resume the run
 runs/<run_id>/model.json              what the vendor published of the model before the run (fal, Replicate)
 metrics/run_id=<run_id>/run.parquet   one row per run; the folder reads as one table
-dashboard.html, dashboard.json        all runs, written by imagemill dashboard
+dashboard.html                        all runs, written by imagemill dashboard
+dashboard.json                        its numbers, and which alerts were sent; only with PREFECT_API_URL
 ```"""
 
 _KEY = """\

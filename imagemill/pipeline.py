@@ -36,7 +36,7 @@ from imagemill.settings import (
     QualitySettings,
     RunSettings,
 )
-from imagemill.tasks.approval import ask_approval
+from imagemill.tasks.approval import COST, answered, ask_approval
 from imagemill.tasks.generate_shard import generate_shard, generate_shard_on_worker
 from imagemill.tasks.measure import measure
 from imagemill.tasks.prepare import Prepared
@@ -76,13 +76,16 @@ def open_run(settings: RunSettings) -> Iterator[Run]:
 
 
 def approve(run: Run, prepared: Prepared) -> None:
-    """Wait for approval of a run that would cost more than it may, beside a preview of it.
+    """Ask for approval of a run that would cost more than it may, beside a preview of it.
 
     Raises:
-        InputError: it was not approved.
+        InputError: it was not approved, or there is nobody to ask.
+        Pause: the flow run is suspended until there is an answer, with nothing of the run left open.
     """
     limit_usd = run.session.settings.limits.approve_above_usd
-    look = preview_within(run.session, prepared, limit_usd)
+    if limit_usd is None:
+        return
+    look = "" if answered(COST) is not None else preview_within(run.session, prepared, limit_usd)
     if not run.session.engine.stopped:
         ask_approval(prepared.images, prepared.cost_usd, limit_usd, prepared.counts, look)
 

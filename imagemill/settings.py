@@ -472,8 +472,8 @@ class LimitSettings(_Settings):
     approve_above_usd: float | None = Field(
         default=None,
         ge=0,
-        description="Pause runs that would cost more than this until someone approves them in the UI, beside"
-        " a preview of up to 12 pictures, which costs no more than this.",
+        description="Suspend runs that would cost more than this until someone approves them in the UI,"
+        " beside a preview of up to 12 pictures, which costs no more than this.",
     )
     outage_share: float = Field(
         default=0.5,
@@ -624,7 +624,7 @@ class RefreshSettings(_Settings):
     )
     approve_loss: bool = Field(
         default=False,
-        description="Pause such a refresh until someone approves it in the UI, instead of refusing it.",
+        description="Suspend such a refresh until someone approves it in the UI, instead of refusing it.",
     )
     prune_after_days: float = Field(
         default=7.0,

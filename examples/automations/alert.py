@@ -30,7 +30,9 @@ from prefect.client.orchestration import get_client
 from prefect.events.actions import SendNotification
 from prefect.exceptions import ObjectNotFound
 
-FLOWS = ["generate-catalog", "refresh-catalog", "retry-failed", "build-dashboard", "calibrate"]
+FLOWS = [
+    "generate-catalog", "preview-catalog", "refresh-catalog", "retry-failed", "build-dashboard", "calibrate",
+]  # fmt: skip
 STATE_SUBJECT = "imagemill: {{ flow.name }} is {{ flow_run.state.name }}"
 STATE_BODY = "{{ flow_run.state.message }}\n{{ flow_run|ui_url }}"
 

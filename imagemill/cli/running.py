@@ -10,7 +10,11 @@ from concurrent.futures import Future
 from typing import Any, TypeVar
 
 from prefect.client.orchestration import get_client
-from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
+from prefect.settings import (
+    PREFECT_FLOWS_HEARTBEAT_FREQUENCY,
+    get_current_settings,
+    temporary_settings,
+)
 
 from imagemill.blocks.loading import image_api
 from imagemill.bucket.access import open_bucket
@@ -119,6 +123,8 @@ def draw_and_show(output: OutputSettings, regressions: RegressionSettings, *, as
         print(summary.model_dump_json())
     else:
         show_dashboard(summary)
+        if get_current_settings().api.url is None and any(each.latest for each in summary.regressions):
+            complain("Nobody was alerted: set PREFECT_API_URL to a server that has automations.")
     return DONE
 
 

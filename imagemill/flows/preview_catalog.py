@@ -2,7 +2,7 @@
 
 # No "from __future__ import annotations" here: Prefect reads the types of a flow's parameters as objects.
 
-from typing import Annotated
+from typing import Annotated, cast
 
 from prefect import flow
 from pydantic import Field
@@ -10,6 +10,7 @@ from pydantic import Field
 from imagemill.pipeline import open_run, run_settings
 from imagemill.reports.measurement import count
 from imagemill.reports.preview import Preview
+from imagemill.runs.states import outcome_state
 from imagemill.runs.stored_frame import takes_frames
 from imagemill.runs.summary import RunStoppedError
 from imagemill.runs.user_errors import one_sentence
@@ -68,4 +69,6 @@ def preview_catalog(
         run.artifacts.conclude(summary)
         if stopped := run.session.engine.stopped:
             raise RunStoppedError(summary, stopped.kind)
-    return found
+    nothing = found.shown == found.failed and bool(found.unique or found.rejected)
+    ended = outcome_state(str(found), found, nothing=nothing, failed=found.failed, rejected=found.rejected)
+    return cast("Preview", ended)

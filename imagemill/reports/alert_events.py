@@ -11,6 +11,7 @@ from uuid import NAMESPACE_URL, uuid5
 
 import orjson
 from prefect.events import emit_event
+from prefect.settings import get_current_settings
 from pydantic import ValidationError
 
 from imagemill.bucket.image_bucket import ImageBucket
@@ -28,8 +29,11 @@ _MEMORY = "dashboard.json"
 def emit_alerts(bucket: ImageBucket, summary: DashboardSummary) -> int:
     """Emit an event for each latest run that regressed, and for spend, unless done before; how many.
 
-    A regression with later runs after it no longer needs action.
+    A regression with later runs after it no longer needs action. Without a Prefect server, which has the
+    automations, nothing is emitted: it is left for a dashboard that is built with one.
     """
+    if get_current_settings().api.url is None:
+        return 0
     before = _built_before(bucket)
     emitted = {regression.run_id for regression in before.regressions} if before else set()
     new = [each for each in summary.regressions if each.latest and each.run_id not in emitted]

@@ -9,6 +9,7 @@ import anyio
 from pydantic import BaseModel, ConfigDict, Field
 
 from imagemill.catalog.counts import PlanCounts
+from imagemill.formatting import counted, money
 from imagemill.jobs import JobStatus
 from imagemill.media_types import HTML
 from imagemill.reports.contact_sheet import Tile, spread_rows, tiles_of
@@ -44,6 +45,20 @@ class Preview(BaseModel):
     left_usd: float | None = Field(description="What they would cost; null if a price is unknown.")
     page: str = Field(description="Where preview.html is.")
     file: str = Field(description="The same on this machine.")
+
+    def __str__(self) -> str:
+        """What was made, what all of it would cost and how to go on, in one sentence."""
+        made = counted(self.shown - self.failed, "picture is", "pictures are")
+        failed = f", {self.failed:,} failed" if self.failed else ""
+        rejected = f", {counted(self.rejected, 'row was', 'rows were')} rejected" if self.rejected else ""
+        paid = money(self.paid_usd) if self.paid_usd else "nothing"
+        whole = "an unknown amount" if self.cost_usd is None else money(self.cost_usd)
+        of_all = counted(self.unique, "picture", "pictures")
+        go_on = f"; start generate-catalog with this run id to make the other {self.left:,}"
+        return (
+            f"Preview {self.run_id}: {made} done{failed}{rejected}; it cost {paid}, and all {of_all} would"
+            f" cost {whole}{go_on if self.left else ''}."
+        )
 
 
 @dataclass(frozen=True, slots=True)

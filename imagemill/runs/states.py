@@ -9,8 +9,9 @@
 | unusable input or settings | FAILED | Failed |
 | stopped early, can be resumed | FAILED | Stopped |
 
-Cancelled and Crashed are Prefect's own. A few failures leave the type COMPLETED: what waits for a run, and a
-parent flow, should go on. The data is the summary in every case but unusable input, for ``run_deployment``.
+A preview ends like a run of its pictures. Cancelled, Suspended and Crashed are Prefect's own. A few failures
+leave the type COMPLETED: what waits for a run, and a parent flow, should go on. The data is the summary in
+every case but unusable input, for ``run_deployment``.
 """
 
 from __future__ import annotations
@@ -28,23 +29,23 @@ from imagemill.runs.wording import in_names_of_settings
 T = TypeVar("T")
 
 
-class EndedState(State[RunSummary]):
-    """A final state that stores the summary. The flow's caller gets the summary too, or the stop.
+class EndedState(State[Any]):
+    """A final state that stores a value, such as the summary. The flow's caller gets it too, or the stop.
 
     Prefect would raise a ``TypeError`` for a failed state that holds no exception.
     """
 
-    _summary: RunSummary = PrivateAttr()
+    _value: Any = PrivateAttr()
     _stop: RunStoppedError | None = PrivateAttr(default=None)
 
     def result(self, raise_on_failure: bool = True, **_: object) -> Any:  # type: ignore[override] # noqa: ANN401, FBT001, FBT002
-        """The summary, whatever the state's type.
+        """The value, whatever the state's type.
 
         Raises:
             RunStoppedError: the run stopped early.
         """
         if self._stop is None:
-            return self._summary
+            return self._value
         if raise_on_failure:
             raise self._stop
         return self._stop
@@ -58,15 +59,26 @@ def completed(message: str, value: T) -> T:
 def ended_state(summary: RunSummary) -> EndedState:
     """The state of a run that finished."""
     wanted = summary.unique or summary.rejected
-    if wanted and not summary.done:
+    return outcome_state(
+        str(summary),
+        summary,
+        nothing=bool(wanted) and not summary.done,
+        failed=summary.failed,
+        rejected=summary.rejected,
+    )
+
+
+def outcome_state(message: str, value: object, *, nothing: bool, failed: int, rejected: int) -> EndedState:
+    """The state of what finished: with ``nothing`` usable, or so many failed images and rejected rows."""
+    if nothing:
         kind, name = StateType.FAILED, "Failed"
-    elif summary.failed:
+    elif failed:
         kind, name = StateType.COMPLETED, "CompletedWithFailures"
-    elif summary.rejected:
+    elif rejected:
         kind, name = StateType.COMPLETED, "CompletedWithRejectedRows"
     else:
         kind, name = StateType.COMPLETED, "Completed"
-    return _state(kind, name, str(summary), summary)
+    return _state(kind, name, message, value)
 
 
 def stopped_state(stop: RunStoppedError) -> EndedState:
@@ -76,9 +88,9 @@ def stopped_state(stop: RunStoppedError) -> EndedState:
     return state
 
 
-def _state(kind: StateType, name: str, message: str, summary: RunSummary) -> EndedState:
+def _state(kind: StateType, name: str, message: str, value: object) -> EndedState:
     if not at_a_terminal():
         message = in_names_of_settings(message)
-    state = EndedState(type=kind, name=name, message=message, data=summary)
-    state._summary = summary  # noqa: SLF001 - its own
+    state = EndedState(type=kind, name=name, message=message, data=value)
+    state._value = value  # noqa: SLF001 - its own
     return state

@@ -1,11 +1,22 @@
-"""Asks for approval before a run spends more than it may on its own."""
+"""Asks for approval before a run spends more, or takes more from a manifest, than it may on its own.
+
+The flow run of a deployment is suspended: its process ends, and a worker starts it again with the answer. Any
+other run has nobody to start it again, so it waits in its own process.
+"""
 
 from __future__ import annotations
 
+from typing import cast
+from uuid import UUID
+
 from prefect import get_run_logger
 from prefect.artifacts import create_markdown_artifact
-from prefect.flow_runs import pause_flow_run
-from prefect.input import RunInput
+from prefect.client.orchestration import get_client
+from prefect.flow_runs import pause_flow_run, suspend_flow_run
+from prefect.input import RunInput, keyset_from_paused_state
+from prefect.runtime import deployment, flow_run
+from prefect.settings import get_current_settings
+from prefect.states import Suspended
 
 from imagemill.catalog.cost import Lever
 from imagemill.catalog.counts import PlanCounts
@@ -14,7 +25,10 @@ from imagemill.formatting import money
 
 WAIT_S = 24 * 3600
 POLL_S = 3
-"""How often a waiting run checks for an answer, in seconds."""
+"""How often a run that waits in its own process checks for an answer, in seconds."""
+
+COST, LOSS = "imagemill-cost", "imagemill-loss"
+"""What approval is asked for: the keys of the questions in Prefect."""
 
 
 class Approval(RunInput):
@@ -23,26 +37,46 @@ class Approval(RunInput):
     approve: bool = True
 
 
+def answered(key: str) -> bool | None:
+    """The answer with which a suspended flow run was started again; None if it has not asked this before."""
+    if not _is_started_again():
+        return None
+    with get_client(sync_client=True) as client:
+        asked = client.read_flow_run(UUID(flow_run.get_id())).empirical_policy.pause_keys
+    if key not in (asked or ()):
+        return None
+    answer_with = Approval.with_initial_data(approve=False)
+    given = answer_with.load(keyset_from_paused_state(Suspended(pause_key=key)))
+    return cast("Approval", given).approve  # in a flow that is not async, load waits for it
+
+
 def ask_approval(
     images: int, cost_usd: float, limit_usd: float | None, counts: PlanCounts, look: str = ""
 ) -> None:
-    """Pause a flow run that would cost more than the limit until someone approves it in the UI.
+    """Hold a flow run that would cost more than the limit until someone approves it in the UI.
 
     What would make the catalog of these ``counts`` cheaper is shown beside the estimate, and ``look``, which
-    is Markdown about a preview.
+    is Markdown about a preview. A run that was started again with an answer asks no second time.
 
     Raises:
-        InputError: it was not approved.
+        InputError: it was not approved, or there is nobody to ask.
+        Pause: the flow run is suspended until there is an answer.
     """
-    if limit_usd is None or cost_usd <= limit_usd:
+    if limit_usd is None:
         return
-    levers = "".join(f"\n- {Lever(**lever)}" for lever in counts.levers)
-    per_row = f" ({counts.rows:,} rows, {counts.variants} pictures each)" if counts.variants > 1 else ""
-    estimate = (
-        f"This run would generate **{images:,} images{per_row} for about {money(cost_usd)}**, more than the"
-        f" {money(limit_usd)} that it may spend without approval."
-    )
-    if not _approved(estimate, f"Continue? If not, the run ends.\n\n{look}\n{levers}", approve=True):
+    approved = answered(COST)
+    if approved is None:
+        if cost_usd <= limit_usd:
+            return
+        levers = "".join(f"\n- {Lever(**lever)}" for lever in counts.levers)
+        per_row = f" ({counts.rows:,} rows, {counts.variants} pictures each)" if counts.variants > 1 else ""
+        estimate = (
+            f"This run would generate **{images:,} images{per_row} for about {money(cost_usd)}**, more than"
+            f" the {money(limit_usd)} that it may spend without approval."
+        )
+        question = f"Continue? If not, the run ends.\n\n{look}\n{levers}"
+        approved = _approved(COST, estimate, question, approve=True)
+    if not approved:
         raise InputError(f"The estimate of {money(cost_usd)} for {images:,} images was not approved.")
 
 
@@ -50,16 +84,40 @@ def ask_loss_approval(loss: str | None) -> None:
     """Hold a refresh that would take much from the manifest until someone approves it in the UI.
 
     Raises:
-        InputError: it was not approved.
+        InputError: it was not approved, or there is nobody to ask.
+        Pause: the flow run is suspended until there is an answer.
     """
-    if loss is None:
-        return
-    if not _approved(loss, "Continue? If not, the refresh ends, and nothing changes.", approve=False):
-        raise InputError(f"The refresh was not approved. {loss}")
+    approved = answered(LOSS)
+    if approved is None:
+        if loss is None:
+            return
+        question = "Continue? If not, the refresh ends, and nothing changes."
+        approved = _approved(LOSS, loss, question, approve=False)
+    if not approved:
+        raise InputError(f"The refresh was not approved. {loss or ''}".rstrip())
 
 
-def _approved(why: str, question: str, *, approve: bool) -> bool:
+def refuse_without_server() -> None:
+    """Check that someone can be asked: a server of its own, which Prefect starts for a run, nobody looks at.
+
+    Raises:
+        InputError: nobody can.
+    """
+    if get_current_settings().api.url is None:
+        raise InputError(
+            "The run needs approval, and there is no Prefect server on which to give it: set PREFECT_API_URL,"
+            " or leave out limits.approve_above_usd and refresh.approve_loss."
+        )
+
+
+def _is_started_again() -> bool:
+    """Whether somebody starts this flow run again once it is suspended. Prefect suspends no subflows."""
+    return deployment.id is not None and flow_run.parent_flow_run_id is None
+
+
+def _approved(key: str, why: str, question: str, *, approve: bool) -> bool:
     """The answer to a question, also shown on the run's page; ``approve`` is how its switch stands."""
+    refuse_without_server()
     get_run_logger().warning("Waiting for approval: press Resume. %s", why.replace("**", ""))
     create_markdown_artifact(
         f"### This run waits for approval\n\n{why} {question}\n\nResume, on the run's page, asks.",
@@ -67,4 +125,6 @@ def _approved(why: str, question: str, *, approve: bool) -> bool:
         description="What the run waits for.",
     )
     answer_with = Approval.with_initial_data(description=f"{why}\n\n{question}", approve=approve)
-    return pause_flow_run(wait_for_input=answer_with, timeout=WAIT_S, poll_interval=POLL_S).approve
+    if _is_started_again():
+        return suspend_flow_run(wait_for_input=answer_with, timeout=WAIT_S, key=key).approve
+    return pause_flow_run(wait_for_input=answer_with, timeout=WAIT_S, poll_interval=POLL_S, key=key).approve

@@ -14,6 +14,7 @@ from imagemill.formatting import money
 from imagemill.reports.preview import Preview, link_to, make_preview
 from imagemill.runs.session import Session
 from imagemill.runs.user_errors import without_secrets_in_errors
+from imagemill.tasks.approval import refuse_without_server
 from imagemill.tasks.prepare import Prepared
 
 IMAGES = 12
@@ -38,14 +39,18 @@ def preview(
     return found
 
 
-def preview_within(session: Session, prepared: Prepared, limit_usd: float | None) -> str:
+def preview_within(session: Session, prepared: Prepared, limit_usd: float) -> str:
     """A preview of a run that must be approved, for what it may spend without: Markdown, "" for none.
 
     On a cluster there is none: its workers make the images.
+
+    Raises:
+        InputError: there is nobody to ask for approval.
     """
     on_dask = session.settings.execution.task_runner == "dask"
-    if limit_usd is None or prepared.cost_usd <= limit_usd or on_dask:
+    if prepared.cost_usd <= limit_usd or on_dask:
         return ""
+    refuse_without_server()  # before the preview is paid for
     images = min(IMAGES, int(limit_usd / (prepared.cost_usd / prepared.images)))
     if not images:
         return ""

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from prefect.states import State
 
 from imagemill.emulator import Emulator
 from imagemill.flows.generate_catalog import generate_catalog
@@ -54,8 +55,14 @@ def test_a_preview_shows_a_sample_that_is_not_bought_again(
     assert "is empty in this row" in page.text
     assert "imagemill resume look" in page.text
 
-    again = preview_catalog(**given, images=8, execution={"run_id": "again"})
+    ended: State[Any] = preview_catalog(**given, images=8, execution={"run_id": "again"}, return_state=True)
+    again = ended.result()
     assert (again.shown, again.generated) == (8, 0)  # the same sample
+    assert (ended.type, ended.name) == ("COMPLETED", "CompletedWithRejectedRows")
+    assert ended.message == (
+        "Preview again: 8 pictures are done, 1 row was rejected; it cost nothing, and all 82 pictures would"
+        " cost $0.0145; start generate-catalog with this run id to make the other 74."
+    )
 
     rest = generate_catalog(**given, execution={"run_id": "look"})  # as a resume does
     assert (rest.done, rest.failed, rest.generated) == (80, 2, 80)

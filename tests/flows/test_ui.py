@@ -303,16 +303,23 @@ def test_a_run_that_waits_for_approval_goes_on_when_it_is_resumed_in_the_ui(offi
         output=office.place_of("dear").settings(),
         limits={"approve_above_usd": 0.5},
     )
-    office.wait_for(flow_run_id, "Paused")
+    waiting = office.wait_for(flow_run_id, "Suspended")
     assert office.emulated.bill()["images"] == paid_before + 12
+    # Nothing is held: the output is free, and the process ends, whose id the worker notes.
+    assert "refresh.lease" not in office.place_of("dear").objects()
+    pid = int(waiting["infrastructure_pid"].rpartition(":")[2])
+    office.wait("the process waits as well", lambda: not Path(f"/proc/{pid}").exists())
     ui.open_run(flow_run_id)
     ui.press("Resume")
     ui.sees("200 images for about $0.60")
     ui.sees("Look at 12 pictures of it")
     ui.shoot("approval")
     ui.submit()
-    office.wait_for(flow_run_id, "Completed", "Failed")
+    ended = office.wait_for(flow_run_id, "Completed", "Failed")
+    assert ended["infrastructure_pid"] != waiting["infrastructure_pid"]  # the worker started a new one
     assert office.emulated.bill()["images"] == paid_before + 200
+    runs = {name.split("/")[1] for name in office.place_of("dear").objects() if name.startswith("runs/")}
+    assert len(runs) == 1
 
 
 def test_a_run_that_fails_says_why(office: Office, ui: Ui) -> None:

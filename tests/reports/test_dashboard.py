@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from datetime import UTC, datetime
 from typing import Any
 
@@ -12,16 +13,19 @@ import httpx
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import State
 
+from imagemill.bucket.access import open_bucket
 from imagemill.cli.command import main
 from imagemill.emulator import Emulator
 from imagemill.flows.build_dashboard import build_dashboard
 from imagemill.flows.generate_catalog import generate_catalog
-from imagemill.reports.dashboard import render_dashboard
+from imagemill.reports.alert_events import emit_alerts
+from imagemill.reports.dashboard import publish_dashboard, render_dashboard
 from imagemill.reports.regressions import find_regressions
-from imagemill.runs.history import History, RunRow
-from imagemill.settings import RegressionSettings
+from imagemill.runs.history import History, RunRow, history_of
+from imagemill.settings import OutputSettings, RegressionSettings
 from tests.conftest import Place
 from tests.patience import PATIENCE_S
 from tests.reports.past_runs import past_runs, run_row
@@ -68,6 +72,12 @@ def test_all_runs_are_drawn_and_a_regression_is_told_once(prefect_server: str, p
     put_rows(place, rows)
     for name in ("broken/run.parquet", "run_id=x/run.parquet", "run_id=../y/run.parquet", "notes.txt"):
         put(place, f"metrics/{name}", b"PAR1 no Parquet at all")
+    with (
+        temporary_settings(restore_defaults={PREFECT_API_URL}),
+        closing(open_bucket(OutputSettings(**place.settings()))) as bucket,
+    ):  # nobody would get the events, so they are left for a dashboard that is built with a server
+        without_server = publish_dashboard(bucket, history_of(bucket), RegressionSettings())
+        assert emit_alerts(bucket, without_server) == 0
 
     summary = build_dashboard(output=place.settings())
 

@@ -10,11 +10,16 @@ from typing import Any
 import pytest
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import FlowRunFilter
+from prefect.exceptions import Pause
+from prefect.flow_engine import run_flow
+from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import State
 
 from imagemill.emulator import Emulator
+from imagemill.errors import InputError
 from imagemill.flows.generate_catalog import generate_catalog
 from imagemill.flows.refresh_catalog import refresh_catalog
+from imagemill.tasks.approval import ask_loss_approval
 from tests.conftest import Place
 from tests.patience import PATIENCE_S
 
@@ -106,3 +111,55 @@ def test_a_refresh_that_would_take_too_much_waits_for_approval(
     assert "was not approved. A refresh from the catalog" in str(states[0].message)
     assert [row["status"] for row in place.table("manifest.parquet")] == ["done"] + ["retired"] * 4
     assert emulated.bill()["images"] == 5
+
+
+@pytest.mark.usefixtures("prefect_server")
+@pytest.mark.parametrize("approve", [True, False])
+def test_the_run_of_a_deployment_is_suspended_and_starts_again_with_the_answer(
+    place: Place,
+    emulator: Callable[..., Emulator],
+    catalog: Callable[..., str],
+    approve: bool,  # noqa: FBT001 - a parameter of the test
+) -> None:
+    """Nothing is held meanwhile, and the preview and the plan are made once. What is left after the preview
+    would need no approval of its own: the answer holds nevertheless."""
+    emulated = emulator()
+    deployed = generate_catalog.to_deployment("approvals").apply()
+    with get_client(sync_client=True) as client:
+        parameters = {
+            "catalog": {"path": catalog(prompt=["a", "b", "c"])},
+            "api": {"provider": "together", "base_url": emulated.base_url},
+            "output": place.settings(),
+            "picture": {"width": 256, "height": 256},
+            "limits": {"approve_above_usd": 0.0004},
+        }
+        flow_run_id = client.create_flow_run_from_deployment(deployed, parameters=parameters).id
+
+        def start() -> Any:
+            return run_flow(generate_catalog, client.read_flow_run(flow_run_id), return_type="state")
+
+        with pytest.raises(Pause):
+            start()
+        waiting = client.read_flow_run(flow_run_id).state
+        assert waiting is not None
+        assert (waiting.type, waiting.name) == ("PAUSED", "Suspended")
+        assert emulated.bill()["images"] == 2
+        assert "refresh.lease" not in place.objects()
+        assert not any(thread.name.startswith("imagemill") for thread in threading.enumerate())
+
+        client.resume_flow_run(flow_run_id, run_input={"approve": approve})
+        state = start()
+    assert state.is_completed() is approve
+    assert emulated.bill()["images"] == (3 if approve else 2)
+    planned = [name for name in place.objects() if name.endswith("plan.parquet")]
+    assert len(planned) == 1
+    if not approve:
+        assert "was not approved" in str(state.message)
+
+
+def test_nobody_can_approve_on_a_server_that_prefect_starts_for_the_run() -> None:
+    with (
+        temporary_settings(restore_defaults={PREFECT_API_URL}),
+        pytest.raises(InputError, match="set PREFECT_API_URL"),
+    ):
+        ask_loss_approval("The refresh would retire 4 of 5 rows.")
