@@ -14,12 +14,14 @@ from prefect.exceptions import TerminationSignal
 from prefect.runtime import flow_run
 from prefect.task_runners import ThreadPoolTaskRunner
 
+from imagemill.bucket.manifest import MANIFEST
 from imagemill.bucket.probe import probe_copies
 from imagemill.cluster.dask import check_cluster, leading, run_on_cluster
 from imagemill.cluster.membership import Membership
 from imagemill.engine.engine import StopKind
 from imagemill.errors import StoreUnavailableError
 from imagemill.reports.artifacts import RunArtifacts, shown_in_prefect
+from imagemill.reports.assets import METRICS, RECORDS, assets_of, sources_of
 from imagemill.reports.measurement import count
 from imagemill.runs.environment import refuse_proxies
 from imagemill.runs.remembered_limit import write_limit
@@ -41,7 +43,7 @@ from imagemill.tasks.generate_shard import generate_shard, generate_shard_on_wor
 from imagemill.tasks.measure import measure
 from imagemill.tasks.prepare import Prepared
 from imagemill.tasks.preview import preview_within
-from imagemill.tasks.publish import publish
+from imagemill.tasks.publish import publish, replaces_manifest
 
 
 class Run:
@@ -127,11 +129,19 @@ def _published(session: Session, prepared: Prepared) -> RunSummary:
     if not (stopped and stopped.kind is StopKind.INTERRUPTED):
         try:
             with session.folder.trouble_named():
-                changes = publish(session, prepared.counts, newer=prepared.newer)
-                return measure(session, prepared.counts, changes)
+                return _published_and_measured(session, prepared)
         except StoreUnavailableError as error:
             session.stop(StopKind.UNAVAILABLE, str(error))
     return count(session, prepared.counts)
+
+
+def _published_and_measured(session: Session, prepared: Prepared) -> RunSummary:
+    output, counts, newer = session.bucket.uri, prepared.counts, prepared.newer
+    manifest = assets_of(output, MANIFEST) if replaces_manifest(session, counts, newer=newer) else []
+    publishing = publish.with_options(assets=manifest, asset_deps=sources_of(session.settings.catalog.path))
+    changes = publishing(session, counts, newer=newer)
+    measuring = measure.with_options(assets=assets_of(output, METRICS, RECORDS))
+    return measuring(session, counts, changes)
 
 
 def outcome(run: Run, prepared: Prepared, summary: RunSummary) -> RunSummary:

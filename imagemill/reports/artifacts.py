@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextvars
 import json
 import logging
+import math
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -31,7 +33,12 @@ from imagemill.runs.wording import in_names_of_settings
 from imagemill.secrets import masked, masked_values
 
 REFRESH_S = 2.0
-"""How often progress and headline are updated, in seconds; Prefect asks for at most one per second."""
+"""How often progress and headline are updated at first, in seconds; Prefect asks for at most one per second."""
+
+_SLOWEST_S = 30.0
+_UPDATES = 30
+"""Of a long run they are updated about this often while its age doubles, and at least every 30 s: Prefect Cloud
+limits requests and events."""
 
 MOST_ROWS = 200
 _LINK_DAYS = 7
@@ -84,7 +91,8 @@ class RunArtifacts:
         try:
             with get_client(sync_client=True) as client:
                 written: Progress | None = None
-                while not self._ending.wait(REFRESH_S):
+                begun = time.monotonic()
+                while not self._ending.wait(refresh_s(time.monotonic() - begun)):
                     progress = self._session.portal.call(self._session.recorder.progress)
                     if progress != written:
                         self._write(client, _live(progress))
@@ -133,6 +141,11 @@ class RunArtifacts:
             name, title = f"runs/{summary.run_id}/report.html", f"Open the report of run {summary.run_id}"
             final.append(_Artifact("report", "markdown", link_to(self._bucket, name, title), text))
         return final
+
+
+def refresh_s(age_s: float) -> float:
+    """How long the artifacts of a run of this age stay as they are, in seconds."""
+    return max(REFRESH_S, min(_SLOWEST_S, age_s * math.log(2) / _UPDATES))
 
 
 def link_to(bucket: ImageBucket, name: str, title: str) -> str:

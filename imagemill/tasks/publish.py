@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from prefect import task
+from dataclasses import asdict
+
+from prefect.assets import materialize
 from prefect.cache_policies import NO_CACHE
 
 from imagemill.bucket.manifest import MANIFEST, Publisher, write_manifest
@@ -10,6 +12,7 @@ from imagemill.bucket.manifest_diff import Changes
 from imagemill.bucket.manifest_guard import NewerRun
 from imagemill.bucket.replacement import Missing, Prune, replace_manifest
 from imagemill.catalog.counts import PlanCounts
+from imagemill.reports.assets import NAMED_BY_RUN, describe
 from imagemill.runs.planning import is_part
 from imagemill.runs.records import copy_images, delete_rejected_copies, publish_records, write_records
 from imagemill.runs.session import Session
@@ -17,7 +20,14 @@ from imagemill.runs.user_errors import without_secrets_in_errors
 from imagemill.settings import RunSettings
 
 
-@task(name="publish", task_run_name="publish", cache_policy=NO_CACHE, persist_result=False)
+@materialize(
+    NAMED_BY_RUN,
+    by="imagemill",
+    name="publish",
+    task_run_name="publish",
+    cache_policy=NO_CACHE,
+    persist_result=False,
+)
 @without_secrets_in_errors
 def publish(session: Session, counts: PlanCounts, *, newer: NewerRun | None = None) -> Changes:
     """Write all records of a run to the bucket, the manifest last; what changed in the manifest.
@@ -50,23 +60,26 @@ def publish(session: Session, counts: PlanCounts, *, newer: NewerRun | None = No
     )
     if session.lease is not None:
         session.lease.check()
-    if not counts.unique and _is_kept(session):
+    if not replaces_manifest(session, counts, newer=newer):
         return Changes(0, 0, 0, 0)
     changes = replace_manifest(
         session.bucket, manifest, missing=_missing(session.settings, counts), prune=_prune(session)
     )
     if copies:
         delete_rejected_copies(session, outcomes)
+    describe(session.bucket.uri, MANIFEST, run_id=session.settings.run_id, catalog=catalog, **asdict(changes))
     return changes
 
 
-def _is_kept(session: Session) -> bool:
-    """Whether there is a manifest that nobody has asked to replace by one without images."""
+def replaces_manifest(session: Session, counts: PlanCounts, *, newer: NewerRun | None) -> bool:
+    """Whether the run publishes its manifest: not over a newer one, or unasked over one that has images."""
     settings = session.settings
-    if settings.output.replace_manifest or settings.refresh is not None:  # a refresh has asked
+    if newer is not None:
         return False
+    if counts.unique or settings.output.replace_manifest or settings.refresh is not None:
+        return True
     with session.bucket.open(MANIFEST) as file:
-        return file is not None
+        return file is None
 
 
 def _missing(settings: RunSettings, counts: PlanCounts) -> Missing:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -18,6 +19,7 @@ from imagemill.emulator import Emulator
 from imagemill.flows.generate_catalog import generate_catalog
 from imagemill.reports import artifacts
 from tests.conftest import Place
+from tests.patience import PATIENCE_S
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 
@@ -60,6 +62,57 @@ def test_progress_headline_metrics_and_report(
     assert link is not None
     assert "<title>" in httpx.get(link[1]).text
     assert place.s3.environment["AWS_SECRET_ACCESS_KEY"] not in link[1]
+
+
+def events_of(state: Any, least: set[str]) -> list[dict[str, Any]]:
+    """All events of a flow run, once those of these names are there."""
+    flow_run_id = str(state.state_details.flow_run_id)
+    wanted = {"filter": {"any_resource": {"id": [f"prefect.flow-run.{flow_run_id}"]}}, "limit": 50}
+    deadline = time.monotonic() + PATIENCE_S
+    with get_client(sync_client=True) as client:
+        while True:
+            found: list[dict[str, Any]] = client.request("POST", "/events/filter", json=wanted).json()[
+                "events"
+            ]
+            if least <= {event["event"] for event in found}:
+                return found
+            assert time.monotonic() < deadline, found
+            time.sleep(0.2)
+
+
+def test_a_run_materializes_its_manifest_metrics_and_records(
+    place: Place, emulator: Callable[..., Emulator], catalog: Callable[..., str]
+) -> None:
+    """On a real server: an automation waits for such an event, of an address that stays the same."""
+    client = place.s3.client()
+    client.upload_file(catalog(prompt=["a", "b", None]), "tests", place.prefix + "catalog.parquet")
+    client.close()
+    path, made = f"{place.uri}/catalog.parquet", "prefect.asset.materialization.succeeded"
+    state = generate(place, emulator(), path, execution={"run_id": "r"})
+    events = events_of(
+        state, {made, "prefect.asset.referenced", "prefect.flow-run.CompletedWithRejectedRows"}
+    )
+    materialized = {e["resource"]["prefect.resource.id"]: e for e in events if e["event"] == made}
+    manifest, metrics, records = (f"{place.uri}/{name}" for name in ("manifest.parquet", "metrics", "runs"))
+    assert set(materialized) == {manifest, metrics, records}
+    assert materialized[manifest]["payload"]["added"] == 2
+    assert materialized[records]["payload"]["report"] == f"{place.uri}/runs/r/report.html"
+    assert materialized[records]["payload"]["done"] == 2
+    sources = {
+        asset: {
+            each["prefect.resource.id"] for each in e["related"] if each["prefect.resource.role"] == "asset"
+        }
+        for asset, e in materialized.items()
+    }
+    assert sources == {manifest: {path}, metrics: {manifest}, records: {manifest}}
+    # Prefect Cloud limits how many of each an account may send: the figures of docs/deploy-it.md.
+    assert len(artifacts_of(state)) == 4
+    assert len(events) <= 25 + 3, [event["event"] for event in events]
+
+    # A catalog without a usable row leaves the manifest as it is.
+    state = generate(place, emulator(), catalog(prompt=[None]))
+    events = events_of(state, {"prefect.flow-run.Failed", made})
+    assert {e["resource"]["prefect.resource.id"] for e in events if e["event"] == made} == {metrics, records}
 
 
 @pytest.mark.slow
@@ -109,6 +162,16 @@ def test_a_run_goes_on_without_them(
     monkeypatch.setattr(SyncPrefectClient, "create_artifact", away)
     assert generate(place, emulator(), catalog(prompt=["a"])).is_completed()
     assert "Prefect did not accept the run's artifacts (OSError)." in caplog.text
+
+
+def test_a_long_run_is_shown_anew_less_often() -> None:
+    """Ten hours take some hundreds of updates, not eighteen thousand."""
+    age_s, updates = 0.0, 0
+    while age_s < 36_000:
+        pause_s = artifacts.refresh_s(age_s)
+        assert 2.0 <= pause_s <= 30.0
+        age_s, updates = age_s + pause_s, updates + 1
+    assert updates < 1_400
 
 
 @pytest.mark.parametrize("buckets", [0, 1, 200, 201, 240])
