@@ -33,11 +33,11 @@ from imagemill.runs.wording import in_names_of_settings
 from imagemill.secrets import masked, masked_values
 
 REFRESH_S = 2.0
-"""How often progress and headline are updated at first, in seconds; Prefect asks for at most one per second."""
+"""How often progress and headline are updated at first, in seconds; Prefect wants at most one per second."""
 
 _SLOWEST_S = 30.0
 _UPDATES = 30
-"""Of a long run they are updated about this often while its age doubles, and at least every 30 s: Prefect Cloud
+"""They are updated about this often while the age of a run doubles, and at least every 30 s: Prefect Cloud
 limits requests and events."""
 
 MOST_ROWS = 200
