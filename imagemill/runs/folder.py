@@ -135,10 +135,17 @@ class RunFolder:
         return flow_run_id
 
     def note_flow_run(self, flow_run_id: str | None, bucket: ImageBucket) -> None:
-        """Record that this flow run resumes the run; a retry of it may be on another machine."""
+        """Record that this flow run resumes the run; a retry of it may be on another machine.
+
+        The bucket gets the record only beside the plan, which a killed process may not have uploaded.
+        """
         document = orjson.loads(self.record.read_bytes()) | {"flow_run_id": flow_run_id}
         self._write_record(orjson.dumps(document, option=orjson.OPT_INDENT_2))
-        bucket.upload(self.record, f"runs/{self.run_id}/{self.record.name}", JSON)
+        name = f"runs/{self.run_id}/{self.record.name}"
+        if bucket.read(name) is None:
+            self.publish_plan(bucket)
+        else:
+            bucket.upload(self.record, name, JSON)
 
     def write_summary(self, summary: RunSummary) -> None:
         """Store the summary."""

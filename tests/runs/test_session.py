@@ -7,13 +7,16 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 from prefect.utilities.collections import visit_collection
 
 from imagemill.cli.s3_server import S3Server
 from imagemill.errors import InputError
 from imagemill.runs.caller import Caller, called_by, current_caller
+from imagemill.runs.planning import plan_run
 from imagemill.runs.session import Session, open_session
 from imagemill.settings import RunSettings
 from tests.conftest import Place
@@ -55,6 +58,22 @@ def test_the_default_store_is_chosen_by_the_pictures_that_a_catalog_asks_for(
     many = given.catalog.model_copy(update={"variations": 100})
     with open_session(given.model_copy(update={"catalog": many})) as session:
         assert session.store.name == "sqlite"
+
+
+def test_a_plan_that_a_kill_kept_from_the_bucket_is_there_for_another_machine_after_a_resume(
+    place: Place, catalog: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = settings(place, catalog(prompt=["a", None]))
+    with open_session(given) as session:
+        plan_run(session)
+    for name in ("rejected.parquet", "run.json"):  # the last of the plan's files
+        place.delete(f"runs/r/{name}")
+    with open_session(given) as session:
+        plan_run(session)
+    monkeypatch.setenv("IMAGEMILL_HOME", str(tmp_path / "another machine"))
+    with open_session(given) as session:
+        assert plan_run(session)[0].rejected == 1
+        assert pq.read_table(session.folder.rejected).num_rows == 1
 
 
 @pytest.mark.parametrize("silent", ["s3", "redis", "postgresql"])
