@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import filecmp
+import hashlib
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from itertools import chain
 from pathlib import Path
 
+import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from imagemill.bucket.finished_rows import FinishedRows
 from imagemill.bucket.image_bucket import ConflictError, ImageBucket
 from imagemill.bucket.manifest import MANIFEST, OWN_COLUMNS
 from imagemill.bucket.manifest_diff import RETIRED, VARIANT, Changes, Comparison, has_foreign_variant
@@ -21,6 +24,7 @@ from imagemill.bucket.superseded import Superseded
 from imagemill.catalog.columns import common_type, plain
 from imagemill.catalog.digest_index import DigestIndex, text_digests
 from imagemill.catalog.values import carried
+from imagemill.durable import write_whole
 from imagemill.errors import StoreUnavailableError
 from imagemill.media_types import PARQUET
 from imagemill.parquet import RowWriter, read_batches
@@ -63,14 +67,17 @@ def replace_manifest(
 ) -> Changes:
     """Replace the bucket's manifest with the one in ``file``, atomically; how they differ.
 
-    Objects that no row of the manifest uses any more are remembered as superseded; ``prune`` deletes those
-    whose grace period is over. Afterwards, ``file`` is what the bucket has.
+    A merge leaves the rows alone that a newer run has finished. What changed with a manifest whose write got
+    no answer, in this call or an earlier one, is counted. Objects that no row of the manifest uses any more
+    are remembered as superseded; ``prune`` deletes those whose grace period is over. Afterwards, ``file`` is
+    what the bucket has.
 
     Raises:
         StoreUnavailableError: another run keeps replacing it.
     """
     target = file if missing is Missing.DROP else file.with_suffix(".joined.parquet")
     before = file.with_suffix(".before.parquet")
+    attempted = file.with_suffix(".attempted.json")
     now = Comparison(file)
     written: _Attempt | None = None
     for _ in range(5):
@@ -79,21 +86,40 @@ def replace_manifest(
             # The bucket may have done what it gave no answer to: then, a second attempt is refused.
             if written is None or etag is None or not filecmp.cmp(before, target, shallow=False):
                 written = None
+                known = _changes_without_answer(attempted, before)
                 _make_comparable(before, file, etag)
                 attempt = _attempt(bucket, now, before, file, target, missing, prune)
+                if known is not None:
+                    attempt = replace(attempt, changes=known)
                 attempt.superseded.remember(attempt.unused)
                 written = attempt
+                write_whole(attempted, orjson.dumps([_digest_of(target), asdict(attempt.changes)]))
                 bucket.replace(target, MANIFEST, PARQUET, etag)
         except ConflictError:
             continue
         finally:
             before.unlink(missing_ok=True)
+        attempted.unlink(missing_ok=True)
         if target is not file:
             target.replace(file)
         if prune is None:
             return written.changes
         return _pruned(bucket, written, prune, file.parent / "prune.parquet")
     raise StoreUnavailableError("Other runs keep replacing the manifest of this output.")
+
+
+def _changes_without_answer(attempted: Path, before: Path) -> Changes | None:
+    """What this run has changed already, if the bucket has its manifest though it never said so."""
+    try:
+        digest, changes = orjson.loads(attempted.read_bytes())
+        return Changes(**changes) if before.exists() and digest == _digest_of(before) else None
+    except (FileNotFoundError, ValueError, TypeError):
+        return None
+
+
+def _digest_of(file: Path) -> str:
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,9 +226,12 @@ def _images(names: Iterator[str] | frozenset[str] | set[str]) -> int:
 def _merge(now: Comparison, before: Path, manifest: Path, merged: Path) -> Changes:
     """Write a manifest's rows to another file, and after them the previous manifest's other rows."""
     schema = _with_columns_of(pq.read_schema(manifest), pq.read_schema(before))
+    finished = FinishedRows(before, manifest)
+    if finished.is_newer:  # than this run, whose rows do not make the manifest its own
+        schema = schema.with_metadata(finished.schema.metadata)
     with RowWriter(merged, schema) as writer:
         for batch in read_batches(manifest):
-            writer.write(_fitted(batch, schema))
+            writer.write(finished.kept(_fitted(batch, schema)))
         changes = now.changes(before, lambda kept: writer.write(_fitted(kept, schema)))
     return replace(changes, retired=0)
 

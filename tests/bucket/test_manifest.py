@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pyarrow as pa
@@ -28,7 +29,7 @@ from imagemill.bucket.replacement import Missing, Prune, replace_manifest
 from imagemill.bucket.superseded import keep
 from imagemill.catalog.files import open_catalog
 from imagemill.catalog.plan import Planner, write_plan
-from imagemill.errors import InputError
+from imagemill.errors import InputError, StoreUnavailableError
 from imagemill.jobs import Job, JobStatus
 from imagemill.settings import CatalogSettings, PictureSettings, RefreshSettings
 from tests.bucket.s3_front import Answer, Asked, S3Front
@@ -66,10 +67,14 @@ class Output:
         name: str = "catalog.parquet",
         mapped: Mapping[str, str] = EMPTY,
         publisher: Publisher = Publisher("run", ""),
+        states: Mapping[str, tuple[JobStatus, str | None]] = MappingProxyType({}),
         **how: Any,
     ) -> Changes:
         plan, jobs = self.plan(columns, name, mapped)
         for job in jobs:
+            if job.id in states:
+                job.status, job.error_code = states[job.id]
+                continue
             job.status, job.image = JobStatus.DONE, image_name(job.key, "png")
             self.bucket.write_version(job.image, b"image", "image/png", self.bucket._etag(job.image))
         outcomes = Outcomes()
@@ -335,6 +340,46 @@ def test_a_lost_answer_to_the_manifest_changes_no_count(
     assert lost
     assert (changes.added, changes.changed) == (1, 1)
     assert len(output.rows()) == (2 if missing is Missing.DROP else 5)
+
+
+def test_what_a_write_without_answer_has_changed_is_counted_by_the_resume(
+    output: Output, front: S3Front
+) -> None:
+    output.run(shop(4))
+
+    def lose(asked: Asked) -> Exception | None:
+        is_manifest = asked.is_object_write and asked.path.endswith("manifest.parquet")
+        return ConnectionError() if is_manifest else None
+
+    front.after = lose
+    catalog: Columns = {"id": ["sku-0", "new"], "prompt": ["a drawing", "x"]}
+    with pytest.raises(StoreUnavailableError):
+        output.run(catalog)
+    front.after = lambda _: None
+    for added in (1, 0):  # by the resume, and by a later one
+        changes = output.run(catalog)
+        assert (changes.added, changes.changed) == (added, added)
+
+
+def test_an_older_run_worsens_no_row_that_a_newer_one_finished(output: Output) -> None:
+    old, new = Publisher("trial", "2026-11-25"), Publisher("whole", "2026-11-26")
+
+    def trial(prompts: list[str], **states: tuple[JobStatus, str | None]) -> dict[str, str]:
+        ids = [f"sku-{n}" for n in range(len(prompts))]
+        columns: Columns = {"id": ids, "prompt": prompts}
+        output.run(columns, publisher=old, states=states, missing=Missing.KEEP)
+        return {row["id"]: row["status"] for row in output.rows()}
+
+    prompts = [f"a photo of sku-{n}" for n in range(4)]
+    failed, pending = (JobStatus.FAILED, "HTTP 500"), (JobStatus.PENDING, None)
+    assert list(trial(prompts, **{"sku-1": failed, "sku-2": pending}).values()).count("done") == 2
+    output.run(shop(6), publisher=new)
+    rejected = (JobStatus.FAILED, "rejected")
+    for _ in range(2):  # the manifest stays the newer run's
+        found = trial(prompts, **{"sku-1": failed, "sku-2": pending, "sku-3": rejected})
+        assert found == {f"sku-{n}": "failed" if n == 3 else "done" for n in range(6)}
+        plan, _ = output.plan(shop(6))
+        assert newer_run(output.bucket, old, plan, is_part=False) == ("whole", True)
 
 
 def test_a_picture_that_a_stopped_run_has_found_is_not_pruned(output: Output, tmp_path: Path) -> None:
