@@ -230,6 +230,16 @@ class _Runner:
             over.result()
 
 
+class _PlainTask:
+    """A task without Prefect: its options say only what the UI shows."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self._function = function
+
+    def with_options(self, **_: object) -> Callable[..., Any]:
+        return self._function
+
+
 async def _run_sync(function: Callable[..., Any], *arguments: object, **_: object) -> Any:
     scene.world.point("wait")
     process = scene.world.process
@@ -460,8 +470,8 @@ def outside_world(home: Path) -> Iterator[None]:
         pipeline: Any = imagemill.pipeline
         put(pipeline, "ThreadPoolTaskRunner", _Runner)
         put(pipeline, "write_limit", lambda *_: None)
-        put(pipeline, "publish", pipeline.publish.fn)
-        put(pipeline, "measure", _measured)
+        put(pipeline, "publish", _PlainTask(pipeline.publish.fn))
+        put(pipeline, "measure", _PlainTask(_measured))
         session_of_boto3 = boto3.Session("simulated", S3_SECRET, region_name="us-east-1")
         put(imagemill.bucket.access, "aws_session", lambda _: (session_of_boto3, None))
         put(imagemill.s3.connection.S3Connection, "client", _client)
