@@ -65,6 +65,8 @@ class Job:
     name below the output prefix. ``reused`` says the image was there before this run asked. ``quality``
     holds the picture's measures and the judge's opinion as JSON, "" where there are none; ``suspect`` the
     verdicts, with commas. ``judge_usd`` is what the judge cost, which ``cost_usd`` does not count.
+    ``route`` names the route that its latest request took, "" in a run over one; ``model`` is that route's
+    while the job is worked on, and in the plan of such a run the family.
     """
 
     number: int
@@ -103,6 +105,7 @@ class Job:
     quality: str = ""
     suspect: str = ""
     judge_usd: float = 0.0
+    route: str = ""
 
     @property
     def total_usd(self) -> float:

@@ -36,7 +36,9 @@ from imagemill.settings import (
     OutputSettings,
     PictureSettings,
     QualitySettings,
+    RouteSettings,
     RunSettings,
+    only_route,
 )
 from imagemill.tasks.approval import COST, answered, ask_approval
 from imagemill.tasks.generate_shard import generate_shard, generate_shard_on_worker
@@ -68,8 +70,9 @@ def open_run(settings: RunSettings) -> Iterator[Run]:
     check_cluster(settings.execution)
     with ExitStack() as stack:
         session = stack.enter_context(open_session(settings))
-        if session.api.notice:
-            get_run_logger().warning("%s", session.api.notice)
+        for notice in dict.fromkeys(route.api.notice for route in session.engine.routes):
+            if notice:
+                get_run_logger().warning("%s", notice)
         on_dask = settings.execution.task_runner == "dask"
         membership = stack.enter_context(leading(session)) if on_dask else None
         artifacts = stack.enter_context(shown_in_prefect(session))
@@ -109,11 +112,13 @@ def generate(run: Run, prepared: Prepared) -> None:
             with runner, session.interruptible():
                 shards = {"session": unmapped(session), "shard": prepared.shards}
                 runner.map(generate_shard, shards).result()
+                session.wait(session.engine.run_parked)
     except (TerminationSignal, KeyboardInterrupt):  # cancelled in the UI, or the worker was stopped
         run.artifacts.conclude(count(session, prepared.counts))
         raise
-    if (learned := session.pacer.learned()) is not None:
-        write_limit(session.api, learned)
+    for route in session.engine.routes:
+        if (learned := route.pacer.learned()) is not None:
+            write_limit(route.api, learned)
 
 
 def finish(run: Run, prepared: Prepared) -> RunSummary:
@@ -182,17 +187,22 @@ def outcome(run: Run, prepared: Prepared, summary: RunSummary) -> RunSummary:
 def run_settings(
     catalog: CatalogSettings,
     output: OutputSettings,
-    api: ApiSettings,
+    api: ApiSettings | list[RouteSettings],
     picture: PictureSettings,
     limits: LimitSettings,
     execution: ExecutionSettings,
     quality: QualitySettings,
 ) -> RunSettings:
     """The settings of a run. Without a run id, it is derived from the flow run."""
+    several = api if isinstance(api, list) else []
+    if len(several) == 1:
+        api, limits = only_route(several[0], limits)
+        several = []
     return RunSettings(
         run_id=execution.run_id or _default_run_id(),
         catalog=catalog,
-        api=api,
+        api=several[0] if several else api,
+        routes=several,
         output=output,
         picture=picture,
         limits=limits,

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import (
+    AwareDatetime,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -20,8 +21,11 @@ from pydantic import (
     ModelWrapValidatorHandler,
     PrivateAttr,
     SecretStr,
+    TypeAdapter,
     ValidationError,
+    ValidatorFunctionWrapHandler,
     WithJsonSchema,
+    WrapValidator,
     field_validator,
     model_validator,
 )
@@ -34,6 +38,7 @@ from imagemill.store_address import split_password
 SEED_POLICY = re.compile(r"prompt|random|fixed:(0|[1-9][0-9]{0,9})")
 _LARGEST_SEED = 2**32 - 1
 RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,119}")
+ROUTE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,59}")
 
 STORED_FRAME = "runs/{run_id}/catalog.parquet"
 """Where a frame that a run was called with is stored, below the output prefix."""
@@ -291,6 +296,37 @@ class ApiSettings(_Settings):
         return base_url
 
 
+class RouteSettings(ApiSettings):
+    """One of several accounts that a run buys from."""
+
+    name: str | None = Field(
+        default=None,
+        description="What the run's records call the route; by default its vendor, with a number from the"
+        " second on.",
+        json_schema_extra={"pattern": f"^({ROUTE_NAME.pattern})$"},
+    )
+    family: str | None = Field(
+        default=None,
+        description="The model family, such as flux.1-schnell, if imagemill does not know it from the model.",
+    )
+    concurrency: Annotated[int, Field(ge=1, le=1000)] | None = Field(
+        default=None, description="Concurrent requests here; by default as the run's limits say."
+    )
+    max_images_per_minute: float | None = Field(
+        default=None, gt=0, description="Never request more images per minute than this here."
+    )
+    max_cost_usd: float | None = Field(
+        default=None, ge=0, description="Take no more jobs here before they cost more than this."
+    )
+
+    @field_validator("name", "family")
+    @classmethod
+    def _safe_name(cls, name: str | None) -> str | None:
+        if name is not None and not ROUTE_NAME.fullmatch(name):
+            raise ValueError(f"{name[:60]!r} is not a name: use letters, digits, '.', '_' and '-'")
+        return name
+
+
 class OutputSettings(_Settings):
     """Where the images and records go."""
 
@@ -359,6 +395,12 @@ class PictureSettings(_Settings):
     )
     format: Literal["png", "jpeg", "webp"] = Field(
         default="png", description="The image format: png, jpeg or, if the API supports it, webp."
+    )
+
+    mix_models: bool = Field(
+        default=False,
+        description="Let routes make pictures with models of different families. Which one made a picture is"
+        " then chance.",
     )
 
     @field_validator("params")
@@ -475,6 +517,23 @@ class LimitSettings(_Settings):
         description="Suspend runs that would cost more than this until someone approves them in the UI,"
         " beside a preview of up to 12 pictures, which costs no more than this.",
     )
+    route_policy: Literal["fastest", "cheapest", "failover"] = Field(
+        default="fastest",
+        description="Which of several routes takes a job: fastest keeps each at its limit; cheapest takes a"
+        " dearer one only where the cheaper ones are closed, down or too slow for the deadline; failover"
+        " takes the first that works.",
+    )
+    finish_by: AwareDatetime | None = Field(
+        default=None,
+        description="When a run with the policy cheapest should be finished, with a time zone.",
+        examples=["2026-12-01T06:00:00+01:00"],
+    )
+    max_hours: float | None = Field(
+        default=None,
+        gt=0,
+        le=1000,
+        description="The same as hours from the start, or from a resume.",
+    )
     outage_share: float = Field(
         default=0.5,
         ge=0,
@@ -494,6 +553,15 @@ class LimitSettings(_Settings):
         description="Stop once the first 10 rows, or later more than this share of the last 50 requests, have"
         " failed in the same way for a reason that lies in the setup. The run can be resumed; 1 never stops.",
     )
+
+    @model_validator(mode="after")
+    def _one_deadline(self) -> LimitSettings:
+        deadlines = [at for at in (self.finish_by, self.max_hours) if at is not None]
+        if deadlines and self.route_policy != "cheapest":
+            raise ValueError("only the route policy cheapest has a deadline; the others take no longer")
+        if len(deadlines) > 1:
+            raise ValueError("give either finish_by or max_hours")
+        return self
 
     @field_validator("concurrency")
     @classmethod
@@ -661,8 +729,38 @@ def _wrapped(name: str) -> BeforeValidator:
     return BeforeValidator(lambda value: {name: value} if isinstance(value, str) else value)
 
 
+def _as_route(value: object) -> object:
+    """A vendor's name, or the settings of an API, as those of a route."""
+    if isinstance(value, ApiSettings) and not isinstance(value, RouteSettings):
+        return value.model_dump()
+    return {"provider": value} if isinstance(value, str) else value
+
+
+OneApi = Annotated[ApiSettings, _wrapped("provider")]
+_ONE_API: TypeAdapter[ApiSettings] = TypeAdapter(OneApi)
+_ROUTES: TypeAdapter[list[RouteSettings]] = TypeAdapter(
+    Annotated[list[Annotated[RouteSettings, BeforeValidator(_as_route)]], Field(min_length=1, max_length=20)]
+)
+
+
+def only_route(route: RouteSettings, limits: LimitSettings) -> tuple[ApiSettings, LimitSettings]:
+    """A run over one route as a run without routes: its API, and the limits with the route's own."""
+    api = ApiSettings(**route.model_dump(include=set(ApiSettings.model_fields)))
+    own = {name: getattr(route, name) for name in ("concurrency", "max_images_per_minute", "max_cost_usd")}
+    return api, limits.model_copy(update={name: value for name, value in own.items() if value is not None})
+
+
+def _one_or_several(value: Any, _: ValidatorFunctionWrapHandler) -> ApiSettings | list[RouteSettings]:  # noqa: ANN401
+    """Errors name the field at fault, which those of a union would not."""
+    return (
+        _ROUTES.validate_python(value)
+        if isinstance(value, (list, tuple))
+        else _ONE_API.validate_python(value)
+    )
+
+
 Catalog = Annotated[CatalogSettings, _wrapped("path")]
-Api = Annotated[ApiSettings, _wrapped("provider")]
+Api = Annotated[ApiSettings | list[RouteSettings], WrapValidator(_one_or_several)]
 Output = Annotated[OutputSettings, _wrapped("uri")]
 
 
@@ -671,7 +769,8 @@ class RunSettings(_Settings):
 
     run_id: str
     catalog: Catalog
-    api: Api
+    api: OneApi
+    """Of a run over several routes, the first's."""
     output: Output
     picture: PictureSettings = PictureSettings()
     quality: QualitySettings = QualitySettings()
@@ -680,6 +779,18 @@ class RunSettings(_Settings):
     refresh: RefreshSettings | None = None
     """Of a refresh; None where the run is none."""
     prune: bool = False
+    routes: list[RouteSettings] = []
+    """Those of a run over several; none of a run over one."""
+
+    @property
+    def apis(self) -> ApiSettings | list[RouteSettings]:
+        """The one API, or all routes: what a flow is called with."""
+        return self.routes or self.api
+
+    @property
+    def providers(self) -> str:
+        """The vendors, joined by a plus where there are several."""
+        return "+".join(dict.fromkeys(route.provider for route in self.routes)) or self.api.provider
 
     @model_validator(mode="after")
     def _safe(self) -> RunSettings:
@@ -699,6 +810,7 @@ class RunSettings(_Settings):
             "varied values": self.catalog.vary,
             "provider": self.api.provider,
             "model": self.api.model,
+            "routes": [f"{route.name}={route.provider}/{route.model}" for route in self.routes],
             "output": self.output.uri,
             **{name.replace("_", " "): value for name, value in self.picture},
         }

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import NamedTuple
 
-from imagemill.blocks.apis import ImageApi
 from imagemill.catalog.counts import PlanCounts
+from imagemill.catalog.makers import PictureMaker
 from imagemill.errors import InputError
 from imagemill.formatting import counted, money
 from imagemill.settings import LimitSettings
@@ -67,7 +67,7 @@ def refuse_guesses(counts: PlanCounts, limits: LimitSettings) -> None:
             )
 
 
-def total_of(api: ImageApi, pictures: Mapping[Picture, int]) -> tuple[Decimal, int]:
+def total_of(api: PictureMaker, pictures: Mapping[Picture, int]) -> tuple[Decimal, int]:
     """What these pictures cost, in USD, and how many of them have no known price."""
     total, unpriced = Decimal(0), 0
     for picture, count in pictures.items():
@@ -79,7 +79,7 @@ def total_of(api: ImageApi, pictures: Mapping[Picture, int]) -> tuple[Decimal, i
     return total, unpriced
 
 
-def levers(api: ImageApi, made: Mapping[Picture, int], repeated: Mapping[Picture, int]) -> list[Lever]:
+def levers(api: PictureMaker, made: Mapping[Picture, int], repeated: Mapping[Picture, int]) -> list[Lever]:
     """Deduplication, which is done already; smaller pictures; fewer steps."""
     if not made:
         return []
@@ -109,7 +109,7 @@ def levers(api: ImageApi, made: Mapping[Picture, int], repeated: Mapping[Picture
     return found
 
 
-def _smaller(api: ImageApi, made: Mapping[Picture, int]) -> tuple[str, str, dict[Picture, int] | None]:
+def _smaller(api: PictureMaker, made: Mapping[Picture, int]) -> tuple[str, str, dict[Picture, int] | None]:
     """Each picture at half its sides, or as near to that as the model goes."""
     instead: dict[Picture, int] = {}
     changed: dict[tuple[int, int], tuple[int, int]] = {}
@@ -130,7 +130,7 @@ def _smaller(api: ImageApi, made: Mapping[Picture, int]) -> tuple[str, str, dict
     )
 
 
-def _half(api: ImageApi, picture: Picture) -> tuple[int, int]:
+def _half(api: PictureMaker, picture: Picture) -> tuple[int, int]:
     """The size at half the sides, or the nearest above it of the same shape, that the model takes."""
     sizes = api.profile.sizes
     width, height, steps, _ = picture
@@ -145,7 +145,9 @@ def _half(api: ImageApi, picture: Picture) -> tuple[int, int]:
     return width, height
 
 
-def _fewer_steps(api: ImageApi, made: Mapping[Picture, int]) -> tuple[str, str, dict[Picture, int] | None]:
+def _fewer_steps(
+    api: PictureMaker, made: Mapping[Picture, int]
+) -> tuple[str, str, dict[Picture, int] | None]:
     """Each picture with half its steps; None where steps cost nothing."""
     name, own = "fewer steps", api.usd_per_image is not None or api.usd_per_megapixel is not None
     steps, price = api.profile.steps, api.profile.price

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from imagemill.blocks.apis import PROVIDERS
+from imagemill.blocks.apis import PROVIDERS, ImageApi
 from imagemill.blocks.apis.learning import learn_published
 from imagemill.blocks.loading import image_api
 from imagemill.catalog.access import catalog_of
 from imagemill.catalog.cost import Lever
+from imagemill.catalog.makers import makers_of
 from imagemill.catalog.plan import Planner
 from imagemill.settings import (
     Api,
@@ -55,7 +56,7 @@ class Estimate(BaseModel):
 
 def estimate(
     catalog: CatalogSettings | Mapping[str, object] | str,
-    api: ApiSettings | Mapping[str, object] | str = "together",
+    api: ApiSettings | Mapping[str, object] | str | Sequence[object] = "together",
     picture: PictureSettings | Mapping[str, object] = PictureSettings(),
     limits: LimitSettings | Mapping[str, object] = LimitSettings(),
     output: OutputSettings | Mapping[str, object] | str | None = None,
@@ -83,11 +84,16 @@ class _Given(BaseModel):
 
 
 def _estimate(given: _Given) -> Estimate:
-    api, limits = given.api, given.limits
-    keyed = bool(api.block or os.environ.get(_key_variable(api), "").strip())
-    vendor = image_api(api, needs_key=keyed)
-    learn_published(vendor, keyed=keyed)
-    planner = Planner(vendor, given.picture)
+    limits = given.limits
+    routes = given.api if isinstance(given.api, list) else []
+    apis = given.api if isinstance(given.api, list) else [given.api]
+    vendors = [_vendor(each) for each in apis]
+    if len(vendors) > 1:
+        providers = zip(routes, vendors, strict=True)
+        routes = [each.model_copy(update={"provider": api.provider}) for each, api in providers]
+    several = len(vendors) > 1
+    maker = makers_of(routes, vendors, mix=given.picture.mix_models) if several else vendors[0]
+    planner = Planner(maker, given.picture)
     reasons: dict[str, int] = {}
     catalog = catalog_of(given.catalog, given.output)
     for _, rejected, _ in planner.plan(catalog.for_counting()):
@@ -95,8 +101,9 @@ def _estimate(given: _Given) -> Estimate:
             reasons[reason] = reasons.get(reason, 0) + 1
     counts = planner.counts
     concurrency = USUAL_CONCURRENCY if limits.concurrency == "auto" else limits.concurrency
-    per_second = concurrency / vendor.typical_latency_s
-    assuming = f"{concurrency} concurrent requests, {vendor.typical_latency_s:g} s per image"
+    per_second = sum(concurrency / vendor.typical_latency_s for vendor in vendors)
+    latencies = " or ".join(dict.fromkeys(f"{vendor.typical_latency_s:g} s" for vendor in vendors))
+    assuming = f"{concurrency} concurrent requests{' per route' * several}, {latencies} per image"
     if limits.max_images_per_minute and limits.max_images_per_minute < 60 * per_second:
         per_second = limits.max_images_per_minute / 60
         assuming = f"{limits.max_images_per_minute:g} images per minute"
@@ -108,7 +115,7 @@ def _estimate(given: _Given) -> Estimate:
         duplicates=counts.duplicates,
         cost_usd=None if counts.unpriced else counts.cost_usd,
         saved_usd=None if counts.unpriced else counts.duplicates_usd,
-        price=vendor.price_in_words,
+        price=maker.price_in_words,
         unpriced=counts.unpriced,
         levers=[Lever(**lever) for lever in counts.levers],
         seconds=round(counts.unique / per_second, 1),
@@ -117,6 +124,13 @@ def _estimate(given: _Given) -> Estimate:
         columns=catalog.columns,
         notes=catalog.usage.notes,
     )
+
+
+def _vendor(api: ApiSettings) -> ImageApi:
+    keyed = bool(api.block or os.environ.get(_key_variable(api), "").strip())
+    vendor = image_api(api, needs_key=keyed)
+    learn_published(vendor, keyed=keyed)
+    return vendor
 
 
 def _key_variable(api: ApiSettings) -> str:

@@ -14,13 +14,14 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from imagemill.blocks.apis import ImageApi
 from imagemill.catalog.cost import Picture, levers, total_of
 from imagemill.catalog.counts import PlanCounts
 from imagemill.catalog.digest_index import DIGEST_BYTES, DigestIndex, text_digest
 from imagemill.catalog.files import BATCH_ROWS, CatalogFiles, unreadable
 from imagemill.catalog.keys import job_keys, key_head
-from imagemill.catalog.rows import MAX_PROMPT_LENGTH, CatalogRows, Judge, Judged
+from imagemill.catalog.makers import PictureMaker
+from imagemill.catalog.rows import MAX_PROMPT_LENGTH, CatalogRows, Judged
+from imagemill.catalog.shared_judge import judge_of
 from imagemill.catalog.templates import varied_column
 from imagemill.catalog.variations import Variations
 from imagemill.errors import InputError
@@ -73,7 +74,7 @@ class Planner:
     Rows are checked and keyed a batch and a column at a time; of those that have passed, two digests stay.
 
     Args:
-        api: whose model's profile and price count; nothing is asked of it.
+        api: whose models' profiles and prices count; nothing is asked of it.
         picture: defaults for rows that don't set their own.
 
     Raises:
@@ -81,7 +82,7 @@ class Planner:
             params.
     """
 
-    api: ImageApi
+    api: PictureMaker
     picture: PictureSettings
     _keys: DigestIndex = field(default_factory=DigestIndex)
     _ids: DigestIndex = field(default_factory=DigestIndex)
@@ -101,7 +102,7 @@ class Planner:
                 f"The provider {self.api.provider} does not make {self.picture.format} images."
                 f" Choose {' or '.join(sorted(formats))}."
             )
-        self._judge = Judge(self.api, self.picture)
+        self._judge = judge_of(self.api, self.picture)
         price = self.api.profile.price
         self._priced_by_params = price is not None and bool(price.tokens)
         self._model = self.api.picture_model

@@ -82,7 +82,7 @@ def leading(session: Session) -> Iterator[Membership]:
         engine=session.engine,
         recorder=session.recorder,
     )
-    with on_loop(session.portal, joined(membership, session.pacer.look_again)):
+    with on_loop(session.portal, joined(membership, session.engine.routes.look_again)):
         yield membership
 
 

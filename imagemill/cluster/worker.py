@@ -140,7 +140,7 @@ def _open_member(settings: RunSettings) -> Iterator[_Member]:
             rate=leased[0] if leased else None,
         )
         session.engine.fence = membership.owns
-        with on_loop(session.portal, joined(membership, session.pacer.look_again)):
+        with on_loop(session.portal, joined(membership, session.engine.routes.look_again)):
             yield _Member(session, membership, part)
 
 

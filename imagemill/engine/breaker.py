@@ -35,14 +35,22 @@ class Breaker:
     Args:
         share: the share of failed attempts, from 0 to 1, above which it opens.
         patience_s: how long it may stay open before the run stops, in seconds.
+        in_a_row: it also opens after this many failures without a success, where other APIs can step in.
         clock: monotonic seconds.
     """
 
     def __init__(
-        self, share: float, patience_s: float, *, clock: Callable[[], float] = anyio.current_time
+        self,
+        share: float,
+        patience_s: float,
+        *,
+        in_a_row: int | None = None,
+        clock: Callable[[], float] = anyio.current_time,
     ) -> None:
         self._share = share
         self._patience_s = patience_s
+        self._most_in_a_row = in_a_row
+        self._in_a_row = 0
         self._clock = clock
         self._failed: deque[bool] = deque(maxlen=WINDOW)
         self._open_since: float | None = None
@@ -57,6 +65,7 @@ class Breaker:
     def record(self, error_class: ErrorClass | None) -> bool:
         """Record the result of an attempt; whether this opened or closed the breaker."""
         failed = error_class in OUTAGE
+        self._in_a_row = self._in_a_row + 1 if failed else 0
         if self._open_since is not None:
             if failed:
                 return False
@@ -65,11 +74,25 @@ class Breaker:
             self._notify()
             return True
         self._failed.append(failed)
-        if len(self._failed) < LEAST or sum(self._failed) <= self._share * len(self._failed):
+        often = len(self._failed) >= LEAST and sum(self._failed) > self._share * len(self._failed)
+        if not often and (self._most_in_a_row is None or self._in_a_row < self._most_in_a_row):
             return False
         self._open_since = self._clock()
         self._next_probe_at = self._open_since + PROBE_S
         return True
+
+    @property
+    def has_given_up(self) -> bool:
+        """Whether the API has been down for longer than the run waits."""
+        return self._open_since is not None and self._clock() - self._open_since > self._patience_s
+
+    def wait_s(self) -> float:
+        """Seconds until a request may be sent; while the breaker is open, as a probe."""
+        return 0.0 if self._open_since is None else max(0.0, self._next_probe_at - self._clock())
+
+    def sent(self) -> None:
+        """A request leaves: while the breaker is open, the next probe has to wait."""
+        self._next_probe_at = self._clock() + PROBE_S
 
     async def admit(self, stopping: anyio.Event) -> None:
         """Wait until a request may be sent; while the breaker is open, as a probe.
@@ -78,13 +101,13 @@ class Breaker:
             OutageError: the API has been down for too long.
         """
         while self._open_since is not None and not stopping.is_set():
-            now = self._clock()
-            if now - self._open_since > self._patience_s:
+            if self.has_given_up:
                 raise OutageError
-            if now >= self._next_probe_at:
-                self._next_probe_at = now + PROBE_S
+            wait_s = self.wait_s()
+            if wait_s == 0:
+                self.sent()
                 return
-            with anyio.move_on_after(self._next_probe_at - now):
+            with anyio.move_on_after(wait_s):
                 await self._changed.wait()
 
     def stop(self) -> None:

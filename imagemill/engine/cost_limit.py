@@ -60,6 +60,11 @@ class CostLimit:
         return f"The next image would exceed the limit of {money(self.limit_usd or 0.0)}{spent}."
 
     @property
+    def stopped(self) -> bool:
+        """Whether nothing more will be sent."""
+        return self._stopped
+
+    @property
     def committed_usd(self) -> float:
         """All that is or may yet be charged."""
         return self.spent_usd + self._dearer * (self.promised_usd + self.doubtful_usd + self.expected_usd)
@@ -70,7 +75,7 @@ class CostLimit:
         Raises:
             BudgetSpentError: it does not fit, and nothing in flight will make room.
         """
-        while not self._fits(price_usd) and not await self._ask_for_more(price_usd):
+        while not self.fits(price_usd) and not await self._ask_for_more(price_usd):
             if self.promised_usd < 1e-9 or self._stopped:
                 raise BudgetSpentError
             await self._changed.wait()
@@ -124,7 +129,7 @@ class CostLimit:
         if self._set_aside is None or self._allowed_usd is None:
             return False
         async with self._asking:
-            while not self._fits(price_usd):  # it may, where somebody else has asked meanwhile
+            while not self.fits(price_usd):  # it may, where somebody else has asked meanwhile
                 for images in (_SET_ASIDE, 1):
                     usd = images * price_usd * self._dearer
                     if await self._set_aside(usd):
@@ -134,7 +139,8 @@ class CostLimit:
                     return False
         return True
 
-    def _fits(self, price_usd: float) -> bool:
+    def fits(self, price_usd: float) -> bool:
+        """Whether an image of this price fits as of now."""
         if self._allowed_usd is None:
             return True
         return self.committed_usd + price_usd * self._dearer <= self._allowed_usd + 1e-9

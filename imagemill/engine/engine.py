@@ -7,8 +7,7 @@ import random
 import time
 import traceback
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from enum import StrEnum
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -17,21 +16,24 @@ import anyio.to_thread
 import httpx
 import orjson
 
-from imagemill.blocks.apis import CostSource, GeneratedImage, ImageApi
+from imagemill.blocks.apis import CostSource, GeneratedImage
 from imagemill.blocks.apis.error_codes import NO_SUCH_MODEL, QUEUE_TIMEOUT
 from imagemill.blocks.apis.queued import QueuedApi
 from imagemill.bucket.image_bucket import ImageBucket, image_name
 from imagemill.durable import write_whole
-from imagemill.engine.breaker import OUTAGE, PROBE_S, Breaker, OutageError
-from imagemill.engine.cost_limit import BudgetSpentError, CostLimit
+from imagemill.engine.admission import Admission
+from imagemill.engine.breaker import OUTAGE, PROBE_S
+from imagemill.engine.cost_limit import CostLimit
 from imagemill.engine.image_check import Picture, check_picture
 from imagemill.engine.judging import Judging
-from imagemill.engine.limits.pacer import Pacer, Slot, SlotWatch, StoppedError
-from imagemill.engine.lost_requests import LostRequests
+from imagemill.engine.limits.pacer import Slot, SlotWatch
 from imagemill.engine.purchase import Purchase
 from imagemill.engine.receipt import Receipt, image_metadata
 from imagemill.engine.recorder import Recorder
-from imagemill.engine.setup_fault import SetupFault, is_suspect
+from imagemill.engine.route import Route
+from imagemill.engine.routes import Routes
+from imagemill.engine.setup_fault import is_suspect
+from imagemill.engine.stops import STOP_WORDS, Stop, StopKind
 from imagemill.engine.work import KeptPicture, Work, is_doubtful
 from imagemill.errors import (
     RETRY_RULES,
@@ -55,6 +57,8 @@ from imagemill.quality.verdicts import Verdict
 from imagemill.request_watch import RequestState
 from imagemill.stores import JobStore
 
+__all__ = ["GRACE_S", "PATIENCE_S", "Engine", "Stop", "StopKind"]
+
 GRACE_S = 10.0
 """How long requests in flight may still come home once the run is interrupted, in seconds."""
 
@@ -65,48 +69,24 @@ _UPLOADS = 32
 """Images held in memory while they go to the bucket, beside the requests in flight."""
 
 
-class StopKind(StrEnum):
-    """Why a run stopped before its end; all of them can be resumed."""
-
-    UNAUTHORIZED = "unauthorized"
-    OUT_OF_BUDGET = "out_of_budget"
-    UNAVAILABLE = "unavailable"
-    SETUP = "setup"
-    INTERRUPTED = "interrupted"
-
-
-@dataclass(frozen=True, slots=True)
-class Stop:
-    """A stop, and the sentence that says why."""
-
-    kind: StopKind
-    reason: str
-
-
 class Engine:
     """Works off shards of jobs; one for a whole process, from one event loop.
 
-    Everything it touches is passed in: the API and its HTTP client, the bucket, the store, the pacer, the
-    cost limit, the breaker, the watch for a wrong setup, the look at pictures, the judge, the recorder, the
-    folder for images that the bucket did not take, the clocks (``wall`` in Unix seconds) and the random
-    numbers. ``grace_s``, which may be set, is how long requests in flight may still come home once the run is
-    interrupted, in seconds. So may ``fence``: asked right before each purchase whether the job of this number
-    is still this process's.
+    Everything it touches is passed in: the routes to the accounts that it buys from, the bucket, the store,
+    the cost limit, the look at pictures, the judge, the recorder, the folder for images that the bucket did
+    not take, the clocks (``wall`` in Unix seconds) and the random numbers. ``grace_s``, which may be set, is
+    how long requests in flight may still come home once the run is interrupted, in seconds.
     """
 
-    def __init__(  # noqa: PLR0913 - its parts, by name
+    def __init__(
         self,
         *,
-        api: ImageApi,
-        http: httpx.AsyncClient,
+        routes: Routes,
         bucket: ImageBucket,
         store: JobStore,
-        pacer: Pacer,
         cost: CostLimit,
-        breaker: Breaker,
         recorder: Recorder,
         unsaved: Path,
-        setup: SetupFault | None = None,
         inspection: Inspection | None = None,
         on_suspect: OnSuspect = OnSuspect.KEEP,
         judging: Judging | None = None,
@@ -114,14 +94,10 @@ class Engine:
         wall: Callable[[], float] = time.time,
         rng: random.Random | None = None,
     ) -> None:
-        self._api = api
-        self._http = http
+        self.routes = routes
         self._bucket = bucket
         self._store = store
-        self._pacer = pacer
         self._cost = cost
-        self._breaker = breaker
-        self._setup = setup or SetupFault(share=0.8)
         self._inspection = inspection or Inspection(share=0)
         self._on_suspect = on_suspect
         self._judging = judging
@@ -131,20 +107,25 @@ class Engine:
         self._wall = wall
         self._rng = rng or random.Random()
         self.grace_s = GRACE_S
-        self._lost = LostRequests(api, http, recorder)
-        self._expected: set[int] = set()
         self._answered: dict[int, set[str]] = {}
-        self._spent = False
-        self._outage = ""
-        self._at_work = 0
-        api.begin(recorder.run_id)
+        for route in routes:
+            route.api.begin(recorder.run_id)
         self._on_the_way: dict[int, Work] = {}
         self._uploads = anyio.Semaphore(_UPLOADS)
         self._stopping = anyio.Event()
         self._interrupted = anyio.Event()
         self._shards: list[anyio.CancelScope] = []
         self.stopped: Stop | None = None
-        self.fence: Callable[[int], Awaitable[bool]] | None = None
+        self._admission = Admission(routes, cost, store, recorder, self._stopping, self.stop)
+
+    @property
+    def fence(self) -> Callable[[int], Awaitable[bool]] | None:
+        """Asked right before each purchase whether the job of this number is still this process's."""
+        return self._admission.fence
+
+    @fence.setter
+    def fence(self, fence: Callable[[int], Awaitable[bool]] | None) -> None:
+        self._admission.fence = fence
 
     def stop(self, kind: StopKind, reason: str) -> None:
         """Send nothing more; what is in flight may finish, after an interrupt within a grace."""
@@ -154,9 +135,7 @@ class Engine:
             self.stopped = Stop(kind, reason)
             self._recorder.event("stopping", kind=kind, reason=reason)
             self._stopping.set()
-            self._breaker.stop()
-            self._setup.stop()
-            self._pacer.stop()
+            self.routes.stop()
             self._cost.stop()
 
     async def run_shard(self, first: int, last: int) -> None:
@@ -174,12 +153,15 @@ class Engine:
                 async with anyio.create_task_group() as group:
                     for job in jobs:
                         work = self._work_on(job)
-                        if self._spent and job.request_id is None:
+                        if self._admission.is_spent and job.request_id is None:
                             continue
-                        if work.is_lost and self._lost.can_look:
+                        if work.is_lost and work.route.lost.can_look:
                             group.start_soon(self._work, work, None)
                             continue
-                        slot = await self._admit(work)
+                        if self.routes.are_several and not self.routes.is_free(job):
+                            group.start_soon(self._work, work, None)  # it must hold up no other job
+                            continue
+                        slot = await self._admission.admit(work)
                         if slot is None and self.stopped:
                             break
                         if slot is not None:
@@ -189,6 +171,18 @@ class Engine:
         except StoreUnavailableError as error:
             self.stop(StopKind.UNAVAILABLE, str(error))
 
+    async def run_parked(self) -> None:
+        """Ask about the requests of routes that were down, once all other jobs are over.
+
+        The run stops, to be resumed, where a job has no route left: its request must not be paid for twice.
+        """
+        self.routes.parks = False
+        parked, self._admission.parked = self._admission.parked, set()
+        async with anyio.create_task_group() as group:
+            for number in parked:
+                group.start_soon(self.run_shard, number, number)
+        self._admission.stop_if_stranded()
+
     @property
     def judge_usd(self) -> float:
         """About what the judge's opinion on one picture costs."""
@@ -197,14 +191,15 @@ class Engine:
     def expect(self, jobs: Sequence[Job]) -> None:
         """Count what these jobs' requests may cost: an earlier process sent them, this one will ask."""
         for job in jobs:
-            if not self._api.is_paid(job.request_id):
-                self._expected.add(job.number)
-                self._cost.recover(expected_usd=self._price(job))
+            route = self.routes.of(job)
+            if not route.api.is_paid(job.request_id):
+                self._admission.expected.add(job.number)
+                self._cost.recover(expected_usd=route.price(job))
 
     def reopen(self, job: Job) -> None:
         """Make a failed job pending again; a request of it that the API still has is in doubt no more."""
-        doubtful_usd = job.unanswered_usd
-        job.reopen(0.0 if self._api.is_paid(job.request_id) else self._price(job))
+        doubtful_usd, route = job.unanswered_usd, self.routes.of(job)
+        job.reopen(0.0 if route.api.is_paid(job.request_id) else route.price(job))
         self._cost.doubtful_usd += job.unanswered_usd - doubtful_usd
 
     async def find_lost(self, jobs: Sequence[Job], known: Mapping[int, set[str]]) -> None:
@@ -213,25 +208,32 @@ class Engine:
         ``known`` are the ids of the jobs' earlier requests, by the jobs' numbers: these were answered.
         """
         self._answered.update(known)
-        found = await self._lost.find_now(jobs, known)
-        for job in jobs:
-            if request_id := found.get(job.number):
-                job.find_request(request_id, self._price(job))
+        for route in self.routes:
+            sent = [job for job in jobs if self.routes.of(job) is route]
+            found = await route.lost.find_now(sent, known) if sent else {}
+            for job in sent:
+                if request_id := found.get(job.number):
+                    job.find_request(request_id, route.price(job))
 
     async def check_account(self) -> None:
-        """Ask the API, free of charge, whether it will sell images for this key and of this model.
+        """Ask each API, free of charge, whether it will sell images for this key and of this model.
 
-        The run stops where it will not; where the API does not say, or is away, nothing happens.
+        The route is closed where it will not; where the API does not say, or is away, nothing happens.
         """
+        async with anyio.create_task_group() as group:
+            for route in self.routes:
+                group.start_soon(self._check_account, route)
+
+    async def _check_account(self, route: Route) -> None:
         try:
             with anyio.fail_after(PATIENCE_S):
-                await self._api.look_up(self._http)
+                await route.api.look_up(route.http)
         except ApiError as error:
             if error.code == NO_SUCH_MODEL:
-                self.stop(StopKind.SETUP, f"{self._api.no_such_model().message}.")
+                self._admission.close(route, StopKind.SETUP, f"{route.api.no_such_model().message}.")
             elif RETRY_RULES[error.error_class].outcome is Outcome.STOP:
                 kind = StopKind(error.error_class.value)
-                self.stop(kind, f"{_STOP_WORDS[kind]}: {error.message}.")
+                self._admission.close(route, kind, f"{STOP_WORDS[kind]}: {error.message}.")
         except (httpx.HTTPError, httpx.InvalidURL, TimeoutError):
             pass
 
@@ -254,82 +256,34 @@ class Engine:
 
     async def _withdraw(self, work: Work) -> None:
         watch, request_id = work.watch, work.job.request_id
-        if not isinstance(self._api, QueuedApi) or watch is None or request_id is None:
+        route = work.route
+        if not isinstance(route.api, QueuedApi) or watch is None or request_id is None:
             return
         if watch.state is RequestState.QUEUED:
             work.withdrawal = anyio.Event()
             try:
-                watch.withdrawn = await self._api.cancel(self._http, request_id)
+                watch.withdrawn = await route.api.cancel(route.http, request_id)
             finally:
                 work.withdrawal.set()
 
     def _work_on(self, job: Job) -> Work:
+        route = self.routes.of(job)
         purchase = Purchase(
             job,
-            self._price(job),
+            route.price(job),
             self._cost,
             self._recorder,
-            expected=job.number in self._expected,
-            charged=self._api.is_paid(job.request_id),
+            expected=job.number in self._admission.expected,
+            charged=route.api.is_paid(job.request_id),
         )
-        return Work(job, purchase, request_ids=set(self._answered.get(job.number, ())))
-
-    async def _admit(self, work: Work) -> Slot | None:
-        """Wait until the job's request may be sent and paid for; None once the run is stopping."""
-        try:
-            await work.purchase.promise()
-        except BudgetSpentError:
-            self._spend_no_more()
-            return None
-        except StoreUnavailableError as error:  # several processes share the limit through the store
-            self.stop(StopKind.UNAVAILABLE, str(error))
-            work.purchase.leave()
-            return None
-        slot: Slot | None = None
-        try:
-            await self._breaker.admit(self._stopping)
-            slot = await self._pacer.acquire()
-            await self._setup.admit(work.job, self._stopping)
-            if await self._may_send(work):
-                return slot
-        except OutageError:
-            cause = f" ({self._outage})" if self._outage else ""
-            reason = f"The API has been down for too long: {self._api.base_url} does not work{cause}."
-            self.stop(StopKind.UNAVAILABLE, reason)
-        except StoppedError:
-            pass
-        except StoreUnavailableError as error:
-            self.stop(StopKind.UNAVAILABLE, str(error))
-        if slot is not None:
-            self._setup.leave(work.job)
-            self._pacer.release(slot)
-        work.purchase.leave()
-        return None
-
-    async def _may_send(self, work: Work) -> bool:
-        """Whether the run continues and the job is still ours: a process that was suspended may have lost it.
-
-        Raises:
-            StoreUnavailableError: another process took the run.
-        """
-        await self._store.hold()
-        if self.fence is not None:
-            work.taken_over = not await self.fence(work.job.number)
-        return not (work.taken_over or self._stopping.is_set())
-
-    def _spend_no_more(self) -> None:
-        """The budget is spent: the run stops once all that was bought, here or before, is home."""
-        self._spent = True
-        if not self._expected and not self._at_work:
-            self.stop(StopKind.OUT_OF_BUDGET, self._cost.sentence)
+        return Work(job, purchase, route, request_ids=set(self._answered.get(job.number, ())))
 
     async def _work(self, work: Work, slot: Slot | None) -> None:
         """One job until it is done, failed, or left pending by a stop."""
         job = work.job
-        self._at_work += 1
+        self._admission.at_work += 1
         try:
-            if slot is None:
-                slot = await self._look_for(work)
+            slot = slot or await self._next(work)
             while slot is not None:
                 try:
                     with self._recorder.telemetry.attempt(job):
@@ -343,7 +297,7 @@ class Engine:
                     self._store.save(job)
                     with anyio.move_on_after(wait_s):
                         await self._stopping.wait()
-                    slot = await (self._look_for(work) if work.is_lost else self._admit(work))
+                    slot = await self._next(work)
                 else:
                     return
             self._leave(work)
@@ -354,20 +308,22 @@ class Engine:
             self._leave(work)
             raise
         finally:
-            self._at_work -= 1
-            self._expected.discard(job.number)
-            if self._spent:
-                self._spend_no_more()
+            self._admission.at_work -= 1
+            if job.number not in self._admission.parked:
+                self._admission.expected.discard(job.number)
+            if self._admission.is_spent:
+                self._admission.spend_no_more()
 
-    async def _look_for(self, work: Work) -> Slot | None:
+    async def _next(self, work: Work) -> Slot | None:
         """Look for the job's lost request where the API lists requests; then ask about it, or send anew."""
-        work.is_lost = False
-        request_id = await self._lost.find(work.job, work.request_ids, self._stopping)
-        if request_id is not None:
-            work.purchase.found(request_id)
-            work.request_ids.add(request_id)
-            self._store.save(work.job)
-        return await self._admit(work)
+        if work.is_lost:
+            work.is_lost = False
+            request_id = await work.route.lost.find(work.job, work.request_ids, self._stopping)
+            if request_id is not None:
+                work.purchase.found(request_id)
+                work.request_ids.add(request_id)
+                self._store.save(work.job)
+        return await self._admission.admit(work)
 
     async def _attempt(self, work: Work, slot: Slot) -> None:
         """One request, and its image checked and uploaded.
@@ -382,10 +338,10 @@ class Engine:
             try:
                 if image.flagged:
                     raise ApiError(ErrorClass.CONTENT_FILTERED, "the API flagged the image", code="flagged")
-                picture = self._checked(job, image)
+                picture = self._checked(work, image)
                 with anyio.CancelScope(shield=True):  # it is paid for, and kept only after the look
                     found = await self._look_at(job, image)
-                self._setup.succeeded(job)
+                work.route.setup.succeeded(job)
                 name = image_name(job.key, picture.extension, job.take)
                 made = KeptPicture(name, len(image.content), found, latency_s, queued_s)
                 made = await self._choose(work, made, image.content)
@@ -507,36 +463,38 @@ class Engine:
         Gives the slot back, but not before there is a place among the uploads, which the caller gives
         back: a slow bucket slows the requests down instead of filling the memory with images.
         """
-        job, purchase = work.job, work.purchase
+        job, purchase, route = work.job, work.purchase, work.route
         image: GeneratedImage | None = None
+        if self.routes.are_several:
+            job.route = route.name
         job.start(self._wall())
         self._store.save(job)
         self._recorder.sent(job)
         sent = self._clock()
-        watch = work.watch = SlotWatch(partial(self._accepted, work), self._pacer, slot)
+        watch = work.watch = SlotWatch(partial(self._accepted, work), route.pacer, slot)
         self._on_the_way[job.number] = work
         try:
-            image = await self._api.generate(self._http, job, watch)
+            image = await route.api.generate(route.http, job, watch)
             took_s = self._clock() - sent
             slot.served = True
-            self._lost.took(took_s)
+            route.served(sent, sent + took_s)
             purchase.charge(image.cost_usd, image.cost_source)
-            self._note_health(None)
+            self._note_health(route, None)
             await self._uploads.acquire()
         except ApiError as error:
-            self._note_health(None if error.code == QUEUE_TIMEOUT else error.error_class)
+            self._note_health(route, None if error.code == QUEUE_TIMEOUT else error.error_class)
             slot.refused = error.error_class is ErrorClass.RATE_LIMITED
             slot.retry_after_s = error.retry_after_s
             self._bill(work, error)
             raise
         except BaseException as error:  # cancelled, or an answer that nobody foresaw
             if image is not None and not isinstance(error, Exception):
-                self._set_aside(job, image, took_s, watch.queued_s)
+                self._set_aside(work, image, took_s, watch.queued_s)
             elif job.request_id is None:
                 purchase.doubt()
             raise
         finally:
-            self._pacer.release(slot)
+            route.pacer.release(slot)
             del self._on_the_way[job.number]
         return image, max(0.0, took_s - watch.queued_s), watch.queued_s
 
@@ -545,7 +503,7 @@ class Engine:
         work.job.request_id = request_id
         work.request_ids.add(request_id)
         if charged_usd is not None:
-            expected = self._api.charge(work.job)
+            expected = work.route.api.charge(work.job)
             work.purchase.charge(
                 charged_usd, expected.source if expected.usd == charged_usd else CostSource.LIST
             )
@@ -562,22 +520,24 @@ class Engine:
         if work.keeps_request(error):
             return
         if error.charged:
-            work.purchase.charge(*self._api.charge(work.job))
+            work.purchase.charge(*work.route.api.charge(work.job))
         elif is_doubtful(error):
             work.purchase.doubt()
 
-    def _set_aside(self, job: Job, image: GeneratedImage, took_s: float, queued_s: float) -> None:
+    def _set_aside(self, work: Work, image: GeneratedImage, took_s: float, queued_s: float) -> None:
         """Keep an image that is paid for, where the run is cancelled before its upload begins."""
+        job = work.job
         with contextlib.suppress(ApiError):
-            picture = self._checked(job, image)
+            picture = self._checked(work, image)
             latency_s = max(0.0, took_s - queued_s)
             receipt = Receipt.of(self._recorder.run_id, job, latency_s, queued_s)
             self._save_here(image_name(job.key, picture.extension, job.take), image.content, receipt)
 
-    def _checked(self, job: Job, image: GeneratedImage) -> Picture:
+    @staticmethod
+    def _checked(work: Work, image: GeneratedImage) -> Picture:
         """The image, seen to be what was asked for; a model that takes no size chooses one itself."""
-        exact = self._api.profile.sizes.exact
-        return check_picture(image.content, job.width, job.height, exact=exact)
+        exact = work.route.api.profile.sizes.exact
+        return check_picture(image.content, work.job.width, work.job.height, exact=exact)
 
     def _save_here(self, name: str, content: bytes, receipt: Receipt) -> None:
         """Keep an image in the run's folder, whole or not at all: a resume uploads it with its receipt."""
@@ -601,41 +561,57 @@ class Engine:
             self._save_here(name, content, receipt)  # it is paid for
             raise
 
-    def _note_health(self, error_class: ErrorClass | None) -> None:
-        if self._breaker.record(error_class):
-            self._recorder.event("api_down" if self._breaker.is_open else "api_up")
+    def _note_health(self, route: Route, error_class: ErrorClass | None) -> None:
+        if route.breaker.record(error_class):
+            named = {"route": route.name} if self.routes.are_several else {}
+            self._recorder.event("api_down" if route.is_down else "api_up", **named)
+            if self.routes.are_several:
+                self.routes.look_again()
 
     def _verdict(self, work: Work, error: ApiError) -> float | None:
         """What becomes of a job after an error: seconds to wait before a retry, None where it ends."""
-        job = work.job
+        job, route, several = work.job, work.route, self.routes.are_several
         if error.error_class in OUTAGE:
-            self._outage = cut(error.message.rstrip("."))
-        rule = RETRY_RULES[error.error_class]
+            route.outage = cut(error.message.rstrip("."))
         if not work.keeps_request(error):
-            work.is_lost = self._lost.can_look and job.request_id is None and is_doubtful(error)
+            work.is_lost = route.lost.can_look and job.request_id is None and is_doubtful(error)
             job.request_id = None
             work.purchase.end()
-        if rule.outcome is Outcome.STOP:
-            self._recorder.attempt_failed(job, error, None)
-            kind = StopKind(error.error_class.value)
-            self.stop(kind, f"{_STOP_WORDS[kind]}: {error.message}.")
+        if self._closes(work, error):
+            if several and self.stopped is None:
+                if job.request_id is None:
+                    return 0.0  # another route takes the job, or it stays pending
+                self._admission.stranded.add(job.number)
             self._leave(work)
             return None
-        if self._is_set_up_wrongly(job, error):
-            self._recorder.attempt_failed(job, error, None)
-            self._leave(work)
-            return None
-        if self._breaker.is_open and error.error_class in OUTAGE:
+        wait_s: float | None
+        if route.is_down and error.error_class in OUTAGE:
             # The API is down for everybody: that is no job's own failure, and spends no job's budget.
-            self._recorder.attempt_failed(job, error, PROBE_S)
-            return PROBE_S
-        work.failures[error.error_class] += 1
-        retry = work.failures[error.error_class]
-        if retry <= rule.retries:
-            wait_s = rule.wait_s(retry, error.retry_after_s, self._rng)
-            self._recorder.attempt_failed(job, error, wait_s)
-            return wait_s
-        self._recorder.attempt_failed(job, error, None)
+            wait_s = 0.0 if several else PROBE_S
+        else:
+            wait_s = self._retry_s(work, error)
+        self._recorder.attempt_failed(job, error, wait_s)
+        if wait_s is None:
+            self._end(work, error)
+        return wait_s
+
+    def _retry_s(self, work: Work, error: ApiError) -> float | None:
+        """Seconds until the job is tried again, here or at another route; None where it has failed."""
+        rule, retry, route = RETRY_RULES[error.error_class], work.failed(error.error_class), work.route
+        if self._moves(work, error, retry > rule.retries):
+            work.excluded.add(route)
+            return 0.0
+        if retry > rule.retries:
+            return None
+        wait_s = rule.wait_s(retry, error.retry_after_s, self._rng)
+        if self.routes.are_several and work.job.request_id is None and not work.is_lost:
+            work.not_before[route] = self._clock() + wait_s  # another may take the job at once
+            return 0.0
+        return wait_s
+
+    def _end(self, work: Work, error: ApiError) -> None:
+        """The job's budget is spent: it has the picture that there is, or has failed."""
+        job = work.job
         if job.request_id is not None:
             work.purchase.doubt()  # the API still has it: it may be made and charged yet
         if work.kept is not None:
@@ -643,7 +619,7 @@ class Engine:
         elif work.redone and job.has_picture:
             self._fall_back(job, error)
         else:
-            retryable = rule.outcome is Outcome.RETRYABLE
+            retryable = RETRY_RULES[error.error_class].outcome is Outcome.RETRYABLE
             job.fail(
                 self._wall(),
                 error_class=error.error_class,
@@ -653,22 +629,49 @@ class Engine:
             )
             self._store.save(job)
             self._recorder.gave_up(job)
-        return None
 
-    def _is_set_up_wrongly(self, job: Job, error: ApiError) -> bool:
-        """Whether a failure is the setup's; the first that shows it stops the run.
+    def _closes(self, work: Work, error: ApiError) -> bool:
+        """Whether the error is the account's or the setup's, and no job's own: then its route is closed."""
+        wait_s = 0.0 if self.routes.are_several else None
+        if RETRY_RULES[error.error_class].outcome is Outcome.STOP:
+            self._recorder.attempt_failed(work.job, error, wait_s)
+            kind = StopKind(error.error_class.value)
+            self._admission.close(work.route, kind, f"{STOP_WORDS[kind]}: {error.message}.")
+            return True
+        if self._is_set_up_wrongly(work, error):
+            self._recorder.attempt_failed(work.job, error, wait_s)
+            return True
+        return False
+
+    def _moves(self, work: Work, error: ApiError, is_over: bool) -> bool:  # noqa: FBT001
+        """Whether another route should make the job that this one failed to make.
+
+        What the API flagged is not offered to the next, and a wrong picture is not paid for here again.
+        """
+        if not self.routes.are_several or work.job.request_id is not None or work.kept is not None:
+            return False
+        is_wrong = error.error_class is ErrorClass.INVALID_IMAGE and error.code != SUSPECT
+        if error.error_class is ErrorClass.CONTENT_FILTERED or not (is_over or is_wrong):
+            return False
+        return any(route is not work.route for route in self.routes.candidates(work))
+
+    def _is_set_up_wrongly(self, work: Work, error: ApiError) -> bool:
+        """Whether a failure is the setup's; the first that shows it closes the route.
 
         Jobs that failed before it was clear are pending again: a resume with the right setup makes them.
         """
-        reason = self._setup.failed(job, error)
-        if reason is not None and self.stopped is None:
-            self.stop(StopKind.SETUP, reason)
-            for suspect in self._setup.suspects():
+        route = work.route
+        reason = route.setup.failed(work.job, error)
+        if reason is not None and self.stopped is None and route.closed is None:
+            self._admission.close(route, StopKind.SETUP, reason)
+            for suspect in route.setup.suspects():
                 if suspect.status is JobStatus.FAILED:
                     self._recorder.took_back(suspect)
                     self.reopen(suspect)
                     self._store.save(suspect)
-        return self.stopped is not None and self.stopped.kind is StopKind.SETUP and is_suspect(error)
+                    self._admission.stranded.add(suspect.number)
+        stop = route.closed if self.routes.are_several else self.stopped
+        return stop is not None and stop.kind is StopKind.SETUP and is_suspect(error)
 
     def _leave(self, work: Work) -> None:
         """Leave a job pending for a resume, its request id with it, unless its request was withdrawn."""
@@ -687,18 +690,9 @@ class Engine:
             with contextlib.suppress(StoreUnavailableError):
                 self._store.save(work.job)
 
-    def _price(self, job: Job) -> float:
-        return self._api.price_usd(job.width, job.height, job.steps, job.params)
-
 
 def _place_of(error: BaseException) -> str:
     """An exception's type and where it was raised: its own words may hold anything."""
     frames = traceback.extract_tb(error.__traceback__)
     place = f" at {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
     return f"{type(error).__name__}{place}"
-
-
-_STOP_WORDS = {
-    StopKind.UNAUTHORIZED: "The API refused the key",
-    StopKind.OUT_OF_BUDGET: "The account's credit is exhausted",
-}

@@ -64,6 +64,7 @@ class JobLog:
             "status": job.status,
             "attempt": job.attempts,
             "request_id": job.request_id,
+            **({"route": job.route} if job.route else {}),
             **details,
         }
         self._write(line)

@@ -35,6 +35,27 @@ class Purchase:
         self._expected = expected
         self._promised = False
         self._charged = charged
+        self._share: CostLimit | None = None
+        self._share_usd = 0.0
+
+    def move(self, price_usd: float, share: CostLimit | None = None, *, sends: bool) -> None:
+        """The request goes to a route with this price; ``share`` is the route's part of the budget.
+
+        ``sends``: the price is set aside of the share as well.
+        """
+        if self._promised:
+            self._cost.settle(self._price_usd - price_usd)
+        self._price_usd, self._share = price_usd, share
+        if sends and share is not None:
+            self._share_usd = price_usd
+            share.promised_usd += price_usd
+
+    def defer(self) -> None:
+        """The request is asked about later in this run: until then it is expected to be charged."""
+        if self._promised:
+            self._settle()
+            self._cost.recover(expected_usd=self._price_usd)
+            self._expected = True
 
     async def promise(self) -> None:
         """Set the price aside; at once where the request is sent already, or paid.
@@ -85,4 +106,7 @@ class Purchase:
         if self._promised or charged_usd:
             promised_usd = self._price_usd if self._promised else 0.0
             self._cost.settle(promised_usd, charged_usd=charged_usd, doubtful_usd=doubtful_usd)
+            if self._share is not None:
+                self._share.settle(self._share_usd, charged_usd=charged_usd, doubtful_usd=doubtful_usd)
+                self._share_usd = 0.0
         self._promised = False

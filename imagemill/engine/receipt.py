@@ -27,6 +27,7 @@ class Receipt:
     unanswered_usd: float
     cost_source: str = ""
     queued_s: float = 0.0
+    route: str = ""
 
     @classmethod
     def of(cls, run_id: str, job: Job, latency_s: float, queued_s: float) -> Self:
@@ -40,6 +41,7 @@ class Receipt:
             job.unanswered_usd,
             job.cost_source,
             queued_s,
+            job.route,
         )
 
     def to_metadata(self) -> dict[str, str]:
@@ -53,6 +55,7 @@ class Receipt:
             "cost-source": self.cost_source or "none",
             "unanswered": str(self.unanswered),
             "unanswered-usd": repr(round(self.unanswered_usd, 12)),
+            **({"route": self.route} if self.route else {}),
         }
 
     @classmethod
@@ -68,6 +71,7 @@ class Receipt:
                 float(metadata["unanswered-usd"]),
                 _source_of(str(metadata.get("cost-source", ""))),
                 float(metadata.get("queued-s", 0.0)),
+                str(metadata.get("route", "")),
             )
         except (KeyError, TypeError, ValueError, OverflowError):
             return None
@@ -80,6 +84,7 @@ class Receipt:
     def settle(self, job: Job) -> None:
         """Raise a job's counts to those of the receipt, which knows its time in the vendor's queue."""
         job.queued_s = self.queued_s
+        job.route = self.route or job.route
         job.attempts = max(job.attempts, self.attempts)
         job.cost_usd = max(job.cost_usd, self.cost_usd)
         job.cost_source = job.cost_source or self.cost_source

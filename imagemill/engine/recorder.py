@@ -6,12 +6,11 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import anyio
 
 from imagemill.engine.job_log import JobLog
-from imagemill.engine.limits.pacer import Pacer
 from imagemill.engine.telemetry import Telemetry
 from imagemill.errors import ApiError, ErrorClass
 from imagemill.jobs import Job, JobStatus
@@ -44,6 +43,22 @@ class Progress:
         return self.unique - self.done - self.failed
 
 
+class Pace(Protocol):
+    """What is in force and on its way at the pacers of a run."""
+
+    @property
+    def concurrency(self) -> int:
+        """Requests at once, as of now."""
+
+    @property
+    def in_flight(self) -> int:
+        """Requests on their way."""
+
+    @property
+    def rate_limited(self) -> int:
+        """Requests that were refused with a 429."""
+
+
 @dataclass(slots=True)
 class _Second:
     requests: int = 0
@@ -61,7 +76,7 @@ class Recorder:
         self,
         run_id: str,
         log: JobLog,
-        pacer: Pacer,
+        pacer: Pace,
         telemetry: Telemetry,
         *,
         listener: Callable[[Progress], None] | None = None,

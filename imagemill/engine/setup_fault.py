@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter, deque
+from collections.abc import Callable
 from typing import NamedTuple
 
 import anyio
@@ -69,10 +70,12 @@ class SetupFault:
         self._latest: deque[_Failure | None] = deque(maxlen=WINDOW)
         self._in_flight: set[int] = set()
         self._changed = anyio.Event()
+        self.on_change: Callable[[], None] | None = None
+        """Called when a job may perhaps be sent, for who does not wait in :meth:`admit`."""
 
     async def admit(self, job: Job, stopping: anyio.Event) -> None:
         """Wait while the requests on their way must show first whether the run is set up rightly."""
-        while self._in_doubt and not stopping.is_set():
+        while self.is_in_doubt and not stopping.is_set():
             await self._changed.wait()
         self._in_flight.add(job.number)
 
@@ -110,7 +113,8 @@ class SetupFault:
         return list({failure.job.number: failure.job for failure in failures}.values())
 
     @property
-    def _in_doubt(self) -> bool:
+    def is_in_doubt(self) -> bool:
+        """Whether the requests on their way must show first whether the run is set up rightly."""
         most = self._most_alike()
         return 0 < most < ALIKE <= most + len(self._in_flight) or (most >= ALIKE and bool(self._in_flight))
 
@@ -121,6 +125,8 @@ class SetupFault:
     def _notify(self) -> None:
         self._changed.set()
         self._changed = anyio.Event()
+        if self.on_change is not None:
+            self.on_change()
 
     def _most_alike(self) -> int:
         rows: dict[tuple[str, str], set[int]] = {}

@@ -11,6 +11,7 @@ import httpx
 from imagemill.blocks.apis.error_codes import CANCELLED, UNPAID
 from imagemill.engine.limits.pacer import SlotWatch
 from imagemill.engine.purchase import Purchase
+from imagemill.engine.route import Route
 from imagemill.errors import ApiError, ErrorClass
 from imagemill.jobs import Job
 from imagemill.quality.inspection import Finding
@@ -45,11 +46,17 @@ class Work:
     whether it cancelled it. ``taken_over``: another process has the job now. ``kept`` is the better of the
     pictures made so far, and ``again`` whether a suspect one is made once more. ``redone``: the job came with
     a picture, in place of which another is wanted.
+
+    ``route`` is that of its latest request, or the one that its next takes. It may go to no route that is
+    ``excluded``, and to those in ``not_before`` only from a moment on, in monotonic seconds.
     """
 
     job: Job
     purchase: Purchase
-    failures: Counter[ErrorClass] = field(default_factory=Counter)
+    route: Route
+    failures: Counter[tuple[str, ErrorClass]] = field(default_factory=Counter)
+    excluded: set[Route] = field(default_factory=set)
+    not_before: dict[Route, float] = field(default_factory=dict)
     request_ids: set[str] = field(default_factory=set)
     is_lost: bool = False
     watch: SlotWatch | None = None
@@ -64,6 +71,18 @@ class Work:
         self.is_lost = self.job.unanswered > 0 and self.job.request_id is None
         if self.job.request_id is not None:
             self.request_ids.add(self.job.request_id)
+
+    def go(self, route: Route) -> None:
+        """Take one of several routes: from now on the job is this model's, at this price."""
+        self.route = route
+        sends = self.job.request_id is None
+        self.purchase.move(route.price(self.job), route.share, sends=sends)
+        self.job.model = route.api.model
+
+    def failed(self, error_class: ErrorClass) -> int:
+        """Count a failure; how many of this class there are now, at this route."""
+        self.failures[self.route.name, error_class] += 1
+        return self.failures[self.route.name, error_class]
 
     async def was_withdrawn(self, error: ApiError) -> bool:
         """Whether an attempt ended because the stop cancelled its request, and for nothing else.

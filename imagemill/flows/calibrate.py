@@ -15,13 +15,13 @@ from imagemill.reports.calibration_plot import write_plot
 from imagemill.runs.remembered_limit import variable_name, write_limit
 from imagemill.runs.states import completed
 from imagemill.runs.user_errors import one_sentence
-from imagemill.settings import Api, ApiSettings, Budget
+from imagemill.settings import ApiSettings, Budget, OneApi
 
 
 @flow(name="calibrate", persist_result=True, result_serializer="json")
 @one_sentence
 def calibrate(
-    api: Api = ApiSettings(),
+    api: OneApi = ApiSettings(),
     budget: Budget = Budget(),
     plot: Path | None = None,
 ) -> Calibration:

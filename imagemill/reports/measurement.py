@@ -34,7 +34,7 @@ def publish_measurements(session: Session, counts: PlanCounts, changes: Changes)
     """Write metrics, report and the run's row into the bucket; the summary."""
     settings, folder, bucket = session.settings, session.folder.path, session.bucket
     jobs, pace = MeasuredJobs.read(folder / "jobs.parquet"), read_pace(session)
-    savings = Savings.read(session.folder.plan, len(jobs.done), session.api.price_usd)
+    savings = Savings.read(session.folder.plan, len(jobs.done), session.maker.price_usd)
     metrics = metrics_table(jobs, pace, savings)
     pq.write_table(metrics, folder / "metrics.parquet", compression="zstd")
     run = f"runs/{settings.run_id}"
@@ -158,7 +158,7 @@ def _run_table(settings: RunSettings, summary: RunSummary, jobs: MeasuredJobs) -
         "started_at": _moment(jobs.first_start_ms),
         "ended_at": datetime.now(UTC),
         "catalog": settings.catalog.series,
-        "provider": settings.api.provider,
+        "provider": settings.providers,
         "output": settings.output.uri,
         **{f"errors_{name}": summary.errors.get(name, 0) for name in ErrorClass},
     }
@@ -195,8 +195,8 @@ def _report(session: Session, summary: RunSummary, jobs: MeasuredJobs, metrics: 
     return Report(
         summary=summary,
         catalog=settings.catalog.path,
-        provider=settings.api.provider,
-        model=session.api.model,
+        provider=settings.providers,
+        model=session.maker.model,
         output=settings.output.uri,
         started=_moment(jobs.first_start_ms),
         ended=_moment(jobs.last_end_ms),

@@ -105,7 +105,7 @@ def make_preview(session: Session, counts: PlanCounts, images: int, most_usd: fl
     images_of, faults = session.wait(_outcomes, session, numbers)
     tiles = tiles_of(session.bucket, rows, images_of, faults, side=_THUMBNAIL)
     preview = _preview(session, counts, count(session, counts), len(tiles), len(faults))
-    page = PreviewPage(preview, session.settings, session.api.model, tiles)
+    page = PreviewPage(preview, session.settings, session.maker.model, tiles)
     file = session.folder.path / "preview.html"
     file.write_text(render_preview(page), encoding="utf-8")
     session.bucket.upload(file, _name(session), HTML)
@@ -119,7 +119,7 @@ def _affordable(session: Session, rows: list[dict[str, Any]], most_usd: float) -
     left = most_usd + 1e-9
     for row in rows:
         sizes = row["width"], row["height"], row["steps"], row.get("params") or ""
-        usd = requests * (session.api.price_usd(*sizes) + session.engine.judge_usd)
+        usd = requests * (session.maker.price_usd(*sizes) + session.engine.judge_usd)
         if row["job"] not in chosen and usd <= left:
             chosen.add(row["job"])
             left -= usd

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -46,6 +46,10 @@ class RunFolder:
         self.record = self.path / "run.json"
         self.summary = self.path / "summary.json"
         self.unsaved = self.path / "unsaved"
+
+    def model_of(self, route: str | None) -> Path:
+        """The file with what the vendor published of the model of a route, or of a run over one."""
+        return self.path / f"model-{route}.json" if route else self.model
 
     def create(self) -> None:
         """Create the folder.
@@ -163,21 +167,28 @@ class RunFolder:
         if record is None:
             return
         self.create()
-        for file in (self.plan, self.rejected, self.log, self.model):
+        for file in (self.plan, self.rejected, self.log):
             bucket.download(f"runs/{self.run_id}/{file.name}", file)
+        self.fetch_models(
+            bucket, [route["name"] for route in orjson.loads(record)["settings"].get("routes", [])]
+        )
         self._write_record(record)
 
-    def fetch_model(self, bucket: ImageBucket) -> None:
-        """Fetch what the run's leader learned of its model: a worker asks nobody whose answer may differ."""
-        if not self.model.exists():
-            bucket.download(f"runs/{self.run_id}/{self.model.name}", self.model)
+    def fetch_models(self, bucket: ImageBucket, routes: Sequence[str | None]) -> None:
+        """Fetch what the run's leader learned of its models: a worker asks nobody whose answer may differ.
+
+        ``routes`` are the names of the routes, none in a run over one.
+        """
+        for file in [self.model_of(route) for route in routes or [None]]:
+            if not file.exists():
+                bucket.download(f"runs/{self.run_id}/{file.name}", file)
 
     def publish_plan(self, bucket: ImageBucket) -> None:
         """Upload plan, rejected rows, what the vendor published of the model, and the record, that last."""
         for file, media_type in (
             (self.plan, PARQUET),
             (self.rejected, PARQUET),
-            *([(self.model, JSON)] if self.model.exists() else []),
+            *[(file, JSON) for file in sorted(self.path.glob("model*.json"))],
             (self.record, JSON),
         ):
             bucket.upload(file, f"runs/{self.run_id}/{file.name}", media_type)

@@ -54,6 +54,7 @@ class LastLine:
     score: Annotated[float, Field(ge=0, le=1)] | None = None
     words: str | None = None
     failure: str | None = None
+    route: str = ""
     request_ids: set[str] = field(default_factory=set, init=False)
     refused: set[int] = field(default_factory=set, init=False)
     answers: dict[int, Answer] = field(default_factory=dict, init=False)
@@ -128,6 +129,7 @@ def catch_up(job: Job, line: LastLine | None) -> bool:
     answered = line.event in {"attempt_failed", "failed"}  # such a line says whether the API still has it
     kept = job.request_id if line.attempt == job.attempts and not answered else None
     job.attempts, job.request_id = line.attempt, line.request_id or kept
+    job.route = line.route or job.route
     job.cost_usd = max(job.cost_usd, line.cost_usd or 0.0)
     job.cost_source = CostSource.of_total([job.cost_source, line.cost_source or ""]) or ""
     job.judge_usd = max(job.judge_usd, line.judge_usd or 0.0)

@@ -110,8 +110,6 @@ def plan_run(session: Session, *, publishes: bool = True) -> tuple[PlanCounts, s
     The second is what publishing it would take from the manifest, if someone has to approve that first.
     """
     settings, folder, store = session.settings, session.folder, session.store
-    api = settings.api.model_copy(update={"model": session.api.model})
-    settings = settings.model_copy(update={"api": api})  # what is recorded does not change with defaults
     record, flow_run_id = folder.read_record(), flow_run.get_id()
     if record is not None:
         refuse_other_run(settings, record[0])
@@ -127,7 +125,7 @@ def plan_run(session: Session, *, publishes: bool = True) -> tuple[PlanCounts, s
         return counts, _refuse_loss(session, counts) if publishes else None
     session.wait(store.clear)
     catalog = session.catalog or catalog_of(settings.catalog, settings.output)
-    planner = Planner(session.api, settings.picture)
+    planner = Planner(session.maker, settings.picture)
     with _adding(session) as add:
         counts = write_plan(planner, catalog, folder.plan, folder.rejected, add)
     counts = replace(counts, columns=described(catalog.usage))
@@ -209,6 +207,6 @@ def _adding(session: Session) -> Iterator[Callable[[NewJobs], None]]:
 def _restore_jobs(session: Session, known: RunSettings) -> None:
     session.wait(session.store.clear)
     with _adding(session) as add:
-        for jobs in planned_jobs(session.folder.plan, session.api.model, known.picture.format):
+        for jobs in planned_jobs(session.folder.plan, session.maker.model, known.picture.format):
             add(jobs)
     session.wait(session.store.mark_planned)

@@ -54,7 +54,7 @@ def _upload_unsaved(session: Session, job: Job, file: Path) -> None:
     receipt = _receipt_in(file.with_suffix(_RECEIPT))
     try:
         content = file.read_bytes()
-        picture = check_picture(content, job.width, job.height, exact=session.api.profile.sizes.exact)
+        picture = check_picture(content, job.width, job.height, exact=session.api_of(job).profile.sizes.exact)
     except FileNotFoundError:
         return  # another worker on this machine has uploaded it
     except ApiError as error:
@@ -175,7 +175,7 @@ def _settle(
     """Update one unfinished job from what was found; whether that changed it."""
     known_usd = job.total_usd
     missed = catch_up(job, line)
-    price = session.api.price_usd(job.width, job.height, job.steps, job.params)
+    price = session.api_of(job).price_usd(job.width, job.height, job.steps, job.params)
     if image is not None and is_rejected(image.name):
         job.image = image.name
         job.fail(
@@ -191,9 +191,11 @@ def _settle(
         if receipt is not None and not others:
             receipt.settle(job)
         asked = job.attempts > 0
-        booked = job.cost_usd and (not missed or session.api.is_paid(job.request_id))
+        booked = job.cost_usd and (not missed or session.api_of(job).is_paid(job.request_id))
         if asked and receipt is None and not booked:
-            job.pay(*session.api.expected_charge(job))  # this run paid for it, and died before recording it
+            job.pay(
+                *session.api_of(job).expected_charge(job)
+            )  # this run paid for it, and died before recording it
         if (others or asked_again) and _is_in_doubt(session, job, line, missed=missed):
             job.lose_answer(price)  # nobody will ask about it any more
         reused = not asked or (others and not job.cost_usd)
@@ -216,7 +218,7 @@ def _settle(
         )
     elif missed:
         if was_unanswered(job, line):
-            job.request_id = session.api.name_of(job)
+            job.request_id = session.api_of(job).name_of(job)
             if job.request_id is None:
                 job.lose_answer(price)
         job.requeue()
@@ -237,5 +239,5 @@ def _judged(session: Session, receipt: Receipt | None, line: LastLine | None) ->
 def _is_in_doubt(session: Session, job: Job, line: LastLine | None, *, missed: bool) -> bool:
     """Whether the API may charge for a request of the job whose outcome neither store nor log knows."""
     if job.request_id is not None:
-        return not session.api.is_paid(job.request_id)
+        return not session.api_of(job).is_paid(job.request_id)
     return missed and was_unanswered(job, line)

@@ -24,34 +24,41 @@ import httpx
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
 from imagemill.blocks.apis import ImageApi
-from imagemill.blocks.apis.learning import learn_published
-from imagemill.blocks.loading import image_api, job_store
+from imagemill.blocks.loading import job_store
 from imagemill.bucket.access import open_bucket
 from imagemill.bucket.image_bucket import ImageBucket
 from imagemill.bucket.output_lease import OutputLease, output_lease
 from imagemill.bucket.probe import probe
 from imagemill.catalog.access import catalog_of
 from imagemill.catalog.files import CatalogFiles
+from imagemill.catalog.makers import PictureMaker
 from imagemill.catalog.planned_rows import PlannedRows
-from imagemill.engine.breaker import Breaker
 from imagemill.engine.cost_limit import CostLimit
 from imagemill.engine.engine import Engine, StopKind
 from imagemill.engine.job_log import JobLog
 from imagemill.engine.judging import Judging
-from imagemill.engine.limits.leased_rate import LeasedRate
-from imagemill.engine.limits.pacer import CEILING, Limit, Pacer
+from imagemill.engine.limits.leased_rate import EvenRate, LeasedRate
+from imagemill.engine.limits.pacer import CEILING, PaceOfAll, Pacer
 from imagemill.engine.recorder import Progress, Recorder
-from imagemill.engine.setup_fault import SetupFault
 from imagemill.engine.telemetry import Telemetry
 from imagemill.errors import InputError, StoreUnavailableError
+from imagemill.jobs import Job
 from imagemill.quality.inspection import Inspection, OnSuspect
 from imagemill.quality.judge import Judge
 from imagemill.quality.named_judge import named_judge
 from imagemill.quality.sampling import AUTO_SHARE
+from imagemill.runs.accounts import (
+    Account,
+    accounts_of,
+    learn_models,
+    maker_of,
+    named_settings,
+    pacer_of,
+    routes_to,
+)
 from imagemill.runs.caller import current_caller
 from imagemill.runs.folder import RunFolder
 from imagemill.runs.log_replay import known_placeholders
-from imagemill.runs.remembered_limit import read_limit
 from imagemill.settings import RunSettings
 from imagemill.stores import Board, JobStore, open_store
 
@@ -64,14 +71,15 @@ CANCEL_GRACE_S = 20.0
 class Session:
     """A run's open resources. ``portal`` runs coroutines on the run's event loop, from any thread.
 
-    ``catalog`` is None if the run was already planned; ``lease`` is that of the process that leads the run.
+    ``maker`` is the API that makes the pictures, or what stands for several. ``catalog`` is None if the
+    run was already planned; ``lease`` is that of the process that leads the run.
 
     Not a dataclass: Prefect would walk through its fields whenever a task is given one.
     """
 
     __slots__ = (
-        "_begun", "api", "bucket", "catalog", "cost", "engine", "folder", "lease", "pacer", "portal",
-        "recorder", "settings", "store",
+        "_begun", "bucket", "catalog", "cost", "engine", "folder", "lease", "maker", "portal", "recorder",
+        "settings", "store",
     )  # fmt: skip
 
     def __init__(
@@ -79,30 +87,37 @@ class Session:
         *,
         settings: RunSettings,
         folder: RunFolder,
-        api: ImageApi,
+        maker: PictureMaker,
         bucket: ImageBucket,
         catalog: CatalogFiles | None,
         store: JobStore,
         recorder: Recorder,
         cost: CostLimit,
-        pacer: Pacer,
         engine: Engine,
         portal: BlockingPortal,
         begun: float,
     ) -> None:
         self.settings = settings
         self.folder = folder
-        self.api = api
+        self.maker = maker
         self.bucket = bucket
         self.catalog = catalog
         self.store = store
         self.recorder = recorder
         self.cost = cost
-        self.pacer = pacer
         self.engine = engine
         self.portal = portal
         self.lease: OutputLease | None = None
         self._begun = begun
+
+    @property
+    def api(self) -> ImageApi:
+        """The API of the first route: of most runs, the only one."""
+        return self.engine.routes.first.api
+
+    def api_of(self, job: Job) -> ImageApi:
+        """The API that the job's latest request went to."""
+        return self.engine.routes.of(job).api
 
     @property
     def wall_s(self) -> float:
@@ -174,11 +189,8 @@ def open_session(settings: RunSettings, joining: Joining | None = None) -> Itera
     """
     begun = time.monotonic()
     with ExitStack() as stack:
-        api = image_api(settings.api)
+        settings, apis = named_settings(settings)
         judge = named_judge(settings.quality, settings.limits, Pacer(settings.quality.judge_concurrency))
-        # Records, metrics and reports name what the block or the default stands for.
-        named = settings.api.model_copy(update={"provider": api.provider, "model": api.model})
-        settings = settings.model_copy(update={"api": named})
         bucket = open_bucket(settings.output)
         stack.callback(bucket.close)
         probe(bucket)
@@ -187,12 +199,14 @@ def open_session(settings: RunSettings, joining: Joining | None = None) -> Itera
             catalog = None if joining else _unplanned_catalog(settings, folder, bucket)
             store = _open_store(settings, folder, catalog, join=joining is not None)
             if joining:
-                folder.fetch_model(bucket)
-            learn_published(api, folder.model)
-            known = read_limit(api) if settings.limits.concurrency == "auto" else None
+                folder.fetch_models(bucket, [route.name for route in settings.routes])
+            learn_models(settings, apis, folder)
+            maker, accounts = maker_of(settings, apis), accounts_of(settings, apis)
             show = current_caller().show
             portal = stack.enter_context(start_blocking_portal(name="imagemill-engine"))
-            parts = _Parts(settings, folder, api, bucket, catalog, store, known, show, portal, begun, judge)
+            parts = _Parts(
+                settings, folder, maker, accounts, bucket, catalog, store, show, portal, begun, judge
+            )
             session = stack.enter_context(on_loop(portal, _running(parts, joining)))
         if joining is None:
             session.lease = stack.enter_context(output_lease(bucket, settings.run_id, session.give_way))
@@ -243,11 +257,11 @@ class _Parts:
 
     settings: RunSettings
     folder: RunFolder
-    api: ImageApi
+    maker: PictureMaker
+    accounts: list[Account]
     bucket: ImageBucket
     catalog: CatalogFiles | None
     store: JobStore
-    known: Limit | None
     show: Callable[[Progress], None] | None
     portal: BlockingPortal
     begun: float
@@ -256,23 +270,22 @@ class _Parts:
 
 @asynccontextmanager
 async def _running(parts: _Parts, joining: Joining | None) -> AsyncIterator[Session]:
-    settings, api, store = parts.settings, parts.api, parts.store
-    limits = settings.limits
-    fixed = limits.concurrency if isinstance(limits.concurrency, int) else None
-    per_minute = limits.max_images_per_minute
+    settings, store, accounts = parts.settings, parts.store, parts.accounts
+    limits, several = settings.limits, len(parts.accounts) > 1
     async with AsyncExitStack() as stack:
-        http = await stack.enter_async_context(_client(api.request_timeout_s, fixed or CEILING))
+        clients = [
+            _client(account.api.request_timeout_s, account.concurrency or CEILING) for account in accounts
+        ]
+        for http in clients:
+            await stack.enter_async_context(http)
         await stack.enter_async_context(store)
-        leased = joining.rate(api, per_minute) if joining and per_minute else None
-        pacer = Pacer(
-            fixed,
-            per_minute,
-            known=parts.known,
-            leased=leased,
-            first_per_s=parts.api.first_per_s,
-            queues=parts.api.queues,
-        )
-        recorder = _recorder(parts, pacer, joining)
+        leased = [
+            joining.rate(account.api, account.per_minute) if joining and account.per_minute else None
+            for account in accounts
+        ]
+        joint = EvenRate(limits.max_images_per_minute) if several and limits.max_images_per_minute else None
+        pacers = [pacer_of(account, rate, joint) for account, rate in zip(accounts, leased, strict=True)]
+        recorder = _recorder(parts, PaceOfAll(pacers) if several else pacers[0], joining)
         stack.callback(recorder.close)
         before = await store.totals()
         if joining and isinstance(store, Board):
@@ -285,16 +298,14 @@ async def _running(parts: _Parts, joining: Joining | None) -> AsyncIterator[Sess
             judge = await stack.enter_async_context(parts.judge)
             rows = PlannedRows(parts.folder.plan)
             judging = Judging(judge, settings.quality.judge_threshold, cost, recorder, rows)
+        routes = await routes_to(accounts, pacers, clients, recorder, store, limits)
+        routes.parks = routes.parks and joining is None
         engine = Engine(
-            api=api,
-            http=http,
+            routes=routes,
             bucket=parts.bucket,
             store=store,
-            pacer=pacer,
             cost=cost,
-            breaker=Breaker(limits.outage_share, limits.outage_timeout_s),
             recorder=recorder,
-            setup=SetupFault(limits.setup_fault_share, worked=before.done > 0),
             inspection=Inspection(
                 {"auto": AUTO_SHARE, "all": 1.0, "off": 0.0}[settings.quality.measure],
                 placeholders=known_placeholders(parts.folder.log),
@@ -307,19 +318,19 @@ async def _running(parts: _Parts, joining: Joining | None) -> AsyncIterator[Sess
         watch = await stack.enter_async_context(anyio.create_task_group())
         watch.start_soon(recorder.keep_time)
         watch.start_soon(engine.abandon_when_interrupted)
-        if leased is not None:
-            watch.start_soon(_keep_leasing, leased, engine, pacer)
+        for rate, pacer in zip(leased, pacers, strict=True):
+            if rate is not None:
+                watch.start_soon(_keep_leasing, rate, engine, pacer)
         stack.callback(watch.cancel_scope.cancel)
         yield Session(
             settings=settings,
             folder=parts.folder,
-            api=api,
+            maker=parts.maker,
             bucket=parts.bucket,
             catalog=parts.catalog,
             store=store,
             recorder=recorder,
             cost=cost,
-            pacer=pacer,
             engine=engine,
             portal=parts.portal,
             begun=parts.begun,
@@ -335,11 +346,11 @@ def _client(timeout_s: float, concurrency: int) -> httpx.AsyncClient:
     )
 
 
-def _recorder(parts: _Parts, pacer: Pacer, joining: Joining | None) -> Recorder:
+def _recorder(parts: _Parts, pacer: Pacer | PaceOfAll, joining: Joining | None) -> Recorder:
     run_id = parts.settings.run_id
     log = worker_log(parts.folder, joining.name) if joining else parts.folder.log
     job_log = JobLog(run_id, log, worker=joining.name if joining else None)
-    telemetry = Telemetry(run_id, parts.settings.api.provider, parts.api.model)
+    telemetry = Telemetry(run_id, parts.settings.providers, parts.maker.model)
     return Recorder(run_id, job_log, pacer, telemetry, listener=parts.show)
 
 

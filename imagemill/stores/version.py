@@ -13,15 +13,17 @@ from importlib.metadata import version
 
 from imagemill.errors import InputError
 
-STORE_VERSION = 4
+STORE_VERSION = 5
 """2: jobs have ``params``, ``cost_source`` and ``queued_s``.
 
 3: ``variant``, ``varied``, ``quality`` and ``suspect``.
 
 4: ``judge_usd``.
+
+5: ``route``.
 """
 
-UPGRADED = frozenset({1, 2, 3})
+UPGRADED = frozenset({1, 2, 3, 4})
 """Earlier versions that differ only by fields that have a default."""
 
 UNKNOWN = 0

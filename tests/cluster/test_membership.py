@@ -21,6 +21,8 @@ from imagemill.engine.engine import Engine
 from imagemill.engine.job_log import JobLog
 from imagemill.engine.limits.pacer import Pacer
 from imagemill.engine.recorder import Recorder
+from imagemill.engine.route import Route
+from imagemill.engine.routes import Routes
 from imagemill.engine.telemetry import Telemetry
 from imagemill.stores import Board, MemoryStore, Note, Shard
 from tests.virtual_time import run
@@ -88,13 +90,10 @@ def processes(tmp_path: Path) -> Callable[..., Any]:
                 log = JobLog("run", tmp_path / f"{name}.jsonl")
                 recorder = Recorder("run", log, pacer, Telemetry("run", api.provider, api.model))
                 engine = Engine(
-                    api=api,
-                    http=http,
+                    routes=Routes([Route.of(api, http, pacer, Breaker(0.5, 300.0), recorder)]),
                     bucket=bucket,
                     store=MemoryStore(tmp_path / f"{name}.json"),
-                    pacer=pacer,
                     cost=CostLimit(None),
-                    breaker=Breaker(0.5, 300.0),
                     recorder=recorder,
                     unsaved=tmp_path,
                 )

@@ -46,6 +46,7 @@ import imagemill.holder
 import imagemill.pipeline
 import imagemill.quality.inspection
 import imagemill.reports.measurement
+import imagemill.runs.accounts
 import imagemill.runs.folder
 import imagemill.runs.records
 import imagemill.runs.session
@@ -459,8 +460,9 @@ def outside_world(home: Path) -> Iterator[None]:
         put(imagemill.runs.folder, "home", lambda: home / _process().machine.name)
         session: Any = imagemill.runs.session
         put(session, "start_blocking_portal", _portal)
-        put(session, "learn_published", lambda *_: None)
-        put(session, "read_limit", lambda _: None)
+        accounts: Any = imagemill.runs.accounts
+        put(accounts, "learn_published", lambda *_: None)
+        put(accounts, "read_limit", lambda _: None)
         put(session, "_client", _http)
         for name, module in list(sys.modules.items()):
             ours = name.startswith(("imagemill.bucket", "imagemill.runs", "imagemill.reports"))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Awaitable, Callable
+from typing import Protocol
 
 import anyio
 
@@ -18,6 +19,32 @@ BATCH_S = 2.0
 _FIRST_BATCH_S = 0.5
 _LEAST_BATCH = 2
 _NO_END = 1_000_000
+
+
+class Rate(Protocol):
+    """A pace at which requests may leave."""
+
+    def ready_at(self) -> float:
+        """When the next request may be sent, in monotonic seconds."""
+
+    def take(self, now: float) -> None:
+        """A request leaves."""
+
+
+class JointRate:
+    """Several rates, all of which hold: a route's own, and that of the whole run."""
+
+    def __init__(self, *rates: Rate) -> None:
+        self._rates = rates
+
+    def ready_at(self) -> float:
+        """When the next request may be sent, in monotonic seconds."""
+        return max(rate.ready_at() for rate in self._rates)
+
+    def take(self, now: float) -> None:
+        """A request leaves."""
+        for rate in self._rates:
+            rate.take(now)
 
 
 class EvenRate:

@@ -8,19 +8,19 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 import anyio
 
 from imagemill.engine.limits.concurrency_search import CEILING
-from imagemill.engine.limits.leased_rate import EvenRate, LeasedRate
+from imagemill.engine.limits.leased_rate import EvenRate, Rate
 from imagemill.engine.limits.limit_search import Limit, LimitSearch, Sent
 from imagemill.engine.limits.queue_depth import QueueDepth
 from imagemill.engine.limits.rate_search import START_PER_S
 from imagemill.request_watch import RequestState, RequestWatch
 
-__all__ = ["CEILING", "Limit", "Pacer", "Slot", "SlotWatch", "StoppedError"]
+__all__ = ["CEILING", "Limit", "PaceOfAll", "Pacer", "Slot", "SlotWatch", "StoppedError"]
 
 _QUEUE_PER_S = 500.0
 """A queue takes whatever comes: what paces is its depth."""
@@ -64,7 +64,7 @@ class Pacer:
         per_minute: float | None = None,
         *,
         known: Limit | None = None,
-        leased: LeasedRate | None = None,
+        leased: Rate | None = None,
         first_per_s: float = START_PER_S,
         queues: bool = False,
         clock: Callable[[], float] = anyio.current_time,
@@ -82,6 +82,9 @@ class Pacer:
         self._next_paced_at = -math.inf
         self._paused_until = -math.inf
         self._stopped = False
+        self._paced = False
+        self.on_change: Callable[[], None] | None = None
+        """Called when a request may perhaps be sent, for who does not wait in :meth:`acquire`."""
         self.in_flight = 0
         self.rate_limited = 0
 
@@ -107,6 +110,20 @@ class Pacer:
         """Something has changed: whoever is first in the queue may have to wait no more."""
         if self._changed is not None:
             self._changed.set()
+        if self.on_change is not None:
+            self.on_change()
+
+    def wait_s(self) -> float:
+        """Seconds until a request may leave: 0 now, infinite until one comes back. Then :meth:`take`."""
+        wait_s = self._wait_s()
+        if wait_s:
+            self._paced = self._is_paced(wait_s)
+        return wait_s
+
+    def take(self) -> Slot:
+        """Take a place that is free, as :meth:`wait_s` says."""
+        paced, self._paced = self._paced, False
+        return self._slot(paced=paced)
 
     async def acquire(self) -> Slot:
         """Wait for a place among the requests in flight. Give it back with :meth:`release`.
@@ -119,6 +136,9 @@ class Pacer:
             paced = await self._queued()
         elif self._stopped:
             raise StoppedError
+        return self._slot(paced=paced)
+
+    def _slot(self, *, paced: bool) -> Slot:
         now = self._clock()
         self.in_flight += 1
         if self._rate:
@@ -168,7 +188,7 @@ class Pacer:
                 wait_s = self._wait_s()
                 if wait_s == 0:
                     return paced
-                paced = wait_s < math.inf and self._next_paced_at > self._clock()
+                paced = self._is_paced(wait_s)
                 self._changed = anyio.Event()
                 if wait_s == math.inf:
                     await self._changed.wait()
@@ -182,6 +202,10 @@ class Pacer:
             if self._queue:
                 self._queue[0].set()
 
+    def _is_paced(self, wait_s: float) -> bool:
+        """Whether it is the pace that holds requests back, and not their number."""
+        return wait_s < math.inf and self._next_paced_at > self._clock()
+
     def _wait_s(self) -> float:
         """Seconds until the next request may leave: 0 now, infinite until one comes back."""
         most = self._search.concurrency if self._search else self._fixed
@@ -194,6 +218,28 @@ class Pacer:
             return 0.0
         wait_s = ready_at - self._clock()
         return wait_s if wait_s > 1e-9 else 0.0
+
+
+class PaceOfAll:
+    """What is in force and on its way at several pacers."""
+
+    def __init__(self, pacers: Sequence[Pacer]) -> None:
+        self._pacers = pacers
+
+    @property
+    def concurrency(self) -> int:
+        """Requests at once, as of now."""
+        return sum(pacer.concurrency for pacer in self._pacers)
+
+    @property
+    def in_flight(self) -> int:
+        """Requests on their way."""
+        return sum(pacer.in_flight for pacer in self._pacers)
+
+    @property
+    def rate_limited(self) -> int:
+        """Requests that were refused with a 429."""
+        return sum(pacer.rate_limited for pacer in self._pacers)
 
 
 class SlotWatch(RequestWatch):

@@ -21,6 +21,8 @@ from imagemill.engine.engine import Engine, StopKind
 from imagemill.engine.job_log import JobLog
 from imagemill.engine.limits.pacer import Pacer
 from imagemill.engine.recorder import Recorder
+from imagemill.engine.route import Route
+from imagemill.engine.routes import Routes
 from imagemill.engine.telemetry import Telemetry
 from imagemill.jobs import Job
 from imagemill.stores.memory import MemoryStore
@@ -93,13 +95,10 @@ def work_all(bucket: ImageBucket, tmp_path: Path) -> Callable[..., list[Outcome]
                 await store.add(jobs)
                 await store.mark_planned()
                 engine = Engine(
-                    api=api,
-                    http=http,
+                    routes=Routes([Route.of(api, http, pacer, Breaker(0.5, 300.0), recorder)]),
                     bucket=bucket,
                     store=store,
-                    pacer=pacer,
                     cost=cost,
-                    breaker=Breaker(0.5, 300.0),
                     recorder=recorder,
                     unsaved=tmp_path / "unsaved",
                     rng=random.Random(1),

@@ -19,6 +19,8 @@ from imagemill.engine.engine import Engine, StopKind
 from imagemill.engine.job_log import JobLog
 from imagemill.engine.limits.pacer import Pacer
 from imagemill.engine.recorder import Recorder
+from imagemill.engine.route import Route
+from imagemill.engine.routes import Routes
 from imagemill.engine.telemetry import Telemetry
 from imagemill.errors import ApiError
 from imagemill.jobs import Job, JobStatus
@@ -39,13 +41,10 @@ async def work(
         await store.add(jobs)
         await store.mark_planned()
         engine = Engine(
-            api=api,
-            http=http,
+            routes=Routes([Route.of(api, http, pacer, Breaker(0.5, 300.0), recorder)]),
             bucket=bucket,
             store=store,
-            pacer=pacer,
             cost=CostLimit(None),
-            breaker=Breaker(0.5, 300.0),
             recorder=recorder,
             unsaved=folder / "unsaved",
             rng=random.Random(1),

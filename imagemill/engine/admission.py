@@ -1,0 +1,194 @@
+"""Admits jobs to the routes: a request leaves once its price is set aside and a route has room for it.
+
+A route that refuses the key, has no credit, or is set up wrongly is closed, and the others go on. The run
+stops once none is left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+import anyio
+
+from imagemill.engine.breaker import OutageError
+from imagemill.engine.cost_limit import BudgetSpentError, CostLimit
+from imagemill.engine.limits.pacer import Slot, StoppedError
+from imagemill.engine.recorder import Recorder
+from imagemill.engine.route import Route
+from imagemill.engine.routes import NoRouteError, RouteDownError, Routes
+from imagemill.engine.stops import Stop, StopKind
+from imagemill.engine.work import Work
+from imagemill.errors import StoreUnavailableError
+from imagemill.formatting import counted
+from imagemill.stores import JobStore
+
+
+class Admission:
+    """Lets the jobs of one process go, one request after another.
+
+    ``stop`` stops the run, and has set ``stopping`` then. ``fence``, which may be set, is asked right before
+    each purchase whether the job of this number is still this process's.
+    """
+
+    def __init__(
+        self,
+        routes: Routes,
+        cost: CostLimit,
+        store: JobStore,
+        recorder: Recorder,
+        stopping: anyio.Event,
+        stop: Callable[[StopKind, str], None],
+    ) -> None:
+        self._routes = routes
+        self._cost = cost
+        self._store = store
+        self._recorder = recorder
+        self._stopping = stopping
+        self._stop = stop
+        self.expected: set[int] = set()
+        """Jobs whose requests are sent, and which this process has yet to ask about."""
+        self.parked: set[int] = set()
+        """Those of them whose route is down: they are asked about at the end."""
+        self.stranded: set[int] = set()
+        """Jobs that no route is left for."""
+        self.at_work = 0
+        self.is_spent = False
+        self.fence: Callable[[int], Awaitable[bool]] | None = None
+        routes.on_spent = self._close_spent
+
+    async def admit(self, work: Work) -> Slot | None:
+        """Wait until the job's request may be sent and paid for; None once the run or all its routes stop."""
+        while True:
+            try:
+                await self._promise(work)
+                slot = await self._slot(work)
+            except BudgetSpentError:
+                self.spend_no_more()
+                return None
+            except NoRouteError:
+                self.stranded.add(work.job.number)
+            except OutageError:
+                self._give_up(work)
+            except RouteDownError:
+                self._park(work)
+            except StoppedError:
+                pass
+            except StoreUnavailableError as error:  # several processes share the limit through the store
+                self._stop(StopKind.UNAVAILABLE, str(error))
+            else:
+                if slot is None:
+                    continue
+                return slot
+            work.purchase.leave()
+            return None
+
+    async def _slot(self, work: Work) -> Slot | None:
+        """A place at a route; None where the route closed while the job waited for it.
+
+        Raises:
+            StoppedError: the run is stopping, or the job is another process's.
+        """
+        route, slot = await self._routes.turn(work, self._stopping)
+        may_send = False
+        try:
+            await route.setup.admit(work.job, route.closing)
+            is_open = route.closed is None or work.job.request_id is not None
+            may_send = is_open and await self._may_send(work)
+        finally:
+            if not may_send:
+                route.setup.leave(work.job)
+                route.pacer.release(slot)
+        if may_send:
+            return slot
+        if is_open or self._stopping.is_set():
+            raise StoppedError
+        return None
+
+    async def _may_send(self, work: Work) -> bool:
+        """Whether the run continues and the job is still ours: a process that was suspended may have lost it.
+
+        Raises:
+            StoreUnavailableError: another process took the run.
+        """
+        await self._store.hold()
+        if self.fence is not None:
+            work.taken_over = not await self.fence(work.job.number)
+        return not (work.taken_over or self._stopping.is_set())
+
+    async def _promise(self, work: Work) -> None:
+        """Set the price aside; of several routes the dearest's, for any may take the job.
+
+        Raises:
+            BudgetSpentError: it does not fit under the run's limit.
+            NoRouteError: no route is left that the job may take.
+        """
+        while self._routes.are_several and work.job.request_id is None:
+            routes = self._routes.candidates(work)
+            if not routes:
+                raise NoRouteError
+            dearest = max(routes, key=lambda route: route.price(work.job))
+            work.purchase.move(dearest.price(work.job), sends=False)
+            try:
+                await work.purchase.promise()
+            except BudgetSpentError:
+                if self._routes.open == [dearest] or self._stopping.is_set():
+                    raise
+                self.close(dearest, StopKind.OUT_OF_BUDGET, self._cost.sentence)
+            else:
+                return
+        await work.purchase.promise()
+
+    def spend_no_more(self) -> None:
+        """The budget is spent: the run stops once all that was bought, here or before, is home."""
+        self.is_spent = True
+        if not self.expected and not self.at_work:
+            self._stop(StopKind.OUT_OF_BUDGET, self._cost.sentence)
+
+    def close(self, route: Route, kind: StopKind, reason: str) -> None:
+        """Buy no more at a route; the run stops once none is left."""
+        if not self._routes.are_several:
+            self._stop(kind, reason)
+            return
+        if route.closed is None:
+            self._recorder.event("route_closed", route=route.name, kind=kind, reason=reason)
+            route.close(Stop(kind, reason))
+            self._routes.look_again()
+        if not self._routes.open:
+            self._stop(*self._why_none_is_left())
+
+    def stop_if_stranded(self) -> None:
+        """Stop the run, to be resumed, where a job has no route left."""
+        if self.stranded and not self._stopping.is_set():
+            kind, reasons = self._why_none_is_left()
+            words = f"{counted(len(self.stranded), 'image has', 'images have')} no route left."
+            self._stop(kind, f"{words} {reasons.removeprefix('No route is left. ')}")
+
+    def _close_spent(self, route: Route) -> None:
+        if route.share is not None:
+            self.close(route, StopKind.OUT_OF_BUDGET, route.share.sentence)
+
+    def _give_up(self, work: Work) -> None:
+        """All routes that the job may take have been down for too long."""
+        if not self._routes.are_several:
+            self._stop(StopKind.UNAVAILABLE, work.route.why_down)
+        elif all(route.breaker.has_given_up for route in self._routes.open):
+            self._stop(*self._why_none_is_left())
+        else:
+            self.stranded.add(work.job.number)
+
+    def _park(self, work: Work) -> None:
+        """Ask about a request at the end: its route is down, and the others need not wait for that."""
+        self.parked.add(work.job.number)
+        self.expected.add(work.job.number)
+        work.purchase.defer()
+
+    def _why_none_is_left(self) -> tuple[StopKind, str]:
+        """Why routes take no jobs any more, one after another."""
+        stops = {
+            route.name: route.closed or Stop(StopKind.UNAVAILABLE, route.why_down)
+            for route in self._routes
+            if route.closed is not None or route.is_down
+        }
+        kinds = {stop.kind for stop in stops.values()}
+        words = " ".join(f"{name}: {stop.reason}" for name, stop in stops.items())
+        return kinds.pop() if len(kinds) == 1 else StopKind.UNAVAILABLE, f"No route is left. {words}"

@@ -1,0 +1,125 @@
+"""A route: one account at one vendor, with what finds its limit, watches over it and counts its money."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+
+import anyio
+import httpx
+
+from imagemill.blocks.apis import ImageApi
+from imagemill.catalog.makers import makes
+from imagemill.engine.breaker import Breaker
+from imagemill.engine.cost_limit import CostLimit
+from imagemill.engine.limits.pacer import Pacer
+from imagemill.engine.lost_requests import LostRequests
+from imagemill.engine.recorder import Recorder
+from imagemill.engine.setup_fault import SetupFault
+from imagemill.engine.stops import Stop, StopKind
+from imagemill.jobs import Job
+
+_SERVED_KEPT = 2_000
+"""How many images of a route are remembered to tell its rate."""
+
+_ASKABLE = frozenset({StopKind.OUT_OF_BUDGET, StopKind.SETUP})
+"""Why a route takes no more jobs although it can still be asked about the requests that it has."""
+
+
+@dataclass(slots=True, eq=False)
+class Route:
+    """One of the accounts that a run buys from; most runs have one.
+
+    ``outage`` are the API's words in its latest outage. ``closed`` says why it takes no more jobs in this
+    run; ``closing`` is set then, and when the run stops. ``share`` is its part of the budget, if it has one.
+    """
+
+    name: str
+    api: ImageApi
+    http: httpx.AsyncClient
+    pacer: Pacer
+    breaker: Breaker
+    setup: SetupFault
+    lost: LostRequests
+    share: CostLimit | None = None
+    outage: str = ""
+    closed: Stop | None = None
+    closing: anyio.Event = field(default_factory=anyio.Event)
+    served_at: deque[float] = field(default_factory=lambda: deque(maxlen=_SERVED_KEPT))
+    begun_at: float | None = None
+    _makes: dict[tuple[object, ...], bool] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls,
+        api: ImageApi,
+        http: httpx.AsyncClient,
+        pacer: Pacer,
+        breaker: Breaker,
+        recorder: Recorder,
+        *,
+        setup: SetupFault | None = None,
+        name: str = "",
+        share: CostLimit | None = None,
+    ) -> Route:
+        """A route to an API; by default by its vendor's name."""
+        lost = LostRequests(api, http, recorder)
+        watch = setup or SetupFault(share=0.8)
+        return cls(name or api.provider, api, http, pacer, breaker, watch, lost, share)
+
+    def price(self, job: Job) -> float:
+        """What an image for the job costs here, in USD; 0 where the price is unknown."""
+        return self.api.price_usd(job.width, job.height, job.steps, job.params)
+
+    @property
+    def is_down(self) -> bool:
+        """Whether only probes are sent."""
+        return self.breaker.is_open
+
+    @property
+    def can_be_asked(self) -> bool:
+        """Whether the API may still know what became of the requests that it has."""
+        return self.closed is None or self.closed.kind in _ASKABLE
+
+    @property
+    def why_down(self) -> str:
+        """The sentence for an API that has been down for too long."""
+        cause = f" ({self.outage})" if self.outage else ""
+        return f"The API has been down for too long: {self.api.base_url} does not work{cause}."
+
+    def close(self, stop: Stop) -> None:
+        """Take no more jobs in this run."""
+        self.closed = self.closed or stop
+        self.wake()
+
+    def wake(self) -> None:
+        """Let those who wait here see that the route closes, or the run stops."""
+        self.closing.set()
+        self.breaker.stop()
+        self.setup.stop()
+
+    def served(self, sent: float, now: float) -> None:
+        """A request of then was answered with its image now, in monotonic seconds."""
+        self.lost.took(now - sent)
+        self.served_at.append(now)
+        if self.begun_at is None:
+            self.begun_at = sent
+
+    def makes(self, job: Job, *, negative_prompts: bool) -> bool:
+        """Whether the model here makes the job's picture; ``negative_prompts``: its key holds one if set."""
+        large = job.seed > self.api.largest_seed
+        negative = negative_prompts and job.negative_prompt is not None
+        asked = (job.width, job.height, job.steps, job.format, job.params, large, negative)
+        known = self._makes.get(asked)
+        if known is None:
+            known = self._makes[asked] = makes(
+                self.api,
+                width=job.width,
+                height=job.height,
+                steps=job.steps,
+                image_format=job.format,
+                params=job.params,
+                large_seed=large,
+                negative=negative,
+            )
+        return known

@@ -1,0 +1,287 @@
+"""The routes of a run, and which of them takes the next job.
+
+With one route, a job waits for that route's breaker and pacer, first come, first served. With several, all
+jobs wait in one queue: whenever a route has room, the first job that may go there does. So every route is
+kept at its own limit, and one that is down or closed holds nobody up.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, TypeAlias
+
+import anyio
+
+from imagemill.engine.breaker import OutageError
+from imagemill.engine.limits.pacer import Slot, StoppedError
+from imagemill.engine.route import Route
+from imagemill.engine.work import Work
+from imagemill.jobs import Job
+
+Policy: TypeAlias = Literal["fastest", "cheapest", "failover"]
+
+_WARM_UP_S = 30.0
+"""How long a route's rate is watched before a dearer one helps it, in seconds."""
+
+_RATE_WINDOW_S = (30.0, 600.0)
+"""A route's rate is measured over a quarter of the time left, within these bounds, in seconds."""
+
+
+_NOTHING_USD = 1e-9
+
+
+class NoRouteError(Exception):
+    """No route is left that the job may take."""
+
+
+class RouteDownError(Exception):
+    """The route that has the job's request is down, and others are not: the request is asked about later."""
+
+
+@dataclass(slots=True, eq=False)
+class _Waiting:
+    """A job that waits for a route; ``turn`` is what it was given."""
+
+    work: Work
+    turn: tuple[Route, Slot] | None = None
+    woken: anyio.Event = field(default_factory=anyio.Event)
+
+
+class Routes:
+    """The routes of a run in one process.
+
+    Args:
+        routes: in the order in which the run names them.
+        policy: ``fastest`` keeps every route at its limit; ``cheapest`` takes a dearer one only where the
+            cheaper ones are closed, down, or too slow for the deadline; ``failover`` takes the first that is
+            neither closed nor down.
+        deadline: when the run should be finished, by the clock.
+        left: how many jobs are not finished yet.
+        clock: monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        routes: Sequence[Route],
+        policy: Policy = "fastest",
+        *,
+        deadline: float | None = None,
+        left: Callable[[], int] = lambda: 0,
+        clock: Callable[[], float] = anyio.current_time,
+    ) -> None:
+        self._routes = tuple(routes)
+        self._named = {route.name: route for route in routes}
+        self._policy = policy
+        self._deadline = deadline
+        self._left = left
+        self._clock = clock
+        self._begun = clock() if deadline is not None else 0.0
+        self._waiting: list[_Waiting] = []
+        self._stopped = self._matching = False
+        self.on_spent: Callable[[Route], None] = lambda _: None
+        """Called where the next image does not fit into a route's part of the budget."""
+        self.are_several = len(self._routes) > 1
+        self.parks = self.are_several
+        """Whether jobs whose requests are at a route that is down leave, and are asked about later."""
+        self.negative_prompts = any(route.api.profile.uses_negative_prompt for route in routes)
+        """Whether a negative prompt is part of the pictures' keys."""
+        if self.are_several:
+            for route in self._routes:
+                route.pacer.on_change = route.setup.on_change = self._match
+
+    def __iter__(self) -> Iterator[Route]:
+        return iter(self._routes)
+
+    @property
+    def first(self) -> Route:
+        """The route of a run that has only one."""
+        return self._routes[0]
+
+    @property
+    def open(self) -> list[Route]:
+        """The routes that take jobs."""
+        return [route for route in self._routes if route.closed is None]
+
+    def of(self, job: Job) -> Route:
+        """The route that the job's latest request took; the first, if it took none."""
+        return self._named.get(job.route, self._routes[0])
+
+    def candidates(self, work: Work) -> list[Route]:
+        """The routes that the job may take, now or later."""
+        if work.job.request_id is not None:
+            return [work.route] if work.route.can_be_asked else []
+        if not self.are_several:
+            return [self.first]
+        return [
+            route
+            for route in self._routes
+            if route.closed is None
+            and route not in work.excluded
+            and route.makes(work.job, negative_prompts=self.negative_prompts)
+        ]
+
+    def is_free(self, job: Job) -> bool:
+        """Whether any route may take the job, so that the first that has room does."""
+        open_ = self.open
+        free = job.request_id is None
+        return free and all(r.makes(job, negative_prompts=self.negative_prompts) for r in open_)
+
+    def stop(self) -> None:
+        """Send nothing more."""
+        self._stopped = True
+        for route in self._routes:
+            route.wake()
+            route.pacer.stop()
+        self.look_again()
+
+    def look_again(self) -> None:
+        """Something has changed: whoever waits may have to wait no more."""
+        for route in self._routes:
+            route.pacer.look_again()
+        for waiting in self._waiting:
+            waiting.woken.set()
+
+    async def turn(self, work: Work, stopping: anyio.Event) -> tuple[Route, Slot]:
+        """Wait until a route may send the job's request; the pacer gets the slot back by its ``release``.
+
+        Raises:
+            StoppedError: the run is stopping.
+            OutageError: all that the job may take have been down for too long.
+            NoRouteError: none is left that it may take.
+            RouteDownError: its request is at a route that is down.
+        """
+        if not self.are_several:
+            await self.first.breaker.admit(stopping)
+            return self.first, await self.first.pacer.acquire()
+        waiting = _Waiting(work)
+        self._waiting.append(waiting)
+        try:
+            while True:
+                self._match()
+                if waiting.turn is not None:
+                    turn, waiting.turn = waiting.turn, None
+                    return turn
+                wait_s = self._wait_s(waiting)
+                waiting.woken = anyio.Event()
+                with anyio.move_on_after(wait_s if wait_s < math.inf else None):
+                    await waiting.woken.wait()
+        finally:
+            if waiting.turn is not None:  # given, and cancelled before it could be taken
+                route, slot = waiting.turn
+                route.pacer.release(slot)
+            was_first = self._waiting[0] is waiting
+            self._waiting.remove(waiting)
+            if was_first and self._waiting:
+                self._waiting[0].woken.set()  # the first keeps the time for all
+
+    def _wait_s(self, waiting: _Waiting) -> float:
+        """How long a job sleeps at most before it looks again."""
+        if self._stopped:
+            raise StoppedError
+        routes = self.candidates(waiting.work)
+        if not routes:
+            raise NoRouteError
+        if self.parks and waiting.work.job.request_id is not None and routes[0].is_down:
+            raise RouteDownError
+        if all(route.breaker.has_given_up for route in routes):
+            raise OutageError
+        now = self._clock()
+        waits = [waiting.work.not_before.get(route, 0.0) - now for route in routes]
+        if self._waiting[0] is waiting:
+            waits += [_wait_s(route) for route in self._routes]
+            waits.append(1.0)  # a deadline comes nearer, patience ends
+        return min((wait_s for wait_s in waits if wait_s > 0), default=math.inf)
+
+    def _match(self) -> None:
+        """Give the routes that have room to the jobs that wait, first come, first served."""
+        if self._matching or self._stopped or not self._waiting:
+            return
+        self._matching = True
+        try:
+            full: set[Route] = set()
+            for waiting in self._waiting:
+                if waiting.turn is None and (route := self._route_for(waiting.work, full)) is not None:
+                    waiting.turn = route, route.pacer.take()
+                    route.breaker.sent()
+                    waiting.woken.set()
+        finally:
+            self._matching = False
+
+    def _route_for(self, work: Work, full: set[Route]) -> Route | None:
+        """The route that the job takes now; ``full`` collects those without room."""
+        now = self._clock()
+        for route in self._preferred(work):
+            if route in full or work.not_before.get(route, -math.inf) > now:
+                continue
+            if _wait_s(route) > 0:
+                full.add(route)
+                continue
+            share = route.share
+            if work.job.request_id is None and share is not None and not share.fits(route.price(work.job)):
+                full.add(route)
+                if share.promised_usd < _NOTHING_USD:  # nothing that comes back makes room
+                    self.on_spent(route)
+                continue
+            work.go(route)
+            return route
+        return None
+
+    def _preferred(self, work: Work) -> list[Route]:
+        """The routes that the job may take now, by the policy, the best first."""
+        routes = self.candidates(work)
+        if len(routes) < 2:
+            return routes
+        up = [route for route in routes if not route.is_down]
+        probed = [route for route in routes if route.is_down]
+        if not up:
+            return routes
+        match self._policy:
+            case "failover":
+                return [*probed, up[0]]
+            case "cheapest":
+                return [*probed, *self._cheap_enough(work, up)]
+            case "fastest":
+                return [*probed, *sorted(up, key=lambda route: route.price(work.job))]
+
+    def _cheap_enough(self, work: Work, routes: list[Route]) -> list[Route]:
+        """The cheapest routes, and so many of the next as the deadline takes."""
+        by_price = sorted(routes, key=lambda route: route.price(work.job))
+        least_usd = by_price[0].price(work.job)
+        chosen: list[Route] = []
+        for route in by_price:
+            if route.price(work.job) > least_usd and not self._are_too_slow(chosen):
+                break
+            chosen.append(route)
+        return chosen
+
+    def _are_too_slow(self, cheaper: Sequence[Route]) -> bool:
+        """Whether these routes alone would not finish the jobs that are left by the deadline."""
+        if self._deadline is None:
+            return False
+        now = self._clock()
+        left_s = self._deadline - now
+        if left_s <= 0:
+            return True
+        if now - self._begun < min(_WARM_UP_S, 0.1 * (self._deadline - self._begun)):
+            return False
+        left = self._left() - sum(route.pacer.in_flight for route in self._routes if route not in cheaper)
+        least_s, most_s = _RATE_WINDOW_S
+        window_s = min(max(0.25 * left_s, least_s), most_s)
+        return left > left_s * sum(_per_s(route, now, window_s) for route in cheaper)
+
+
+def _wait_s(route: Route) -> float:
+    """Seconds until a route has room: 0 now, infinite until a request comes back."""
+    wait_s = route.breaker.wait_s()
+    return math.inf if route.setup.is_in_doubt else max(wait_s, route.pacer.wait_s())
+
+
+def _per_s(route: Route, now: float, window_s: float) -> float:
+    """Images per second that a route has served lately."""
+    served = [at for at in route.served_at if at > now - window_s]
+    since = max(now - window_s, route.begun_at if route.begun_at is not None else now)
+    if len(served) == route.served_at.maxlen:
+        since = served[0]
+    return len(served) / (now - since) if now > since else 0.0

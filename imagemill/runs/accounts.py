@@ -1,0 +1,184 @@
+"""The accounts that a run buys from, as its settings name them, and the routes to them."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TypeVar
+
+import anyio
+import httpx
+
+from imagemill.blocks.apis import ImageApi
+from imagemill.blocks.apis.learning import learn_published
+from imagemill.blocks.loading import image_api
+from imagemill.catalog.makers import PictureMaker, makers_of, route_names
+from imagemill.engine.breaker import Breaker
+from imagemill.engine.cost_limit import CostLimit
+from imagemill.engine.limits.leased_rate import EvenRate, JointRate, Rate
+from imagemill.engine.limits.pacer import Limit, Pacer
+from imagemill.engine.recorder import Recorder
+from imagemill.engine.route import Route
+from imagemill.engine.routes import Routes
+from imagemill.engine.setup_fault import SetupFault
+from imagemill.errors import InputError
+from imagemill.runs.folder import RunFolder
+from imagemill.runs.remembered_limit import read_limit
+from imagemill.settings import ApiSettings, LimitSettings, RunSettings
+from imagemill.stores import JobStore
+
+AnyApi = TypeVar("AnyApi", bound=ApiSettings)
+
+_SUSPICIOUS_AFTER = 4
+"""With other routes to turn to, one counts as down after this many failures in a row."""
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """An API with the limits that the run sets for it. ``known`` is what it took in an earlier run."""
+
+    name: str
+    api: ImageApi
+    concurrency: int | None
+    per_minute: float | None
+    share_usd: float | None = None
+    known: Limit | None = None
+
+
+def named_settings(settings: RunSettings) -> tuple[RunSettings, list[ImageApi]]:
+    """The APIs of a run, and its settings with the names that blocks and defaults stand for.
+
+    Raises:
+        InputError: something that the settings name cannot be used.
+    """
+    given: Sequence[ApiSettings] = settings.routes or [settings.api]
+    apis = [image_api(each) for each in given]
+    if not settings.routes:
+        return settings.model_copy(update={"api": _named(settings.api, apis[0])}), apis
+    routes = [_named(route, api) for route, api in zip(settings.routes, apis, strict=True)]
+    names = route_names(routes)
+    routes = [route.model_copy(update={"name": name}) for route, name in zip(routes, names, strict=True)]
+    accounts = Counter((api.base_url, api.model, api.api_key.get_secret_value()) for api in apis)
+    if max(accounts.values()) > 1:
+        raise InputError("Two routes are the same account and model: a run over it once is as fast.")
+    return settings.model_copy(update={"api": routes[0], "routes": routes}), apis
+
+
+def _named(given: AnyApi, api: ImageApi) -> AnyApi:
+    return given.model_copy(update={"provider": api.provider, "model": api.model})
+
+
+def maker_of(settings: RunSettings, apis: Sequence[ImageApi]) -> PictureMaker:
+    """What makes the run's pictures, for its plan.
+
+    Raises:
+        InputError: the routes make different models, and the settings do not allow that.
+    """
+    if not settings.routes:
+        return apis[0]
+    return makers_of(settings.routes, apis, mix=settings.picture.mix_models)
+
+
+def learn_models(settings: RunSettings, apis: Sequence[ImageApi], folder: RunFolder) -> None:
+    """Let each API know what its vendor publishes of its model; kept in the run's folder."""
+    names = [route.name for route in settings.routes] or [None]
+    for name, api in zip(names, apis, strict=True):
+        learn_published(api, folder.model_of(name))
+
+
+def accounts_of(settings: RunSettings, apis: Sequence[ImageApi]) -> list[Account]:
+    """The APIs with their limits, as the run's settings and earlier runs have them."""
+    limits = settings.limits
+    fixed = limits.concurrency if isinstance(limits.concurrency, int) else None
+    if not settings.routes:
+        known = read_limit(apis[0]) if fixed is None else None
+        return [Account("", apis[0], fixed, limits.max_images_per_minute, known=known)]
+    return [
+        Account(
+            route.name or "",
+            api,
+            route.concurrency or fixed,
+            route.max_images_per_minute,
+            route.max_cost_usd,
+            read_limit(api) if (route.concurrency or fixed) is None else None,
+        )
+        for route, api in zip(settings.routes, apis, strict=True)
+    ]
+
+
+def pacer_of(account: Account, leased: Rate | None, joint: Rate | None) -> Pacer:
+    """What finds and keeps an account's limit; ``joint`` is a rate that the run's accounts share."""
+    own = leased or (EvenRate(account.per_minute) if account.per_minute else None)
+    rate = JointRate(own, joint) if own is not None and joint is not None else own or joint
+    return Pacer(
+        account.concurrency,
+        known=account.known,
+        leased=rate,
+        first_per_s=account.api.first_per_s,
+        queues=account.api.queues,
+    )
+
+
+async def routes_to(
+    accounts: Sequence[Account],
+    pacers: Sequence[Pacer],
+    clients: Sequence[httpx.AsyncClient],
+    recorder: Recorder,
+    store: JobStore,
+    limits: LimitSettings,
+) -> Routes:
+    """The routes to the accounts of a run."""
+    before = await store.totals()
+    several = len(accounts) > 1
+    spent = await _spent(store, accounts)
+    routes = [
+        Route.of(
+            account.api,
+            http,
+            pacer,
+            Breaker(
+                limits.outage_share,
+                limits.outage_timeout_s,
+                in_a_row=_SUSPICIOUS_AFTER if several else None,
+            ),
+            recorder,
+            setup=SetupFault(limits.setup_fault_share, worked=before.done > 0 and not several),
+            name=account.name,
+            share=CostLimit(account.share_usd, *spent[account.name])
+            if account.share_usd is not None
+            else None,
+        )
+        for account, pacer, http in zip(accounts, pacers, clients, strict=True)
+    ]
+    return Routes(
+        routes,
+        limits.route_policy,
+        deadline=_deadline(limits),
+        left=lambda: recorder.unique - recorder.done - recorder.failed,
+    )
+
+
+async def _spent(store: JobStore, accounts: Sequence[Account]) -> dict[str, tuple[float, float]]:
+    """What the jobs of each route with a part of the budget have cost, and may have cost, in USD."""
+    spent = {account.name: (0.0, 0.0) for account in accounts}
+    if all(account.share_usd is None for account in accounts):
+        return spent
+    async for jobs in store.all_jobs():
+        for job in jobs:
+            if job.route in spent:
+                usd, doubtful_usd = spent[job.route]
+                spent[job.route] = usd + job.cost_usd, doubtful_usd + job.unanswered_usd
+    return spent
+
+
+def _deadline(limits: LimitSettings) -> float | None:
+    """When the run should be finished, in monotonic seconds."""
+    left_s = math.inf
+    if limits.finish_by is not None:
+        left_s = (limits.finish_by - datetime.now(UTC)).total_seconds()
+    elif limits.max_hours is not None:
+        left_s = 3600 * limits.max_hours
+    return anyio.current_time() + left_s if left_s < math.inf else None
