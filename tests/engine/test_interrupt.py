@@ -22,6 +22,8 @@ from imagemill.engine.engine import Engine, StopKind
 from imagemill.engine.job_log import JobLog
 from imagemill.engine.limits.pacer import Pacer
 from imagemill.engine.recorder import Recorder
+from imagemill.engine.route import Route
+from imagemill.engine.routes import Routes
 from imagemill.engine.telemetry import Telemetry
 from imagemill.jobs import Job, JobStatus
 from imagemill.quality.inspection import Inspection
@@ -103,13 +105,10 @@ def test_images_that_wait_for_a_look_or_an_upload_are_kept_when_the_run_is_cance
             await store.add(jobs)
             await store.mark_planned()
             engine = Engine(
-                api=api,
-                http=http,
+                routes=Routes([Route.of(api, http, pacer, Breaker(0.5, 300.0), recorder)]),
                 bucket=bucket,
                 store=store,
-                pacer=pacer,
                 cost=CostLimit(None),
-                breaker=Breaker(0.5, 300.0),
                 recorder=recorder,
                 unsaved=tmp_path / "unsaved",
                 inspection=Inspection(measured),

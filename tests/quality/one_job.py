@@ -17,6 +17,8 @@ from imagemill.engine.job_log import JobLog
 from imagemill.engine.judging import Judging
 from imagemill.engine.limits.pacer import Pacer
 from imagemill.engine.recorder import Recorder
+from imagemill.engine.route import Route
+from imagemill.engine.routes import Routes
 from imagemill.engine.telemetry import Telemetry
 from imagemill.jobs import Job
 from imagemill.quality.inspection import Inspection, OnSuspect
@@ -50,13 +52,10 @@ async def engine_with(
             await store.add([make_job(api, prompt)])
             await store.mark_planned()
             engine = Engine(
-                api=api,
-                http=http,
+                routes=Routes([Route.of(api, http, pacer, Breaker(0.5, 300.0), recorder)]),
                 bucket=bucket,
                 store=store,
-                pacer=pacer,
                 cost=cost,
-                breaker=Breaker(0.5, 300.0),
                 recorder=recorder,
                 unsaved=folder / "unsaved",
                 inspection=Inspection(share=1.0),
