@@ -399,7 +399,7 @@ class PictureSettings(_Settings):
 
     mix_models: bool = Field(
         default=False,
-        description="Let routes make pictures with models of different families. Which one made a picture is"
+        description="Let several routes have models of different families. Which of them makes a picture is"
         " then chance.",
     )
 

@@ -352,11 +352,13 @@ def _preview(arguments: argparse.Namespace) -> int:
 
 def _settings_of_run(arguments: argparse.Namespace) -> dict[str, Any]:
     from imagemill.cli.options import RUN_GROUPS, settings_of
+    from imagemill.cli.routes import apis_of
     from imagemill.errors import InputError
 
     if getattr(arguments, "output.uri") is None:
         raise InputError("Set where the images go: --output s3://BUCKET/PREFIX.")
     settings: dict[str, Any] = {group: settings_of(arguments, group) for group in RUN_GROUPS[1:]}
+    settings["api"] = apis_of(arguments)
     return {"catalog": settings_of(arguments, "catalog", path=arguments.catalog), **settings}
 
 
@@ -364,12 +366,15 @@ def _estimate(arguments: argparse.Namespace) -> int:
     from imagemill.blocks.loading import image_api
     from imagemill.catalog.estimate import estimate
     from imagemill.cli.options import output_of, settings_of
+    from imagemill.cli.routes import apis_of
     from imagemill.cli.terminal import show_estimate, warn
 
-    warn(image_api(settings_of(arguments, "api"), needs_key=False))
+    given = apis_of(arguments)
+    for api in given if isinstance(given, list) else [given]:
+        warn(image_api(api, needs_key=False))
     found = estimate(
         settings_of(arguments, "catalog", path=arguments.catalog),
-        settings_of(arguments, "api"),
+        given,
         settings_of(arguments, "picture"),
         settings_of(arguments, "limits"),
         output_of(arguments),
@@ -422,10 +427,12 @@ def _retry_failed(arguments: argparse.Namespace) -> int:
 def _recorded(arguments: argparse.Namespace) -> dict[str, Any]:
     """What a run began with, with what the command line changes."""
     from imagemill.cli.options import settings_of
+    from imagemill.cli.routes import changed_apis
     from imagemill.cli.running import resumed_arguments
 
     settings = resumed_arguments(arguments.run_id)
-    for group in ("api", "limits", "execution"):
+    settings["api"] = changed_apis(arguments, settings["api"])
+    for group in ("limits", "execution"):
         settings[group] = settings_of(arguments, group, **settings[group].model_dump())
     return settings
 

@@ -50,6 +50,7 @@ OPTIONS: tuple[tuple[str, str, str, str], ...] = (
     ("--height", "N", "picture", "height"),
     ("--steps", "N", "picture", "steps"),
     ("--param", "NAME=VALUE", "picture", "params"),
+    ("--mix-models", "", "picture", "mix_models"),
     ("--seed-policy", "POLICY", "picture", "seed_policy"),
     ("--format", "FORMAT", "picture", "format"),
     ("--quality", "auto|all|off", "quality", "measure"),
@@ -66,6 +67,9 @@ OPTIONS: tuple[tuple[str, str, str, str], ...] = (
     ("--concurrency", "auto|N", "limits", "concurrency"),
     ("--max-images-per-minute", "N", "limits", "max_images_per_minute"),
     ("--max-cost", "USD", "limits", "max_cost_usd"),
+    ("--route-policy", "fastest|cheapest|failover", "limits", "route_policy"),
+    ("--finish-by", "TIME", "limits", "finish_by"),
+    ("--max-hours", "HOURS", "limits", "max_hours"),
     ("--outage-share", "SHARE", "limits", "outage_share"),
     ("--outage-timeout", "S", "limits", "outage_timeout_s"),
     ("--setup-fault-share", "SHARE", "limits", "setup_fault_share"),
@@ -79,6 +83,9 @@ OPTIONS: tuple[tuple[str, str, str, str], ...] = (
     ("--width", "N", "budget", "width"),
     ("--height", "N", "budget", "height"),
 )
+
+ROUTE = "--route"
+"""The option that names one of several accounts."""
 
 RUN_GROUPS = ("catalog", "api", "output", "picture", "quality", "limits", "execution")
 """The groups of settings of a run."""
@@ -101,6 +108,9 @@ RESUME_OPTIONS = (
     "--concurrency",
     "--max-images-per-minute",
     "--max-cost",
+    "--route-policy",
+    "--finish-by",
+    "--max-hours",
     "--outage-share",
     "--outage-timeout",
     "--setup-fault-share",
@@ -157,6 +167,16 @@ def add_options(
         elif field.default is not None and not field.is_required():
             help_text = f"{help_text} Default: {field.default}."
         parser.add_argument(option, dest=f"{group}.{name}", help=help_text, **kind)
+    if only is None and "limits" in groups:
+        parser.add_argument(
+            ROUTE,
+            dest="routes",
+            action="append",
+            metavar="VENDOR[,NAME=VALUE]",
+            help="Buy from several accounts in one run: repeat it, once per account, with the vendor and what"
+            " differs from its defaults, as in fal,block=imagemill-fal/second. The names are the settings of"
+            " api, and name, family, concurrency, max_images_per_minute and max_cost_usd.",
+        )
 
 
 def output_of(arguments: argparse.Namespace) -> OutputSettings | None:

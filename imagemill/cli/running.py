@@ -140,7 +140,8 @@ def check(settings: dict[str, Any]) -> None:
     if run_id is None or RunFolder(run_id).read_record() is None:
         for note in catalog_of(settings["catalog"], settings["output"]).usage.notes:
             complain(note)
-    warn(image_api(settings["api"]))
+    for api in settings["api"] if isinstance(settings["api"], list) else [settings["api"]]:
+        warn(image_api(api))
     open_bucket(settings["output"]).close()
     check_cluster(settings["execution"])
 
@@ -157,7 +158,7 @@ def resumed_arguments(run_id: str) -> dict[str, Any]:
         **refresh,
         "catalog": settings.catalog,
         "output": settings.output,
-        "api": settings.api,
+        "api": settings.apis,
         "picture": settings.picture,
         "limits": settings.limits,
         "quality": settings.quality,

@@ -1,0 +1,240 @@
+"""Several emulated accounts before one engine, on virtual time: hours pass in seconds."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import anyio
+import httpx
+
+from imagemill.blocks.apis import ImageApi
+from imagemill.bucket.image_bucket import ImageBucket
+from imagemill.emulator.bill import Bill
+from imagemill.emulator.gallery import stamp
+from imagemill.emulator.order import Order, Shot
+from imagemill.emulator.picture import draw
+from imagemill.emulator.server import _application
+from imagemill.emulator.settings import Settings
+from imagemill.emulator.studio import Studio
+from imagemill.engine.breaker import Breaker
+from imagemill.engine.cost_limit import CostLimit
+from imagemill.engine.engine import Engine, Stop
+from imagemill.engine.job_log import JobLog
+from imagemill.engine.limits.pacer import PaceOfAll, Pacer
+from imagemill.engine.recorder import Recorder
+from imagemill.engine.route import Route
+from imagemill.engine.routes import Policy, Routes
+from imagemill.engine.setup_fault import SetupFault
+from imagemill.engine.telemetry import Telemetry
+from imagemill.jobs import Job
+from imagemill.quality.inspection import Inspection
+from imagemill.stores.memory import MemoryStore
+
+SIZE = 256
+_FEEDERS = 4
+"""Shards that are worked on at once."""
+
+
+class _Gallery:
+    """Pictures that are drawn once per size and only made unique, without threads."""
+
+    _drawn: ClassVar[dict[Shot, bytes]] = {}
+
+    async def picture(self, shot: Shot, *, fast: bool) -> bytes:
+        del fast
+        base = dataclasses.replace(shot, prompt="A picture", steps=4, seed=0)
+        if base not in self._drawn:
+            self._drawn[base] = draw(base)
+        return stamp(self._drawn[base], shot.digest)
+
+
+class _Bill(Bill):
+    def __init__(self, charged: Callable[[Order], None]) -> None:
+        super().__init__()
+        self._charged = charged
+
+    def charge(self, order: Order) -> None:
+        super().charge(order)
+        self._charged(order)
+
+
+class Account(httpx.AsyncBaseTransport):
+    """An emulated account, and the network to it.
+
+    ``down`` breaks every connection, ``refuses`` answers all that is posted with this status.
+    """
+
+    def __init__(self, api: ImageApi, **settings: Any) -> None:
+        self.api = api
+        self.down = False
+        self.refuses: int | None = None
+        self.charged: list[tuple[float, str]] = []
+        self.posted = 0
+        self._settings = Settings(pictures="fast", **settings)
+        self._app: httpx.ASGITransport | None = None
+
+    def open(self) -> None:
+        """Begin, on the running loop's clock."""
+        if self._app is None:
+            self.studio = Studio(self._settings, clock=anyio.current_time)
+            self.studio.gallery.close()
+            self.studio.gallery = _Gallery()  # type: ignore[assignment]
+            self.studio.bill = _Bill(lambda order: self.charged.append((anyio.current_time(), order.prompt)))
+            self._app = httpx.ASGITransport(_application(self.studio))
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        await anyio.sleep(0.01)
+        if self.down:
+            raise httpx.ConnectError("the connection was refused", request=request)
+        if request.method == "POST":
+            self.posted += 1
+            if self.refuses is not None:
+                return httpx.Response(self.refuses, json={"error": {"message": "no"}}, request=request)
+        if request.url.path.endswith("/stream"):  # which this transport would only give at its end
+            return httpx.Response(404, json={"detail": "no stream"}, request=request)
+        assert self._app is not None
+        return await self._app.handle_async_request(request)
+
+
+class Images(ImageBucket):
+    """A bucket that holds what it is given."""
+
+    def __init__(self) -> None:
+        self.held: dict[str, Mapping[str, str]] = {}
+
+    async def put_image(self, name: str, content: bytes, metadata: Mapping[str, str]) -> None:
+        del content
+        await anyio.sleep(0.02)
+        self.held[name] = dict(metadata)
+
+
+class Jobs(MemoryStore):
+    """A store without a disk."""
+
+    async def _checkpoint(self) -> None:
+        self._unwritten = False
+
+    async def _lease(self, holder: str, instead_of: str | None) -> str:
+        del instead_of
+        return holder
+
+    async def _renew_lease(self, holder: str) -> bool:
+        del holder
+        return True
+
+    async def _free_lease(self, holder: str) -> None:
+        del holder
+
+
+@dataclass
+class Ended:
+    """What became of a run: its jobs, its stop, how long it took in seconds, and what it spent in USD."""
+
+    jobs: list[Job]
+    stopped: Stop | None
+    seconds: float
+    cost: CostLimit
+    images: dict[str, Mapping[str, str]]
+    at: list[tuple[float, str]] = field(default_factory=list)
+
+    @property
+    def statuses(self) -> Counter[str]:
+        """How many jobs ended how."""
+        return Counter(job.status.value for job in self.jobs)
+
+    @property
+    def made_by(self) -> Counter[str]:
+        """How many images each route made."""
+        return Counter(job.route for job in self.jobs if job.status == "done")
+
+
+def jobs_of(count: int, model: str = "flux.1-schnell", **fields: Any) -> list[Job]:
+    """Jobs as several routes get them; each prompt is its number."""
+    given = {"width": SIZE, "height": SIZE, "seed": 1, "steps": 4, "format": "jpeg", **fields}
+    return [
+        Job(number=n, id=str(n), key=f"{n:040x}", prompt=str(n), negative_prompt=None, model=model, **given)
+        for n in range(count)
+    ]
+
+
+async def run_over(
+    folder: Path,
+    accounts: Mapping[str, Account],
+    jobs: Sequence[Job],
+    *,
+    policy: Policy = "fastest",
+    hours: float | None = None,
+    limit_usd: float | None = None,
+    shares: Mapping[str, float] | None = None,
+    patience_s: float = 300.0,
+    meanwhile: Callable[[], Awaitable[None]] | None = None,
+) -> Ended:
+    """Work jobs off over these accounts; ``meanwhile`` is what happens to them."""
+    for account in accounts.values():
+        account.open()
+    pacers = {
+        name: Pacer(None, queues=a.api.queues, first_per_s=a.api.first_per_s) for name, a in accounts.items()
+    }
+    recorder = Recorder(
+        "run",
+        JobLog("run", folder / "log.jsonl"),
+        PaceOfAll(list(pacers.values())),
+        Telemetry("run", "all", "m"),
+    )
+    cost, bucket, begun = CostLimit(limit_usd), Images(), anyio.current_time()
+    async with Jobs(folder / "jobs.json") as store, anyio.create_task_group() as group:
+        await store.add(jobs)
+        await store.mark_planned()
+        recorder.begin(unique=len(jobs), done=0, failed=0, cost_usd=0.0)
+        routes = Routes(
+            [
+                Route.of(
+                    account.api,
+                    httpx.AsyncClient(transport=account, timeout=30.0),
+                    pacers[name],
+                    Breaker(0.5, patience_s, in_a_row=4),
+                    recorder,
+                    setup=SetupFault(0.8),
+                    name=name,
+                    share=CostLimit(shares[name]) if shares and name in shares else None,
+                )
+                for name, account in accounts.items()
+            ],
+            policy,
+            deadline=begun + 3600 * hours if hours is not None else None,
+            left=lambda: recorder.unique - recorder.done - recorder.failed,
+        )
+        engine = Engine(
+            routes=routes,
+            bucket=bucket,
+            store=store,
+            cost=cost,
+            recorder=recorder,
+            inspection=Inspection(share=0),
+            unsaved=folder / "unsaved",
+            rng=random.Random(1),
+        )
+        engine.expect([job for job in jobs if job.request_id])
+        if meanwhile is not None:
+            group.start_soon(meanwhile)
+        shards = iter([(first, min(first + 99, len(jobs) - 1)) for first in range(0, len(jobs), 100)])
+
+        async def feed() -> None:
+            for shard in shards:
+                await engine.run_shard(*shard)
+
+        async with anyio.create_task_group() as feeders:
+            for _ in range(_FEEDERS):
+                feeders.start_soon(feed)
+        await engine.run_parked()
+        seconds = anyio.current_time() - begun
+        group.cancel_scope.cancel()
+        ended = [job async for batch in store.all_jobs() for job in batch]
+    recorder.close()
+    return Ended(ended, engine.stopped, seconds, cost, bucket.held)

@@ -1,0 +1,191 @@
+"""Several accounts in one run: added up, one after another, and with one that fails."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+
+from imagemill.blocks.apis import Fal, ImageApi, Together
+from imagemill.engine.engine import StopKind
+from imagemill.jobs import JobStatus
+from tests.engine.accounts import Account, Ended, jobs_of, run_over
+from tests.virtual_time import run
+
+
+def together(key: str, usd: float = 0.001, **settings: Any) -> Account:
+    api = Together(api_key=key, base_url=f"http://{key}.test", usd_per_image=usd)
+    return Account(api, **{"latency_s": 0.5, "latency_sigma": 0.2, **settings})
+
+
+def fal(key: str, usd: float = 0.002, **settings: Any) -> Account:
+    api = Fal(api_key=key, base_url=f"http://{key}.test", usd_per_image=usd)
+    return Account(api, **{"latency_s": 0.5, "latency_sigma": 0.2, **settings})
+
+
+@pytest.fixture
+def over(tmp_path: Path) -> Callable[..., Ended]:
+    """``over(accounts, count, policy=…)``: a run of so many jobs over these accounts."""
+
+    def work(accounts: dict[str, Account], count: int, **given: Any) -> Ended:
+        return run(lambda: run_over(tmp_path, accounts, jobs_of(count), **given))
+
+    return work
+
+
+def paid_twice(*accounts: Account) -> dict[str, int]:
+    charged = Counter(prompt for account in accounts for _, prompt in account.charged)
+    return {prompt: count for prompt, count in charged.items() if count > 1}
+
+
+def after(
+    seconds: float, *changes: Callable[[], object], every_s: float = 20.0
+) -> Callable[[], Awaitable[None]]:
+    """What happens to the accounts: the first change after so long, the next ones at intervals."""
+
+    async def change() -> None:
+        await anyio.sleep(seconds)
+        for each in changes:
+            each()
+            await anyio.sleep(every_s)
+
+    return change
+
+
+def set_down(account: Account, down: bool) -> Callable[[], None]:  # noqa: FBT001
+    return lambda: setattr(account, "down", down)
+
+
+def test_fastest_adds_up_the_limits_of_three_accounts(over: Callable[..., Ended]) -> None:
+    accounts = {
+        "small": together("one-key", max_concurrent=6),
+        "slow": together("two-key", usd=0.004, max_concurrent=10, latency_s=1.0),
+        "queue": fal("three-key", max_concurrent=10),
+    }
+    ended = over(accounts, 600)
+    assert ended.statuses == {"done": 600}
+    assert not paid_twice(*accounts.values())
+    for name, account in accounts.items():
+        assert ended.made_by[name] == len(account.charged) > 60
+        models = {image["model"] for image in ended.images.values() if image["route"] == name}
+        assert models == {account.api.model}
+    allowed = (6 / 0.53) + (10 / 1.03) + (10 / 0.53)
+    assert 600 / ended.seconds > 0.6 * allowed  # benchmarks/routes.md: 95 % in a longer run
+
+
+@pytest.mark.parametrize("kind", [together, fal])
+def test_failover_survives_a_first_route_that_dies_and_comes_back(
+    over: Callable[..., Ended], kind: Callable[..., Account]
+) -> None:
+    first, second = kind("first-key", max_concurrent=10), together("second-key", max_concurrent=10)
+    happens = after(6.0, set_down(first, down=True), set_down(first, down=False))
+    ended = over({"first": first, "second": second}, 500, policy="failover", meanwhile=happens)
+    assert ended.statuses == {"done": 500}
+    assert not paid_twice(first, second)
+    taken = [at for at, _ in second.charged]
+    assert taken
+    assert min(taken) > 5.9
+    assert max(taken) < 35.0  # and no more once the first is back
+    assert ended.cost.spent_usd == pytest.approx(
+        sum(len(account.charged) * (account.api.usd_per_image or 0) for account in (first, second))
+    )
+
+
+@pytest.mark.parametrize(("status", "kind"), [(401, StopKind.UNAUTHORIZED), (402, StopKind.OUT_OF_BUDGET)])
+def test_failover_survives_a_first_route_that_is_refused_or_out_of_credit(
+    over: Callable[..., Ended], status: int, kind: StopKind
+) -> None:
+    first, second = fal("first-key", max_concurrent=10), together("second-key", max_concurrent=10)
+    happens = after(5.0, lambda: setattr(first, "refuses", status))
+    ended = over({"first": first, "second": second}, 200, policy="failover", meanwhile=happens)
+    assert ended.statuses == {"done": 200}
+    assert not paid_twice(first, second)
+    assert min(at for at, _ in second.charged) > 4.9
+    assert first.charged
+    both = over(
+        {"first": first, "second": second},
+        100,
+        meanwhile=after(2.0, lambda: setattr(second, "refuses", status)),
+    )
+    assert both.stopped is not None
+    assert both.stopped.kind is kind
+    assert "first: " in both.stopped.reason
+    assert "second: " in both.stopped.reason
+
+
+def test_what_lies_in_the_queue_of_a_route_that_stays_down_is_left_for_a_resume(
+    over: Callable[..., Ended], tmp_path: Path
+) -> None:
+    first, second = fal("first-key", max_concurrent=10), together("second-key", max_concurrent=10)
+    happens = after(5.0, set_down(first, down=True))
+    given = {"policy": "failover", "patience_s": 60.0}
+    ended = over({"first": first, "second": second}, 200, meanwhile=happens, **given)
+    left = [job for job in ended.jobs if job.status is JobStatus.PENDING]
+    assert 0 < len(left) < 30
+    assert all(job.request_id and job.route == "first" for job in left)
+    assert ended.stopped is not None
+    assert ended.stopped.kind is StopKind.UNAVAILABLE
+    assert "no route left. first: The API has been down for too long" in ended.stopped.reason
+    first.down = False
+
+    async def resumed() -> Ended:
+        return await run_over(tmp_path, {"first": first, "second": second}, ended.jobs, policy="failover")
+
+    again = run(resumed)
+    assert again.statuses == {"done": 200}
+    assert not paid_twice(first, second)
+
+
+def test_cheapest_pays_the_dearer_only_for_what_the_deadline_takes(over: Callable[..., Ended]) -> None:
+    def accounts() -> dict[str, Account]:
+        return {
+            "dear": together("dear-key", usd=0.01, max_concurrent=20),
+            "cheap": together("cheap-key", usd=0.001, max_concurrent=5, latency_sigma=0),
+        }
+
+    assert over(accounts(), 100, policy="cheapest").made_by == {"cheap": 100}
+    ended = over(accounts(), 800, policy="cheapest", hours=60 / 3600)
+    assert ended.statuses == {"done": 800}
+    assert ended.seconds <= 60
+    by_the_cheap = 5 / 0.53 * 60
+    assert ended.made_by["dear"] < 1.5 * (800 - by_the_cheap)  # benchmarks/routes.md: 1 % in a longer run
+
+
+def test_a_route_with_its_share_spent_leaves_the_rest_to_the_others(over: Callable[..., Ended]) -> None:
+    accounts = {"first": together("first-key", usd=0.01), "second": together("second-key", usd=0.02)}
+    ended = over(accounts, 120, policy="failover", shares={"first": 0.5})
+    assert ended.made_by == {"first": 50, "second": 70}
+
+
+def test_near_the_limit_the_cheaper_route_goes_on(over: Callable[..., Ended]) -> None:
+    accounts = {"dear": together("dear-key", usd=0.03), "cheap": together("cheap-key", usd=0.01)}
+    ended = over(accounts, 200, limit_usd=1.0)
+    assert ended.cost.spent_usd == pytest.approx(1.0)
+    assert ended.stopped is not None
+    assert ended.stopped.kind is StopKind.OUT_OF_BUDGET
+
+
+def test_jobs_go_where_they_can_be_made(tmp_path: Path) -> None:
+    wide = jobs_of(60)
+    for job in wide[::2]:
+        job.width = job.height = 1920  # more than Together makes
+    accounts: dict[str, Account] = {"together": together("one-key"), "fal": fal("two-key")}
+
+    ended: Ended = run(lambda: run_over(tmp_path, accounts, wide, policy="failover"))
+    assert ended.made_by == {"together": 30, "fal": 30}
+
+
+def test_a_route_that_makes_wrong_pictures_is_left_alone(over: Callable[..., Ended]) -> None:
+    wrong: ImageApi = Together(api_key="wrong-key", base_url="http://wrong.test", usd_per_image=0.001)
+    accounts = {
+        "wrong": Account(wrong, latency_s=0.5, faults={"wrong_size": 1.0}),
+        "right": together("right-key"),
+    }
+    ended = over(accounts, 100)
+    assert ended.statuses == {"done": 100}
+    assert ended.made_by == {"right": 100}
+    assert len(accounts["wrong"].charged) < 60
