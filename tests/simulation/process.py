@@ -460,9 +460,8 @@ def outside_world(home: Path) -> Iterator[None]:
         put(imagemill.runs.folder, "home", lambda: home / _process().machine.name)
         session: Any = imagemill.runs.session
         put(session, "start_blocking_portal", _portal)
-        accounts: Any = imagemill.runs.accounts
-        put(accounts, "learn_published", lambda *_: None)
-        put(accounts, "read_limit", lambda _: None)
+        for name in ("learn_published", "read_limit"):
+            put(imagemill.runs.accounts, name, lambda *_: None)
         put(session, "_client", _http)
         for name, module in list(sys.modules.items()):
             ours = name.startswith(("imagemill.bucket", "imagemill.runs", "imagemill.reports"))
