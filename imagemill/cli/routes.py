@@ -70,6 +70,6 @@ def _route(text: str) -> RouteSettings:
         else:
             given[name] = value
     try:
-        return RouteSettings(**given)  # type: ignore[arg-type] # checked by the model
+        return RouteSettings.model_validate(given)
     except ValidationError as error:
         raise InputError(f"{ROUTE} {text!r}: {input_error(error)}") from error
