@@ -24,6 +24,7 @@ from imagemill.reports.artifacts import RunArtifacts, shown_in_prefect
 from imagemill.reports.assets import METRICS, RECORDS, assets_of, sources_of
 from imagemill.reports.measurement import count
 from imagemill.runs.environment import refuse_proxies
+from imagemill.runs.presets import warn_of_lost_presets
 from imagemill.runs.remembered_limit import write_limit
 from imagemill.runs.session import Session, open_session
 from imagemill.runs.states import ended_state
@@ -67,6 +68,7 @@ def open_run(settings: RunSettings) -> Iterator[Run]:
         InputError: something the settings name cannot be used.
     """
     refuse_proxies()
+    warn_of_lost_presets()
     check_cluster(settings.execution)
     with ExitStack() as stack:
         session = stack.enter_context(open_session(settings))

@@ -47,6 +47,7 @@ class PostgresServer(StoreServer):
     _block_type_name = "Job store: Postgres"
     _block_type_slug = "imagemill-postgres-store"
     _description = "A Postgres database that stores the jobs of runs, in one table for all runs."
+    _logo_url = HttpUrl("https://github.com/postgres.png")
 
     schemes = ("postgresql", "postgres")
     url: str = Field(
@@ -71,6 +72,7 @@ class RedisServer(StoreServer):
     _block_type_name = "Job store: Redis"
     _block_type_slug = "imagemill-redis-store"
     _description = "A Redis or Valkey server that stores the jobs of runs, under keys imagemill:{RUN_ID}:*."
+    _logo_url = HttpUrl("https://github.com/redis.png")
 
     schemes = ("redis", "rediss")
     url: str = Field(

@@ -5,6 +5,7 @@
 from prefect import flow
 
 from imagemill.reports.dashboard import DashboardSummary
+from imagemill.runs.presets import warn_of_lost_presets
 from imagemill.runs.states import completed
 from imagemill.runs.user_errors import one_sentence
 from imagemill.settings import Output, RegressionSettings
@@ -30,6 +31,7 @@ def build_dashboard(
     Raises:
         InputError: unusable settings.
     """
+    warn_of_lost_presets()
     history = read_history(output)
     summary = draw_dashboard(output, history, regressions)
     emit_alerts(output, summary)

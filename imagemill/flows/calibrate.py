@@ -12,6 +12,7 @@ from imagemill.blocks.loading import image_api
 from imagemill.engine.calibration import Calibration, measure_account
 from imagemill.engine.limits.pacer import Limit
 from imagemill.reports.calibration_plot import write_plot
+from imagemill.runs.presets import warn_of_lost_presets
 from imagemill.runs.remembered_limit import variable_name, write_limit
 from imagemill.runs.states import completed
 from imagemill.runs.user_errors import one_sentence
@@ -39,6 +40,7 @@ def calibrate(
     Raises:
         InputError: the account cannot be measured.
     """
+    warn_of_lost_presets()
     account = image_api(api)
     found = anyio.run(measure_account, account, budget)
     if found.limit_seen:

@@ -120,16 +120,17 @@ def test_the_run_of_a_deployment_is_suspended_and_starts_again_with_the_answer(
     emulator: Callable[..., Emulator],
     catalog: Callable[..., str],
     approve: bool,  # noqa: FBT001 - a parameter of the test
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     """Nothing is held meanwhile, and the preview and the plan are made once. What is left after the preview
     would need no approval of its own: the answer holds nevertheless."""
     emulated = emulator()
-    deployed = generate_catalog.to_deployment("approvals").apply()
+    preset = {"output": place.settings(), "limits": {"max_cost_usd": 5, "approve_above_usd": 1}}
+    deployed = generate_catalog.to_deployment("approvals", parameters=preset).apply()
     with get_client(sync_client=True) as client:
         parameters = {
             "catalog": {"path": catalog(prompt=["a", "b", "c"])},
             "api": {"provider": "together", "base_url": emulated.base_url},
-            "output": place.settings(),
             "picture": {"width": 256, "height": 256},
             "limits": {"approve_above_usd": 0.0004},
         }
@@ -140,6 +141,7 @@ def test_the_run_of_a_deployment_is_suspended_and_starts_again_with_the_answer(
 
         with pytest.raises(Pause):
             start()
+        assert "Not used: limits.max_cost_usd of the deployment." in caplog.text
         waiting = client.read_flow_run(flow_run_id).state
         assert waiting is not None
         assert (waiting.type, waiting.name) == ("PAUSED", "Suspended")

@@ -48,7 +48,8 @@ class BlackForestLabs(QueuedApi):
 
     _block_type_name = "Image API: Black Forest Labs"
     _block_type_slug = "imagemill-bfl"
-    _description = "An account at Black Forest Labs that makes FLUX images."
+    _description = "Images from Black Forest Labs: the FLUX models, from their makers."
+    _logo_url = HttpUrl("https://github.com/black-forest-labs.png")
     _documentation_url = HttpUrl("https://docs.bfl.ai/quick_start/generating_images")
 
     provider: ClassVar[str] = "bfl"

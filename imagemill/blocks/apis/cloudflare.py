@@ -44,7 +44,8 @@ class Cloudflare(ImageApi):
 
     _block_type_name = "Image API: Cloudflare Workers AI"
     _block_type_slug = "imagemill-cloudflare"
-    _description = "An account at Cloudflare whose Workers AI makes FLUX.1 [schnell] images."
+    _description = "Images from Cloudflare Workers AI: FLUX.1 [schnell]."
+    _logo_url = HttpUrl("https://github.com/cloudflare.png")
     _documentation_url = HttpUrl("https://developers.cloudflare.com/workers-ai/models/flux-1-schnell/")
 
     provider: ClassVar[str] = "cloudflare"

@@ -78,7 +78,8 @@ class Fal(QueuedApi):
 
     _block_type_name = "Image API: fal"
     _block_type_slug = "imagemill-fal"
-    _description = "An account at fal that makes FLUX.1 [schnell] images."
+    _description = "Images from fal: FLUX.1 [schnell], or any other model there."
+    _logo_url = HttpUrl("https://github.com/fal-ai.png")
     _documentation_url = HttpUrl("https://fal.ai/models/fal-ai/flux/schnell/api")
 
     provider: ClassVar[str] = "fal"

@@ -66,7 +66,8 @@ class OpenAICompatible(ImageApi):
 
     _block_type_name = "Image API: OpenAI-compatible"
     _block_type_slug = "imagemill-openai"
-    _description = "OpenAI, or any server that speaks its image API."
+    _description = "Images from OpenAI, or from any server that speaks its image API."
+    _logo_url = HttpUrl("https://github.com/openai.png")
     _documentation_url = HttpUrl("https://platform.openai.com/docs/api-reference/images/create")
 
     provider: ClassVar[str] = "openai"

@@ -60,7 +60,8 @@ class Replicate(QueuedApi):
 
     _block_type_name = "Image API: Replicate"
     _block_type_slug = "imagemill-replicate"
-    _description = "An account at Replicate that makes FLUX.1 [schnell] images."
+    _description = "Images from Replicate: FLUX.1 [schnell], or any other model there."
+    _logo_url = HttpUrl("https://github.com/replicate.png")
     _documentation_url = HttpUrl("https://replicate.com/black-forest-labs/flux-schnell/api")
 
     provider: ClassVar[str] = "replicate"

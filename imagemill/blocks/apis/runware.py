@@ -53,7 +53,8 @@ class Runware(ImageApi):
 
     _block_type_name = "Image API: Runware"
     _block_type_slug = "imagemill-runware"
-    _description = "An account at Runware."
+    _description = "Images from Runware: FLUX.1 [schnell], or any other model there."
+    _logo_url = HttpUrl("https://github.com/Runware.png")
     _documentation_url = HttpUrl("https://runware.ai/docs/image-inference/api-reference")
 
     provider: ClassVar[str] = "runware"

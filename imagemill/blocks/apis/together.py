@@ -44,7 +44,8 @@ class Together(ImageApi):
 
     _block_type_name = "Image API: Together"
     _block_type_slug = "imagemill-together"
-    _description = "An account at Together that makes FLUX.1 [schnell] images."
+    _description = "Images from Together: FLUX.1 [schnell], or another model there."
+    _logo_url = HttpUrl("https://github.com/togethercomputer.png")
     _documentation_url = HttpUrl("https://docs.together.ai/reference/post-images-generations")
 
     provider: ClassVar[str] = "together"
