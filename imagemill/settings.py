@@ -69,13 +69,16 @@ JUDGE_FUNCTION = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", re.AS
 
 PARAM = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,99}")
 
-_SPELLED = {"api": "API", "id": "ID", "s": "(s)", "s3": "S3", "uri": "URI", "url": "URL", "usd": "(USD)"}
+_SPELLED = {"api": "API", "id": "ID", "s3": "S3", "uri": "URI", "url": "URL", "usd": "USD"}
+_UNITS = {"s": "(s)", "usd": "(USD)"}
 
 
-def _title(name: str, _field: object) -> str:
+def form_title(name: str, _field: object = None) -> str:
     """A field's title in the UI's form: ``max_cost_usd`` becomes "Max cost (USD)"."""
-    words = " ".join(_SPELLED.get(word, word) for word in name.split("_"))
-    return words[0].upper() + words[1:]
+    *words, last = name.split("_")
+    spelled = [*(_SPELLED.get(word, word) for word in words), _UNITS.get(last) or _SPELLED.get(last, last)]
+    title = " ".join(spelled)
+    return title[0].upper() + title[1:]
 
 
 def _listed(values: object) -> object:
@@ -118,7 +121,7 @@ def _param_of(column: str) -> str | None:
 
 
 class _Settings(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, field_title_generator=_title)
+    model_config = ConfigDict(extra="forbid", frozen=True, field_title_generator=form_title)
 
 
 class CatalogSettings(_Settings):

@@ -22,7 +22,7 @@ def build_dashboard(
     """Draw the dashboard of all runs below an output prefix, from its metrics/ folder.
 
     Args:
-        output: Where the images and records of the runs are; in Python, s3://BUCKET/PREFIX is enough.
+        output: Where the images and records are; in Python, s3://BUCKET/PREFIX is enough.
         regressions: When a run counts as a regression.
 
     Returns:

@@ -46,9 +46,9 @@ def preview_catalog(
     The whole catalog is planned, but the manifest is left as it is. Resuming the run makes the rest.
 
     Args:
-        catalog: Where the prompts come from: a path, a DataFrame, or catalog settings.
-        output: Where the images and records go: s3://BUCKET/PREFIX, or output settings.
-        api: Which image API and model to use: a vendor's name, or API settings.
+        catalog: Where the prompts come from; in Python, a path or a DataFrame is enough.
+        output: Where the images and records go; in Python, s3://BUCKET/PREFIX is enough.
+        api: Which image API and model to use; in Python, a vendor's name is enough.
         picture: Defaults for rows that do not set their own.
         limits: Limits on speed and cost.
         execution: How the run is executed and where its state is stored.

@@ -32,7 +32,8 @@ def retry_failed(
     Args:
         run_id: The id of the run.
         permanent: Also retry jobs that would fail again with the same input, such as refused prompts.
-        output: Where the run's records are, if another machine ran it: s3://BUCKET/PREFIX.
+        output: Where the images and records are, if another machine ran it; in Python, s3://BUCKET/PREFIX is
+            enough.
         limits: Limits on speed and cost, if not as before.
         execution: How the run is executed and where its state is stored, if not as before.
         choices: The choices of a review, as imagemill review saves them: instead of failed jobs, the pictures

@@ -15,6 +15,7 @@ from imagemill.engine.job_log import spelled_out
 from imagemill.errors import InputError
 from imagemill.formatting import counted
 from imagemill.parquet import read_batches
+from imagemill.settings import form_title
 
 MOST = 8_000
 """Choices: more do not fit into the parameters of a flow run."""
@@ -27,9 +28,9 @@ PictureName = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{40}(\.[1-9][0
 class ReviewChoices(BaseModel):
     """The choices of a review, as its page saves them; pictures are named by their keys."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", field_title_generator=form_title)
 
-    imagemill_review: Literal[1] = Field(1, description="The version of this format.")
+    imagemill_review: Literal[1] = Field(1, title="Format", description="The version of this format.")
     run_id: str = Field(max_length=200, description="The run that was reviewed.")
     keep: list[PictureName] = Field([], max_length=MOST, description="Pictures that are right.")
     redo: list[PictureName] = Field(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,30 @@ def test_each_deployment_fits_its_flow_and_its_form_explains_itself(deployment: 
     for name, field in fields.items():
         described = definitions.get(field.get("$ref", "").rpartition("/")[2], field)
         assert described.get("description"), name
+        title = field.get("title", "")
+        assert not title or title == name or title[0].isupper(), (
+            title
+        )  # a parameter by its name, fields in words
+        assert not re.search(r"\b(Id|Url|Uri|Usd|Api)\b|\(.*\) ", title), title
+
+
+def test_the_forms_say_the_same_of_the_same_parameters() -> None:
+    said: dict[str, set[str]] = {}
+    for deployment in DEPLOYMENTS:
+        for name, field in load_flow_from_entrypoint(deployment["entrypoint"]).parameters.properties.items():
+            text = str(field.get("description", ""))
+            said.setdefault(name, set()).add(text.partition(",")[0].partition(";")[0].replace(" go", " are"))
+    assert {name: texts for name, texts in said.items() if len(texts) > 1} == {}
+
+
+def test_schedules_name_their_time_zone() -> None:
+    schedules = [schedule for each in DEPLOYMENTS for schedule in each.get("schedules", [])]
+    assert schedules
+    assert all(schedule["timezone"] for schedule in schedules)
+    table = [line for line in (ROOT / "docs" / "deploy-it.md").read_text().splitlines() if "`/" not in line]
+    for line in table:
+        if re.search(r"^\|.*( at \d+:\d\d| past each hour)", line):
+            assert re.search(r"Berlin time|UTC", line), line
 
 
 def test_an_event_starts_a_refresh_only_of_the_catalogs_it_was_told_about() -> None:
