@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import heapq
 import math
 import random
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-
-import anyio
 
 from imagemill.engine.limits.pacer import Limit, Pacer, Slot, SlotWatch
 from imagemill.request_watch import RequestState
@@ -39,40 +38,37 @@ class VendorQueue:
     def __post_init__(self) -> None:
         self._rng = random.Random(self.seed)
         self._latency_rng = random.Random(self.seed + 1)
-        self._waiting: deque[anyio.Event] = deque()
-
-    async def travel(self) -> None:
-        """The way to the vendor, or back."""
-        await anyio.sleep(self._rng.uniform(0.5, 1.5) * self.transit_s)
+        self._waiting: deque[asyncio.Future[None]] = deque()
 
     async def request(self, watch: SlotWatch) -> None:
         """Submit, follow the states as they come in, and fetch the image."""
-        await self.travel()
-        turn = anyio.Event()
+        loop = asyncio.get_running_loop()
+        await asyncio.sleep(self._travel_s())
+        turn: asyncio.Future[None] = loop.create_future()
         self._waiting.append(turn)
-        self._begin_next()
-        self.queue_lengths.append((anyio.current_time(), len(self._waiting)))
+        self._begin_next(loop.time())
+        self.queue_lengths.append((loop.time(), len(self._waiting)))
         await watch("id")
-        async with anyio.create_task_group() as events:
-
-            async def report(state: RequestState, made_in_s: float = 0.0) -> None:
-                await self.travel()
-                watch.enter(state, made_in_s)
-
-            if not turn.is_set():
-                await report(RequestState.QUEUED)
-            await turn.wait()
-            events.start_soon(report, RequestState.IN_PROGRESS)
-            latency_s = self._latency()
-            await anyio.sleep(latency_s)
-            self.in_progress -= 1
-            self.made += 1
-            self.last_made_at = anyio.current_time()
-            self._begin_next()
-            await self.travel()
+        told_at = loop.time()
+        if not turn.done():
+            told_at += self._travel_s()
+            loop.call_at(told_at, watch.enter, RequestState.QUEUED, 0.0)
+            await turn
+        told_at = max(told_at, loop.time() + self._travel_s())
+        loop.call_at(told_at, watch.enter, RequestState.IN_PROGRESS, 0.0)
+        latency_s = self._latency()
+        await asyncio.sleep(latency_s)
+        self.in_progress -= 1
+        self.made += 1
+        self.last_made_at = loop.time()
+        self._begin_next(loop.time())
+        await asyncio.sleep(max(self._travel_s(), told_at - loop.time() + 1e-6))
         watch.enter(RequestState.COMPLETED, latency_s)
-        await self.travel()
-        await self.travel()
+        await asyncio.sleep(self._travel_s() + self._travel_s())
+
+    def _travel_s(self) -> float:
+        """The time of one way to the vendor, or back."""
+        return self._rng.uniform(0.5, 1.5) * self.transit_s
 
     def shortest_s(self, images: int) -> float:
         """How long the same images take if all are in the queue from the beginning."""
@@ -93,18 +89,19 @@ class VendorQueue:
         """The same from a moment on, in seconds."""
         return max(length for then, length in self.queue_lengths if then >= at)
 
-    def _begin_next(self) -> None:
+    def _begin_next(self, now: float) -> None:
         for at, slots in self.slots_from.items():
-            if anyio.current_time() >= at:
+            if now >= at:
                 self.slots = slots
         while self._waiting and self.in_progress < self.slots:
             self.in_progress += 1
             self.most_in_progress = max(self.most_in_progress, self.in_progress)
-            self._waiting.popleft().set()
+            self._waiting.popleft().set_result(None)
 
 
-async def _work(queue: VendorQueue, pacer: Pacer, images: int) -> None:
+async def _work(queue: VendorQueue, images: int, known: Limit | None) -> None:
     left = images
+    pacer = Pacer(None, queues=True, known=known, clock=asyncio.get_running_loop().time)
 
     async def accepted(_: str, _charged_usd: float | None = None) -> None:
         return
@@ -120,15 +117,14 @@ async def _work(queue: VendorQueue, pacer: Pacer, images: int) -> None:
         nonlocal left
         while left:
             left -= 1
-            group.start_soon(make, await pacer.acquire())
+            group.create_task(make(await pacer.acquire()))
 
-    async with anyio.create_task_group() as group:
+    async with asyncio.TaskGroup() as group:
         for _ in range(4):
-            group.start_soon(feed)
+            group.create_task(feed())
 
 
 def used_share(queue: VendorQueue, images: int = 1000, known: Limit | None = None) -> float:
     """Images per second, from the first submit to the last image, as a share of what the slots allow."""
-    pacer = Pacer(None, queues=True, known=known)
-    run(_work, queue, pacer, images)
+    run(_work, queue, images, known)
     return replace(queue).shortest_s(images) / queue.last_made_at
