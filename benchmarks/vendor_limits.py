@@ -19,7 +19,7 @@ from itertools import repeat
 
 from imagemill.blocks.apis import Together
 from imagemill.engine.limits.pacer import Pacer
-from tests.engine.limits.hidden_account import Account, DynamicRate, Outcome, Step, simulate
+from tests.engine.limits.hidden_account import Account, DynamicRate, Outcome, Step, loop_time, simulate
 from tests.engine.limits.vendor_queue import VendorQueue, used_share
 
 PARTI_PROMPTS = 1632
@@ -45,7 +45,7 @@ def queue_run(case: tuple[int, float, int], seed: int) -> tuple[float, int, int]
 def rate_run(case: tuple[float, float], seed: int) -> Outcome:
     """One run of 1,000 images before a rate that moves."""
     account = Account([Step(0)], seed, dynamic=DynamicRate(*case))
-    return simulate(account, 1000, Pacer(None, first_per_s=Together.first_per_s))
+    return simulate(account, 1000, Pacer(None, first_per_s=Together.first_per_s, clock=loop_time))
 
 
 def spread(values: Iterable[float], form: Callable[[float], str] = "{:.1%}".format) -> str:

@@ -1,6 +1,6 @@
 """Black Forest Labs' wire format: submit, and poll at the `polling_url` given.
 
-Confirmed by docs.bfl.ai (quick start, errors, pricing, FLUX.2), read 2026-11-25: the models here, of which
+Confirmed by docs.bfl.ai (quick start, errors, pricing, FLUX.2), read 2026-11-25: its models, of which
 schnell is none; FLUX.2 from 64 pixels by 16, at most 4 megapixels in all, FLUX.1 from 256 to 1440 by 32; at
 most 24 requests unfinished at once (`max_concurrent`), a 429 beyond; `X-RateLimit-*` and Retry-After; errors
 as `{detail}` or `{error, message, retry_after}`; a link lives ten minutes (`link_ttl_s`). By several public
@@ -19,8 +19,8 @@ from starlette.responses import Response
 
 from imagemill.emulator.answers import base_url, json_answer
 from imagemill.emulator.bill import nano_usd
-from imagemill.emulator.fields import SEEDS, FieldError, picture_format, prompt_of, whole
-from imagemill.emulator.order import Order
+from imagemill.emulator.fields import FieldError
+from imagemill.emulator.models import find_model
 from imagemill.emulator.queue import Queue
 from imagemill.emulator.studio import Refusal, Studio
 from imagemill.emulator.vendor import Vendor
@@ -30,22 +30,12 @@ if TYPE_CHECKING:
 
     from starlette.requests import Request
 
+    from imagemill.emulator.order import Order
     from imagemill.emulator.queue import Task
 
-__all__ = ["MODELS", "BlackForestLabs"]
+__all__ = ["BlackForestLabs"]
 
-_FLUX_1 = range(256, 1441, 32)
-_FLUX_2 = range(64, 4097, 16)
-_LARGEST_PIXELS = 4_194_304
 _NANO_A_CREDIT = 10_000_000
-MODELS = {
-    **dict.fromkeys(("flux-dev", "flux-pro-1.1", "flux-kontext-pro"), _FLUX_1),
-    **dict.fromkeys(
-        ("flux-2-max", "flux-2-pro", "flux-2-flex", "flux-2-klein-4b", "flux-2-klein-9b"), _FLUX_2
-    ),
-}
-"""The sides that each model takes, in pixels."""
-
 _DETAILS = {
     400: "Bad request.",
     401: "Not authenticated.",
@@ -116,26 +106,10 @@ class BlackForestLabs(Vendor):
 
     def order(self, request: Request, fields: dict[str, Any]) -> Order:
         model = request.path_params["model"]
-        sides = MODELS.get(model)
-        if sides is None:
+        served = find_model("bfl", model)
+        if served is None:
             raise FieldError("model", _DETAILS[404], "not_found")
-        seed = None if fields.get("seed") is None else whole(fields, "seed", 0, SEEDS)
-        whole(fields, "safety_tolerance", 2, range(7))
-        order = Order(
-            provider="bfl",
-            model=model,
-            prompt=prompt_of(fields),
-            width=whole(fields, "width", 1024, sides),
-            height=whole(fields, "height", 768, sides),
-            steps=whole(fields, "steps", 28, range(1, 51)),
-            seed=seed,
-            drawn_seed=self.studio.draw_seed() if seed is None else seed,
-            format=picture_format(fields, "jpeg", ("jpeg", "png")),
-        )
-        if order.width * order.height > _LARGEST_PIXELS:
-            message = "The picture must not have more than 4 megapixels."
-            raise FieldError("width", message)
-        return order
+        return served.order(fields, self.studio.draw_seed())
 
     def refusal(self, refusal: Refusal) -> Response:
         limits = self.studio.limits
@@ -160,4 +134,4 @@ class BlackForestLabs(Vendor):
         if error.code == "not_found":
             return self.error(404)
         place = ["body", error.name] if error.name else ["body"]
-        return json_answer({"detail": [{"loc": place, "msg": str(error), "type": "value_error"}]}, 422)
+        return json_answer({"detail": [{"loc": place, "msg": str(error), "type": error.kind}]}, 422)

@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any
 from starlette.responses import Response
 
 from imagemill.emulator.answers import Cut, base64_text, json_answer
-from imagemill.emulator.fields import FieldError, prompt_of, whole
+from imagemill.emulator.fields import FieldError
 from imagemill.emulator.gallery import spoil
-from imagemill.emulator.order import Order
+from imagemill.emulator.models import find_model
 from imagemill.emulator.vendor import Vendor
 
 if TYPE_CHECKING:
@@ -28,11 +28,11 @@ if TYPE_CHECKING:
 
     from starlette.requests import Request
 
-__all__ = ["MODEL", "PATH", "Cloudflare"]
+    from imagemill.emulator.order import Order
 
-MODEL = "@cf/black-forest-labs/flux-1-schnell"
+__all__ = ["PATH", "Cloudflare"]
+
 PATH = "/client/v4/accounts/{account}/ai/run/{model:path}"
-_LONGEST_PROMPT = 2048
 _SIDE = 1024
 _UNKNOWN_MODEL = 5007
 _INVALID = 5006
@@ -74,24 +74,11 @@ class Cloudflare(Vendor):
 
     def order(self, request: Request, fields: dict[str, Any]) -> Order:
         model = request.path_params["model"]
-        if model != MODEL:
+        served = find_model("cloudflare", model)
+        if served is None:
             message = f"No such model {model[:80]} or task"
             raise FieldError("model", message, str(_UNKNOWN_MODEL))
-        prompt = prompt_of(fields)
-        if len(prompt) > _LONGEST_PROMPT:
-            message = f"The prompt must have at most {_LONGEST_PROMPT} characters."
-            raise FieldError("prompt", message)
-        return Order(
-            provider="cloudflare",
-            model=MODEL,
-            prompt=prompt,
-            width=_SIDE,
-            height=_SIDE,
-            steps=whole(fields, "steps", 4, range(1, 9)),
-            seed=None,
-            drawn_seed=self.studio.draw_seed(),
-            format="jpeg",
-        )
+        return served.order(fields, self.studio.draw_seed(), (_SIDE, _SIDE))
 
     def error(
         self, status: int, detail: str | None = None, headers: Mapping[str, str] | None = None

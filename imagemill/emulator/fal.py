@@ -31,9 +31,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from starlette.responses import Response, StreamingResponse
 
 from imagemill.emulator.answers import Cut, base64_text, base_url, json_answer
-from imagemill.emulator.fal_input import MODEL, InvalidInputError, read_input
+from imagemill.emulator.fal_input import application_of, read_input
 from imagemill.emulator.fields import FieldError
 from imagemill.emulator.gallery import spoil
+from imagemill.emulator.models import find_model
 from imagemill.emulator.order import Order
 from imagemill.emulator.queue import End, Queue, Task
 from imagemill.emulator.studio import Refusal, Studio, Ticket
@@ -46,11 +47,10 @@ if TYPE_CHECKING:
 
 __all__ = ["APPLICATION", "PATH", "Fal", "fal_answer", "output_of"]
 
-APPLICATION = "/fal-ai/flux"
-PATH = f"{APPLICATION}/schnell"
+APPLICATION = "/fal-ai/{application}"
+PATH = "/fal-ai/{name:path}"
 _COMMENT_S = 15.0
 _POSITION_S = 0.5
-_NOTHING = Order("fal", MODEL, "", 0, 0, 0, None, 0, "jpeg", count=0)
 _DETAILS = {
     400: ("Bad request.", "bad_request"),
     401: ("Authentication is required to access this application.", "unauthorized"),
@@ -85,20 +85,25 @@ class Fal(Vendor):
         fields = await self.fields(request)
         if isinstance(fields, Response):
             return fields
-        order, error = _NOTHING, None
+        model, error = _model_of(request), None
+        if find_model("fal", model) is None:
+            return self._unknown(model)
         try:
             order = self.order(request, fields)
         except FieldError as invalid:
-            error = invalid
+            order, error = Order("fal", model, "", 0, 0, 0, None, 0, "jpeg", count=0), invalid
         ticket = self.admit(order, fields, queues=True)
         if isinstance(ticket, Response):
             return ticket
         task = self.queue.add(ticket, error=error, start_s=_start_s(request))
-        content = {"request_id": task.id, **_links(request, task.id), "status": "IN_QUEUE"}
+        content = {"request_id": task.id, **_links(request, task), "status": "IN_QUEUE"}
         return fal_answer(content | {"queue_position": self.studio.position(ticket)}, request_id=task.id)
 
     async def run(self, request: Request) -> Response:
         """Answer the synchronous form: the result itself."""
+        model = _model_of(request)
+        if find_model("fal", model) is None:
+            return self._unknown(model)
         ticket = await self.take(request)
         if isinstance(ticket, Response):
             return ticket
@@ -183,13 +188,16 @@ class Fal(Vendor):
         """Return the status of a result that is over."""
         return _STATUS[task.end or "failed"]
 
-    async def unknown(self, request: Request) -> Response:
-        """Answer a path that names no application of the emulator."""
-        return self.error(404, f"Application {request.url.path[1:81]!r} was not found.")
+    def _unknown(self, model: str) -> Response:
+        """Return the answer to a path that names no application."""
+        return self.error(404, f"Application {model[:80]!r} was not found.")
 
     def order(self, request: Request, fields: dict[str, Any]) -> Order:
-        del request
-        return read_input(fields, self.studio.draw_seed())
+        model = find_model("fal", _model_of(request))
+        if model is None:
+            message = "There is no such model."
+            raise FieldError("", message)
+        return read_input(model, fields, self.studio.draw_seed())
 
     def refusal(self, refusal: Refusal) -> Response:
         seconds = refusal.header if self.studio.settings.retry_after else None
@@ -206,12 +214,12 @@ class Fal(Vendor):
         return fal_answer(content, status, headers={**(headers or {}), "x-fal-error-type": kind})
 
     def invalid(self, error: FieldError) -> Response:
-        loc = error.loc if isinstance(error, InvalidInputError) else ()
-        content = {"detail": [{"loc": ["body", *loc], "msg": str(error), "type": error.code or "dict_type"}]}
+        place = error.name.split(".") if error.name else []
+        content = {"detail": [{"loc": ["body", *place], "msg": str(error), "type": error.kind}]}
         return fal_answer(content, 422, headers={"x-fal-retryable": "false"})
 
     def _state(self, request: Request, task: Task) -> dict[str, Any]:
-        content: dict[str, Any] = {"request_id": task.id, **_links(request, task.id)}
+        content: dict[str, Any] = {"request_id": task.id, **_links(request, task)}
         if task.state == "queued":
             return content | {"status": "IN_QUEUE", "queue_position": self.studio.position(task.ticket)}
         if task.end is None:
@@ -229,7 +237,9 @@ class Fal(Vendor):
         if not self.known(request):
             return self.error(401)
         task = self.queue.find(request.path_params["request_id"])
-        return self.error(404) if task is None or self.queue.forgotten(task) else task
+        if task is None or self.queue.forgotten(task) or not request.url.path.startswith(_place(task)):
+            return self.error(404)
+        return task
 
     async def _result(self, request: Request, task: Task) -> Response:
         ticket, studio = task.ticket, self.studio
@@ -268,8 +278,17 @@ def _start_s(request: Request) -> float | None:
         return None
 
 
-def _links(request: Request, request_id: str) -> dict[str, str]:
-    root = f"{base_url(request)}{APPLICATION}/requests/{request_id}"
+def _model_of(request: Request) -> str:
+    return f"fal-ai/{request.path_params['name']}"
+
+
+def _place(task: Task) -> str:
+    """Return the path of a request in the queue of its application."""
+    return f"/{application_of(task.ticket.order.model)}/requests/{task.id}"
+
+
+def _links(request: Request, task: Task) -> dict[str, str]:
+    root = f"{base_url(request)}{_place(task)}"
     return {
         "response_url": root,
         "status_url": f"{root}/status",

@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any
 from imagemill.emulator.answers import json_answer
 from imagemill.emulator.bill import nano_usd
 from imagemill.emulator.fal import output_of
-from imagemill.emulator.fal_input import MODEL, SCHEMA
+from imagemill.emulator.fal_input import published
+from imagemill.emulator.models import find_model, models_of
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = ["FalPlatform"]
 
-_UNIT_PRICE = 0.003
+_UNITS_A_USD = 10**10
 _LARGEST_PAGE = {"requests": 100, "events": 10_000}
 _MOST_NAMED = 50
 _LONGEST_BILL = timedelta(days=90)
@@ -46,11 +47,15 @@ class FalPlatform:
 
     async def models(self, request: Request) -> Response:
         """Answer `GET /v1/models`: the models named, with their schema where `expand=openapi-3.0` asks."""
-        asked = _names(request, "endpoint_id")
-        found = [MODEL] if not asked or MODEL in asked else []
-        metadata = {"display_name": "FLUX.1 [schnell]", "category": "text-to-image", "status": "active"}
-        more = {"openapi": SCHEMA} if "openapi-3.0" in _names(request, "expand") else {}
-        models = [{"endpoint_id": name, "metadata": metadata, **more} for name in found]
+        asked, whole = _names(request, "endpoint_id"), "openapi-3.0" in _names(request, "expand")
+        models = []
+        for name, model in models_of("fal").items():
+            if asked and name not in asked:
+                continue
+            title = model.facts["title"]
+            metadata = {"display_name": title, "category": "text-to-image", "status": "active"}
+            schema = {"openapi": published(model)} if whole else {}
+            models.append({"endpoint_id": name, "metadata": metadata, **schema})
         return json_answer({"models": models, "next_cursor": None, "has_more": False})
 
     async def pricing(self, request: Request) -> Response:
@@ -58,10 +63,14 @@ class FalPlatform:
         if not self._fal.known(request):
             return _error(401)
         asked = _names(request, "endpoint_id")
-        if asked and MODEL not in asked:
+        if asked - models_of("fal").keys():
             return _error(404)
-        price = {"endpoint_id": MODEL, "unit_price": _UNIT_PRICE, "unit": "megapixels", "currency": "USD"}
-        return json_answer({"prices": [price], "next_cursor": None, "has_more": False})
+        prices = [
+            {"endpoint_id": name, "unit_price": _unit_usd(name), "unit": "megapixels", "currency": "USD"}
+            for name in models_of("fal")
+            if not asked or name in asked
+        ]
+        return json_answer({"prices": prices, "next_cursor": None, "has_more": False})
 
     async def requests(self, request: Request) -> Response:
         """Answer `GET /v1/models/requests/by-endpoint`: the requests that are over, the last first."""
@@ -72,12 +81,12 @@ class FalPlatform:
             size, page = _page(request, _LARGEST_PAGE["requests"])
         except ValueError:
             return _error(400)
-        status = request.query_params.get("status")
+        status, models = request.query_params.get("status"), _names(request, "endpoint_id")
         over = [
-            task for task in self._fal.queue.ended(since, until) if status is None or status == _outcome(task)
+            task
+            for task in self._fal.queue.ended(since, until)
+            if task.ticket.order.model in models and (status is None or status == _outcome(task))
         ]
-        if MODEL not in _names(request, "endpoint_id"):
-            over = []
         payloads = "payloads" in _names(request, "expand")
         items = [
             self._past(request, task, payloads=payloads) for task in over[page * size : (page + 1) * size]
@@ -100,7 +109,9 @@ class FalPlatform:
         charged = [
             task
             for task in self._fal.queue.ended(since, min(until, datetime.now(UTC) - lag))
-            if task.end == "done" and (not asked or task.id in asked) and (not models or MODEL in models)
+            if task.end == "done"
+            and (not asked or task.id in asked)
+            and (not models or task.ticket.order.model in models)
         ]
         events = [_event(task) for task in charged[page * size : (page + 1) * size]]
         return _paged("billing_events", events, len(charged), size, page)
@@ -109,7 +120,7 @@ class FalPlatform:
         ended, began = task.ended_at or task.created_at, task.began_at
         item: dict[str, Any] = {
             "request_id": task.id,
-            "endpoint_id": MODEL,
+            "endpoint_id": task.ticket.order.model,
             "started_at": began.isoformat() if began else None,
             "sent_at": task.created_at.isoformat(),
             "ended_at": ended.isoformat(),
@@ -124,19 +135,26 @@ class FalPlatform:
 
 
 def _event(task: Task) -> dict[str, Any]:
-    nano = nano_usd(task.ticket.order)
+    nano, model = nano_usd(task.ticket.order), task.ticket.order.model
     return {
         "request_id": task.id,
-        "endpoint_id": MODEL,
+        "endpoint_id": model,
         "timestamp": (task.ended_at or task.created_at).isoformat(),
-        "output_units": nano / (_UNIT_PRICE * 1e9),
-        "unit_price": _UNIT_PRICE,
+        "output_units": nano / (_unit_usd(model) * 1e9),
+        "unit_price": _unit_usd(model),
         "percent_discount": None,
         "cost_subtotal": nano / 1e9,
         "cost_discount": 0,
         "cost_total": nano / 1e9,
         "cost_estimate_nano_usd": nano,
     }
+
+
+def _unit_usd(name: str) -> float:
+    """Return the price of a model's megapixel, in USD."""
+    model = find_model("fal", name)
+    units: int = model.facts["units"]["megapixel"] if model else 0
+    return units / _UNITS_A_USD
 
 
 def _outcome(task: Task) -> str:

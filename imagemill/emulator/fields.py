@@ -13,13 +13,20 @@ SEEDS = range(-(2**63), 2**64)
 
 
 class FieldError(Exception):
-    """A field cannot be used; `name` is its name, `code` the vendor's word for it where it has one."""
+    """A field cannot be used.
 
-    def __init__(self, name: str, message: str, code: str | None = None) -> None:
+    `name` is its name, `code` the vendor's word for the error where it has one, `kind` what is wrong with the
+    value, as Pydantic names it: int_type, less_than_equal.
+    """
+
+    def __init__(
+        self, name: str, message: str, code: str | None = None, *, kind: str = "value_error"
+    ) -> None:
         """Say what is wrong with the field."""
         super().__init__(message)
         self.name = name
         self.code = code
+        self.kind = kind
 
 
 def prompt_of(fields: dict[str, Any], name: str = "prompt") -> str:

@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import re
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from starlette.responses import Response
@@ -31,6 +32,7 @@ from starlette.responses import Response
 from imagemill.emulator.answers import Cut, base64_text, json_answer, parse_object
 from imagemill.emulator.fields import SEEDS, FieldError, choice, picture_format, prompt_of, whole
 from imagemill.emulator.gallery import spoil
+from imagemill.emulator.models import Model, find_model, models_of
 from imagemill.emulator.order import Order
 from imagemill.emulator.vendor import Vendor
 
@@ -45,20 +47,10 @@ __all__ = ["OpenAI", "speaks_openai"]
 
 _SIZE = re.compile(r"(\d{1,5})x(\d{1,5})")
 _SIDES = range(64, 4097)
-_FREE_SIDES = range(16, 3841, 16)
-_PIXELS = range(655_360, 3840 * 2160 + 1)
-_WIDEST = 3
+_MEASURED = "gpt-image-2"
+"""The model whose tokens stand for those of models that the guide does not name."""
 _GPT = re.compile(r"gpt-image-|chatgpt-image-|dall-e-")
 _GONE = frozenset({"gpt-image-1", "dall-e-2", "dall-e-3"})
-_FIXED = re.compile(r"gpt-image-1(?!\d)|chatgpt-image-")
-_FIXED_SIZES = ("1024x1024", "1536x1024", "1024x1536")
-_GPT_FIELDS = frozenset(
-    {"model", "prompt", "n", "size", "quality", "background", "output_format", "output_compression"}
-    | {"moderation", "stream", "partial_images", "user", "safety_identifier", "complexity"}
-)
-_TOKENS = {"low": 196, "medium": 1756, "high": 7024, "xhigh": 7024, "max": 7024}
-_OBLONG_TOKENS = {"low": 158, "medium": 1372, "high": 5488, "xhigh": 5488, "max": 5488}
-_BACKGROUNDS = ("auto", "opaque", "transparent")
 _MESSAGES = {
     400: ("The request is invalid.", "invalid_request_error", None),
     401: ("Incorrect API key provided.", "invalid_request_error", "invalid_api_key"),
@@ -125,12 +117,9 @@ class OpenAI(Vendor):
         if not isinstance(model, str) or not model.strip():
             message = "you must provide a model parameter"
             raise FieldError("model", message)
-        tokens = 0
         if _is_gpt(model):
-            width, height = _gpt_size(model, fields)
-            tokens = _tokens(width, height, _gpt_quality(fields))
-        else:
-            width, height = _size(fields)
+            return self._gpt_order(model, fields)
+        width, height = _size(fields)
         seed = None if fields.get("seed") is None else whole(fields, "seed", 0, SEEDS)
         steps = "num_inference_steps" if "num_inference_steps" in fields else "steps"
         return Order(
@@ -144,8 +133,35 @@ class OpenAI(Vendor):
             drawn_seed=self.studio.draw_seed() if seed is None else seed,
             format=picture_format(fields, "png", ("png", "jpeg", "webp")),
             count=whole(fields, "n", 1, range(1, 11)),
-            tokens=tokens,
         )
+
+    def _gpt_order(self, name: str, fields: dict[str, Any]) -> Order:
+        """Return the order for one of OpenAI's own models.
+
+        Raises:
+            FieldError: The model is gone, or a field cannot be used.
+        """
+        model = find_model("openai", name)
+        if model is None:
+            message = f"The model `{name[:80]}` does not exist or you do not have access to it."
+            raise FieldError("model", message, "model_not_found")
+        for field in fields:
+            if field not in model.schema["properties"]:
+                message = f"Unknown parameter: '{field[:80]}'."
+                raise FieldError(field, message, "unknown_parameter")
+        if fields.get("background") == "transparent" and fields.get("output_format") == "jpeg":
+            message = "Transparent background is not supported for JPEG output format."
+            raise FieldError("background", message, "invalid_value")
+        size = str(fields.get("size") or "auto")
+        found = _SIZE.fullmatch("1024x1024" if size == "auto" else size)
+        width, height = (int(found[1]), int(found[2])) if found else (0, 0)
+        try:
+            model.check_size(width, height, "size")
+        except FieldError as error:
+            error.code = "invalid_value"
+            raise
+        order = model.order(fields, self.studio.draw_seed(), (width, height))
+        return replace(order, tokens=_tokens(model, width, height, _quality(fields)))
 
     def error(
         self, status: int, detail: str | None = None, headers: Mapping[str, str] | None = None
@@ -176,44 +192,17 @@ def _size(fields: dict[str, Any]) -> tuple[int, int]:
     return width, height
 
 
-def _gpt_size(model: str, fields: dict[str, Any]) -> tuple[int, int]:
-    """Return width and height in pixels, once the fields are OpenAI's and the model lives."""
-    if model in _GONE:
-        message = f"The model `{model}` does not exist or you do not have access to it."
-        raise FieldError("model", message, "model_not_found")
-    for name in fields:
-        if name not in _GPT_FIELDS:
-            message = f"Unknown parameter: '{name[:80]}'."
-            raise FieldError(name, message, "unknown_parameter")
-    size = fields.get("size")
-    text = "1024x1024" if size in {None, "auto"} else str(size)
-    found = _SIZE.fullmatch(text)
-    width, height = (int(found[1]), int(found[2])) if found else (0, 0)
-    if _FIXED.match(model):
-        fits = text in _FIXED_SIZES
-    else:
-        fits = width in _FREE_SIDES and height in _FREE_SIDES and width * height in _PIXELS
-        fits = fits and max(width, height) <= _WIDEST * min(width, height)
-    if not fits:
-        message = f"Invalid value: '{text[:40]}'."
-        raise FieldError("size", message, "invalid_value")
-    return width, height
+def _quality(fields: dict[str, Any]) -> str:
+    quality = fields.get("quality") or "auto"
+    return "medium" if quality == "auto" else str(quality)
 
 
-def _gpt_quality(fields: dict[str, Any]) -> str:
-    quality = choice(fields, "quality", "auto", ("auto", *_TOKENS))
-    background = choice(fields, "background", "auto", _BACKGROUNDS)
-    if background == "transparent" and fields.get("output_format") == "jpeg":
-        message = "Transparent background is not supported for JPEG output format."
-        raise FieldError("background", message, "invalid_value")
-    return "medium" if quality == "auto" else quality
-
-
-def _tokens(width: int, height: int, quality: str) -> int:
-    """Return the output tokens of one picture."""
-    if f"{width}x{height}" in _FIXED_SIZES[1:]:
-        return _OBLONG_TOKENS[quality]
-    return -(-_TOKENS[quality] * width * height // 1024**2)
+def _tokens(model: Model, width: int, height: int, quality: str) -> int:
+    """Return the output tokens of one picture: as listed, else in proportion to its pixels."""
+    listed = model.facts.get("tokens") or models_of("openai")[_MEASURED].facts["tokens"]
+    by_size = listed.get(quality, listed["high"])
+    known: int | None = by_size.get(f"{width}x{height}")
+    return -(-by_size["1024x1024"] * width * height // 1024**2) if known is None else known
 
 
 def _told(ticket: Ticket) -> dict[str, Any]:
@@ -224,7 +213,7 @@ def _told(ticket: Ticket) -> dict[str, Any]:
     return {
         "background": "transparent" if background == "transparent" else "opaque",
         "output_format": order.format,
-        "quality": _gpt_quality(asked),
+        "quality": _quality(asked),
         "size": f"{order.width}x{order.height}",
         "usage": {
             "input_tokens": text_tokens,

@@ -1,4 +1,4 @@
-"""Replicate's wire format: predictions of black-forest-labs/flux-schnell, with and without `Prefer: wait`.
+"""Replicate's wire format: predictions of official models, with and without `Prefer: wait`.
 
 Confirmed by replicate.com/docs/reference/http, read 2026-11-25: 600 predictions a minute (`per_minute`), a
 429 with `{detail, status, retry_after}` beyond; lists of 100 with their input; a model's own schema at
@@ -19,8 +19,8 @@ from urllib.parse import urlencode
 from starlette.responses import Response
 
 from imagemill.emulator.answers import base_url, json_answer
-from imagemill.emulator.fields import SEEDS, FieldError, choice, picture_format, prompt_of, whole
-from imagemill.emulator.order import Order
+from imagemill.emulator.fields import FieldError
+from imagemill.emulator.models import Model, find_model
 from imagemill.emulator.queue import Queue, Task
 from imagemill.emulator.studio import Refusal, Studio
 from imagemill.emulator.vendor import Vendor
@@ -30,9 +30,10 @@ if TYPE_CHECKING:
 
     from starlette.requests import Request
 
-__all__ = ["MODEL", "RATIOS", "SCHEMA", "Replicate"]
+    from imagemill.emulator.order import Order
 
-MODEL = "black-forest-labs/flux-schnell"
+__all__ = ["RATIOS", "Replicate"]
+
 RATIOS = {
     "1:1": (1024, 1024),
     "16:9": (1344, 768),
@@ -62,43 +63,6 @@ _ERRORS = {
     503: ("Service unavailable", "The service is temporarily unavailable."),
     504: ("Gateway timeout", "The upstream server did not answer in time."),
 }
-SCHEMA: dict[str, Any] = {
-    "openapi": "3.0.2",
-    "info": {"title": "Cog", "version": "0.1.0"},
-    "components": {
-        "schemas": {
-            "Input": {
-                "type": "object",
-                "title": "Input",
-                "required": ["prompt"],
-                "properties": {
-                    "prompt": {"type": "string", "x-order": 0},
-                    "aspect_ratio": {
-                        "allOf": [{"$ref": "#/components/schemas/aspect_ratio"}],
-                        "default": "1:1",
-                        "x-order": 1,
-                    },
-                    "num_outputs": {"type": "integer", "minimum": 1, "maximum": 4, "default": 1},
-                    "num_inference_steps": {"type": "integer", "minimum": 1, "maximum": 4, "default": 4},
-                    "seed": {"type": "integer"},
-                    "output_format": {
-                        "allOf": [{"$ref": "#/components/schemas/output_format"}],
-                        "default": "webp",
-                    },
-                    "output_quality": {"type": "integer", "minimum": 0, "maximum": 100, "default": 80},
-                    "disable_safety_checker": {"type": "boolean", "default": False},
-                    "go_fast": {"type": "boolean", "default": True},
-                    "megapixels": {"allOf": [{"$ref": "#/components/schemas/megapixels"}], "default": "1"},
-                },
-            },
-            "aspect_ratio": {"type": "string", "title": "aspect_ratio", "enum": list(RATIOS)},
-            "output_format": {"type": "string", "title": "output_format", "enum": ["webp", "jpg", "png"]},
-            "megapixels": {"type": "string", "title": "megapixels", "enum": ["1", "0.25"]},
-        }
-    },
-}
-"""The model's own schema in the shape in which Replicate publishes it; facts read 2026-11-25."""
-
 _PAGE = 100
 _LONG_AGO = "2000-01-01T00:00:00+00:00"
 _STATES = {"done": "succeeded", "failed": "failed", "flagged": "failed", "canceled": "canceled"}
@@ -131,10 +95,11 @@ class Replicate(Vendor):
         """Answer `GET /v1/models/{owner}/{name}`: the model, with the schema of its input."""
         if not self.known(request):
             return self.error(401)
-        if not _is_model(request):
+        served = _model(request)
+        if served is None:
             return self.error(404)
-        owner, name = MODEL.split("/")
-        version = {"id": "hidden", "openapi_schema": SCHEMA}
+        owner, name = served.name.split("/")
+        version = {"id": "hidden", "openapi_schema": _published(served)}
         content = {"owner": owner, "name": name, "visibility": "public", "is_official": True}
         return json_answer(content | {"latest_version": version})
 
@@ -189,25 +154,11 @@ class Replicate(Vendor):
         return self._queue.find(request.path_params["id"]) or self.error(404)
 
     def order(self, request: Request, fields: dict[str, Any]) -> Order:
-        if not _is_model(request):
+        served = _model(request)
+        if served is None:
             raise FieldError("model", _ERRORS[404][1], "not_found")
         asked = _input(fields)
-        ratio = choice(asked, "aspect_ratio", "1:1", tuple(RATIOS))
-        part = 2 if choice(asked, "megapixels", "1", ("1", "0.25")) == "0.25" else 1
-        seed = None if asked.get("seed") is None else whole(asked, "seed", 0, SEEDS)
-        whole(asked, "output_quality", 80, range(101))
-        return Order(
-            provider="replicate",
-            model=MODEL,
-            prompt=prompt_of(asked),
-            width=RATIOS[ratio][0] // part,
-            height=RATIOS[ratio][1] // part,
-            steps=whole(asked, "num_inference_steps", 4, range(1, 5)),
-            seed=seed,
-            drawn_seed=self.studio.draw_seed() if seed is None else seed,
-            format=picture_format(asked, "webp", ("webp", "jpg", "png")),
-            count=whole(asked, "num_outputs", 1, range(1, 5)),
-        )
+        return served.order(asked, self.studio.draw_seed(), _size(served.checked(asked)))
 
     def refusal(self, refusal: Refusal) -> Response:
         seconds = max(1, math.ceil(refusal.wait_s or 1))
@@ -238,11 +189,11 @@ class Replicate(Vendor):
         done, gone = task.state == "done", self._queue.forgotten(task)
         content: dict[str, Any] = {
             "id": task.id,
-            "model": MODEL,
+            "model": task.ticket.order.model,
             "version": "hidden",
             "input": {} if gone else _input(task.asked),
             "logs": "",
-            "output": self._queue.links(request, task) if done and not gone else None,
+            "output": self._output(request, task) if done and not gone else None,
             "data_removed": gone,
             "error": _FAILURES.get(task.state),
             "status": _STATES.get(task.state, running),
@@ -258,9 +209,45 @@ class Replicate(Vendor):
             content["metrics"] = {"predict_time": round(task.ticket.latency_s, 6)}
         return content
 
+    def _output(self, request: Request, task: Task) -> list[str] | str:
+        """Return the links to the pictures; the one link itself where the model's schema says so."""
+        links = self._queue.links(request, task)
+        served = find_model("replicate", task.ticket.order.model)
+        return links[0] if served and served.facts.get("output") == "string" else links
 
-def _is_model(request: Request) -> bool:
-    return f"{request.path_params['owner']}/{request.path_params['name']}" == MODEL
+
+def _model(request: Request) -> Model | None:
+    return find_model("replicate", f"{request.path_params['owner']}/{request.path_params['name']}")
+
+
+def _size(asked: dict[str, Any]) -> tuple[int, int] | None:
+    """Return width and height in pixels by the aspect ratio; None where the model has the two themselves."""
+    ratio = asked.get("aspect_ratio")
+    if ratio is None:
+        return None
+    if ratio != "custom":
+        part = 2 if asked.get("megapixels") == "0.25" else 1
+        width, height = RATIOS[ratio]
+        return width // part, height // part
+    if "width" not in asked or "height" not in asked:
+        message = "width and height are required for a custom aspect ratio."
+        raise FieldError("width", message)
+    return asked["width"], asked["height"]
+
+
+def _published(model: Model) -> dict[str, Any]:
+    """Return a model's schema as Replicate publishes it, where each choice is a schema of its own."""
+    schemas: dict[str, Any] = {}
+    properties: dict[str, Any] = {}
+    for order, (name, rule) in enumerate(model.schema["properties"].items()):
+        properties[name] = {**rule, "x-order": order}
+        if "enum" in rule:
+            schemas[name] = {"type": "string", "title": name, "enum": rule["enum"]}
+            reference = {"allOf": [{"$ref": f"#/components/schemas/{name}"}]}
+            properties[name] = {**reference, "default": rule["default"], "x-order": order}
+    schemas["Input"] = {**model.schema, "title": "Input", "properties": properties}
+    version = {"title": "Cog", "version": "0.1.0"}
+    return {"openapi": "3.0.2", "info": version, "components": {"schemas": schemas}}
 
 
 def _input(body: dict[str, Any]) -> dict[str, Any]:

@@ -25,9 +25,9 @@ from starlette.responses import Response
 
 from imagemill.emulator.answers import Cut, base64_text, json_answer
 from imagemill.emulator.bill import usd
-from imagemill.emulator.fields import SEEDS, FieldError, choice, prompt_of, whole
+from imagemill.emulator.fields import FieldError
 from imagemill.emulator.gallery import spoil
-from imagemill.emulator.order import Format, Order
+from imagemill.emulator.models import find_model
 from imagemill.emulator.studio import Studio, Ticket
 from imagemill.emulator.vendor import Vendor
 
@@ -36,11 +36,10 @@ if TYPE_CHECKING:
 
     from starlette.requests import Request
 
-__all__ = ["MODEL", "Runware"]
+    from imagemill.emulator.order import Order
 
-MODEL = "runware:100@1"
-_SIDES = range(128, 2049, 64)
-_FORMATS: dict[str, Format] = {"JPG": "jpeg", "PNG": "png", "WEBP": "webp"}
+__all__ = ["Runware"]
+
 _INLINE = {"base64Data": "imageBase64Data", "dataURI": "imageDataURI"}
 _ERRORS = {
     400: ("invalidRequest", "The request is invalid."),
@@ -187,24 +186,11 @@ class Runware(Vendor):
 
     def order(self, request: Request, fields: dict[str, Any]) -> Order:
         del request
-        if fields.get("model") != MODEL:
+        served = find_model("runware", fields.get("model"))
+        if served is None:
             message = "Invalid value for 'model' parameter: there is no such model."
             raise FieldError("model", message, "invalidModel")
-        choice(fields, "outputType", "URL", ("URL", *_INLINE))
-        choice(fields, "deliveryMethod", "sync", ("sync", "async"))
-        seed = None if fields.get("seed") is None else whole(fields, "seed", 0, SEEDS)
-        return Order(
-            provider="runware",
-            model=MODEL,
-            prompt=prompt_of(fields, "positivePrompt"),
-            width=whole({"width": 0, **fields}, "width", 0, _SIDES),
-            height=whole({"height": 0, **fields}, "height", 0, _SIDES),
-            steps=whole(fields, "steps", 4, range(1, 101)),
-            seed=seed,
-            drawn_seed=self.studio.draw_seed() if seed is None else seed,
-            format=_FORMATS[choice(fields, "outputFormat", "JPG", tuple(_FORMATS))],
-            count=whole(fields, "numberResults", 1, range(1, 21)),
-        )
+        return served.order(fields, self.studio.draw_seed())
 
     def error(
         self, status: int, detail: str | None = None, headers: Mapping[str, str] | None = None

@@ -22,9 +22,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from starlette.responses import Response
 
 from imagemill.emulator.answers import Cut, base64_text, json_answer
-from imagemill.emulator.fields import SEEDS, FieldError, choice, picture_format, prompt_of, whole
+from imagemill.emulator.fields import FieldError
 from imagemill.emulator.gallery import spoil
-from imagemill.emulator.order import Order
+from imagemill.emulator.models import find_model
 from imagemill.emulator.studio import Refusal, Ticket
 from imagemill.emulator.vendor import Vendor
 
@@ -33,11 +33,11 @@ if TYPE_CHECKING:
 
     from starlette.requests import Request
 
-__all__ = ["MODELS", "PATH", "Together"]
+    from imagemill.emulator.order import Order
+
+__all__ = ["PATH", "Together"]
 
 PATH = "/v1/images/generations"
-MODELS = ("black-forest-labs/FLUX.1-schnell", "black-forest-labs/FLUX.1-schnell-Free")
-_SIDES = range(64, 2049, 16)
 _MESSAGES = {
     400: ("The request is invalid.", "invalid_request_error", "invalid_request"),
     401: ("Invalid API key provided.", "invalid_request_error", "invalid_api_key"),
@@ -91,23 +91,11 @@ class Together(Vendor):
         if not isinstance(model, str):
             message = "A model is required."
             raise FieldError("model", message)
-        if model not in MODELS:
+        served = find_model("together", model)
+        if served is None:
             message = f"The model {model[:80]!r} does not exist or is not available to you."
             raise FieldError("model", message, "model_not_available")
-        choice(fields, "response_format", "url", ("url", "base64"))
-        seed = None if fields.get("seed") is None else whole(fields, "seed", 0, SEEDS)
-        return Order(
-            provider="together",
-            model=model,
-            prompt=prompt_of(fields),
-            width=whole(fields, "width", 1024, _SIDES),
-            height=whole(fields, "height", 1024, _SIDES),
-            steps=whole(fields, "steps", 4, range(1, 13)),
-            seed=seed,
-            drawn_seed=self.studio.draw_seed() if seed is None else seed,
-            format=picture_format(fields, "jpeg", ("jpeg", "png")),
-            count=whole(fields, "n", 1, range(1, 5)),
-        )
+        return served.order(fields, self.studio.draw_seed())
 
     def refusal(self, refusal: Refusal) -> Response:
         if self.studio.dynamic is None:

@@ -87,7 +87,7 @@ class Vendor(ABC):
             return received
         parsed = parse_object(received)
         if parsed is None:
-            return self.invalid(FieldError("", "The request body must be a JSON object."))
+            return self.invalid(FieldError("", "The request body must be a JSON object.", kind="dict_type"))
         return parsed
 
     async def received(self, request: Request, body: bytes | None = None) -> bytes | Response:

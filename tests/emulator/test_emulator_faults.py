@@ -113,7 +113,7 @@ def test_reset_comes_before_any_byte(emulator: Emulator, client: httpx.Client, f
     assert client.get("/__stats").json()["in_flight"] == 0
 
 
-@pytest.mark.parametrize("size", [128, 2048])
+@pytest.mark.parametrize("size", [128, 1792])
 def test_reset_body_of_an_answer(client: httpx.Client, emulator: Emulator, size: int) -> None:
     body = {
         "model": "black-forest-labs/FLUX.1-schnell",

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import random
+from bisect import bisect_right
 from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-
-import anyio
 
 from imagemill.emulator.limits import TokenBucket
 from imagemill.engine.limits.pacer import Pacer
@@ -36,6 +36,11 @@ class Step:
         """Images a second that this limit allows."""
         by_cap = self.cap / MEAN_LATENCY_S if self.cap else math.inf
         return min(by_cap, self.per_minute / 60 if self.per_minute else math.inf)
+
+
+def loop_time() -> float:
+    """The running loop's time, in seconds."""
+    return asyncio.get_running_loop().time()
 
 
 class DynamicRate:
@@ -126,10 +131,10 @@ class Account:
 
     async def _travel(self) -> None:
         if self.transit_s:
-            await anyio.sleep(self.rng.uniform(0.5, 1.5) * self.transit_s)
+            await asyncio.sleep(self.rng.uniform(0.5, 1.5) * self.transit_s)
 
     async def _answer(self) -> tuple[ErrorClass | None, float | None]:
-        now = anyio.current_time()
+        now = loop_time()
         self.sent_at.append(now)
         step = self.limit(now)
         if step is not self._step:
@@ -146,15 +151,15 @@ class Account:
         wait_s = self.bucket.take(now) if self.bucket and not full else 0.0
         if full or wait_s:
             self.refused_at.append(now)
-            await anyio.sleep(self.rng.uniform(*self.refusal_s))
+            await asyncio.sleep(self.rng.uniform(*self.refusal_s))
             return ErrorClass.RATE_LIMITED, float(math.ceil(wait_s)) if self.retry_after and wait_s else None
         self.in_flight += 1
         grown = 1.0 + self.load * (self.in_flight / step.cap if step.cap else 0.0)
-        await anyio.sleep(grown * self.rng.lognormvariate(math.log(0.5), 0.35))
+        await asyncio.sleep(grown * self.rng.lognormvariate(math.log(0.5), 0.35))
         self.in_flight -= 1
         if self.rng.random() < self.errors:
             return ErrorClass.SERVER_ERROR, None
-        self.served_at.append(anyio.current_time())
+        self.served_at.append(loop_time())
         if self.dynamic:
             self.dynamic.succeeded(self.served_at[-1])
         return None, None
@@ -203,23 +208,23 @@ async def _work(account: Account, pacer: Pacer, images: int) -> tuple[int, int]:
                 failed += 1
                 failed_by_429 += error is ErrorClass.RATE_LIMITED
                 return
-            await anyio.sleep(rule.wait_s(failures[error], retry_after_s, rng))
+            await asyncio.sleep(rule.wait_s(failures[error], retry_after_s, rng))
             slot = await pacer.acquire()
 
     async def feed() -> None:
         for _ in numbers:
-            group.start_soon(job, await pacer.acquire())
+            group.create_task(job(await pacer.acquire()))
 
-    async with anyio.create_task_group() as group:
+    async with asyncio.TaskGroup() as group:
         for _ in range(_FEEDERS):
-            group.start_soon(feed)
+            group.create_task(feed())
     return failed, failed_by_429
 
 
 def simulate(account: Account, images: int = 10_000, pacer: Pacer | None = None) -> Outcome:
     """Run the real pacer before an account, in virtual time."""
     if pacer is None:
-        pacer = Pacer(None)
+        pacer = Pacer(None, clock=loop_time)
     failed, failed_by_429 = run(_work, account, pacer, images)
     end = account.served_at[-1]
     edges = [step.at for step in account.steps] + [math.inf]
@@ -244,6 +249,11 @@ def simulate(account: Account, images: int = 10_000, pacer: Pacer | None = None)
     )
 
 
+def _within(moments: Sequence[float], after: float, until: float) -> int:
+    """How many of these moments, in order, lie after one and not after another."""
+    return bisect_right(moments, until) - bisect_right(moments, after)
+
+
 def _reached(account: Account, begin: float, end: float) -> float:
     """Seconds from ``begin`` until throughput lies within 10 % of what is allowed, over the next 10 s."""
     step = account.limit(begin)
@@ -253,8 +263,8 @@ def _reached(account: Account, begin: float, end: float) -> float:
     span = 10.0
     at = begin
     while at + span < end:
-        served = sum(at < t <= at + span for t in account.served_at)
-        refused = sum(at < t <= at + span for t in account.refused_at)
+        served = _within(account.served_at, at, at + span)
+        refused = _within(account.refused_at, at, at + span)
         if served >= 0.9 * per_s * span - 2 and refused <= max(0.05 * served, 3):
             return at - begin
         at += 0.5
