@@ -99,7 +99,8 @@ def reference() -> str:
         _apis(),
         "Each vendor is a Prefect block type; `api.block` takes the slug and the name of a saved block.",
         "## Models",
-        "Confirmed: the vendor's own document was seen. `imagemill models NAME` shows all about one model.",
+        "Confirmed: the vendor's own document was seen; the others are from programs that call it. `imagemill"
+        " models NAME` shows all about one model, with the sources of its facts and of its price.",
         _models(),
         "## What happens to an error",
         _errors(),
@@ -156,7 +157,7 @@ def _models() -> str:
             profile.title,
             profile.sizes,
             profile.price or "unknown",
-            "yes" if profile.confirmed else "no",
+            profile.confirmed_in_words,
             profile.noted,
         )
         for vendor in VENDORS

@@ -97,7 +97,7 @@ def _show_many(profiles: Iterable[Profile]) -> None:
             Text.assemble(profile.title, "\n", (profile.name, "dim")),
             _short(usd) if usd is not None else "by tokens" if profile.price else "unknown",
             str(profile.steps.default) if profile.steps.sent else "-",
-            "yes" if profile.confirmed else "no",
+            profile.confirmed_in_words,
         )
     stdout.print(table)
     say("Prices are list prices for one image at the model's usual steps.")

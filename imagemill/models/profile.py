@@ -138,6 +138,13 @@ class Profile:
         """Whether a negative prompt is sent, and so part of a picture's key."""
         return "negative_prompt" in self.names
 
+    @property
+    def confirmed_in_words(self) -> str:
+        """Whether the vendor's own document was seen: yes, no, or for all but the price."""
+        if not self.confirmed:
+            return "no"
+        return "yes" if self.price is None or self.price.confirmed else "not its price"
+
     def refusal(self, width: int, height: int, steps: int) -> str | None:
         """Why the model would refuse this; None where it would not."""
         who = {"bfl": "Black Forest Labs", "fal": "fal", "openai": "OpenAI"}.get(
