@@ -42,6 +42,11 @@ _FILES: tuple[tuple[str, str, pa.Schema], ...] = (
     ),
 )
 
+_CONFIRMED = (
+    "Confirmed: the vendor's own document was seen; the others are from programs that call it. `imagemill"
+    " models NAME` shows all about one model, with the sources of its facts and of its price."
+)
+
 _LISTING = """\
 ```
 images/<key[:2]>/<key>.png            the images: one object per picture, written once
@@ -99,8 +104,7 @@ def reference() -> str:
         _apis(),
         "Each vendor is a Prefect block type; `api.block` takes the slug and the name of a saved block.",
         "## Models",
-        "Confirmed: the vendor's own document was seen; the others are from programs that call it. `imagemill"
-        " models NAME` shows all about one model, with the sources of its facts and of its price.",
+        _CONFIRMED,
         _models(),
         "## What happens to an error",
         _errors(),
