@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from imagemill.bucket.image_bucket import ImageBucket, copy_name, image_name
@@ -26,6 +27,9 @@ OWN_COLUMNS = (
     "key", "status", "uri", "copy_uri", "error_code", "variant",
 )  # fmt: skip
 """The columns of a manifest that are imagemill's; the others are the catalog's."""
+
+MADE_BY = "made_by"
+"""The column with vendor and model, in the manifest of a run over several routes."""
 
 CATALOG_METADATA = b"imagemill.catalog"
 """The key of the catalog's path in the metadata of the manifest's schema."""
@@ -54,6 +58,8 @@ class Outcomes:
     def __init__(self) -> None:
         self._endings: dict[_Ending, int] = {("rejected", None, None, 1): 0}
         self._of_job = array("i")
+        self._routes: dict[str, int] = {"": 0}
+        self._route_of_job = array("B")
 
     def add(self, jobs: Iterable[Job]) -> None:
         """Add the next jobs, in order of their numbers."""
@@ -63,6 +69,13 @@ class Outcomes:
             image = job.image if job.image is not None and job.has_picture else ""
             extension, take = image.rpartition(".")[2] or None, take_of(image)
             self._of_job.append(endings.setdefault((status, job.error_code, extension, take), len(endings)))
+            made_by = job.route if image else ""
+            self._route_of_job.append(self._routes.setdefault(made_by, len(self._routes)))
+
+    def routes_of(self, jobs: pa.Array | pa.ChunkedArray) -> list[str]:
+        """The routes that made these jobs' pictures; "" where it is not known, or there is none."""
+        names = list(self._routes)
+        return [names[self._route_of_job[job]] if job is not None else "" for job in jobs.to_pylist()]
 
     def of(
         self, jobs: pa.Array | pa.ChunkedArray
@@ -95,6 +108,7 @@ def write_manifest(
     copies: bool,
     publisher: Publisher,
     columns: Mapping[str, str] = MappingProxyType({}),
+    makers: Mapping[str, str] | None = None,
 ) -> None:
     """Write the catalog as it stands: one row per catalog row, with the outcome of its job.
 
@@ -107,14 +121,17 @@ def write_manifest(
         copies: whether each row has its own copy of its image.
         publisher: the run.
         columns: the catalog's columns that were used, by imagemill's names; kept like its path.
+        makers: of a run over several routes, the vendor and model of each: a column says who made a picture.
     """
     schema = pq.read_schema(plan)
+    own = OWN_COLUMNS if makers is None else (*OWN_COLUMNS, MADE_BY)
+    before = None if makers is None else _made_before(bucket)
     carried = [f for f in schema if f.name not in PLAN_SCHEMA.names]
-    taken = {*OWN_COLUMNS, *[field.name.removeprefix("carried:") for field in carried]}
+    taken = {*own, *[field.name.removeprefix("carried:") for field in carried]}
     names: dict[str, str] = {}
     for field in carried:
         name = field.name.removeprefix("carried:")
-        while name in OWN_COLUMNS or (name != field.name.removeprefix("carried:") and name in taken):
+        while name in own or (name != field.name.removeprefix("carried:") and name in taken):
             name = f"catalog_{name}"
         names[field.name] = name
         taken.add(name)
@@ -128,6 +145,8 @@ def write_manifest(
         for batch in read_batches(plan):
             planned = pa.Table.from_batches([batch])
             table = _manifest_table(bucket, planned, outcomes, copies=copies)
+            if makers is not None:
+                table = table.append_column(MADE_BY, _made_by(planned, outcomes, makers, before))
             for field in carried:
                 table = table.append_column(pa.field(names[field.name], field.type), planned[field.name])
             writer = writer or pq.ParquetWriter(
@@ -137,11 +156,34 @@ def write_manifest(
         if writer is None:
             empty = schema.empty_table()
             table = _manifest_table(bucket, empty, outcomes, copies=copies)
+            if makers is not None:
+                table = table.append_column(MADE_BY, pa.array([], pa.string()))
             writer = pq.ParquetWriter(file, table.schema.with_metadata(known_by))
             writer.write_table(table)
     finally:
         if writer is not None:
             writer.close()
+
+
+def _made_before(bucket: ImageBucket) -> pa.Table | None:
+    """Keys and makers in the manifest as it stands; None where it names no makers."""
+    with bucket.open(MANIFEST) as file:
+        if file is None or MADE_BY not in pq.read_schema(file).names:
+            return None
+        file.seek(0)
+        return pq.read_table(file, columns=["key", MADE_BY]).combine_chunks()
+
+
+def _made_by(
+    planned: pa.Table, outcomes: Outcomes, makers: Mapping[str, str], before: pa.Table | None
+) -> pa.Array:
+    """Who made each row's picture: in this run, or as the manifest says where it was there before."""
+    names = [makers.get(route) for route in outcomes.routes_of(planned["job"])]
+    made = pa.array(names, pa.string())
+    if before is None or not made.null_count or not before.num_rows:
+        return made
+    known = before[MADE_BY].take(pc.index_in(planned["key"], value_set=before["key"].combine_chunks()))
+    return pc.coalesce(made, known.combine_chunks() if isinstance(known, pa.ChunkedArray) else known)
 
 
 def published_by(schema: pa.Schema) -> Publisher | None:

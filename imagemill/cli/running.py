@@ -39,6 +39,7 @@ from imagemill.formatting import counted
 from imagemill.quality.named_judge import named_judge
 from imagemill.reports.dashboard import DashboardSummary
 from imagemill.reports.preview import Preview
+from imagemill.runs.accounts import named_routes
 from imagemill.runs.caller import Caller, called_by
 from imagemill.runs.environment import refuse_environment
 from imagemill.runs.folder import RunFolder
@@ -140,8 +141,11 @@ def check(settings: dict[str, Any]) -> None:
     if run_id is None or RunFolder(run_id).read_record() is None:
         for note in catalog_of(settings["catalog"], settings["output"]).usage.notes:
             complain(note)
-    for api in settings["api"] if isinstance(settings["api"], list) else [settings["api"]]:
-        warn(image_api(api))
+    if isinstance(settings["api"], list):
+        for api in named_routes(settings["api"])[1]:
+            warn(api)
+    else:
+        warn(image_api(settings["api"]))
     open_bucket(settings["output"]).close()
     check_cluster(settings["execution"])
 

@@ -556,7 +556,8 @@ class Engine:
 
     async def _keep(self, job: Job, name: str, content: bytes, receipt: Receipt) -> None:
         try:
-            await self._bucket.put_image(name, content, image_metadata(job, receipt))
+            vendor = self.routes.of(job).api.provider if self.routes.are_several else ""
+            await self._bucket.put_image(name, content, image_metadata(job, receipt, vendor=vendor))
         except (StoreUnavailableError, anyio.get_cancelled_exc_class()):
             self._save_here(name, content, receipt)  # it is paid for
             raise

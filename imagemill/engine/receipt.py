@@ -92,10 +92,15 @@ class Receipt:
         job.unanswered_usd = max(job.unanswered_usd, self.unanswered_usd)
 
 
-def image_metadata(job: Job, receipt: Receipt | None) -> dict[str, str]:
-    """The metadata that a job's image is stored with: what it was made from, and the receipt if known."""
+def image_metadata(job: Job, receipt: Receipt | None, *, vendor: str = "") -> dict[str, str]:
+    """The metadata that a job's image is stored with: what it was made from, and the receipt if known.
+
+    ``vendor`` is who made it, in a run over several.
+    """
     digest = hashlib.sha256(job.prompt.encode("utf-8", "surrogatepass")).hexdigest()
     made_from = {"key": job.key, "seed": str(job.take_seed), "model": job.model, "prompt-sha256": digest}
+    if vendor:
+        made_from["vendor"] = vendor
     return made_from | (receipt.to_metadata() if receipt else {})
 
 

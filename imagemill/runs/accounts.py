@@ -27,7 +27,7 @@ from imagemill.engine.setup_fault import SetupFault
 from imagemill.errors import InputError
 from imagemill.runs.folder import RunFolder
 from imagemill.runs.remembered_limit import read_limit
-from imagemill.settings import ApiSettings, LimitSettings, RunSettings
+from imagemill.settings import ApiSettings, LimitSettings, RouteSettings, RunSettings
 from imagemill.stores import JobStore
 
 AnyApi = TypeVar("AnyApi", bound=ApiSettings)
@@ -54,17 +54,27 @@ def named_settings(settings: RunSettings) -> tuple[RunSettings, list[ImageApi]]:
     Raises:
         InputError: something that the settings name cannot be used.
     """
-    given: Sequence[ApiSettings] = settings.routes or [settings.api]
-    apis = [image_api(each) for each in given]
     if not settings.routes:
-        return settings.model_copy(update={"api": _named(settings.api, apis[0])}), apis
-    routes = [_named(route, api) for route, api in zip(settings.routes, apis, strict=True)]
+        api = image_api(settings.api)
+        return settings.model_copy(update={"api": _named(settings.api, api)}), [api]
+    routes, apis = named_routes(settings.routes)
+    return settings.model_copy(update={"api": routes[0], "routes": routes}), apis
+
+
+def named_routes(given: Sequence[RouteSettings]) -> tuple[list[RouteSettings], list[ImageApi]]:
+    """The routes with their names, vendors and models, and the API of each.
+
+    Raises:
+        InputError: one cannot be used, or two are the same.
+    """
+    apis = [image_api(each) for each in given]
+    routes = [_named(route, api) for route, api in zip(given, apis, strict=True)]
     names = route_names(routes)
     routes = [route.model_copy(update={"name": name}) for route, name in zip(routes, names, strict=True)]
     accounts = Counter((api.base_url, api.model, api.api_key.get_secret_value()) for api in apis)
     if max(accounts.values()) > 1:
         raise InputError("Two routes are the same account and model: a run over it once is as fast.")
-    return settings.model_copy(update={"api": routes[0], "routes": routes}), apis
+    return routes, apis
 
 
 def _named(given: AnyApi, api: ImageApi) -> AnyApi:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
 from operator import attrgetter
@@ -30,9 +30,9 @@ from imagemill.runs.session import Session
 from imagemill.takes import REJECTED
 
 _COPIES_AT_ONCE = 16
-_NULLS = frozenset({"cost_source", "varied"})
+_NULLS = frozenset({"cost_source", "varied", "route", "made_by"})
 """Columns in which "" becomes null."""
-_ATTRIBUTES = {"cost_usd": "total_usd"}
+_ATTRIBUTES = {"cost_usd": "total_usd", "made_by": "route"}
 """Columns that a job has by another name."""
 
 JOBS_SCHEMA = pa.schema(
@@ -61,8 +61,11 @@ JOBS_SCHEMA = pa.schema(
         ("suspect", pa.string()),
         ("seed", pa.int64()),
         ("judge_usd", pa.float64()),
+        ("route", pa.string()),
+        ("made_by", pa.string()),
     ]
 )
+"""``route`` is that of the latest request, and ``made_by`` its vendor and model; null in a run over one."""
 
 QUALITY_SCHEMA = pa.schema(
     [
@@ -118,7 +121,7 @@ def write_records(session: Session) -> Outcomes:
             measured = pa.Table.from_pylist(measures, QUALITY_SCHEMA)
             alike.add(jobs, measured)
             neighbours = pa.nulls(len(jobs), pa.int64())  # known once all are written
-            columns = [*_pictures(jobs).columns, *measured.columns, neighbours]
+            columns = [*_pictures(jobs, session.makers or {}).columns, *measured.columns, neighbours]
             jobs_writer.write(pa.Table.from_arrays(columns, schema=schema))
             failed = [job for job in jobs if job.status is JobStatus.FAILED]
             if failed:
@@ -203,12 +206,13 @@ def _table(jobs: list[Job], schema: pa.Schema) -> pa.Table:
     return pa.Table.from_arrays(columns, schema=schema)
 
 
-def _pictures(jobs: list[Job]) -> pa.Table:
-    """The rows of jobs.parquet, with the seed of the picture that each job has."""
+def _pictures(jobs: list[Job], makers: Mapping[str, str]) -> pa.Table:
+    """The rows of jobs.parquet, with the seed of the picture that each job has, and who made it."""
     table = _table(jobs, JOBS_SCHEMA)
     for name, values in (
         ("seed", [job.take_seed for job in jobs]),
         ("suspect", ["" if job.suspect == KEPT else job.suspect for job in jobs]),
+        ("made_by", [makers.get(job.route) for job in jobs]),
     ):
         field = JOBS_SCHEMA.field(name)
         table = table.set_column(JOBS_SCHEMA.get_field_index(name), field, pa.array(values, field.type))

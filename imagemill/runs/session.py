@@ -115,6 +115,14 @@ class Session:
         """The API of the first route: of most runs, the only one."""
         return self.engine.routes.first.api
 
+    @property
+    def makers(self) -> dict[str, str] | None:
+        """The vendor and model of each route, by its name; None in a run over one."""
+        routes = self.engine.routes
+        if not routes.are_several:
+            return None
+        return {route.name: f"{route.api.provider}/{route.api.model}" for route in routes}
+
     def api_of(self, job: Job) -> ImageApi:
         """The API that the job's latest request went to."""
         return self.engine.routes.of(job).api

@@ -57,6 +57,7 @@ def publish(session: Session, counts: PlanCounts, *, newer: NewerRun | None = No
         copies=copies,
         publisher=Publisher(session.settings.run_id, session.folder.read_planned_at()),
         columns=counts.columns.get("used", {}),
+        makers=session.makers,
     )
     if session.lease is not None:
         session.lease.check()

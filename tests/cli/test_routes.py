@@ -1,0 +1,90 @@
+"""Several accounts on the command line: what a run over them makes, records, resumes and finds again."""
+
+from __future__ import annotations
+
+import io
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pyarrow.parquet as pq
+import pytest
+
+from imagemill.emulator import Emulator
+from tests.conftest import Command, Place
+
+
+def route(vendor: str, emulated: Emulator, **more: object) -> str:
+    given = {"base_url": emulated.base_url, "usd_per_image": 0.002, **more}
+    return ",".join([vendor, *(f"{name}={value}" for name, value in given.items())])
+
+
+def table(place: Place, name: str) -> Any:
+    return pq.read_table(io.BytesIO(place.read(name)))
+
+
+@pytest.mark.slow
+def test_a_run_over_two_accounts_is_recorded_by_route_and_found_again_by_either(
+    place: Place,
+    emulator: Callable[..., Emulator],
+    catalog: Callable[..., str],
+    command: Callable[..., Command],
+    own_home: Path,
+) -> None:
+    first, second = emulator(latency_s=0.05), emulator(latency_s=0.05)
+    path = catalog(prompt=[f"p{n}" for n in range(40)], made_by=["ours"] * 40)
+    given = [
+        "--output",
+        place.uri,
+        "--s3-endpoint-url",
+        place.s3.endpoint_url,
+        "--width",
+        "512",
+        "--height",
+        "512",
+    ]
+    routes = ["--route", route("together", first, name="gpu"), "--route", route("fal", second)]
+    ran = command("run", path, *given, *routes, "--run-id", "both", "--json")
+    assert ran.code == 0, ran.err
+    assert (ran.json["done"], ran.json["generated"]) == (40, 40)
+    jobs = table(place, "runs/both/jobs.parquet")
+    made = Counter(jobs["route"].to_pylist())
+    assert made == {"gpu": first.bill()["images"], "fal": second.bill()["images"]}
+    record = orjson.loads((own_home / "runs" / "both" / "run.json").read_bytes())["settings"]
+    assert [each["name"] for each in record["routes"]] == ["gpu", "fal"]
+    assert "key" not in str(record["routes"])
+    again = command(
+        "run", path, *given, "--route", route("fal", second), "--route", route("together", first), "--json"
+    )
+    assert again.code == 0, again.err
+    assert (again.json["generated"], again.json["reused"]) == (0, 40)
+    alone = command("run", path, *given, "--route", route("fal", second), "--limit", "3", "--json")
+    assert (alone.json["generated"], alone.json["reused"]) == (3, 0)  # a run over one keeps its vendor's keys
+    resumed = command("resume", "both", "--json")
+    assert resumed.code == 0, resumed.err
+
+
+def test_routes_that_cannot_be_used_are_refused_in_a_sentence(
+    place: Place,
+    emulator: Callable[..., Emulator],
+    catalog: Callable[..., str],
+    command: Callable[..., Command],
+) -> None:
+    emulated = emulator()
+    path, given = catalog(prompt=["p"]), ["--output", place.uri, "--s3-endpoint-url", place.s3.endpoint_url]
+    for routes, words in {
+        ("together,colour=red",): "'colour=red' is not NAME=VALUE with one of the names block, base_url",
+        ("together,max_cost=-1",): "--route 'together,max_cost=-1': max_cost_usd: Input should be greater",
+        ("together", "fal,name=together"): "Two routes are called 'together': give each a name of its own.",
+    }.items():
+        refused = command("run", path, *given, *(part for each in routes for part in ("--route", each)))
+        assert refused.code == 2
+        assert words in " ".join(refused.err.split())
+    mixed = [route("together", emulated), route("fal", emulated, model="fal-ai/flux/dev")]
+    refused = command("run", path, *given, "--route", mixed[0], "--route", mixed[1], "--dry-run")
+    assert refused.code == 2
+    assert "together makes flux.1-schnell, fal makes flux.1-dev" in " ".join(refused.err.split())
+    both = command("run", path, *given, "--provider", "fal", "--route", mixed[0])
+    assert "--provider is of a run over one API" in " ".join(both.err.split())
