@@ -153,6 +153,7 @@ def show_summary(summary: RunSummary, *, places: bool = True) -> None:
     for left, right in zip(cells[::2], cells[1::2], strict=True):
         table.add_row(*left, *right)
     stdout.print(table)
+    _say_routes(summary)
     if summary.rejected_in_review:
         say(f"{counted(summary.rejected_in_review, 'picture was', 'pictures were')} rejected in review.")
     if summary.refreshed:
@@ -170,6 +171,15 @@ def show_summary(summary: RunSummary, *, places: bool = True) -> None:
     for name in ("manifest", "metrics", "report") if places else ():
         if place := getattr(summary, name):
             say(f"{name.capitalize():9} {place}")
+
+
+def _say_routes(summary: RunSummary) -> None:
+    for route in summary.routes:
+        p95 = seconds(route.p95_latency_s)
+        say(
+            f"{route.route}: {route.images:,} images, {route.images_per_minute:,.1f} a minute,"
+            f" {route.error_rate:.2%} failed, p95 {p95}, {money(route.cost_usd)}"
+        )
 
 
 def suspects_in_words(summary: RunSummary) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 from prefect import Task, unmapped
 from prefect.settings import get_current_settings
 
+from imagemill.blocks.apis import ImageApi
 from imagemill.cluster.global_rate import hold_rate
 from imagemill.cluster.log_parts import gather_parts
 from imagemill.cluster.membership import BEAT_S, Membership, joined, member_name
@@ -101,8 +102,8 @@ def run_on_cluster(
     settings = session.settings
     if not shards:
         return
-    if settings.limits.max_images_per_minute:
-        hold_rate(session.api, settings.limits.max_images_per_minute)
+    for api, per_minute in _rates(session):
+        hold_rate(api, per_minute)
     session.wait(_set_budget, session)
     try:
         with DaskTaskRunner(address=settings.execution.scheduler) as runner:
@@ -150,6 +151,27 @@ def _stop_if_incomplete(session: Session) -> None:
     except StoreUnavailableError as error:
         session.stop(StopKind.UNAVAILABLE, str(error))
     session.stop(StopKind.UNAVAILABLE, "A worker stood still for too long, and left a part of the run.")
+
+
+def _rates(session: Session) -> Iterator[tuple[ImageApi, float]]:
+    """The accounts whose rate all machines hold together, in images per minute.
+
+    Raises:
+        InputError: the limit is that of all routes together, which no account's own rate can hold.
+    """
+    settings, per_minute = session.settings, session.settings.limits.max_images_per_minute
+    if settings.routes and per_minute:
+        raise InputError(
+            "A run over several routes on Dask needs a rate for each of them: set max_images_per_minute of"
+            " the routes instead of --max-images-per-minute."
+        )
+    if settings.routes and (settings.limits.finish_by or settings.limits.max_hours):
+        raise InputError("A run on Dask has no deadline: leave --finish-by and --max-hours out.")
+    if per_minute:
+        yield session.api, per_minute
+    for route, named in zip(session.engine.routes, settings.routes, strict=False):
+        if named.max_images_per_minute:
+            yield route.api, named.max_images_per_minute
 
 
 async def _set_budget(session: Session) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import socket
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 
 import anyio
@@ -45,14 +45,14 @@ class Membership:
         leads: bool,
         engine: Engine,
         recorder: Recorder,
-        rate: LeasedRate | None = None,
+        rates: Sequence[LeasedRate] = (),
     ) -> None:
         self._board = board
         self.name = name
         self._leads = leads
         self._engine = engine
         self._recorder = recorder
-        self._rate = rate
+        self._rates = rates
         self._epoch = uuid.uuid4().hex if leads else ""
         self._claimed: list[Shard] = []
         self._expected = 1
@@ -200,10 +200,11 @@ class Membership:
                 self._engine.stop(StopKind(stop[0]), stop[1])
         if self._leads:
             self._recorder.follow([n.content["tally"] for n in notes if not n.content["leads"]])
-        if self._rate is not None:
+        if self._rates:
             working = sum(1 for n in notes if n.content["shards"] and _is_fresh(n))
             # In the first seconds, the others may not have joined yet.
-            self._rate.share = 1.0 / max(1, working, self._expected if self._beats <= 3 else 1)
+            for rate in self._rates:
+                rate.share = 1.0 / max(1, working, self._expected if self._beats <= 3 else 1)
 
 
 @asynccontextmanager

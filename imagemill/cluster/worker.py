@@ -127,7 +127,7 @@ def _open_member(settings: RunSettings) -> Iterator[_Member]:
 
     def rate(api: ImageApi, per_minute: float) -> LeasedRate:
         leased.append(leased_rate(api, per_minute))
-        return leased[0]
+        return leased[-1]
 
     with open_session(settings, Joining(name, rate)) as session:
         part = LogPart(session.bucket, settings.run_id, name, worker_log(session.folder, name))
@@ -137,7 +137,7 @@ def _open_member(settings: RunSettings) -> Iterator[_Member]:
             leads=False,
             engine=session.engine,
             recorder=session.recorder,
-            rate=leased[0] if leased else None,
+            rates=leased,
         )
         session.engine.fence = membership.owns
         with on_loop(session.portal, joined(membership, session.engine.routes.look_again)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, fields, replace
@@ -21,6 +22,7 @@ from imagemill.parquet import read_batches
 from imagemill.reports.contact_sheet import Tile, spread_rows, tiles_of
 from imagemill.reports.metrics import QUALITY, MeasuredJobs, Pace, Savings, metrics_table, working_s
 from imagemill.reports.report import FailureGroup, MetricsBucket, Report, render_report
+from imagemill.reports.route_totals import route_totals
 from imagemill.runs.session import Session
 from imagemill.runs.summary import RunSummary
 from imagemill.settings import RunSettings
@@ -42,6 +44,7 @@ def publish_measurements(session: Session, counts: PlanCounts, changes: Changes)
     summary = summarize(session, counts, jobs, pace).model_copy(
         update={
             **asdict(changes),
+            "routes": route_totals(folder / "jobs.parquet", session.makers) if session.makers else [],
             "manifest": bucket.uri_of("manifest.parquet"),
             "metrics": metrics_uri,
             "report": bucket.uri_of(f"{run}/report.html"),
@@ -162,12 +165,14 @@ def _run_table(settings: RunSettings, summary: RunSummary, jobs: MeasuredJobs) -
         "output": settings.output.uri,
         **{f"errors_{name}": summary.errors.get(name, 0) for name in ErrorClass},
     }
+    if summary.routes:
+        row["routes"] = json.dumps([route.model_dump() for route in summary.routes])
     fields = [(name, _RUN_TYPES.get(name) or _arrow_type(value)) for name, value in row.items()]
     return pa.Table.from_pylist([row], pa.schema(fields))
 
 
 _NOT_OF_A_ROW = {
-    "errors", "rejections", "refreshed", "columns", "carried", "notes", "run_id", "s3_endpoint_url",
+    "errors", "rejections", "routes", "refreshed", "columns", "carried", "notes", "run_id", "s3_endpoint_url",
     "s3_bucket_block",
 }  # fmt: skip
 

@@ -21,6 +21,27 @@ if TYPE_CHECKING:  # loading the engine loads Prefect, which reading a summary d
     AnyOutput = OutputSettings | Mapping[str, object] | str
 
 
+class RouteTotals(BaseModel):
+    """What one route of several made of a run. Costs are in USD, latencies in seconds.
+
+    A job counts where its latest request went.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    route: str
+    made_by: str = Field(description="Its vendor and model.")
+    images: int
+    failed: int
+    images_per_minute: float = Field(description="Images from its first request to its last.")
+    error_rate: float
+    p50_latency_s: float | None
+    p95_latency_s: float | None
+    cost_usd: float
+    suspect: int
+    requests: int
+
+
 class RunSummary(BaseModel):
     """The result of a run. Costs are in USD, latencies and ``wall_s`` in seconds."""
 
@@ -109,6 +130,9 @@ class RunSummary(BaseModel):
         default_factory=list,
         description="What may surprise about the catalog's columns: matched in another case, not carried,"
         " or of different types in different files.",
+    )
+    routes: list[RouteTotals] = Field(
+        default_factory=list, description="The metrics of each route, in a run over several."
     )
     wall_s: float = Field(description="Wall time of this session; a resume starts from zero.")
     manifest: str | None = Field(description="Where manifest.parquet is; null if the run could not publish.")

@@ -55,6 +55,11 @@ def test_a_run_over_two_accounts_is_recorded_by_route_and_found_again_by_either(
     record = orjson.loads((own_home / "runs" / "both" / "run.json").read_bytes())["settings"]
     assert [each["name"] for each in record["routes"]] == ["gpu", "fal"]
     assert "key" not in str(record["routes"])
+    manifest = table(place, "manifest.parquet")
+    vendors = {"together": first, "fal": second}
+    makers = Counter(maker.partition("/")[0] for maker in manifest["made_by"].to_pylist())
+    assert makers == {vendor: emulated.bill()["images"] for vendor, emulated in vendors.items()}
+    assert set(manifest["catalog_made_by"].to_pylist()) == {"ours"}
     again = command(
         "run", path, *given, "--route", route("fal", second), "--route", route("together", first), "--json"
     )
@@ -62,8 +67,6 @@ def test_a_run_over_two_accounts_is_recorded_by_route_and_found_again_by_either(
     assert (again.json["generated"], again.json["reused"]) == (0, 40)
     alone = command("run", path, *given, "--route", route("fal", second), "--limit", "3", "--json")
     assert (alone.json["generated"], alone.json["reused"]) == (3, 0)  # a run over one keeps its vendor's keys
-    resumed = command("resume", "both", "--json")
-    assert resumed.code == 0, resumed.err
 
 
 def test_routes_that_cannot_be_used_are_refused_in_a_sentence(

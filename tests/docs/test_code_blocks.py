@@ -42,6 +42,7 @@ NOT_RUN = {
     ("deploy-it.md", "prefect deployment run"): "it needs a worker; tests/flows/test_deployment.py has one",
     ("deploy-it.md", "run_deployment("): "it needs a worker; tests/flows/test_deployment.py has one",
     ("deploy-it.md", "weed mini"): "two servers stay, as in most tests",
+    ("several-accounts.md", "--route together"): "it needs a block; tests/cli/test_routes.py runs over two",
     ("scale-out.md", "--task-runner dask"): "it needs a cluster; tests/cluster/test_dask.py has one",
 }
 
