@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -16,3 +17,13 @@ def test_imports_keep_to_the_contracts() -> None:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "0 broken" in done.stdout
+
+
+def test_nothing_private_of_prefect_is_used() -> None:
+    private = re.compile(r"\bprefect(\.\w+)*\._|SubprocessASGIServer|server_process|\bos\._exit")
+    imported = re.compile(r"from prefect\S* import .*\b_")
+    for folder in ("imagemill", "examples"):
+        for file in (ROOT / folder).rglob("*.py"):
+            for line in file.read_text().splitlines():
+                assert not private.search(line), (file, line)
+                assert not imported.search(line), (file, line)
