@@ -12,7 +12,13 @@ import orjson
 import pyarrow.parquet as pq
 import pytest
 
+from imagemill.catalog.makers import makers_of
+from imagemill.cli.command import _parser
+from imagemill.cli.options import Parser
+from imagemill.cli.routes import apis_of
 from imagemill.emulator import Emulator
+from imagemill.errors import InputError
+from imagemill.runs.accounts import named_routes
 from tests.conftest import Command, Place
 
 
@@ -69,25 +75,25 @@ def test_a_run_over_two_accounts_is_recorded_by_route_and_found_again_by_either(
     assert (alone.json["generated"], alone.json["reused"]) == (3, 0)  # a run over one keeps its vendor's keys
 
 
-def test_routes_that_cannot_be_used_are_refused_in_a_sentence(
-    place: Place,
-    emulator: Callable[..., Emulator],
-    catalog: Callable[..., str],
-    command: Callable[..., Command],
-) -> None:
-    emulated = emulator()
-    path, given = catalog(prompt=["p"]), ["--output", place.uri, "--s3-endpoint-url", place.s3.endpoint_url]
-    for routes, words in {
-        ("together,colour=red",): "'colour=red' is not NAME=VALUE with one of the names block, base_url",
-        ("together,max_cost=-1",): "--route 'together,max_cost=-1': max_cost_usd: Input should be greater",
-        ("together", "fal,name=together"): "Two routes are called 'together': give each a name of its own.",
-    }.items():
-        refused = command("run", path, *given, *(part for each in routes for part in ("--route", each)))
-        assert refused.code == 2
-        assert words in " ".join(refused.err.split())
-    mixed = [route("together", emulated), route("fal", emulated, model="fal-ai/flux/dev")]
-    refused = command("run", path, *given, "--route", mixed[0], "--route", mixed[1], "--dry-run")
-    assert refused.code == 2
-    assert "together makes flux.1-schnell, fal makes flux.1-dev" in " ".join(refused.err.split())
-    both = command("run", path, *given, "--provider", "fal", "--route", mixed[0])
-    assert "--provider is of a run over one API" in " ".join(both.err.split())
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (["together,colour=red"], "'colour=red' is not NAME=VALUE with one of the names block, base_url"),
+        (["together,max_cost=-1"], "--route 'together,max_cost=-1': max_cost_usd: Input should be greater"),
+        (["together,name=a", "fal,name=a"], "Two routes are called 'a': give each a name of its own."),
+        (["together", "together,name=b"], "Two routes are the same account and model"),
+        (["together", "fal,model=fal-ai/flux/dev"], "together makes flux.1-schnell, fal makes flux.1-dev"),
+    ],
+)
+def test_routes_that_cannot_be_used_are_refused_in_a_sentence(given: list[str], words: str) -> None:
+    options = [part for each in given for part in ("--route", each)]
+    arguments = _parser(Parser).parse_args(["run", "catalog.parquet", *options])
+    with pytest.raises(InputError) as refused:
+        makers_of(*named_routes(apis_of(arguments)), mix=False)  # type: ignore[arg-type] # they are several
+    assert words in str(refused.value)
+
+
+def test_a_route_and_the_options_of_one_api_exclude_each_other() -> None:
+    arguments = _parser(Parser).parse_args(["run", "c.parquet", "--provider", "fal", "--route", "together"])
+    with pytest.raises(InputError, match="--provider is of a run over one API"):
+        apis_of(arguments)
