@@ -166,7 +166,7 @@ class Job:
             self.unanswered_usd = max(0.0, plus(self.unanswered_usd, -price_usd))
 
     def requeue(self) -> None:
-        """The attempt was broken off by a stop; a resume takes the job up again."""
+        """The attempt brought no picture: another one follows, be it after a resume."""
         self._leave(JobStatus.PENDING, JobStatus.RUNNING)
         self.status = JobStatus.PENDING
 

@@ -294,6 +294,7 @@ class Engine:
                     wait_s = self._verdict(work, error)
                     if wait_s is None:
                         return
+                    job.requeue()  # a resume must not take it for a request in flight
                     self._store.save(job)
                     with anyio.move_on_after(wait_s):
                         await self._stopping.wait()
