@@ -52,6 +52,7 @@ def check_end(simulation: Simulation) -> None:
     for ending in last.values():
         _check_states(simulation, ending)
     _check_images(simulation, last)
+    _check_bought_once_stored(simulation)
     _check_money(simulation, last)
     _check_secrets(simulation)
 
@@ -88,6 +89,18 @@ def _check_images(simulation: Simulation, last: dict[str, object]) -> None:
                 raise Violation(f"{job.id} has the picture of {made_for!r}, not of {job.prompt!r}")
 
 
+def _check_bought_once_stored(simulation: Simulation) -> None:
+    """No process buys a picture that was in the bucket when it started."""
+    objects, first_written = simulation.bucket.objects, simulation.bucket.first_written
+    stored_at: dict[str | None, float] = {}
+    for name, stored in objects.items():
+        if name.startswith("out/images/"):
+            stored_at[simulation.vendor.prompt_of(stored.content)] = first_written[name]
+    for charge in simulation.vendor.studio.charges:
+        if stored_at.get(charge.prompt, charge.begun) < charge.begun:
+            raise Violation(f"{charge.prompt!r} was bought though its picture was in the bucket before")
+
+
 def _check_money(simulation: Simulation, last: dict[str, object]) -> None:
     vendor, scenario = simulation.vendor, simulation.scenario
     summaries = [ending.summary for ending in last.values()]  # type: ignore[attr-defined]
@@ -113,7 +126,11 @@ def _check_money(simulation: Simulation, last: dict[str, object]) -> None:
 def _may_be_bought_again(simulation: Simulation, last: dict[str, object]) -> Counter[str]:
     """How often a prompt may have been bought beyond the first time."""
     scenario, objects = simulation.scenario, simulation.bucket.objects
-    again = simulation.vendor.missed() if scenario.api not in RENEWING else Counter()
+    # A link expires before it is followed only where a process dies or stops, or the network is slow.
+    met = simulation.world.met
+    slowed = any(what.startswith(("death", "network", "interrupt", "API: hang")) for what in met)
+    links_expire = slowed and scenario.api not in RENEWING
+    again = simulation.vendor.missed() if links_expire else Counter()
     patience_s = min(LEAST_S, scenario.api_settings["request_timeout_s"])
     # A lost request that takes longer than it is looked for is in no list of requests that have ended.
     unlisted = simulation.vendor.slow(patience_s) if scenario.api in LISTS_ENDED else Counter()

@@ -57,6 +57,8 @@ class Bucket:
         self.conditional = conditional
         self.weather = StoreWeather()
         self.objects: dict[str, Stored] = {}
+        self.first_written: dict[str, float] = {}
+        """When each object that is there was first written, in virtual seconds."""
         self.written: Callable[[str, bytes], None] = lambda _name, _content: None
         self._rng = random.Random(f"bucket:{world.seed}")
 
@@ -72,6 +74,7 @@ class Bucket:
             ):
                 raise _client_error("PreconditionFailed", 412, "PutObject")
         etag = f'"{hashlib.md5(content, usedforsecurity=False).hexdigest()}"'
+        self.first_written.setdefault(name, self.world.loop.now)
         self.objects[name] = Stored(content, etag, metadata or {}, EPOCH + self.world.loop.now)
         self.written(name, content)
         return etag
@@ -237,6 +240,7 @@ class Client:
         def delete() -> dict[str, Any]:
             for item in Delete["Objects"]:
                 self._bucket.objects.pop(item["Key"], None)
+                self._bucket.first_written.pop(item["Key"], None)
             return {}
 
         return self._ask("DeleteObjects", delete)

@@ -41,9 +41,10 @@ STAMP = re.compile(rb"[0-9a-f]{64}")
 class Charge:
     """One picture on the bill: when it was asked for and made, its prompt, its price in 1e-10 USD.
 
-    ``whole``: whether it could be used.
+    ``begun`` is when the process that asked for it started. ``whole``: whether it could be used.
     """
 
+    begun: float
     asked: float
     at: float
     prompt: str
@@ -124,12 +125,13 @@ class _Studio(Studio):
         self.digests: dict[str, str] = {}
         self.on_charge: Callable[[], None] = lambda: None
         self._tickets: dict[int, Ticket] = {}
-        self._asked: dict[int, float] = {}
+        self._asked: dict[int, tuple[float, float]] = {}
 
     def admit(self, order: Order, *, queues: bool = False, moves: bool = False) -> Ticket:
         ticket = super().admit(order, queues=queues, moves=moves)
         self._tickets[id(order)] = ticket
-        self._asked[id(order)] = self._world.loop.now
+        asker, now = self._world.asker, self._world.loop.now
+        self._asked[id(order)] = (asker.started_at if asker else now, now)
         if ticket.fault:
             self._world.met[f"API: {ticket.fault}"] += 1
         return ticket
@@ -141,8 +143,8 @@ class _Studio(Studio):
     def _note(self, order: Order) -> None:
         fault = self._tickets[id(order)].fault
         lost = fault in _BROKEN or (fault == "timeout_after_charge" and order.provider in _ENDLESS)
-        asked = self._asked[id(order)]
-        self.charges.append(Charge(asked, self._world.loop.now, order.prompt, price(order), whole=not lost))
+        now = self._world.loop.now
+        self.charges.append(Charge(*self._asked[id(order)], now, order.prompt, price(order), whole=not lost))
         self._world.note(f"charged {order.prompt!r} fault={fault}")
         self.on_charge()
 

@@ -31,6 +31,7 @@ LONGEST_S = 12 * 3600.0
 MOST_STEPS = 400_000
 
 _process: contextvars.ContextVar[Process | None] = contextvars.ContextVar("simulated_process", default=None)
+_asker: contextvars.ContextVar[Process | None] = contextvars.ContextVar("asking_process", default=None)
 
 
 class Killed(BaseException):
@@ -120,6 +121,7 @@ class Process:
         self.dies_at = dies_at
         self.pid = world.next_pid()
         self.points = 0
+        self.started_at = world.loop.now
         self.alive = True
         self.death: str | None = None
         self.greenlets: dict[greenlet.greenlet, None] = {}  # in order, which a set of them would not have
@@ -220,6 +222,11 @@ class World:
         """The process that is running now; None for the world around."""
         return _process.get()
 
+    @property
+    def asker(self) -> Process | None:
+        """The process whose request a server is working on."""
+        return _asker.get()
+
     def point(self, what: str) -> None:
         """A point of the process that is running now."""
         process = _process.get()
@@ -266,6 +273,7 @@ class World:
     def outside_later(self, seconds: float, action: Callable[[], None]) -> None:
         """Do something that belongs to no process, after so long."""
         context = contextvars.copy_context()
+        context.run(_asker.set, _process.get())
         context.run(_process.set, None)
         self.loop.call_later(seconds, action, context=context)
 
