@@ -200,13 +200,7 @@ def newer_run(bucket: ImageBucket, run: Publisher, plan: Path, *, is_part: bool)
     Raises:
         InputError: the manifest cannot be read.
     """
-    with bucket.open(MANIFEST) as file:
-        if file is None:
-            return None
-        try:
-            newer = published_by(pq.ParquetFile(file, pre_buffer=False).schema_arrow)
-        except (pa.ArrowException, OSError) as error:
-            raise _unreadable(bucket, error) from error
+    newer = publisher_of(bucket)
     if newer is None or newer.run_id == run.run_id or newer.planned_at <= run.planned_at:
         return None
     found = standing(bucket, plan, {})
@@ -214,6 +208,21 @@ def newer_run(bucket: ImageBucket, run: Publisher, plan: Path, *, is_part: bool)
     if is_part and not changed:
         return None
     return NewerRun(newer.run_id, found is not None and not changed and found.shared >= found.usable)
+
+
+def publisher_of(bucket: ImageBucket) -> Publisher | None:
+    """The run that published the manifest last; None if there is none, or none of this version.
+
+    Raises:
+        InputError: the manifest cannot be read.
+    """
+    with bucket.open(MANIFEST) as file:
+        if file is None:
+            return None
+        try:
+            return published_by(pq.ParquetFile(file, pre_buffer=False).schema_arrow)
+        except (pa.ArrowException, OSError) as error:
+            raise _unreadable(bucket, error) from error
 
 
 def refuse_older_run(uri: str, run_id: str, newer: str) -> NoReturn:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -87,13 +87,21 @@ class RunFolder:
         counts: PlanCounts,
         catalog_digest: str,
         flow_run_id: str | None = None,
+        *,
+        after: str = "",
     ) -> None:
-        """Store the settings, the counts of the plan, which catalog was planned, and by which flow run."""
+        """Store the settings, the counts of the plan, which catalog was planned, and by which flow run.
+
+        The run counts as planned ``after`` the manifest's last one, whatever this machine's clock says.
+        """
+        planned_at = datetime.now(UTC)
+        with suppress(ValueError, TypeError, OverflowError):  # "", or nothing of ours
+            planned_at = max(planned_at, datetime.fromisoformat(after) + timedelta(milliseconds=1))
         document = {
             "settings": settings.model_dump(mode="json"),
             "plan": asdict(counts),
             "catalog_digest": catalog_digest,
-            "planned_at": datetime.now(UTC).isoformat(timespec="milliseconds"),
+            "planned_at": planned_at.isoformat(timespec="milliseconds"),
             "flow_run_id": flow_run_id,
         }
         self._write_record(orjson.dumps(document, option=orjson.OPT_INDENT_2))

@@ -17,6 +17,7 @@ from imagemill.bucket.manifest_guard import (
     NewerRun,
     loss_of_refresh,
     newer_run,
+    publisher_of,
     rebought_columns,
     refuse_other_catalog,
     standing,
@@ -132,7 +133,9 @@ def plan_run(session: Session, *, publishes: bool = True) -> tuple[PlanCounts, s
     _refuse_run_wide_reason(session, counts, planner)
     loss = _refuse_loss(session, counts)
     session.wait(store.mark_planned)
-    folder.write_record(settings, counts, catalog.digest, flow_run_id)
+    published = publisher_of(session.bucket)
+    after = published.planned_at if published is not None else ""
+    folder.write_record(settings, counts, catalog.digest, flow_run_id, after=after)
     folder.publish_plan(session.bucket)
     return counts, loss
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import socket
 import threading
@@ -9,14 +10,16 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from prefect.utilities.collections import visit_collection
 
+from imagemill.bucket.manifest import OWN_COLUMNS
 from imagemill.cli.s3_server import S3Server
 from imagemill.errors import InputError
 from imagemill.runs.caller import Caller, called_by, current_caller
-from imagemill.runs.planning import plan_run
+from imagemill.runs.planning import newer_than, plan_run
 from imagemill.runs.session import Session, open_session
 from imagemill.settings import RunSettings
 from tests.conftest import Place
@@ -74,6 +77,20 @@ def test_a_plan_that_a_kill_kept_from_the_bucket_is_there_for_another_machine_af
     with open_session(given) as session:
         assert plan_run(session)[0].rejected == 1
         assert pq.read_table(session.folder.rejected).num_rows == 1
+
+
+def test_a_run_is_planned_after_the_manifest_whatever_the_clock_says(
+    place: Place, catalog: Callable[..., str], tmp_path: Path
+) -> None:
+    schema = pa.schema([(name, pa.string()) for name in OWN_COLUMNS])
+    publisher = json.dumps(["ahead", "2090-01-01T00:00:00.000+00:00"])
+    manifest = tmp_path / "manifest.parquet"
+    pq.write_table(schema.with_metadata({"imagemill.published_by": publisher}).empty_table(), manifest)
+    with open_session(settings(place, catalog(prompt=["a"]))) as session:
+        session.bucket.upload(manifest, "manifest.parquet", "x/y")
+        plan_run(session)
+        assert session.folder.read_planned_at() == "2090-01-01T00:00:00.001+00:00"
+        assert newer_than(session) is None
 
 
 @pytest.mark.parametrize("silent", ["s3", "redis", "postgresql"])

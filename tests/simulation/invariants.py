@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from imagemill.engine.engine import StopKind
 from imagemill.engine.lost_requests import LEAST_S
 from imagemill.jobs import JobStatus
-from tests.simulation.scenario import CLIENT_NAMED, LISTS_ENDED, RENEWING, SYNCHRONOUS
+from tests.simulation.scenario import CLIENT_NAMED, LISTS_ENDED, RENEWING, UNLISTED
 
 if TYPE_CHECKING:
     from tests.simulation.simulation import Simulation
@@ -63,7 +63,7 @@ def _check_states(simulation: Simulation, ending: object) -> None:
     assert isinstance(ending, Ending)
     assert ending.summary is not None
     summary, jobs = ending.summary, ending.jobs
-    unique = len(set(simulation.scenario.prompts))
+    unique = len(simulation.prompts_of(summary.run_id))
     if len(jobs) != unique or summary.done + summary.failed + summary.pending != unique:
         raise Violation(f"{unique} jobs were planned: {summary}")
     pending = [job for job in jobs if job.status is JobStatus.PENDING]
@@ -76,10 +76,13 @@ def _check_states(simulation: Simulation, ending: object) -> None:
 
 
 def _check_images(simulation: Simulation, last: dict[str, object]) -> None:
-    objects = simulation.bucket.objects
+    objects, scenario = simulation.bucket.objects, simulation.scenario
+    pruned = set()
+    if scenario.refresh is not None and scenario.refresh.prune:
+        pruned = set(scenario.prompts) - set(scenario.refresh.prompts.values())
     for ending in last.values():
         for job in ending.jobs:  # type: ignore[attr-defined]
-            if job.status is not JobStatus.DONE:
+            if job.status is not JobStatus.DONE or job.prompt in pruned:
                 continue
             stored = objects.get(f"out/{job.image}")
             if stored is None:
@@ -110,7 +113,7 @@ def _check_money(simulation: Simulation, last: dict[str, object]) -> None:
     again = _may_be_bought_again(simulation, last)
     remembers = not simulation.forgets or scenario.api in CLIENT_NAMED
     if simulation.forgets:  # its machine's name for a request is found by each run, by no other run
-        again.update(dict.fromkeys(scenario.prompts, len(last) - 1))
+        again.update(dict.fromkeys(simulation.prompts_of("run"), len(last) - 1))
     for prompt, count in vendor.charged().items():
         if count > 1 + again[prompt] and remembers:
             raise Violation(
@@ -140,7 +143,7 @@ def _may_be_bought_again(simulation: Simulation, last: dict[str, object]) -> Cou
             stored = objects.get(f"out/{job.image}")
             # What one run leaves behind, another may buy.
             left = len(last) > 1 and (not is_done or (stored and stored.metadata.get("run-id") != run_id))
-            if left or scenario.api in SYNCHRONOUS:
+            if left or scenario.api in UNLISTED:
                 again[job.prompt] += job.unanswered
             else:
                 again[job.prompt] += min(job.unanswered, unlisted[job.prompt])

@@ -24,6 +24,15 @@ class Death:
 
 
 @dataclass(frozen=True, slots=True)
+class Refresh:
+    """A refresh of the output from a changed catalog: its prompts, by id. Its first process ends so."""
+
+    prompts: dict[str, str]
+    prune: bool
+    dies: Death
+
+
+@dataclass(frozen=True, slots=True)
 class Scenario:
     """All that a simulation plays."""
 
@@ -52,13 +61,22 @@ class Scenario:
     away_s: float = 0.0
     """How long a machine stays down after a death, in seconds."""
     measures: bool = False
+    retry_dies: Death | None = None
+    """Once the run is over, its failed jobs are retried: by a process that ends so, then by others."""
+    refresh: Refresh | None = None
+    """What follows in the end."""
 
 
-APIS = {"together": 0.0027, "openai": 0.003, "fal": 0.003, "replicate": 0.003, "runware": 0.0013}
+_USUAL_APIS = {"together": 0.0027, "openai": 0.003, "fal": 0.003, "replicate": 0.003, "runware": 0.0013}
+_MORE_APIS = {"bfl": 0.025, "cloudflare": 0.0006336}
+APIS = {**_USUAL_APIS, **_MORE_APIS}
 """Synchronous, queued and client-named APIs, with their price in USD per megapixel or image."""
 
-SYNCHRONOUS = frozenset({"together", "openai"})
+SYNCHRONOUS = frozenset({"together", "openai", "cloudflare"})
 """APIs that cannot be asked about a request whose answer was lost."""
+
+UNLISTED = SYNCHRONOUS | {"bfl"}
+"""APIs that cannot be asked about a request whose id was lost."""
 
 CLIENT_NAMED = frozenset({"runware"})
 """APIs whose requests have names that the client derives from run, picture and attempt."""
@@ -75,7 +93,7 @@ _FAULTS = (
 )  # fmt: skip
 
 
-SIZES = {"openai": (512, 512), "replicate": (448, 544)}
+SIZES = {"openai": (512, 512), "replicate": (448, 544), "bfl": (256, 256), "cloudflare": (1024, 1024)}
 """Width and height in pixels, where an API makes none of 128 x 128."""
 
 
@@ -88,7 +106,10 @@ def price_usd(api: str) -> float:
 def drawn(seed: int) -> Scenario:
     """The scenario of a seed."""
     rng = random.Random(f"scenario:{seed}")
-    api = rng.choice(list(APIS))
+    later = random.Random(f"later:{seed}")  # what was added since: seeds without it are what they were
+    api = rng.choice(list(_USUAL_APIS))
+    if later.random() < 0.15:
+        api = later.choice(list(_MORE_APIS))
     count = rng.randint(2, 8)
     prompts = [f"prompt {n}" for n in range(count)]
     if rng.random() < 0.3:
@@ -98,6 +119,8 @@ def drawn(seed: int) -> Scenario:
         settings["usd_per_megapixel"] = APIS[api]
     elif api != "together":  # which has a list price that needs no vendor to be asked
         settings["usd_per_image"] = APIS[api]
+    if api == "cloudflare":
+        settings["account"] = "simulated"
     if api == "openai":
         settings["model"] = "black-forest-labs/FLUX.1-schnell"
     budget = None
@@ -123,10 +146,28 @@ def drawn(seed: int) -> Scenario:
         clock_jump=(rng.uniform(0.0, 20.0), rng.choice([-850.0, 850.0])) if rng.random() < 0.15 else None,
         second_after_s=rng.uniform(0.0, 20.0) if rng.random() < 0.12 else None,
         measures=rng.random() < 0.08,
+        retry_dies=_death(later, count) if later.random() < 0.3 else None,
+        refresh=_refresh(later, prompts) if later.random() < 0.1 else None,
     )
     if scenario.second_after_s is None:
         return scenario
-    return replace(scenario, away_s=rng.choice([0.0, 0.0, 100.0, 400.0]))
+    return replace(scenario, away_s=rng.choice([0.0, 0.0, 100.0, 400.0]), refresh=None)
+
+
+def _death(rng: random.Random, count: int) -> Death:
+    at = rng.randint(1, 60 + 22 * count) if rng.random() < 0.7 else None
+    return Death(at, rng.choice(["restart", "restart", "power cut", "empty machine"]))
+
+
+def _refresh(rng: random.Random, prompts: list[str]) -> Refresh:
+    """A catalog with a row fewer, some with other prompts, and new ones."""
+    changed = dict(enumerate(prompts))
+    changed.pop(rng.randrange(len(prompts)))
+    for number in rng.sample(sorted(changed), min(len(changed), rng.randint(0, 2))):
+        changed[number] = f"changed prompt {number}"
+    changed |= {len(prompts) + n: f"new prompt {n}" for n in range(rng.randint(0, 2))}
+    named = {str(number): prompt for number, prompt in changed.items()}
+    return Refresh(named, prune=rng.random() < 0.5, dies=_death(rng, len(named)))
 
 
 def _vendor(rng: random.Random, seed: int) -> Settings:

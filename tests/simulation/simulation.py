@@ -26,12 +26,13 @@ from imagemill.jobs import Job
 from imagemill.runs.session import Session, open_session
 from imagemill.runs.summary import RunSummary
 from imagemill.settings import RunSettings
-from imagemill.tasks.prepare import prepare
+from imagemill.tasks.prepare import Prepared, left_to_do, prepare
+from imagemill.tasks.reopen_failed import reopen_failed
 from tests.simulation import disk as disks
 from tests.simulation.invariants import Violation, check_end, check_written
 from tests.simulation.object_store import Bucket, StoreWeather
 from tests.simulation.process import outside_world, scene
-from tests.simulation.scenario import Scenario
+from tests.simulation.scenario import Death, Scenario
 from tests.simulation.vendor import NetworkWeather, Vendor
 from tests.simulation.world import DiedError, Machine, Process, World
 
@@ -90,6 +91,7 @@ class Simulation:
         world.trace = [] if trace else None
         self.home = home
         self.catalog = home / "catalog.parquet"
+        self.changed_catalog = home / "changed.parquet"
         self.bucket = Bucket(world, conditional=scenario.conditional)
         self.vendor = Vendor(world, scenario.vendor)
         self.violations: list[str] = []
@@ -115,6 +117,8 @@ class Simulation:
             return
         if self.scenario.second_after_s is not None:
             limit *= 2  # each run has its own
+        if self.scenario.refresh is not None:
+            limit *= 2
         spent = self.vendor.units / 1e10
         if spent > limit + 1e-9:
             self.violations.append(f"the API charged {spent:.6f} USD of at most {limit:.6f}")
@@ -134,10 +138,16 @@ class Simulation:
 
     def settings(self, run_id: str) -> RunSettings:
         scenario = self.scenario
+        refresh, catalog = scenario.refresh, self.catalog
+        more: dict[str, object] = {}
+        if run_id == "refresh" and refresh is not None:
+            more = {"refresh": {"allow_loss": True, "prune_after_days": 0.0}, "prune": refresh.prune}
+            catalog = self.changed_catalog
         return RunSettings.model_validate(
             {
                 "run_id": run_id,
-                "catalog": str(self.catalog),
+                "catalog": str(catalog),
+                **more,
                 "api": {"provider": scenario.api, **scenario.api_settings},
                 "output": f"s3://bucket/{PREFIX}",
                 "picture": dict(zip(("width", "height"), scenario.size, strict=True)),
@@ -151,9 +161,9 @@ class Simulation:
         )
 
     def start(
-        self, run_id: str, machine: Machine, dies_at: int | None
+        self, run_id: str, machine: Machine, dies_at: int | None, *, retries: bool = False
     ) -> tuple[Ending, asyncio.Future[None]]:
-        """Start a process that works on a run, or resumes it."""
+        """Start a process that works on a run, resumes it, or retries its failed jobs."""
         world = self.world
         folder = self.home / machine.name / "runs" / run_id
         saved = self.home / f"saved-{machine.name}-{run_id}"
@@ -172,7 +182,7 @@ class Simulation:
                     run = pipeline.Run(session, _NoArtifacts(), None)  # type: ignore[arg-type]
                     if run_id == "run":
                         self.session = session
-                    prepared = prepare.fn(session)
+                    prepared = _reopened(session) if retries else prepare.fn(session)
                     pipeline.generate(run, prepared)
                     ending.summary = pipeline.finish(run, prepared)
                     stopped = session.engine.stopped
@@ -235,11 +245,44 @@ class Simulation:
                 break
             await asyncio.sleep(30.0)
         else:
-            self.violations.append(f"does not end: {self.endings[-1].error or self.endings[-1].summary}")
+            self._does_not_end()
         if other is not None:
             await other
+        await self._follow_ups(machine)
         await self.vendor.settle()
         self._guard(check_end, self)
+
+    async def _follow_ups(self, machine: Machine) -> None:
+        """What follows once the run is over: its failed jobs are retried, its catalog is refreshed."""
+        scenario = self.scenario
+        if scenario.retry_dies is not None and any(job.retryable for job in self.endings[-1].jobs):
+            self.world.met["retry-failed"] += 1
+            machine = await self._follow_up("run", machine, scenario.retry_dies, retries=True)
+        if scenario.refresh is not None:
+            self.world.met["refresh"] += 1
+            await self._follow_up("refresh", machine, scenario.refresh.dies)
+
+    async def _follow_up(
+        self, run_id: str, machine: Machine, dies: Death, *, retries: bool = False
+    ) -> Machine:
+        """Work on a run until it is over, by processes of which the first may die; the last one's machine."""
+        death: Death | None = dies
+        for _ in range(MOST_TRIES):
+            ending, over = self.start(run_id, machine, death.at if death else None, retries=retries)
+            await over
+            self.endings.append(ending)
+            self._check_ending(ending)
+            if not ending.process.alive and death is not None:
+                machine = self._after_death(machine, death.how)
+            elif self._is_over(ending):
+                return machine
+            death = None
+            await asyncio.sleep(30.0)
+        self._does_not_end()
+        return machine
+
+    def _does_not_end(self) -> None:
+        self.violations.append(f"does not end: {self.endings[-1].error or self.endings[-1].summary}")
 
     async def _second(self, after_s: float) -> None:
         await asyncio.sleep(after_s)
@@ -308,6 +351,24 @@ class Simulation:
         self.home.mkdir(parents=True, exist_ok=True)
         rows = self.scenario.prompts
         pq.write_table(pa.table({"id": [str(n) for n in range(len(rows))], "prompt": rows}), self.catalog)
+        if self.scenario.refresh is not None:
+            changed = self.scenario.refresh.prompts
+            table = pa.table({"id": list(changed), "prompt": list(changed.values())})
+            pq.write_table(table, self.changed_catalog)
+
+    def prompts_of(self, run_id: str) -> set[str]:
+        """What a run is to make."""
+        refresh = self.scenario.refresh
+        return set(refresh.prompts.values() if run_id == "refresh" and refresh else self.scenario.prompts)
+
+
+def _reopened(session: Session) -> Prepared:
+    """What the flow ``retry_failed`` prepares."""
+    reopen_failed.fn(session, permanent=False)
+    prepared = prepare.fn(session)
+    reopen_failed.fn(session, permanent=False)
+    unfinished = session.wait(session.store.unfinished_numbers)
+    return left_to_do(session, prepared.counts, unfinished, prepared.loss, prepared.newer)
 
 
 @contextmanager
