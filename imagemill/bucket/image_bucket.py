@@ -232,6 +232,13 @@ class ImageBucket:
             )
         return self.uri_of(name)
 
+    def write(self, name: str, content: bytes, media_type: str) -> None:
+        """Write a few bytes as one object, replacing what was there; answers, or gives up, within seconds."""
+        with _outages_named(self.name):
+            self._quick.put_object(
+                Bucket=self.name, Key=self.prefix + name, Body=content, ContentType=media_type
+            )
+
     def read(self, name: str) -> bytes | None:
         """An object's content; None where there is no such object."""
         found = self.read_version(name)

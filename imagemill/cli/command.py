@@ -95,7 +95,7 @@ def _parser(kind: type[argparse.ArgumentParser]) -> argparse.ArgumentParser:
 
     resume = commands.add_parser("resume", help="resume a run that stopped", allow_abbrev=False)
     resume.add_argument("run_id", metavar="RUN_ID", help="the id of the run")
-    add_options(resume, (*RESUME_OPTIONS, "--base-url", "--image-host"))
+    add_options(resume, (*RESUME_OPTIONS, *BUCKET_OPTIONS, "--base-url", "--image-host"))
     resume.set_defaults(run=_resume)
 
     retry = commands.add_parser("retry-failed", help="retry the failed jobs of a run", allow_abbrev=False)
@@ -110,7 +110,7 @@ def _parser(kind: type[argparse.ArgumentParser]) -> argparse.ArgumentParser:
         metavar="FILE",
         help="instead, apply the choices of a review: make pictures anew, keep or reject them",
     )
-    add_options(retry, RESUME_OPTIONS)
+    add_options(retry, (*RESUME_OPTIONS, *BUCKET_OPTIONS, "--base-url", "--image-host"))
     retry.set_defaults(run=_retry_failed)
 
     calibrate = commands.add_parser(
@@ -415,6 +415,7 @@ def _retry_failed(arguments: argparse.Namespace) -> int:
         lambda: retry_failed(
             arguments.run_id,
             arguments.permanent,
+            settings["output"],
             limits=settings["limits"],
             execution=settings["execution"],
             choices=choices,
@@ -426,11 +427,11 @@ def _retry_failed(arguments: argparse.Namespace) -> int:
 
 def _recorded(arguments: argparse.Namespace) -> dict[str, Any]:
     """What a run began with, with what the command line changes."""
-    from imagemill.cli.options import settings_of
+    from imagemill.cli.options import output_of, settings_of
     from imagemill.cli.routes import changed_apis
     from imagemill.cli.running import resumed_arguments
 
-    settings = resumed_arguments(arguments.run_id)
+    settings = resumed_arguments(arguments.run_id, output_of(arguments))
     settings["api"] = changed_apis(arguments, settings["api"])
     for group in ("limits", "execution"):
         settings[group] = settings_of(arguments, group, **settings[group].model_dump())

@@ -15,7 +15,6 @@ from prefect.settings import get_current_settings
 
 from imagemill.blocks.apis import ImageApi
 from imagemill.cluster.global_rate import hold_rate
-from imagemill.cluster.log_parts import gather_parts
 from imagemill.cluster.membership import BEAT_S, Membership, joined, member_name
 from imagemill.engine.engine import StopKind
 from imagemill.errors import InputError, StoreUnavailableError
@@ -124,7 +123,8 @@ def run_on_cluster(
     except (OSError, TimeoutError, CancelledError) as error:
         reason = f"The Dask scheduler {settings.execution.scheduler} is gone ({type(error).__name__})."
         session.stop(StopKind.UNAVAILABLE, reason)
-    gather_parts(session.bucket, session.folder)
+    if session.log is not None:
+        session.wait(session.log.gather)
     _stop_if_incomplete(session)
 
 

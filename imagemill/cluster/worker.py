@@ -16,10 +16,10 @@ from distributed import WorkerPlugin, get_worker
 
 from imagemill.blocks.apis import ImageApi
 from imagemill.cluster.global_rate import leased_rate
-from imagemill.cluster.log_parts import LogPart
 from imagemill.cluster.membership import Membership, joined, member_name
 from imagemill.engine.limits.leased_rate import LeasedRate
 from imagemill.errors import StoreUnavailableError
+from imagemill.runs.log_parts import WorkerLog
 from imagemill.runs.recovery import find_images, upload_unsaved
 from imagemill.runs.session import Joining, Session, on_loop, open_session, worker_log
 from imagemill.settings import RunSettings
@@ -34,7 +34,7 @@ class _Member:
 
     session: Session
     membership: Membership
-    part: LogPart
+    part: WorkerLog
 
 
 class RunMember(WorkerPlugin):  # type: ignore[misc] # Dask has no types
@@ -130,7 +130,7 @@ def _open_member(settings: RunSettings) -> Iterator[_Member]:
         return leased[-1]
 
     with open_session(settings, Joining(name, rate)) as session:
-        part = LogPart(session.bucket, settings.run_id, name, worker_log(session.folder, name))
+        part = WorkerLog(session.bucket, settings.run_id, name, worker_log(session.folder, name))
         membership = Membership(
             session.store,  # type: ignore[arg-type] # a run on Dask has a board, or was refused
             name,

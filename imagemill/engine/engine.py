@@ -6,6 +6,8 @@ import contextlib
 import random
 import time
 import traceback
+from bisect import bisect_right
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -65,6 +67,9 @@ GRACE_S = 10.0
 PATIENCE_S = 10.0
 """How long a free question to an API may take, in seconds."""
 
+_LEAST_UP_NEXT = 50
+"""At least so many jobs are named as those that come next: how fast a run begins is not known."""
+
 _UPLOADS = 32
 """Images held in memory while they go to the bucket, beside the requests in flight."""
 
@@ -111,6 +116,10 @@ class Engine:
         for route in routes:
             route.api.begin(recorder.run_id)
         self._on_the_way: dict[int, Work] = {}
+        self._lined_up: Sequence[int] = ()
+        self._last_begun = -1
+        self._unsent: dict[int, int] = {}
+        self._sent = 0
         self._uploads = anyio.Semaphore(_UPLOADS)
         self._stopping = anyio.Event()
         self._interrupted = anyio.Event()
@@ -138,6 +147,24 @@ class Engine:
             self.routes.stop()
             self._cost.stop()
 
+    def line_up(self, unfinished: Sequence[int]) -> None:
+        """The numbers of the run's unfinished jobs, ascending: shards will be of these."""
+        self._lined_up, self._last_begun = unfinished, -1
+
+    def up_next(self) -> list[int]:
+        """The jobs that may be sent in the next seconds, judged by how many were sent since the last call."""
+        sent, self._sent = self._sent, 0
+        count = max(3 * sent + 2 * len(self._on_the_way), _LEAST_UP_NEXT)
+        begun = len(set(self._unsent.values()))
+        taken: Counter[int] = Counter()
+        found = []
+        for number, shard in self._unsent.items():
+            if taken[shard] < count / begun + 1:
+                taken[shard] += 1
+                found.append(number)
+        start = bisect_right(self._lined_up, self._last_begun)
+        return [*found, *self._lined_up[start : start + max(0, count - len(found))]]
+
     async def run_shard(self, first: int, last: int) -> None:
         """Work off the unfinished jobs from number ``first`` to ``last``; returns when all are committed.
 
@@ -148,6 +175,8 @@ class Engine:
         try:
             jobs = await self._store.unfinished(first, last)
             jobs.sort(key=lambda job: job.request_id is None)  # to ask costs nothing, and may free money
+            self._last_begun = max(self._last_begun, last)
+            self._unsent |= {job.number: first for job in jobs if job.request_id is None}
             with anyio.CancelScope() as scope:
                 self._shards.append(scope)
                 async with anyio.create_task_group() as group:
@@ -170,6 +199,9 @@ class Engine:
             await self._store.commit()
         except StoreUnavailableError as error:
             self.stop(StopKind.UNAVAILABLE, str(error))
+        finally:
+            for number in [number for number, shard in self._unsent.items() if shard == first]:
+                del self._unsent[number]
 
     async def run_parked(self) -> None:
         """Ask about the requests of routes that were down, once all other jobs are over.
@@ -471,6 +503,8 @@ class Engine:
         job.start(self._wall())
         self._store.save(job)
         self._recorder.sent(job)
+        self._unsent.pop(job.number, None)
+        self._sent += 1
         sent = self._clock()
         watch = work.watch = SlotWatch(partial(self._accepted, work), route.pacer, slot)
         self._on_the_way[job.number] = work

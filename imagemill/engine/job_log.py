@@ -23,6 +23,15 @@ from imagemill.secrets import holds_secret, masked_values
 
 jobs_logger = logging.getLogger("imagemill.jobs")
 
+CLOSED = "log_closed"
+"""The event with which a process ends its log: no line is missing after it."""
+
+CUT = "log_cut"
+"""The event that says that the process before may have done more than the lines above tell."""
+
+UP_NEXT = "up_next"
+"""The event with the numbers of the jobs that may be sent before the next lines are safe."""
+
 _LEVELS = {
     "sent": logging.DEBUG,
     "accepted": logging.DEBUG,
@@ -50,7 +59,7 @@ class JobLog:
         self._file: BinaryIO = path.open("ab", buffering=0)
         fcntl.flock(self._file, fcntl.LOCK_SH)
         self._wall = wall
-        self._torn = _ends_in_mid_line(path)
+        self._torn = ends_in_mid_line(path)
 
     def job(self, event: str, job: Job, **details: object) -> None:
         """Write the line of a job event."""
@@ -98,7 +107,7 @@ class JobLog:
         return datetime.fromtimestamp(self._wall(), UTC).isoformat(timespec="milliseconds")
 
 
-def _ends_in_mid_line(path: Path) -> bool:
+def ends_in_mid_line(path: Path) -> bool:
     """Whether the last line was cut off, by a power cut or a full disk."""
     with path.open("rb") as file:
         if not file.seek(0, os.SEEK_END):

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import anyio
 
-from imagemill.engine.job_log import JobLog
+from imagemill.engine.job_log import CLOSED, UP_NEXT, JobLog
 from imagemill.engine.telemetry import Telemetry
 from imagemill.errors import ApiError, ErrorClass
 from imagemill.jobs import Job, JobStatus
@@ -98,6 +98,8 @@ class Recorder:
         self.failed = 0
         self.cost_usd = 0.0
         self.lost_images = 0
+        self._up_next: Sequence[int] = ()
+        self._answer_lost = anyio.Event()
 
     def begin(self, *, unique: int, done: int, failed: int, cost_usd: float) -> None:
         """What the run holds before this process does anything."""
@@ -138,7 +140,7 @@ class Recorder:
     def sent(self, job: Job) -> None:
         """A request for an image leaves. Its line is written first, so that a resume knows of it."""
         self._second.requests += 1
-        self._log.job("sent", job, **(_paid(job) if job.attempts > 1 else {}))
+        self._log.job("sent", job, **(_paid(job) if job.attempts > 1 or job.unanswered else {}))
 
     def accepted(self, job: Job) -> None:
         """The API has the request; the line holds its id, and what it costs where that is booked with it."""
@@ -159,6 +161,8 @@ class Recorder:
             self._second.retries += 1
             retry_in_s = round(retry_in_s, 3)
         self.telemetry.attempt_failed(error)
+        if job.unanswered:
+            self._answer_lost.set()
         self._log.job(
             "attempt_failed",
             job,
@@ -182,7 +186,14 @@ class Recorder:
             self._latencies.append(job.latency_s)
         self._finished.append(time.monotonic())
         self.telemetry.finished(job)
-        self._log.job("done", job, latency_s=job.latency_s and round(job.latency_s, 4), image=job.image)
+        self._log.job(
+            "done",
+            job,
+            latency_s=job.latency_s and round(job.latency_s, 4),
+            image=job.image,
+            quality=job.quality,
+            suspect=job.suspect,
+        )
 
     def retaken(self, event: str, job: Job, why: str) -> None:
         """A picture was made anew: which take stays, and why."""
@@ -237,6 +248,17 @@ class Recorder:
         """An image that was paid for could be kept neither in the bucket nor in the run's folder."""
         self.lost_images += 1
         self.event("image_lost", image=name, reason=reason)
+
+    async def answer_lost(self) -> None:
+        """Wait until a line says that a request may be charged though its answer never came."""
+        await self._answer_lost.wait()
+        self._answer_lost = anyio.Event()
+
+    def up_next(self, numbers: Sequence[int]) -> None:
+        """These jobs may be sent before the next lines of the log are safe in the bucket."""
+        if numbers and numbers != self._up_next:
+            self._up_next = numbers
+            self.event(UP_NEXT, jobs=numbers)
 
     def placeholder(self, digest: str) -> None:
         """A file turned out to be a placeholder: a resume knows it by this line."""
@@ -295,6 +317,7 @@ class Recorder:
         """Write what is left and close the log."""
         self.write_pace()
         self._show()
+        self.event(CLOSED)
         self._log.close()
 
     def _show(self) -> None:

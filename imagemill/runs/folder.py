@@ -42,6 +42,7 @@ class RunFolder:
         self.plan = self.path / "plan.parquet"
         self.rejected = self.path / "rejected.parquet"
         self.log = self.path / "log.jsonl"
+        self.parts = self.path / "parts.json"
         self.model = self.path / "model.json"
         self.record = self.path / "run.json"
         self.summary = self.path / "summary.json"
@@ -175,6 +176,8 @@ class RunFolder:
         if record is None:
             return
         self.create()
+        for file in (self.log, self.parts):  # of a run of this id that was never planned
+            file.unlink(missing_ok=True)
         for file in (self.plan, self.rejected, self.log):
             bucket.download(f"runs/{self.run_id}/{file.name}", file)
         self.fetch_models(

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from imagemill.engine.job_log import is_worked_on
 from imagemill.errors import InputError
 from imagemill.runs.folder import RunFolder, home
+from imagemill.runs.log_parts import published_lines
 from imagemill.runs.summary import RunSummary
 from imagemill.settings import RUN_ID
 
@@ -134,6 +135,9 @@ class BucketRecords(RunRecords):
 
     def read(self, run_id: str, name: str) -> bytes | None:
         return self._bucket.read(f"runs/{run_id}/{name}")
+
+    def lines(self, run_id: str) -> Iterator[bytes]:
+        return published_lines(self._bucket, run_id)
 
 
 def known_runs(records: RunRecords) -> list[KnownRun]:

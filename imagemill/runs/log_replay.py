@@ -2,43 +2,50 @@
 
 A line of log.jsonl is written immediately, a job's state with the next batch: up to two seconds later in the
 memory store's checkpoint. A resume therefore reads the last line of each unfinished job, and so knows every
-request id that was received, every request that was not answered, and what was paid. A power cut can lose
-lines, and another machine has none: then the store and the receipts of existing images must do.
+request id that was received, every request that was not answered, and what was paid. Another machine has the
+lines that were uploaded, and they name the jobs that may have been sent after them.
 """
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Literal
 
 import orjson
 from pydantic import Field, TypeAdapter, ValidationError
 
+from imagemill.engine.job_log import CUT, UP_NEXT
 from imagemill.errors import ErrorClass
 from imagemill.jobs import CostSource, Job, JobStatus
 from imagemill.quality.judge import Answer, opinion_of
 
 _NUMBER = re.compile(rb'"job":([0-9]{1,18})\b')
 _PLACEHOLDER = b'"event":"placeholder"'
+_ATTEMPT_FAILED = b'"event":"attempt_failed"'
+_CUT, _UP_NEXT = (f'"event":"{name}"'.encode() for name in (CUT, UP_NEXT))
 _DIGEST = re.compile(rb'"digest":"([0-9a-f]{32})"')
 _LONGEST_LINE = 1_000_000
 """No line of ours is longer, in bytes: a longer one is read in pieces, which are skipped."""
 _Usd = Annotated[float, Field(ge=0, lt=1e6)]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class LastLine:
     """The last log line about a job. Costs are in USD; None if no line has the field.
 
     ``request_ids`` are those of all lines about the job, ``refused`` the attempts that a rate limit refused,
-    and ``answers`` the judge's, by the attempt whose picture it was asked about.
+    and ``answers`` the judge's, by the attempt whose picture it was asked about. ``begun_at`` is when the
+    job's first line was written.
     """
 
     job: int
+    at: datetime
     event: Literal["sent", "accepted", "attempt_failed", "judged", "done", "failed", "reopened"]
     attempt: Annotated[int, Field(ge=0, le=1_000_000)]
     request_id: str | None = None
@@ -55,12 +62,16 @@ class LastLine:
     words: str | None = None
     failure: str | None = None
     route: str = ""
+    quality: str = ""
+    suspect: str = ""
+    begun_at: datetime | None = field(default=None, init=False)
     request_ids: set[str] = field(default_factory=set, init=False)
     refused: set[int] = field(default_factory=set, init=False)
     answers: dict[int, Answer] = field(default_factory=dict, init=False)
 
     def note(self, before: LastLine | None) -> None:
         """Collect what all lines up to this one hold."""
+        self.begun_at = self.at if before is None else before.begun_at
         if before is not None:
             self.request_ids.update(before.request_ids)
             self.refused.update(before.refused)
@@ -74,7 +85,23 @@ class LastLine:
             self.answers[self.attempt] = Answer(opinion, self.failure or "")
 
 
-_LINE = TypeAdapter(LastLine)
+@dataclass(frozen=True, slots=True)
+class _Named:
+    """The jobs that were named as the next ones."""
+
+    at: datetime
+    jobs: list[int]
+
+
+@dataclass(frozen=True, slots=True)
+class _Retry:
+    """An attempt that failed, and when a retry was due."""
+
+    at: datetime
+    retry_in_s: float | None = None
+
+
+_LINE, _NAMED, _RETRY = TypeAdapter(LastLine), TypeAdapter(_Named), TypeAdapter(_Retry)
 _SUMS = ("cost_usd", "cost_source", "unanswered", "unanswered_usd", "judge_usd")
 
 
@@ -106,6 +133,48 @@ def last_lines(log: Path, jobs: Iterable[int]) -> dict[int, LastLine]:
     return found
 
 
+def perhaps_sent(log: Path) -> dict[int, datetime]:
+    """The jobs that a process may have sent after the last line that it could upload; since when, by number.
+
+    They are those that it had named as the next ones, and those whose retry was due. A job that a later
+    process has taken up is not among them: its lines count what was in doubt.
+    """
+    found: dict[int, datetime] = {}
+    if not holds(log, _CUT):
+        return found
+    known: set[int] = set()
+    retries: dict[int, datetime] = {}
+    up_next: dict[int, datetime] = {}
+    with log.open("rb") as lines:
+        while text := lines.readline(_LONGEST_LINE):
+            if _CUT in text:
+                found |= retries | {n: at for n, at in up_next.items() if n not in known}
+                retries, up_next = {}, {}
+            elif _UP_NEXT in text:
+                with contextlib.suppress(ValidationError):
+                    named = _NAMED.validate_json(text)
+                    up_next = dict.fromkeys(named.jobs, named.at)
+            elif number := _NUMBER.search(text):
+                job = int(number[1])
+                known.add(job)
+                found.pop(job, None)
+                retries.pop(job, None)
+                if _ATTEMPT_FAILED in text:
+                    with contextlib.suppress(ValidationError):
+                        failed = _RETRY.validate_json(text)
+                        if failed.retry_in_s is not None:
+                            retries[job] = failed.at
+    return found
+
+
+def holds(log: Path, text: bytes) -> bool:
+    """Whether this text is anywhere in the log."""
+    if not log.exists() or not log.stat().st_size:
+        return False
+    with log.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        return content.find(text) >= 0
+
+
 def known_placeholders(log: Path) -> set[str]:
     """The digests of the placeholders that the run has found. The log of a million jobs takes a second."""
     found: set[str] = set()
@@ -130,6 +199,8 @@ def catch_up(job: Job, line: LastLine | None) -> bool:
     kept = job.request_id if line.attempt == job.attempts and not answered else None
     job.attempts, job.request_id = line.attempt, line.request_id or kept
     job.route = line.route or job.route
+    if job.started_at is None and line.begun_at is not None:
+        job.started_at = line.begun_at.timestamp()
     job.cost_usd = max(job.cost_usd, line.cost_usd or 0.0)
     job.cost_source = CostSource.of_total([job.cost_source, line.cost_source or ""]) or ""
     job.judge_usd = max(job.judge_usd, line.judge_usd or 0.0)

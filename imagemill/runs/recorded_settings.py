@@ -27,4 +27,9 @@ def recorded_settings(run_id: str, output: OutputSettings | None) -> RunSettings
             f"There is no run {run_id!r} on this machine (looked in {folder.path}). If it ran on another"
             " machine, set its output, which has its records."
         )
-    return record[0]
+    settings = record[0]
+    if output is None:
+        return settings
+    # Where the bucket is and who may read it is this machine's to say, not the record's.
+    place = {"s3_endpoint_url": output.s3_endpoint_url, "s3_bucket_block": output.s3_bucket_block}
+    return settings.model_copy(update={"output": settings.output.model_copy(update=place)})

@@ -229,6 +229,8 @@ def publish_records(session: Session) -> None:
     ):
         file = session.folder.path / name
         session.bucket.upload(file, f"runs/{session.settings.run_id}/{name}", media_type)
+    if session.log is not None:
+        session.wait(session.log.retire)
 
 
 def copy_images(session: Session, outcomes: Outcomes) -> None:

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from datetime import datetime
 from itertools import chain
 from pathlib import Path
 
 import orjson
+import pyarrow as pa
 
 from imagemill.bucket.image_bucket import StoredImage, image_name
 from imagemill.bucket.superseded import keep
@@ -21,9 +23,10 @@ from imagemill.errors import ApiError, ErrorClass
 from imagemill.jobs import Job, JobStatus
 from imagemill.quality.inspection import Finding
 from imagemill.quality.judge import UNANSWERED, Answer
-from imagemill.runs.log_replay import LastLine, catch_up, last_lines, was_unanswered
+from imagemill.runs.log_replay import LastLine, catch_up, last_lines, perhaps_sent, was_unanswered
+from imagemill.runs.records import QUALITY_SCHEMA
 from imagemill.runs.session import Session
-from imagemill.stores import shards
+from imagemill.stores import Board, shards
 from imagemill.takes import REJECTED, is_rejected, take_of
 
 _LOOKED_UP_AT_ONCE = 10_000
@@ -104,14 +107,15 @@ def find_images(session: Session, numbers: Sequence[int], *, begun: bool) -> Seq
     has ``begun`` before, the image's receipt tells whether this run paid for it, even if neither store nor
     log could record that. A request that was in flight when a process died, and whose id is unknown, is
     looked for in the API's list of requests. If it is not found, it is counted as unanswered: it will be sent
-    again, and the API may charge for both.
+    again, and the API may charge for both. So is one that a machine may have sent just before it was lost.
     """
     store = session.store
     images = session.bucket.images(job.key for jobs in _batches(session, numbers) for job in jobs)
     if images:
         keep(session.bucket, session.folder.path, {image.name for image in images.values()})
     lines = last_lines(session.folder.log, numbers)
-    if not images and not lines and not session.wait(store.totals).attempts:
+    perhaps = {} if isinstance(store, Board) else perhaps_sent(session.folder.log)  # a server's store knows
+    if not images and not lines and not perhaps and not session.wait(store.totals).attempts:
         return numbers  # nothing was ever sent
 
     async def save(jobs: list[Job]) -> None:
@@ -122,7 +126,7 @@ def find_images(session: Session, numbers: Sequence[int], *, begun: bool) -> Seq
     for jobs in _batches(session, numbers):
         for job in jobs:
             if (line := lines.get(job.number)) is not None:
-                session.api.was_refused(job, len(line.refused))
+                session.api_of(job).was_refused(job, len(line.refused))
         doubtful_usd = sum(job.unanswered_usd for job in jobs)
         found = {job.number: image for job in jobs if (image := _image_of(job, images)) is not None}
         receipts = _receipts(session, [image.name for image in found.values()] if begun else [])
@@ -131,15 +135,29 @@ def find_images(session: Session, numbers: Sequence[int], *, begun: bool) -> Seq
             for job in jobs
             if _settle(session, job, found.get(job.number), receipts.get(job.key), lines.get(job.number))
         ]
+        doubted = [job for job in jobs if _doubt(session, job, lines.get(job.number), perhaps)]
         lost = [job for job in jobs if _is_lost(job)]
         if lost:
             known = {job.number: lines[job.number].request_ids for job in lost if job.number in lines}
             session.wait(session.engine.find_lost, lost, known)
         session.cost.recover(doubtful_usd=sum(job.unanswered_usd for job in jobs) - doubtful_usd)
         session.portal.call(session.engine.expect, [job for job in jobs if _is_asked(job)])
-        if changed or lost:
-            session.wait(save, list({job.number: job for job in (*changed, *lost)}.values()))
+        if changed or doubted or lost:
+            session.wait(save, list({job.number: job for job in (*changed, *doubted, *lost)}.values()))
     return session.wait(store.unfinished_numbers) if images or lines else numbers
+
+
+def _doubt(session: Session, job: Job, line: LastLine | None, perhaps: Mapping[int, datetime]) -> bool:
+    """Count a request of a pending job that a lost machine may have sent, once; whether there is one."""
+    at = perhaps.get(job.number)
+    counted = job.unanswered > (line.unanswered or 0 if line is not None else 0)
+    if at is None or counted or job.status is not JobStatus.PENDING or job.request_id is not None:
+        return False
+    if session.api_of(job).name_of(job) is not None:
+        return False  # sent again, the request has the same name
+    job.lose_answer(_price(session, job))
+    job.started_at = job.started_at or at.timestamp()  # from when on the API's list is read
+    return True
 
 
 def _image_of(job: Job, images: Mapping[str, StoredImage]) -> StoredImage | None:
@@ -175,7 +193,6 @@ def _settle(
     """Update one unfinished job from what was found; whether that changed it."""
     known_usd = job.total_usd
     missed = catch_up(job, line)
-    price = session.api_of(job).price_usd(job.width, job.height, job.steps, job.params)
     if image is not None and is_rejected(image.name):
         job.image = image.name
         job.fail(
@@ -186,31 +203,10 @@ def _settle(
             retryable=False,
         )
     elif image is not None:
-        others = receipt is not None and receipt.run_id != session.settings.run_id
-        asked_again = receipt is not None and receipt.attempts < job.attempts  # for a suspect picture
-        if receipt is not None and not others:
-            receipt.settle(job)
-        asked = job.attempts > 0
-        booked = job.cost_usd and (not missed or session.api_of(job).is_paid(job.request_id))
-        if asked and receipt is None and not booked:
-            job.pay(
-                *session.api_of(job).expected_charge(job)
-            )  # this run paid for it, and died before recording it
-        if (others or asked_again) and _is_in_doubt(session, job, line, missed=missed):
-            job.lose_answer(price)  # nobody will ask about it any more
-        reused = not asked or (others and not job.cost_usd)
-        job.finish(
-            time.time(),
-            image=image.name,
-            image_bytes=image.size,
-            latency_s=receipt.latency_s if receipt is not None and not others else None,
-            reused=reused,
-        )
-        found = Finding() if reused else _judged(session, None if others else receipt, line)
-        job.quality, job.suspect = found.quality, found.suspect  # not those of an earlier take
+        _settle_found(session, job, image, receipt, line, missed=missed)
     elif missed and line is not None and line.event == "failed" and line.error_class is not None:
         job.fail(
-            time.time(),
+            line.at.timestamp(),
             error_class=line.error_class,
             code=line.error_code or "",
             message=line.message or "",
@@ -220,10 +216,61 @@ def _settle(
         if was_unanswered(job, line):
             job.request_id = session.api_of(job).name_of(job)
             if job.request_id is None:
-                job.lose_answer(price)
+                job.lose_answer(_price(session, job))
         job.requeue()
     session.cost.recover(spent_usd=job.total_usd - known_usd)
     return missed or image is not None
+
+
+def _settle_found(
+    session: Session,
+    job: Job,
+    image: StoredImage,
+    receipt: Receipt | None,
+    line: LastLine | None,
+    *,
+    missed: bool,
+) -> None:
+    """The job's image is in the bucket: the job is done, and what it cost is on the receipt."""
+    others = receipt is not None and receipt.run_id != session.settings.run_id
+    asked_again = receipt is not None and receipt.attempts < job.attempts  # for a suspect picture
+    if receipt is not None and not others:
+        receipt.settle(job)
+    asked = job.attempts > 0
+    booked = job.cost_usd and (not missed or session.api_of(job).is_paid(job.request_id))
+    if asked and receipt is None and not booked:
+        job.pay(
+            *session.api_of(job).expected_charge(job)
+        )  # this run paid for it, and died before recording it
+    if (others or asked_again) and _is_in_doubt(session, job, line, missed=missed):
+        job.lose_answer(_price(session, job))  # nobody will ask about it any more
+    reused = not asked or (others and not job.cost_usd)
+    was_done = line is not None and line.event == "done" and not others and not asked_again
+    job.finish(
+        line.at.timestamp() if line is not None and was_done else time.time(),
+        image=image.name,
+        image_bytes=image.size,
+        latency_s=receipt.latency_s if receipt is not None and not others else None,
+        reused=reused,
+    )
+    if line is not None and was_done:
+        job.quality, job.suspect = _readable(line.quality), line.suspect
+    else:
+        found = Finding() if reused else _judged(session, None if others else receipt, line)
+        job.quality, job.suspect = found.quality, found.suspect  # not those of an earlier take
+
+
+def _readable(quality: str) -> str:
+    """What a line says of a picture's quality, if records can hold it; a log may be damaged."""
+    try:
+        pa.Table.from_pylist([orjson.loads(quality or "{}")], QUALITY_SCHEMA)
+    except (orjson.JSONDecodeError, pa.ArrowException, AttributeError, TypeError, ValueError):
+        return ""
+    return quality
+
+
+def _price(session: Session, job: Job) -> float:
+    return session.api_of(job).price_usd(job.width, job.height, job.steps, job.params)
 
 
 def _judged(session: Session, receipt: Receipt | None, line: LastLine | None) -> Finding:

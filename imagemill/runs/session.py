@@ -7,19 +7,21 @@ and joins the run.
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import (
     AbstractAsyncContextManager,
     AsyncExitStack,
     ExitStack,
     asynccontextmanager,
     contextmanager,
+    suppress,
 )
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
 import anyio
+import anyio.to_thread
 import httpx
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
@@ -58,6 +60,7 @@ from imagemill.runs.accounts import (
 )
 from imagemill.runs.caller import current_caller
 from imagemill.runs.folder import RunFolder
+from imagemill.runs.log_parts import SEND_AGAIN_S, SEND_EVERY_S, LeaderLog
 from imagemill.runs.log_replay import known_placeholders
 from imagemill.settings import RunSettings
 from imagemill.stores import Board, JobStore, open_store
@@ -78,8 +81,8 @@ class Session:
     """
 
     __slots__ = (
-        "_begun", "bucket", "catalog", "cost", "engine", "folder", "lease", "maker", "portal", "recorder",
-        "settings", "store",
+        "_begun", "bucket", "catalog", "cost", "engine", "folder", "lease", "log", "maker", "portal",
+        "recorder", "settings", "store",
     )  # fmt: skip
 
     def __init__(
@@ -94,6 +97,7 @@ class Session:
         recorder: Recorder,
         cost: CostLimit,
         engine: Engine,
+        log: LeaderLog | None,
         portal: BlockingPortal,
         begun: float,
     ) -> None:
@@ -106,6 +110,7 @@ class Session:
         self.recorder = recorder
         self.cost = cost
         self.engine = engine
+        self.log = log
         self.portal = portal
         self.lease: OutputLease | None = None
         self._begun = begun
@@ -148,6 +153,24 @@ class Session:
     def give_way(self, reason: str) -> None:
         """Stop the run because another one may be writing to its output: nothing is published."""
         self.stop(StopKind.INTERRUPTED, reason)
+
+    async def announce(self, unfinished: Sequence[int]) -> None:
+        """Tell the bucket which of these jobs come first, before any of them is sent."""
+        self.engine.line_up(unfinished)
+        if self.log is not None:
+            await _send(self.log, self.recorder, self._up_next())
+
+    def _up_next(self) -> list[int]:
+        """The jobs that the engine may send before the log is uploaded again; a server's store has them."""
+        return [] if isinstance(self.store, Board) else self.engine.up_next()
+
+    async def keep_sending_log(self) -> None:
+        """Upload the log's new lines every few seconds, until cancelled; lines about money sooner."""
+        while self.log is not None:
+            await anyio.sleep(SEND_AGAIN_S)
+            with anyio.move_on_after(SEND_EVERY_S - SEND_AGAIN_S):
+                await self.recorder.answer_lost()
+            await _send(self.log, self.recorder, self._up_next())
 
     async def holds_output(self, _job: int) -> bool:
         """If the output's lease expired while this process was suspended, wait until it is ours again.
@@ -219,6 +242,8 @@ def open_session(settings: RunSettings, joining: Joining | None = None) -> Itera
         if joining is None:
             session.lease = stack.enter_context(output_lease(bucket, settings.run_id, session.give_way))
             session.engine.fence = session.holds_output
+            if session.log is not None:
+                session.log.is_open = True
         yield session
 
 
@@ -293,6 +318,10 @@ async def _running(parts: _Parts, joining: Joining | None) -> AsyncIterator[Sess
         ]
         joint = EvenRate(limits.max_images_per_minute) if several and limits.max_images_per_minute else None
         pacers = [pacer_of(account, rate, joint) for account, rate in zip(accounts, leased, strict=True)]
+        log = None
+        if joining is None:
+            log = await anyio.to_thread.run_sync(LeaderLog, parts.bucket, parts.folder)
+            stack.push_async_callback(_send_last, log)
         recorder = _recorder(parts, PaceOfAll(pacers) if several else pacers[0], joining)
         stack.callback(recorder.close)
         before = await store.totals()
@@ -330,7 +359,7 @@ async def _running(parts: _Parts, joining: Joining | None) -> AsyncIterator[Sess
             if rate is not None:
                 watch.start_soon(_keep_leasing, rate, engine, pacer)
         stack.callback(watch.cancel_scope.cancel)
-        yield Session(
+        session = Session(
             settings=settings,
             folder=parts.folder,
             maker=parts.maker,
@@ -340,9 +369,25 @@ async def _running(parts: _Parts, joining: Joining | None) -> AsyncIterator[Sess
             recorder=recorder,
             cost=cost,
             engine=engine,
+            log=log,
             portal=parts.portal,
             begun=parts.begun,
         )
+        watch.start_soon(session.keep_sending_log)
+        yield session
+
+
+async def _send(log: LeaderLog, recorder: Recorder, up_next: Sequence[int]) -> None:
+    """Upload the log's new lines, if the bucket takes them; else they go with the next ones."""
+    if log.is_open:
+        recorder.up_next(up_next)
+        with suppress(StoreUnavailableError, OSError):
+            await log.send()
+
+
+async def _send_last(log: LeaderLog) -> None:
+    with anyio.CancelScope(shield=True), suppress(StoreUnavailableError, OSError):
+        await log.send()
 
 
 def _client(timeout_s: float, concurrency: int) -> httpx.AsyncClient:

@@ -11,7 +11,6 @@ from prefect.cache_policies import NO_CACHE
 from imagemill.bucket.manifest_guard import NewerRun, refuse_older_run
 from imagemill.catalog.cost import refuse_guesses
 from imagemill.catalog.counts import PlanCounts
-from imagemill.cluster.log_parts import gather_parts
 from imagemill.runs.caller import at_a_terminal
 from imagemill.runs.planning import newer_than, plan_run
 from imagemill.runs.recovery import drop_leftovers, find_images, upload_unsaved
@@ -61,7 +60,6 @@ def prepare(session: Session, *, reviewed: bool = False) -> Prepared:
             get_run_logger().warning("%s", note if at_a_terminal() else in_names_of_settings(note))
         refuse_guesses(counts, session.settings.limits)
         session.folder.forget_summary()
-        gather_parts(session.bucket, session.folder)
         drop_leftovers(session)
         upload_unsaved(session)
         unfinished = find_images(session, session.wait(session.store.unfinished_numbers), begun=begun)
@@ -81,5 +79,6 @@ def left_to_do(
     session.recorder.begin(unique=wanted, done=totals.done, failed=totals.failed, cost_usd=totals.cost_usd)
     cost_usd = float(exact(counts.cost_usd * len(unfinished) / counts.unique)) if counts.unique else 0.0
     cost_usd = float(exact(cost_usd + len(unfinished) * session.engine.judge_usd))
+    session.wait(session.announce, unfinished)
     size = session.settings.execution.shard_size
     return Prepared(counts, shards(unfinished, size), len(unfinished), cost_usd, loss, newer)

@@ -40,7 +40,6 @@ import imagemill.bucket.access
 import imagemill.bucket.image_bucket
 import imagemill.bucket.output_lease
 import imagemill.bucket.probe
-import imagemill.cluster.log_parts
 import imagemill.engine.engine
 import imagemill.holder
 import imagemill.pipeline
@@ -48,6 +47,7 @@ import imagemill.quality.inspection
 import imagemill.reports.measurement
 import imagemill.runs.accounts
 import imagemill.runs.folder
+import imagemill.runs.log_parts
 import imagemill.runs.records
 import imagemill.runs.session
 import imagemill.s3.connection

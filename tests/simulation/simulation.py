@@ -132,7 +132,8 @@ class Simulation:
         """
         met = self.world.met
         trouble = any(what.startswith(("death", "bucket")) for what in met)
-        return bool(self.machines_lost or self.power_cuts or (met["disk: full"] and trouble))
+        away = any(what.startswith("bucket") for what in met)
+        return bool((self.machines_lost and away) or self.power_cuts or (met["disk: full"] and trouble))
 
     # One process
 

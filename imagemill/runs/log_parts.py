@@ -1,0 +1,304 @@
+"""The log of a run in its bucket while the run goes on, part by part: another machine can resume from it.
+
+Each process that leads the run, and each worker of a cluster, uploads its own lines as parts
+``runs/<run_id>/parts/<series>.<number>.jsonl``. The last part of a series is rewritten until it is large
+enough, so that a slow run leaves few objects. Once log.jsonl is published, the parts are deleted.
+
+A leader's series has a number that grows from process to process: the order in which they led the run, which
+clocks of several machines do not tell. The folder's parts.json says how much of each series its log holds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import heapq
+import mmap
+import re
+import threading
+import uuid
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import anyio
+import anyio.to_thread
+import orjson
+
+from imagemill.bucket.image_bucket import ImageBucket, StoredImage
+from imagemill.durable import write_whole
+from imagemill.engine.job_log import CLOSED, CUT, JobLog, ends_in_mid_line
+from imagemill.errors import StoreUnavailableError
+from imagemill.media_types import JSON_LINES
+from imagemill.runs.folder import RunFolder
+
+SEND_EVERY_S = 3.0
+"""How often new lines are uploaded, in seconds."""
+
+SEND_AGAIN_S = 1.0
+"""The shortest time between two uploads, in seconds."""
+
+_FULL = 2**16
+"""A part that holds so many bytes is not rewritten."""
+
+_LARGEST = 2**22
+"""No part is larger, in bytes, however much waited for the bucket."""
+
+_READ_AT_ONCE = 16
+_LEADER = re.compile(r"g(\d{4,})-[0-9a-f]{8}")
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """A part: its series and number in it, and where in the log it begins, in bytes."""
+
+    series: str
+    number: int
+    start: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.series}.{self.number:06}.jsonl"
+
+
+class LogParts:
+    """The lines of one process, uploaded from its log ``file`` as a series of parts."""
+
+    def __init__(self, bucket: ImageBucket, run_id: str, file: Path, series: str) -> None:
+        self._bucket = bucket
+        self._folder = f"runs/{run_id}/parts"
+        self._file = file
+        self._part = _Part(series, 0, 0)
+        self._sent = 0
+
+    def _send(self) -> None:
+        """Upload the new lines, if there are any."""
+        while True:
+            part = self._part
+            if self._sent - part.start >= _FULL:
+                part = _Part(part.series, part.number + 1, self._sent)
+            with self._file.open("rb") as log:
+                log.seek(part.start)
+                lines = log.read(_LARGEST)
+            lines = lines[: lines.rfind(b"\n") + 1]
+            if part.start + len(lines) <= self._sent:
+                return
+            self._note(part)
+            self._bucket.write(f"{self._folder}/{part.name}", lines, JSON_LINES)
+            self._part, self._sent = part, part.start + len(lines)
+
+    def _note(self, part: _Part) -> None:
+        """This part is about to be written."""
+
+
+class WorkerLog(LogParts):
+    """The log of a worker of a cluster; ``worker`` names the series."""
+
+    def __init__(self, bucket: ImageBucket, run_id: str, worker: str, file: Path) -> None:
+        super().__init__(bucket, run_id, file, worker)
+        self._lock = threading.Lock()
+
+    def send(self) -> None:
+        """Upload the new lines.
+
+        Raises:
+            StoreUnavailableError: the bucket is unavailable; the lines go with the next part.
+        """
+        with self._lock:
+            self._send()
+
+
+@dataclass(slots=True)
+class _Known:
+    """What the folder's log holds: how many bytes of each series, and the part that it wrote last."""
+
+    have: dict[str, int] = field(default_factory=dict)
+    last: _Part | None = None
+
+    @classmethod
+    def read(cls, file: Path) -> _Known:
+        try:
+            document = orjson.loads(file.read_bytes())
+            last = document["last"]
+            return cls(dict(document["have"]), last and _Part(**last))
+        except (FileNotFoundError, orjson.JSONDecodeError, KeyError, TypeError, ValueError):
+            return cls()
+
+    def write(self, file: Path) -> None:
+        write_whole(file, orjson.dumps(asdict(self)))
+
+
+class LeaderLog(LogParts):
+    """The log of the process that leads a run.
+
+    To create it appends what other machines wrote to the folder's log, and uploads what the process before on
+    this machine had no time for; it blocks. ``is_open``, which may be set, allows uploads: the process holds
+    the output.
+
+    Raises:
+        StoreUnavailableError: the bucket is unavailable.
+    """
+
+    def __init__(self, bucket: ImageBucket, folder: RunFolder) -> None:
+        super().__init__(bucket, folder.run_id, folder.log, "")
+        self._run_id = folder.run_id
+        self._state = folder.parts
+        self._known = _Known.read(self._state)
+        self._turn = anyio.Lock()
+        self.is_open = False
+        found = self._found() if folder.record.exists() else {}
+        was_cut = self._take_up(found)
+        generation = 1 + max(map(_generation, [*found, *self._known.have]), default=0)
+        self._begin(_Part(f"g{generation:04}-{uuid.uuid4().hex[:8]}", 0, self._size))
+        if was_cut:
+            log = JobLog(self._run_id, self._file)
+            log.event(CUT)
+            log.close()
+
+    async def send(self) -> None:
+        """Upload the new lines, unless another process may hold the output.
+
+        Raises:
+            StoreUnavailableError: the bucket is unavailable; the lines go with the next part.
+            OSError: the disk is full.
+        """
+        async with self._turn:
+            if self.is_open:
+                await anyio.to_thread.run_sync(self._send)
+
+    async def gather(self) -> None:
+        """Append what workers have uploaded, in order of time.
+
+        Raises:
+            StoreUnavailableError: the bucket is unavailable.
+        """
+        async with self._turn:
+            await anyio.to_thread.run_sync(self._gather)
+
+    def _gather(self) -> None:
+        self._send()
+        self._append(self._found())
+        self._begin(_Part(self._part.series, self._part.number + 1, self._size))
+
+    async def retire(self) -> None:
+        """log.jsonl is published as it stands: delete the parts, and upload no more.
+
+        Parts that the bucket does not delete are known by their last line as a part of log.jsonl.
+        """
+        async with self._turn:
+            self.is_open = False
+            await anyio.to_thread.run_sync(self._retire)
+
+    def _retire(self) -> None:
+        with contextlib.suppress(StoreUnavailableError):
+            names = [part.name for parts in self._found().values() for part in parts]
+            if names:
+                self._bucket.try_delete(names)
+        self._known.have = dict.fromkeys(self._known.have, 0)
+        part = _Part(self._part.series, self._part.number, self._size)
+        self._begin(part)
+        if self._known.last is not None:
+            self._note(part)
+
+    @property
+    def _size(self) -> int:
+        return self._file.stat().st_size if self._file.exists() else 0
+
+    def _begin(self, part: _Part) -> None:
+        self._part, self._sent = part, part.start
+
+    def _note(self, part: _Part) -> None:
+        if part != self._known.last:
+            self._known.have.setdefault(part.series, 0)
+            self._known.last = part
+            self._known.write(self._state)
+
+    def _take_up(self, found: dict[str, list[StoredImage]]) -> bool:
+        """Bring the folder's log and the parts up to date; whether lines may be missing all the same.
+
+        They may if a process on another machine did not close its log.
+        """
+        last = self._known.last
+        if last is not None:
+            stored = next((p.size for p in found.get(last.series, ()) if p.name.endswith(last.name)), 0)
+            if self._size < last.start + stored:  # a power cut took lines that the bucket has
+                self._known, last = _Known(), None
+                if self._bucket.download(f"runs/{self._run_id}/{self._file.name}", self._file) is None:
+                    self._file.write_bytes(b"")
+        if last is not None:
+            self._part, self._sent = last, last.start + stored
+            self._send()
+            found = self._found()
+            self._known.have[last.series] = sum(part.size for part in found.get(last.series, ()))
+        return self._append(found)
+
+    def _append(self, found: dict[str, list[StoredImage]]) -> bool:
+        """Append lines of other processes; whether a leader among them has not closed its log."""
+        leaders, workers = b"", list[list[bytes]]()
+        for series in sorted(found):
+            text = self._missing(series, found[series])
+            if _generation(series):
+                leaders += text
+            elif text:
+                workers.append(text.splitlines(keepends=True))
+        if leaders or workers:
+            merged: Iterator[bytes] = heapq.merge(*workers, key=_time_of)
+            torn = self._size > 0 and ends_in_mid_line(self._file)
+            with self._file.open("ab") as log:
+                log.write(b"\n" * torn + leaders)
+                log.writelines(merged)
+            self._known.write(self._state)
+        return bool(leaders) and f'"event":"{CLOSED}"'.encode() not in leaders[:-1].rpartition(b"\n")[2]
+
+    def _missing(self, series: str, parts: Sequence[StoredImage]) -> bytes:
+        """The bytes of a series that the log lacks, and has from now on."""
+        have, start, wanted = self._known.have.get(series, 0), 0, list[str]()
+        for part in parts:
+            if wanted or start + part.size > have:
+                wanted.append(part.name)
+            else:
+                start += part.size
+        if not wanted:
+            return b""
+        content = _read(self._bucket, wanted)
+        self._known.have[series] = start + sum(map(len, content))
+        if have:
+            return b"".join(content)[have - start :]
+        return b"".join(text for text in content if not self._is_known(text))
+
+    def _is_known(self, text: bytes) -> bool:
+        """Whether the log holds the last line of these: it was published, and they could not be deleted."""
+        line = text[text[:-1].rfind(b"\n") + 1 :]
+        if not line or not self._size:
+            return not line
+        with self._file.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as log:
+            return log.find(line) >= 0
+
+    def _found(self) -> dict[str, list[StoredImage]]:
+        """The parts in the bucket, by series, in order."""
+        found: dict[str, list[StoredImage]] = {}
+        for part in sorted(self._bucket.objects(self._folder), key=lambda part: part.name):
+            found.setdefault(part.name.rpartition("/")[2].partition(".")[0], []).append(part)
+        return found
+
+
+def published_lines(bucket: ImageBucket, run_id: str) -> Iterator[bytes]:
+    """The lines of a run's log as far as they are in the bucket."""
+    yield from (bucket.read(f"runs/{run_id}/log.jsonl") or b"").splitlines()
+    for text in _read(bucket, sorted(part.name for part in bucket.objects(f"runs/{run_id}/parts"))):
+        yield from text.splitlines()
+
+
+def _read(bucket: ImageBucket, names: Iterable[str]) -> list[bytes]:
+    with ThreadPoolExecutor(_READ_AT_ONCE) as threads:
+        return [text or b"" for text in threads.map(bucket.read, names)]
+
+
+def _generation(series: str) -> int:
+    """Which leader of the run a series is of, counted from 1; 0 for that of a worker."""
+    leader = _LEADER.fullmatch(series)
+    return int(leader[1]) if leader else 0
+
+
+def _time_of(line: bytes) -> bytes:
+    return line[:36]  # {"at":"…: the time is first

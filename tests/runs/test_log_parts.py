@@ -1,0 +1,164 @@
+"""The log of a run in its bucket, part by part, and what a machine makes of the parts of others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import anyio
+import pytest
+
+from imagemill.blocks.apis import Fal
+from imagemill.bucket.access import open_bucket
+from imagemill.bucket.image_bucket import ImageBucket
+from imagemill.engine.job_log import JobLog
+from imagemill.engine.limits.pacer import Pacer
+from imagemill.engine.recorder import Recorder
+from imagemill.engine.telemetry import Telemetry
+from imagemill.errors import ApiError, ErrorClass
+from imagemill.runs.folder import RunFolder
+from imagemill.runs.log_parts import LeaderLog, WorkerLog, published_lines
+from imagemill.runs.log_replay import perhaps_sent
+from imagemill.settings import OutputSettings
+from tests.blocks.apis.variants import make_job
+from tests.conftest import Place
+
+
+class Machine:
+    """A machine with a disk of its own, on which processes lead the run one after the other."""
+
+    def __init__(self, bucket: ImageBucket, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("IMAGEMILL_HOME", str(home))
+        self.folder = RunFolder("r")
+        self.folder.create()
+        self.folder.record.write_bytes(b"{}")
+        self.bucket = bucket
+        self.parts: LeaderLog
+
+    def start(self) -> None:
+        self.parts = LeaderLog(self.bucket, self.folder)
+        self.parts.is_open = True
+
+    def write(self, *events: str) -> None:
+        log = JobLog("r", self.folder.log)
+        for event in events:
+            log.event(event)
+        log.close()
+
+    def send(self) -> None:
+        anyio.run(self.parts.send)
+
+    @property
+    def events(self) -> list[str]:
+        return events_of(self.folder.log.read_bytes().splitlines())
+
+
+def events_of(lines: list[bytes]) -> list[str]:
+    return [line.split(b'"event":"')[1].split(b'"')[0].decode() for line in lines]
+
+
+@pytest.fixture
+def bucket(place: Place) -> Iterator[ImageBucket]:
+    made = open_bucket(OutputSettings.model_validate(place.settings()))
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def machine(bucket: ImageBucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Machine]:
+    return lambda name: Machine(bucket, tmp_path / name, monkeypatch)
+
+
+def test_machines_that_lead_a_run_in_turn_have_each_line_once(
+    machine: Callable[[str], Machine], bucket: ImageBucket, place: Place
+) -> None:
+    first, second, third = machine("first"), machine("second"), machine("third")
+    first.start()
+    first.write("a")
+    first.send()
+    first.write("b")  # the process dies before it is uploaded
+    first.start()
+    first.write("c", "log_closed")
+    first.send()
+    assert len(place.objects()) == 2  # a series of each process, however often it is sent
+    second.start()
+    second.write("d")
+    second.send()
+    second.write("e")  # lost with the machine
+    third.start()
+    third.write("f", "log_closed")
+    third.send()
+    first.start()
+
+    there = ["a", "b", "c", "log_closed", "d", "log_cut", "f", "log_closed"]
+    assert third.events == first.events == events_of(list(published_lines(bucket, "r"))) == there
+    anyio.run(third.parts.retire)
+    assert not place.objects()
+
+
+def test_lines_that_a_power_cut_took_come_back_from_the_bucket(machine: Callable[[str], Machine]) -> None:
+    only = machine("only")
+    only.start()
+    only.write("a", "b", "c")
+    only.send()
+    only.folder.log.write_bytes(only.folder.log.read_bytes()[:70])
+    only.start()
+    assert only.events == ["a", "b", "c", "log_cut"]
+
+
+def test_parts_that_could_not_be_deleted_are_not_read_twice(
+    machine: Callable[[str], Machine], bucket: ImageBucket
+) -> None:
+    first, second = machine("first"), machine("second")
+    first.start()
+    first.write("a", "b")
+    first.send()
+    bucket.upload(first.folder.log, "runs/r/log.jsonl", "application/jsonl")
+    bucket.download("runs/r/log.jsonl", second.folder.log)
+    second.start()
+    assert second.events == ["a", "b"]
+
+
+def test_lines_of_workers_are_merged_by_their_time(
+    machine: Callable[[str], Machine], bucket: ImageBucket
+) -> None:
+    leader = machine("leader")
+    leader.start()
+    leader.write("begun")
+    for name, event in (("z", "earlier"), ("y", "later")):
+        file = leader.folder.path / f"log-{name}.jsonl"
+        log = JobLog("r", file, worker=name)
+        log.event(event)
+        log.close()
+        WorkerLog(bucket, "r", name, file).send()
+    anyio.run(leader.parts.gather)
+    leader.write("ended")
+    leader.send()
+    assert leader.events == ["begun", "earlier", "later", "ended"]
+    other = machine("other")
+    other.start()
+    assert sorted(other.events) == sorted(["begun", "ended", "earlier", "later", "log_cut"])
+
+
+def test_what_a_lost_machine_may_have_sent_is_what_it_had_named_and_the_retries_that_were_due(
+    tmp_path: Path,
+) -> None:
+    api = Fal(api_key="k")
+    log = tmp_path / "log.jsonl"
+    recorder = Recorder("run", JobLog("run", log), Pacer(1), Telemetry("run", api.provider, api.model))
+    jobs = [make_job(api) for _ in range(5)]
+    for number, job in enumerate(jobs):
+        job.number = number
+    jobs[0].start(0.0)
+    recorder.sent(jobs[0])
+    recorder.up_next([0, 1, 2])
+    jobs[3].start(0.0)
+    recorder.sent(jobs[3])
+    recorder.attempt_failed(jobs[3], ApiError(ErrorClass.RATE_LIMITED, "later", code="429"), 1.0)
+    assert not perhaps_sent(log)  # nothing is lost as long as the log is whole
+    recorder.event("log_cut")
+    assert perhaps_sent(log).keys() == {1, 2, 3}
+    jobs[2].start(0.0)
+    recorder.sent(jobs[2])
+    recorder.close()
+    assert perhaps_sent(log).keys() == {1, 3}
