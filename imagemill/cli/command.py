@@ -95,7 +95,7 @@ def _parser(kind: type[argparse.ArgumentParser]) -> argparse.ArgumentParser:
 
     resume = commands.add_parser("resume", help="resume a run that stopped", allow_abbrev=False)
     resume.add_argument("run_id", metavar="RUN_ID", help="the id of the run")
-    add_options(resume, (*RESUME_OPTIONS, *BUCKET_OPTIONS, "--base-url", "--image-host"))
+    add_options(resume, (*RESUME_OPTIONS, *BUCKET_OPTIONS, "--base-url", "--image-host", "--judge"))
     resume.set_defaults(run=_resume)
 
     retry = commands.add_parser("retry-failed", help="retry the failed jobs of a run", allow_abbrev=False)
@@ -110,7 +110,7 @@ def _parser(kind: type[argparse.ArgumentParser]) -> argparse.ArgumentParser:
         metavar="FILE",
         help="instead, apply the choices of a review: make pictures anew, keep or reject them",
     )
-    add_options(retry, (*RESUME_OPTIONS, *BUCKET_OPTIONS, "--base-url", "--image-host"))
+    add_options(retry, (*RESUME_OPTIONS, *BUCKET_OPTIONS, "--base-url", "--judge"))
     retry.set_defaults(run=_retry_failed)
 
     calibrate = commands.add_parser(
@@ -419,6 +419,8 @@ def _retry_failed(arguments: argparse.Namespace) -> int:
             limits=settings["limits"],
             execution=settings["execution"],
             choices=choices,
+            base_url=getattr(arguments, "api.base_url"),
+            judge=getattr(arguments, "quality.judge"),
         ),
         as_json=arguments.json,
         log_format=arguments.log_format,
@@ -431,7 +433,8 @@ def _recorded(arguments: argparse.Namespace) -> dict[str, Any]:
     from imagemill.cli.routes import changed_apis
     from imagemill.cli.running import resumed_arguments
 
-    settings = resumed_arguments(arguments.run_id, output_of(arguments))
+    named = (getattr(arguments, name) for name in ("api.base_url", "quality.judge"))
+    settings = resumed_arguments(arguments.run_id, output_of(arguments), *named)
     settings["api"] = changed_apis(arguments, settings["api"])
     for group in ("limits", "execution"):
         settings[group] = settings_of(arguments, group, **settings[group].model_dump())

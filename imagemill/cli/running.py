@@ -150,13 +150,18 @@ def check(settings: dict[str, Any]) -> None:
     check_cluster(settings["execution"])
 
 
-def resumed_arguments(run_id: str, output: OutputSettings | None) -> dict[str, Any]:
+def resumed_arguments(
+    run_id: str,
+    output: OutputSettings | None = None,
+    base_url: str | None = None,
+    judge: str | None = None,
+) -> dict[str, Any]:
     """The arguments that a run began with, from its folder on this machine or its records in ``output``.
 
     Raises:
         InputError: there is no such run.
     """
-    settings = recorded_settings(run_id, output)
+    settings = recorded_settings(run_id, output, base_url=base_url, judge=judge)
     refresh = {} if settings.refresh is None else {"refresh": settings.refresh, "prune": settings.prune}
     return {
         **refresh,

@@ -26,6 +26,8 @@ def retry_failed(
     limits: LimitSettings | None = None,
     execution: ExecutionSettings | None = None,
     choices: ReviewChoices | None = None,
+    base_url: str | None = None,
+    judge: str | None = None,
 ) -> RunSummary:
     """Retry the failed jobs of a run, or make suspect pictures anew. Earlier attempts and their cost stay.
 
@@ -38,6 +40,8 @@ def retry_failed(
         execution: How the run is executed and where its state is stored, if not as before.
         choices: The choices of a review, as imagemill review saves them: instead of failed jobs, the pictures
             to make anew are retried.
+        base_url: The API's address, where it is not the vendor's own and another machine began the run.
+        judge: The judge, where there is one and another machine began the run.
 
     Returns:
         The run's summary.
@@ -48,7 +52,7 @@ def retry_failed(
     """
     run_id = run_id.strip()
     changed = {"limits": limits, "execution": execution}
-    settings = recorded_settings(run_id, output).model_copy(
+    settings = recorded_settings(run_id, output, base_url=base_url, judge=judge).model_copy(
         update={name: value for name, value in changed.items() if value is not None}
     )
     plan = {"run_id": run_id, "keep_plan": True}

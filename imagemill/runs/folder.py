@@ -43,6 +43,7 @@ class RunFolder:
         self.rejected = self.path / "rejected.parquet"
         self.log = self.path / "log.jsonl"
         self.parts = self.path / "parts.json"
+        self._fetched = self.path / "fetched"
         self.model = self.path / "model.json"
         self.record = self.path / "run.json"
         self.summary = self.path / "summary.json"
@@ -183,7 +184,13 @@ class RunFolder:
         self.fetch_models(
             bucket, [route["name"] for route in orjson.loads(record)["settings"].get("routes", [])]
         )
+        self._fetched.touch()
         self._write_record(record)
+
+    @property
+    def is_fetched(self) -> bool:
+        """Whether another machine made the record: who may write to the bucket may have changed it."""
+        return self._fetched.exists()
 
     def fetch_models(self, bucket: ImageBucket, routes: Sequence[str | None]) -> None:
         """Fetch what the run's leader learned of its models: a worker asks nobody whose answer may differ.

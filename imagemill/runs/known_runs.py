@@ -17,7 +17,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from imagemill.engine.job_log import is_worked_on
 from imagemill.errors import InputError
 from imagemill.runs.folder import RunFolder, home
-from imagemill.runs.log_parts import published_lines
 from imagemill.runs.summary import RunSummary
 from imagemill.settings import RUN_ID
 
@@ -137,6 +136,8 @@ class BucketRecords(RunRecords):
         return self._bucket.read(f"runs/{run_id}/{name}")
 
     def lines(self, run_id: str) -> Iterator[bytes]:
+        from imagemill.runs.log_parts import published_lines  # noqa: PLC0415 - needs a bucket's libraries
+
         return published_lines(self._bucket, run_id)
 
 

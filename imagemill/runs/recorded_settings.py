@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+from urllib.parse import urlsplit
+
+from imagemill.blocks.loading import image_api
 from imagemill.bucket.access import open_bucket
 from imagemill.errors import InputError
 from imagemill.runs.folder import RunFolder
-from imagemill.settings import RUN_ID, OutputSettings, RunSettings
+from imagemill.settings import RUN_ID, ApiSettings, OutputSettings, RunSettings
 
 
-def recorded_settings(run_id: str, output: OutputSettings | None) -> RunSettings:
+def recorded_settings(
+    run_id: str, output: OutputSettings | None, *, base_url: str | None = None, judge: str | None = None
+) -> RunSettings:
     """The settings that a run began with, from its record on this machine or in the bucket.
 
+    ``base_url`` and ``judge``, if given, take the place of those in the record.
+
     Raises:
-        InputError: there is no such run.
+        InputError: there is no such run; or another machine recorded an address or a judge that nobody has
+            named here.
     """
     if not RUN_ID.fullmatch(run_id):  # it becomes a part of paths
         raise InputError(f"There is no run {run_id!r}: an id has letters, digits, '.', '_' and '-'.")
@@ -28,8 +36,44 @@ def recorded_settings(run_id: str, output: OutputSettings | None) -> RunSettings
             " machine, set its output, which has its records."
         )
     settings = record[0]
-    if output is None:
-        return settings
-    # Where the bucket is and who may read it is this machine's to say, not the record's.
-    place = {"s3_endpoint_url": output.s3_endpoint_url, "s3_bucket_block": output.s3_bucket_block}
-    return settings.model_copy(update={"output": settings.output.model_copy(update=place)})
+    if folder.is_fetched:
+        _refuse_unnamed(settings, base_url, judge)
+    if output is not None:  # where the bucket is and who may use it is this machine's to say
+        place = {"s3_endpoint_url": output.s3_endpoint_url, "s3_bucket_block": output.s3_bucket_block}
+        settings = settings.model_copy(update={"output": settings.output.model_copy(update=place)})
+    if base_url is not None:
+        settings = settings.model_copy(update={"api": settings.api.model_copy(update={"base_url": base_url})})
+    if judge is not None:
+        settings = settings.model_copy(
+            update={"quality": settings.quality.model_copy(update={"judge": judge})}
+        )
+    return settings
+
+
+def _refuse_unnamed(settings: RunSettings, base_url: str | None, judge: str | None) -> None:
+    """Check that a record from the bucket sends no key to a host, and no picture to a judge, unasked.
+
+    Whoever may write to the bucket could have put another address there.
+
+    Raises:
+        InputError: it would; names the address and how to allow it.
+    """
+    apis: list[ApiSettings] = [*settings.routes]
+    if not apis and base_url is None:
+        apis = [settings.api]
+    for api in apis:
+        own = image_api(api.model_copy(update={"base_url": None}), needs_key=False).base_url
+        if api.base_url is not None and urlsplit(api.base_url)[:2] != urlsplit(own)[:2]:
+            host, own_host = (urlsplit(url).netloc for url in (api.base_url, own))
+            how = f"address: --base-url {api.base_url}"
+            if settings.routes:
+                how = f"routes: imagemill run … --route … --run-id {settings.run_id}"
+            raise InputError(
+                f"The record of run {settings.run_id!r} in the bucket sends your {api.provider} key to"
+                f" {host!r}, not to {own_host!r}. If that is meant, name the {how}"
+            )
+    if settings.quality.judge is not None and judge is None:
+        raise InputError(
+            f"The record of run {settings.run_id!r} in the bucket has its pictures judged by"
+            f" {settings.quality.judge!r}. If that is meant, name the judge: --judge {settings.quality.judge}"
+        )

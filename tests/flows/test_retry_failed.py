@@ -70,7 +70,9 @@ def test_another_machine_finds_the_run_by_its_output(
     monkeypatch.setenv("IMAGEMILL_HOME", f"{tmp_path}/another-machine")
     with pytest.raises(InputError, match="There is no run 'moved' on this machine"):
         retry_failed("moved")
-    summary = retry_failed("moved", output=place.settings())
+    with pytest.raises(InputError, match="--base-url http://127"):  # where the record would send the key
+        retry_failed("moved", output=place.settings())
+    summary = retry_failed("moved", output=place.settings(), base_url=emulated.base_url)
     # The images' receipts, or else the log, say which of them this run has paid for.
     assert (summary.done, summary.generated, summary.reused) == (3, 2, 1)
     assert emulated.bill()["images"] == 3

@@ -18,7 +18,6 @@ from tests.runs.test_crash import run_arguments, settled
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("provider", "store"), [("fal", "memory"), ("together", "sqlite")])
 def test_a_run_goes_on_where_its_machine_was_lost(
     place: Place,
     emulator: Callable[..., Emulator],
@@ -26,13 +25,11 @@ def test_a_run_goes_on_where_its_machine_was_lost(
     start_command: Callable[..., subprocess.Popen[str]],
     command: Callable[..., Command],
     tmp_path: Path,
-    provider: str,
-    store: str,
 ) -> None:
     lost, other = ({"IMAGEMILL_HOME": str(tmp_path / name)} for name in ("lost", "other"))
     emulated = emulator(latency_s=1.0, max_concurrent=15)
     path = catalog(prompt=[*[f"p{n}" for n in range(200)], "bad #fault:400*9"])
-    given = [*run_arguments(place, emulated, provider, path), "--store", store, "--usd-per-image", "0.003"]
+    given = [*run_arguments(place, emulated, "fal", path), "--store", "memory"]
     process = start_command(*given, **lost)
     wait_for(lambda: emulated.bill()["images"] >= 100, process)
     process.send_signal(signal.SIGKILL)
@@ -50,11 +47,8 @@ def test_a_run_goes_on_where_its_machine_was_lost(
     charged = {line["prompt"]: line["count"] for line in bill["by_key"].values()}
     doubts = {job["id"]: job["unanswered"] for job in place.table("runs/killed/jobs.parquet")}
     assert sum(doubts.values()) == summary["unanswered"]
-    assert all(charged[f"p{n}"] <= 1 + doubts[str(n)] for n in range(200))
-    assert summary["cost_usd"] <= bill["usd"] + 1e-9 <= summary["cost_usd"] + summary["unanswered_usd"] + 2e-9
-    if provider == "fal":  # which lists what it has taken
-        assert set(charged.values()) == {1}
-        assert summary["cost_usd"] == pytest.approx(bill["usd"], abs=1e-9)
+    assert set(charged.values()) == {1}
+    assert summary["cost_usd"] == pytest.approx(bill["usd"], abs=1e-9)
     # The history is whole, each line once, and its parts are gone.
     after = place.read("runs/killed/log.jsonl").splitlines()
     assert max(Counter(after).values()) == 1
