@@ -747,10 +747,17 @@ _ROUTES: TypeAdapter[list[RouteSettings]] = TypeAdapter(
 
 
 def only_route(route: RouteSettings, limits: LimitSettings) -> tuple[ApiSettings, LimitSettings]:
-    """A run over one route as a run without routes: its API, and the limits with the route's own."""
+    """A run over one route as a run without routes: its API, and the limits with the route's own.
+
+    Of money and pace, both the route's limit and the run's hold.
+    """
     api = ApiSettings(**route.model_dump(include=set(ApiSettings.model_fields)))
-    own = {name: getattr(route, name) for name in ("concurrency", "max_images_per_minute", "max_cost_usd")}
-    return api, limits.model_copy(update={name: value for name, value in own.items() if value is not None})
+    changed: dict[str, float] = {} if route.concurrency is None else {"concurrency": route.concurrency}
+    for name in ("max_images_per_minute", "max_cost_usd"):
+        both = [most for most in (getattr(route, name), getattr(limits, name)) if most is not None]
+        if both:
+            changed[name] = min(both)
+    return api, limits.model_copy(update=changed)
 
 
 def _one_or_several(value: Any, _: ValidatorFunctionWrapHandler) -> ApiSettings | list[RouteSettings]:  # noqa: ANN401

@@ -64,7 +64,11 @@ def _route(text: str) -> RouteSettings:
         name = _SHORT.get(name, name)
         if not separator or name == "provider" or name not in RouteSettings.model_fields:
             known = ", ".join(field for field in RouteSettings.model_fields if field != "provider")
-            raise InputError(f"{ROUTE} {text!r}: {pair!r} is not NAME=VALUE with one of the names {known}.")
+            shown = f"{name}=…" if separator else "…"  # the rest may be a key
+            raise InputError(
+                f"{ROUTE} {vendor}: {shown!r} is not NAME=VALUE with one of the names {known}. A key belongs"
+                " into the vendor's environment variable, or into a block."
+            )
         if name == "image_hosts":
             hosts.append(value)
         else:

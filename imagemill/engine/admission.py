@@ -77,7 +77,9 @@ class Admission:
                 self._stop(StopKind.UNAVAILABLE, str(error))
             else:
                 if slot is None:
+                    work.purchase.leave()  # the next route may be dearer, and must fit under the limit
                     continue
+                self.parked.discard(work.job.number)
                 return slot
             work.purchase.leave()
             return None
@@ -127,7 +129,7 @@ class Admission:
             if not routes:
                 raise NoRouteError
             dearest = max(routes, key=lambda route: route.price(work.job))
-            work.purchase.move(dearest.price(work.job), sends=False)
+            work.purchase.move(dearest.price(work.job))
             try:
                 await work.purchase.promise()
             except BudgetSpentError:
@@ -155,6 +157,12 @@ class Admission:
             self._routes.look_again()
         if not self._routes.open:
             self._stop(*self._why_none_is_left())
+
+    def take_left(self) -> set[int]:
+        """The jobs that were parked or stranded so far, to be tried again."""
+        left = self.parked | self.stranded
+        self.parked, self.stranded = set(), set()
+        return left
 
     def stop_if_stranded(self) -> None:
         """Stop the run, to be resumed, where a job has no route left."""

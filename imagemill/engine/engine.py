@@ -206,12 +206,13 @@ class Engine:
     async def run_parked(self) -> None:
         """Ask about the requests of routes that were down, once all other jobs are over.
 
-        The run stops, to be resumed, where a job has no route left: its request must not be paid for twice.
+        What had no route then may have one now. The run stops, to be resumed, where a job has none left: its
+        request must not be paid for twice.
         """
         self.routes.parks = False
-        parked, self._admission.parked = self._admission.parked, set()
+        left = self._admission.take_left()
         async with anyio.create_task_group() as group:
-            for number in parked:
+            for number in left:
                 group.start_soon(self.run_shard, number, number)
         self._admission.stop_if_stranded()
 
@@ -227,6 +228,8 @@ class Engine:
             if not route.api.is_paid(job.request_id):
                 self._admission.expected.add(job.number)
                 self._cost.recover(expected_usd=route.price(job))
+                if route.share is not None:
+                    route.share.recover(expected_usd=route.price(job))
 
     def reopen(self, job: Job) -> None:
         """Make a failed job pending again; a request of it that the API still has is in doubt no more."""

@@ -37,25 +37,30 @@ class Purchase:
         self._charged = charged
         self._share: CostLimit | None = None
         self._share_usd = 0.0
+        self._is_in_share = expected and not charged
 
-    def move(self, price_usd: float, share: CostLimit | None = None, *, sends: bool) -> None:
+    def move(self, price_usd: float, share: CostLimit | None = None) -> None:
         """The request goes to a route with this price; ``share`` is the route's part of the budget.
 
-        ``sends``: the price is set aside of the share as well.
+        The price is set aside of the share as well.
         """
         if self._promised:
             self._cost.settle(self._price_usd - price_usd)
         self._price_usd, self._share = price_usd, share
-        if sends and share is not None:
-            self._share_usd = price_usd
-            share.promised_usd += price_usd
+        if share is not None and self._promised and not self._share_usd:
+            share.promise_asked(price_usd, expected=self._is_in_share)
+            self._share_usd, self._is_in_share = price_usd, False
 
     def defer(self) -> None:
         """The request is asked about later in this run: until then it is expected to be charged."""
         if self._promised:
+            share_usd = self._share_usd
             self._settle()
             self._cost.recover(expected_usd=self._price_usd)
             self._expected = True
+            if self._share is not None and share_usd:
+                self._share.recover(expected_usd=share_usd)
+                self._is_in_share = True
 
     async def promise(self) -> None:
         """Set the price aside; at once where the request is sent already, or paid.
@@ -92,6 +97,9 @@ class Purchase:
         self._job.find_request(request_id, self._price_usd)
         self._cost.settle(-self._price_usd, doubtful_usd=-self._price_usd)
         self._promised = True
+        if self._share is not None:
+            self._share.settle(-self._price_usd, doubtful_usd=-self._price_usd)
+            self._share_usd = self._price_usd
 
     def end(self) -> None:
         """The request is over; a next one is a purchase of its own."""

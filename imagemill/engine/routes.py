@@ -8,7 +8,7 @@ kept at its own limit, and one that is down or closed holds nobody up.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
@@ -42,9 +42,13 @@ class RouteDownError(Exception):
 
 @dataclass(slots=True, eq=False)
 class _Waiting:
-    """A job that waits for a route; ``turn`` is what it was given."""
+    """A job that waits for a route; ``turn`` is what it was given.
+
+    Jobs of one ``kind`` may take the same routes, as of now; None for a job that is like no other.
+    """
 
     work: Work
+    kind: Hashable
     turn: tuple[Route, Slot] | None = None
     woken: anyio.Event = field(default_factory=anyio.Event)
 
@@ -155,7 +159,7 @@ class Routes:
         if not self.are_several:
             await self.first.breaker.admit(stopping)
             return self.first, await self.first.pacer.acquire()
-        waiting = _Waiting(work)
+        waiting = _Waiting(work, self._kind_of(work))
         self._waiting.append(waiting)
         try:
             while True:
@@ -200,14 +204,33 @@ class Routes:
             return
         self._matching = True
         try:
-            full: set[Route] = set()
+            full = {route for route in self._routes if not route.can_be_asked or _wait_s(route) > 0}
+            left_out: set[Hashable] = set()  # thousands may wait, and all of a kind wait for the same
             for waiting in self._waiting:
-                if waiting.turn is None and (route := self._route_for(waiting.work, full)) is not None:
+                if len(full) == len(self._routes):
+                    break
+                if waiting.turn is not None or waiting.kind in left_out:
+                    continue
+                if (route := self._route_for(waiting.work, full)) is not None:
                     waiting.turn = route, route.pacer.take()
                     route.breaker.sent()
                     waiting.woken.set()
+                elif waiting.kind is not None:
+                    left_out.add(waiting.kind)
         finally:
             self._matching = False
+
+    def _kind_of(self, work: Work) -> Hashable:
+        """What decides which routes a job may take."""
+        job, now = work.job, self._clock()
+        if any(at > now for at in work.not_before.values()):
+            return None
+        if job.request_id is not None:
+            return work.route
+        large = tuple(job.seed > route.api.largest_seed for route in self._routes)
+        negative = job.negative_prompt is not None
+        made = (job.width, job.height, job.steps, job.format, job.params, large, negative)
+        return (*made, frozenset(work.excluded))
 
     def _route_for(self, work: Work, full: set[Route]) -> Route | None:
         """The route that the job takes now; ``full`` collects those without room."""

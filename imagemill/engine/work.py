@@ -75,8 +75,7 @@ class Work:
     def go(self, route: Route) -> None:
         """Take one of several routes: from now on the job is this model's, at this price."""
         self.route = route
-        sends = self.job.request_id is None
-        self.purchase.move(route.price(self.job), route.share, sends=sends)
+        self.purchase.move(route.price(self.job), route.share)
         self.job.model = route.api.model
 
     def failed(self, error_class: ErrorClass) -> int:

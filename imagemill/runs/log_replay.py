@@ -40,8 +40,8 @@ class LastLine:
     """The last log line about a job. Costs are in USD; None if no line has the field.
 
     ``request_ids`` are those of all lines about the job, ``refused`` the attempts that a rate limit refused,
-    and ``answers`` the judge's, by the attempt whose picture it was asked about. ``begun_at`` is when the
-    job's first line was written.
+    with their routes, and ``answers`` the judge's, by the attempt whose picture it was asked about.
+    ``begun_at`` is when the job's first line was written.
     """
 
     job: int
@@ -66,7 +66,7 @@ class LastLine:
     suspect: str = ""
     begun_at: datetime | None = field(default=None, init=False)
     request_ids: set[str] = field(default_factory=set, init=False)
-    refused: set[int] = field(default_factory=set, init=False)
+    refused: dict[int, str] = field(default_factory=dict, init=False)
     answers: dict[int, Answer] = field(default_factory=dict, init=False)
 
     def note(self, before: LastLine | None) -> None:
@@ -79,7 +79,7 @@ class LastLine:
         if self.request_id:
             self.request_ids.add(self.request_id)
         if self.event == "attempt_failed" and self.error_class is ErrorClass.RATE_LIMITED:
-            self.refused.add(self.attempt)
+            self.refused[self.attempt] = self.route
         if self.event == "judged":
             opinion = None if self.score is None else opinion_of(self.score, self.words)
             self.answers[self.attempt] = Answer(opinion, self.failure or "")

@@ -124,10 +124,9 @@ def find_images(session: Session, numbers: Sequence[int], *, begun: bool) -> Seq
         await store.commit()
 
     for jobs in _batches(session, numbers):
-        for job in jobs:
-            if (line := lines.get(job.number)) is not None:
-                session.api_of(job).was_refused(job, len(line.refused))
+        _tell_refusals(session, jobs, lines)
         doubtful_usd = sum(job.unanswered_usd for job in jobs)
+        known_usd = {job.number: (job.cost_usd, job.unanswered_usd) for job in jobs}
         found = {job.number: image for job in jobs if (image := _image_of(job, images)) is not None}
         receipts = _receipts(session, [image.name for image in found.values()] if begun else [])
         changed = [
@@ -141,6 +140,7 @@ def find_images(session: Session, numbers: Sequence[int], *, begun: bool) -> Seq
             known = {job.number: lines[job.number].request_ids for job in lost if job.number in lines}
             session.wait(session.engine.find_lost, lost, known)
         session.cost.recover(doubtful_usd=sum(job.unanswered_usd for job in jobs) - doubtful_usd)
+        _count_in_shares(session, jobs, known_usd)
         session.portal.call(session.engine.expect, [job for job in jobs if _is_asked(job)])
         if changed or doubted or lost:
             session.wait(save, list({job.number: job for job in (*changed, *doubted, *lost)}.values()))
@@ -158,6 +158,25 @@ def _doubt(session: Session, job: Job, line: LastLine | None, perhaps: Mapping[i
     job.lose_answer(_price(session, job))
     job.started_at = job.started_at or at.timestamp()  # from when on the API's list is read
     return True
+
+
+def _tell_refusals(session: Session, jobs: Sequence[Job], lines: Mapping[int, LastLine]) -> None:
+    """Tell each route's API how often its rate limit refused these jobs: another route's do not count."""
+    for route in session.engine.routes:
+        name = route.name if session.settings.routes else ""
+        for job in jobs:
+            if (line := lines.get(job.number)) is not None:
+                route.api.was_refused(job, list(line.refused.values()).count(name))
+
+
+def _count_in_shares(
+    session: Session, jobs: Sequence[Job], known_usd: Mapping[int, tuple[float, float]]
+) -> None:
+    """Count against each route's part of the budget what the store had missed."""
+    for job in jobs:
+        if (share := session.engine.routes.of(job).share) is not None:
+            usd, unanswered_usd = known_usd[job.number]
+            share.recover(spent_usd=job.cost_usd - usd, doubtful_usd=job.unanswered_usd - unanswered_usd)
 
 
 def _image_of(job: Job, images: Mapping[str, StoredImage]) -> StoredImage | None:

@@ -19,6 +19,7 @@ from imagemill.cli.routes import apis_of
 from imagemill.emulator import Emulator
 from imagemill.errors import InputError
 from imagemill.runs.accounts import named_routes
+from imagemill.settings import LimitSettings, RouteSettings, only_route
 from tests.conftest import Command, Place
 
 
@@ -78,7 +79,7 @@ def test_a_run_over_two_accounts_is_recorded_by_route_and_found_again_by_either(
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        (["together,colour=red"], "'colour=red' is not NAME=VALUE with one of the names block, base_url"),
+        (["together,api_key=tgp-1"], "'api_key=…' is not NAME=VALUE with one of the names block, base_url"),
         (["together,max_cost=-1"], "--route 'together,max_cost=-1': max_cost_usd: Input should be greater"),
         (["together,name=a", "fal,name=a"], "Two routes are called 'a': give each a name of its own."),
         (["together", "together,name=b"], "Two routes are the same account and model"),
@@ -91,9 +92,17 @@ def test_routes_that_cannot_be_used_are_refused_in_a_sentence(given: list[str], 
     with pytest.raises(InputError) as refused:
         makers_of(*named_routes(apis_of(arguments)), mix=False)  # type: ignore[arg-type] # they are several
     assert words in str(refused.value)
+    assert "tgp-1" not in str(refused.value)
 
 
 def test_a_route_and_the_options_of_one_api_exclude_each_other() -> None:
     arguments = _parser(Parser).parse_args(["run", "c.parquet", "--provider", "fal", "--route", "together"])
     with pytest.raises(InputError, match="--provider is of a run over one API"):
         apis_of(arguments)
+
+
+def test_a_route_alone_keeps_within_the_runs_own_limits() -> None:
+    route = RouteSettings(provider="fal", max_cost_usd=50, max_images_per_minute=30, concurrency=7)
+    _, limits = only_route(route, LimitSettings(max_cost_usd=1, max_images_per_minute=600))
+    assert (limits.max_cost_usd, limits.max_images_per_minute, limits.concurrency) == (1, 30, 7)
+    assert only_route(route, LimitSettings())[1].max_cost_usd == 50

@@ -173,13 +173,15 @@ async def run_over(
     limit_usd: float | None = None,
     shares: Mapping[str, float] | None = None,
     patience_s: float = 300.0,
+    concurrency: int | None = None,
     meanwhile: Callable[[], Awaitable[None]] | None = None,
 ) -> Ended:
     """Work jobs off over these accounts; ``meanwhile`` is what happens to them."""
     for account in accounts.values():
         account.open()
     pacers = {
-        name: Pacer(None, queues=a.api.queues, first_per_s=a.api.first_per_s) for name, a in accounts.items()
+        name: Pacer(concurrency, queues=a.api.queues, first_per_s=a.api.first_per_s)
+        for name, a in accounts.items()
     }
     recorder = Recorder(
         "run",

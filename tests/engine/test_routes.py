@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import anyio
+import httpx
 import pytest
 
 from imagemill.blocks.apis import Fal, ImageApi, Together
+from imagemill.engine.breaker import Breaker
+from imagemill.engine.cost_limit import CostLimit
 from imagemill.engine.engine import StopKind
-from imagemill.jobs import JobStatus
+from imagemill.engine.job_log import JobLog
+from imagemill.engine.limits.pacer import Pacer
+from imagemill.engine.purchase import Purchase
+from imagemill.engine.recorder import Recorder
+from imagemill.engine.route import Route
+from imagemill.engine.routes import Routes
+from imagemill.engine.telemetry import Telemetry
+from imagemill.engine.work import Work
+from imagemill.jobs import Job, JobStatus
 from tests.engine.accounts import Account, Ended, jobs_of, run_over
 from tests.virtual_time import run
 
@@ -35,6 +47,13 @@ def over(tmp_path: Path) -> Callable[..., Ended]:
         return run(lambda: run_over(tmp_path, accounts, jobs_of(count), **given))
 
     return work
+
+
+@pytest.fixture
+def recorder(tmp_path: Path) -> Iterator[Recorder]:
+    recorder = Recorder("run", JobLog("run", tmp_path / "log"), Pacer(1), Telemetry("run", "all", "m"))
+    yield recorder
+    recorder.close()
 
 
 def paid_twice(*accounts: Account) -> dict[str, int]:
@@ -189,3 +208,83 @@ def test_a_route_that_makes_wrong_pictures_is_left_alone(over: Callable[..., End
     assert ended.statuses == {"done": 100}
     assert ended.made_by == {"right": 100}
     assert len(accounts["wrong"].charged) < 60
+
+
+def test_jobs_of_a_route_that_closes_go_to_a_dearer_one_only_within_the_limit(tmp_path: Path) -> None:
+    jobs = jobs_of(100, width=1920, height=1920)  # more than Together makes: all of them wait at once
+    accounts = {
+        "cheap": fal("cheap-key", usd=0.001),
+        "dear": fal("dear-key", usd=0.01, latency_s=2.0),
+        "small": together("small-key", usd=0.01),
+    }
+    accounts["cheap"].refuses = 422
+    given: dict[str, Any] = {"policy": "failover", "concurrency": 10, "limit_usd": 0.05}
+    ended: Ended = run(lambda: run_over(tmp_path, accounts, jobs, **given))
+    assert ended.cost.spent_usd == pytest.approx(0.05)
+    assert ended.made_by == {"dear": 5}
+
+
+def test_a_request_that_is_yet_to_be_asked_about_counts_against_its_routes_share(recorder: Recorder) -> None:
+    (job,) = jobs_of(1)
+    job.request_id = "from-an-earlier-process"
+    cost, share = CostLimit(None), CostLimit(0.05)
+    for limit in (cost, share):
+        limit.recover(expected_usd=0.01)
+    purchase = Purchase(job, 0.01, cost, recorder, expected=True)
+
+    async def ask() -> None:
+        await purchase.promise()
+        purchase.move(0.01, share)
+
+    run(ask)
+    assert (share.committed_usd, cost.committed_usd) == (pytest.approx(0.01), pytest.approx(0.01))
+    purchase.defer()
+    assert (share.committed_usd, cost.committed_usd) == (pytest.approx(0.01), pytest.approx(0.01))
+    run(ask)
+    purchase.charge(0.01)
+    assert (share.spent_usd, share.committed_usd) == (0.01, pytest.approx(0.01))
+
+
+def test_thousands_of_jobs_wait_for_a_route_at_no_cost(recorder: Recorder) -> None:
+    accounts = {"one": together("one-key"), "two": fal("two-key")}
+    pacers = {name: Pacer(10) for name in accounts}
+    routes = Routes(
+        [
+            Route.of(each.api, httpx.AsyncClient(), pacers[name], Breaker(0.5, 60.0), recorder, name=name)
+            for name, each in accounts.items()
+        ],
+        "failover",
+    )
+    jobs, gone = jobs_of(1_000), Counter[str]()
+
+    async def go(job: Job) -> None:
+        work = Work(job, Purchase(job, 0.001, CostLimit(None), recorder), routes.first)
+        route, slot = await routes.turn(work, anyio.Event())
+        gone[route.name] += 1
+        await anyio.sleep(1.0)
+        route.pacer.release(slot)
+
+    async def go_all() -> None:
+        async with anyio.create_task_group() as group:
+            for job in jobs:
+                group.start_soon(go, job)
+
+    begun = time.process_time()
+    run(go_all)
+    assert gone == {"one": 1_000}
+    assert time.process_time() - begun < 8.0  # it was two minutes when each looked at all the others
+
+
+def test_what_only_one_route_makes_is_made_once_that_is_back(tmp_path: Path) -> None:
+    jobs = jobs_of(120)
+    for job in jobs[::10]:
+        job.width = job.height = 1920  # more than Together makes
+    accounts: dict[str, Account] = {
+        "fal": fal("one-key"),
+        "together": together("two-key", max_concurrent=2, latency_s=2.0),
+    }
+    happens = after(0.5, set_down(accounts["fal"], down=True), set_down(accounts["fal"], down=False))
+    ended: Ended = run(lambda: run_over(tmp_path, accounts, jobs, patience_s=8.0, meanwhile=happens))
+    assert ended.statuses == {"done": 120}
+    assert ended.stopped is None
+    assert not paid_twice(*accounts.values())

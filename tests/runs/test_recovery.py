@@ -217,3 +217,28 @@ def test_a_request_that_was_refused_before_has_the_same_name_after_a_kill(
         job.start(2.0)
         session.recorder.sent(job)
         assert resumed(session).request_id == first
+
+
+def test_refusals_of_another_route_change_no_name(
+    place: Place, catalog: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RUNWARE_API_KEY", "k")
+    described = settings(place, catalog(prompt=["a"])).model_dump(exclude_unset=True)
+    routes = ["together", "runware"]
+    both = RunSettings.model_validate(
+        {**described, "api": "together", "routes": [{"provider": r} for r in routes]}
+    )
+    with open_session(both) as session:
+        together, runware = session.engine.routes
+        job = killed_at_work(session)
+        for route in (together, runware):
+            job.route = route.name
+            session.recorder.sent(job)
+            session.recorder.attempt_failed(job, ApiError(ErrorClass.RATE_LIMITED, "too many"), 1.0)
+            runware.api.was_refused(job, route is runware)
+            job.requeue()
+            job.start(2.0)
+        session.recorder.sent(job)
+        named = runware.api.name_of(job)
+        runware.api.was_refused(job, 0)
+        assert resumed(session).request_id == named
