@@ -157,7 +157,8 @@ def _rates(session: Session) -> Iterator[tuple[ImageApi, float]]:
     """The accounts whose rate all machines hold together, in images per minute.
 
     Raises:
-        InputError: the limit is that of all routes together, which no account's own rate can hold.
+        InputError: a limit is that of all routes together, or of a route's money, which no account's own
+            rate can hold.
     """
     settings, per_minute = session.settings, session.settings.limits.max_images_per_minute
     if settings.routes and per_minute:
@@ -167,6 +168,11 @@ def _rates(session: Session) -> Iterator[tuple[ImageApi, float]]:
         )
     if settings.routes and (settings.limits.finish_by or settings.limits.max_hours):
         raise InputError("A run on Dask has no deadline: leave --finish-by and --max-hours out.")
+    if any(route.max_cost_usd is not None for route in settings.routes):
+        raise InputError(
+            "A run over several routes on Dask has one budget: set --max-cost, and leave max_cost_usd of the"
+            " routes out."
+        )
     if per_minute:
         yield session.api, per_minute
     for route, named in zip(session.engine.routes, settings.routes, strict=False):

@@ -100,12 +100,25 @@ def learn_models(settings: RunSettings, apis: Sequence[ImageApi], folder: RunFol
 
 
 def accounts_of(settings: RunSettings, apis: Sequence[ImageApi]) -> list[Account]:
-    """The APIs with their limits, as the run's settings and earlier runs have them."""
+    """The APIs with their limits, as the run's settings and earlier runs have them.
+
+    Raises:
+        InputError: a route's price must be known, and is not.
+    """
     limits = settings.limits
     fixed = limits.concurrency if isinstance(limits.concurrency, int) else None
     if not settings.routes:
         known = read_limit(apis[0]) if fixed is None else None
         return [Account("", apis[0], fixed, limits.max_images_per_minute, known=known)]
+    for route, api in zip(settings.routes, apis, strict=True):
+        if api.has_price_rule:
+            continue
+        if limits.route_policy == "cheapest" or route.max_cost_usd is not None:
+            needs = "--route-policy cheapest" if route.max_cost_usd is None else "its max_cost_usd"
+            raise InputError(
+                f"The price of route {route.name!r} is unknown, and {needs} needs one: set usd_per_image or"
+                " usd_per_megapixel of the route."
+            )
     return [
         Account(
             route.name or "",

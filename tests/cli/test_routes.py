@@ -18,8 +18,8 @@ from imagemill.cli.options import Parser
 from imagemill.cli.routes import apis_of
 from imagemill.emulator import Emulator
 from imagemill.errors import InputError
-from imagemill.runs.accounts import named_routes
-from imagemill.settings import LimitSettings, RouteSettings, only_route
+from imagemill.runs.accounts import accounts_of, named_routes, named_settings
+from imagemill.settings import LimitSettings, RouteSettings, RunSettings, only_route
 from tests.conftest import Command, Place
 
 
@@ -106,3 +106,23 @@ def test_a_route_alone_keeps_within_the_runs_own_limits() -> None:
     _, limits = only_route(route, LimitSettings(max_cost_usd=1, max_images_per_minute=600))
     assert (limits.max_cost_usd, limits.max_images_per_minute, limits.concurrency) == (1, 30, 7)
     assert only_route(route, LimitSettings())[1].max_cost_usd == 50
+
+
+@pytest.mark.parametrize(
+    ("policy", "share", "words"),
+    [("cheapest", None, "--route-policy cheapest needs one"), ("fastest", 1.0, "its max_cost_usd needs one")],
+)
+def test_a_route_without_a_price_is_not_taken_for_the_cheapest(
+    monkeypatch: pytest.MonkeyPatch, policy: str, share: float | None, words: str
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "k-of-a-test")
+    routes = [
+        {"provider": "together", "usd_per_image": 0.01},
+        {"provider": "openai", "model": "ours", "base_url": "http://gpu:8000/v1", "max_cost_usd": share},
+    ]
+    given = {"run_id": "r", "catalog": "c", "output": "s3://b/p", "api": "together", "routes": routes}
+    settings, apis = named_settings(RunSettings.model_validate({**given, "limits": {"route_policy": policy}}))
+    with pytest.raises(InputError, match=words):
+        accounts_of(settings, apis)
+    apis[1].usd_per_image = 0.0  # a machine of one's own
+    assert len(accounts_of(settings, apis)) == 2

@@ -32,6 +32,12 @@ class PricedAccount(Account):
         return known.of(width, height, steps, params) if known else None
 
     @property
+    def has_price_rule(self) -> bool:
+        """Whether anything is known about the price."""
+        own = (self.usd_per_image, self.usd_per_megapixel, self._published_price, self.profile.price)
+        return any(rule is not None for rule in own)
+
+    @property
     def price_in_words(self) -> str:
         """The price rule in a few words, and when and where it was noted, on a second line."""
         if self.usd_per_image is not None:
