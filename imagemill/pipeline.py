@@ -114,7 +114,7 @@ def generate(run: Run, prepared: Prepared) -> None:
             with runner, session.interruptible():
                 shards = {"session": unmapped(session), "shard": prepared.shards}
                 runner.map(generate_shard, shards).result()
-                session.wait(session.engine.run_parked)
+                session.work_off(session.engine.run_parked)
     except (TerminationSignal, KeyboardInterrupt):  # cancelled in the UI, or the worker was stopped
         run.artifacts.conclude(count(session, prepared.counts))
         raise

@@ -101,7 +101,7 @@ def make_preview(session: Session, counts: PlanCounts, images: int, most_usd: fl
                 group.start_soon(session.engine.run_shard, number, number)
 
     with session.interruptible():
-        session.wait(work_off)
+        session.work_off(work_off)
     images_of, faults = session.wait(_outcomes, session, numbers)
     tiles = tiles_of(session.bucket, rows, images_of, faults, side=_THUMBNAIL)
     preview = _preview(session, counts, count(session, counts), len(tiles), len(faults))

@@ -141,6 +141,16 @@ class Session:
         """Run a coroutine function on the run's event loop and wait for it."""
         return self.portal.call(function, *arguments)
 
+    def work_off(self, function: Callable[[], Awaitable[object]]) -> None:
+        """As :meth:`wait`; an interrupt of this thread stops the run and waits for what is in flight."""
+        work = self.portal.start_task_soon(function)
+        try:
+            work.result()
+        except BaseException:
+            self._cancel()
+            work.exception()  # what is paid for comes home before anything is closed
+            raise
+
     def stop(self, kind: StopKind, reason: str) -> None:
         """Stop the run so that it can be resumed."""
         self.portal.call(self.engine.stop, kind, reason)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import socket
 import threading
@@ -10,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import anyio
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -149,3 +151,19 @@ def test_a_caller_stops_only_what_can_be_stopped() -> None:
 def test_an_error_of_the_block_comes_out_as_it_was(place: Place, catalog: Callable[..., str]) -> None:
     with pytest.raises(InputError, match="mine"), open_session(settings(place, catalog(prompt=["a"]))):
         raise InputError("mine")
+
+
+def test_an_interrupt_waits_for_what_is_in_flight(place: Place, catalog: Callable[..., str]) -> None:
+    ended: list[str] = []
+    with open_session(settings(place, catalog(prompt=["a"]))) as session:
+
+        async def work() -> None:
+            await anyio.sleep(0.1)  # until the thread waits
+            os.kill(os.getpid(), signal.SIGINT)
+            await session.engine.until_stopping()
+            await anyio.sleep(0.05)
+            ended.append("all")
+
+        with pytest.raises(KeyboardInterrupt), session.interruptible():
+            session.work_off(work)
+        assert ended == ["all"]
