@@ -20,6 +20,7 @@ from imagemill.engine.stops import Stop, StopKind
 from imagemill.engine.work import Work
 from imagemill.errors import StoreUnavailableError
 from imagemill.formatting import counted
+from imagemill.jobs import Job
 from imagemill.stores import JobStore
 
 
@@ -51,6 +52,8 @@ class Admission:
         """Those of them whose route is down: they are asked about at the end."""
         self.stranded: set[int] = set()
         """Jobs that no route is left for."""
+        self.perhaps_later: set[int] = set()
+        """Those of them that may have one at the end: what was down may work, another may make them."""
         self.at_work = 0
         self.is_spent = False
         self.fence: Callable[[int], Awaitable[bool]] | None = None
@@ -66,7 +69,7 @@ class Admission:
                 self.spend_no_more()
                 return None
             except NoRouteError:
-                self.stranded.add(work.job.number)
+                self.strand(work.job, perhaps_later=bool(work.excluded))
             except OutageError:
                 self._give_up(work)
             except RouteDownError:
@@ -158,11 +161,19 @@ class Admission:
         if not self._routes.open:
             self._stop(*self._why_none_is_left())
 
-    def take_left(self) -> set[int]:
-        """The jobs that were parked or stranded so far, to be tried again."""
-        left = self.parked | self.stranded
-        self.parked, self.stranded = set(), set()
-        return left
+    def strand(self, job: Job, *, perhaps_later: bool) -> None:
+        """No route is left for a job; ``perhaps_later``: one may be at the end."""
+        self.stranded.add(job.number)
+        if perhaps_later:
+            self.perhaps_later.add(job.number)
+
+    def take_left(self) -> list[int]:
+        """The jobs to try again at the end, ascending: the parked, and those that may have a route now."""
+        left, self.parked = self.parked, set()
+        if not any(route.breaker.has_given_up for route in self._routes.open):
+            left |= self.perhaps_later
+            self.stranded -= self.perhaps_later
+        return sorted(left)
 
     def stop_if_stranded(self) -> None:
         """Stop the run, to be resumed, where a job has no route left."""
@@ -182,7 +193,7 @@ class Admission:
         elif all(route.breaker.has_given_up for route in self._routes.open):
             self._stop(*self._why_none_is_left())
         else:
-            self.stranded.add(work.job.number)
+            self.strand(work.job, perhaps_later=True)
 
     def _park(self, work: Work) -> None:
         """Ask about a request at the end: its route is down, and the others need not wait for that."""

@@ -70,6 +70,9 @@ PATIENCE_S = 10.0
 _LEAST_UP_NEXT = 50
 """At least so many jobs are named as those that come next: how fast a run begins is not known."""
 
+_LEFT_AT_ONCE = 1_000
+"""So many of the jobs that are left at the end are tried at once."""
+
 _UPLOADS = 32
 """Images held in memory while they go to the bucket, beside the requests in flight."""
 
@@ -211,9 +214,10 @@ class Engine:
         """
         self.routes.parks = False
         left = self._admission.take_left()
-        async with anyio.create_task_group() as group:
-            for number in left:
-                group.start_soon(self.run_shard, number, number)
+        for start in range(0, len(left), _LEFT_AT_ONCE):
+            async with anyio.create_task_group() as group:
+                for number in left[start : start + _LEFT_AT_ONCE]:
+                    group.start_soon(self.run_shard, number, number)
         self._admission.stop_if_stranded()
 
     @property
@@ -620,7 +624,7 @@ class Engine:
             if several and self.stopped is None:
                 if job.request_id is None:
                     return 0.0  # another route takes the job, or it stays pending
-                self._admission.stranded.add(job.number)
+                self._admission.strand(job, perhaps_later=True)
             self._leave(work)
             return None
         wait_s: float | None
@@ -708,7 +712,7 @@ class Engine:
                     self._recorder.took_back(suspect)
                     self.reopen(suspect)
                     self._store.save(suspect)
-                    self._admission.stranded.add(suspect.number)
+                    self._admission.strand(suspect, perhaps_later=True)
         stop = route.closed if self.routes.are_several else self.stopped
         return stop is not None and stop.kind is StopKind.SETUP and is_suspect(error)
 

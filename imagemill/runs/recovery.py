@@ -153,8 +153,8 @@ def _doubt(session: Session, job: Job, line: LastLine | None, perhaps: Mapping[i
     counted = job.unanswered > (line.unanswered or 0 if line is not None else 0)
     if at is None or counted or job.status is not JobStatus.PENDING or job.request_id is not None:
         return False
-    if session.api_of(job).name_of(job) is not None:
-        return False  # sent again, the request has the same name
+    if not session.settings.routes and session.api.name_of(job) is not None:
+        return False  # sent again, the request has the same name; at another route it has not
     job.lose_answer(_price(session, job))
     job.started_at = job.started_at or at.timestamp()  # from when on the API's list is read
     return True
