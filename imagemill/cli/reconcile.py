@@ -13,13 +13,15 @@ from imagemill.cli.terminal import say, stdout
 from imagemill.formatting import money
 from imagemill.reports.reconciliation import add_to_report
 from imagemill.runs.reconciliation import Reconciliation, reason_in_words, reconcile
-from imagemill.runs.recorded_settings import recorded_settings
+from imagemill.runs.recorded_settings import recorded_settings, refuse_unnamed_address
 
 
 def show_reconciliation(arguments: argparse.Namespace) -> int:
     """Compare, store and print; the exit code says whether booked and charged agree."""
     output = output_of(arguments)
     settings = recorded_settings(arguments.run_id, output)
+    if arguments.export is None:  # the vendor is asked, with the admin key
+        refuse_unnamed_address(settings, arguments.base_url)
     bucket = open_bucket(output or settings.output)
     try:
         found = reconcile(

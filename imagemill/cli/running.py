@@ -43,7 +43,7 @@ from imagemill.runs.accounts import named_routes
 from imagemill.runs.caller import Caller, called_by
 from imagemill.runs.environment import refuse_environment
 from imagemill.runs.folder import RunFolder
-from imagemill.runs.recorded_settings import recorded_settings
+from imagemill.runs.recorded_settings import settings_to_go_on
 from imagemill.runs.summary import RunStoppedError, RunSummary
 from imagemill.settings import OutputSettings, RegressionSettings
 
@@ -161,7 +161,7 @@ def resumed_arguments(
     Raises:
         InputError: there is no such run.
     """
-    settings = recorded_settings(run_id, output, base_url=base_url, judge=judge)
+    settings = settings_to_go_on(run_id, output, base_url=base_url, judge=judge)
     refresh = {} if settings.refresh is None else {"refresh": settings.refresh, "prune": settings.prune}
     return {
         **refresh,

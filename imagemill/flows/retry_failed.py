@@ -6,7 +6,7 @@ from prefect import flow
 
 from imagemill.pipeline import finish, generate, open_run, outcome
 from imagemill.runs.folder import RunFolder
-from imagemill.runs.recorded_settings import recorded_settings
+from imagemill.runs.recorded_settings import settings_to_go_on
 from imagemill.runs.review_choices import ReviewChoices
 from imagemill.runs.summary import RunSummary
 from imagemill.runs.user_errors import one_sentence
@@ -52,7 +52,7 @@ def retry_failed(
     """
     run_id = run_id.strip()
     changed = {"limits": limits, "execution": execution}
-    settings = recorded_settings(run_id, output, base_url=base_url, judge=judge).model_copy(
+    settings = settings_to_go_on(run_id, output, base_url=base_url, judge=judge).model_copy(
         update={name: value for name, value in changed.items() if value is not None}
     )
     plan = {"run_id": run_id, "keep_plan": True}

@@ -11,16 +11,11 @@ from imagemill.runs.folder import RunFolder
 from imagemill.settings import RUN_ID, ApiSettings, OutputSettings, RunSettings
 
 
-def recorded_settings(
-    run_id: str, output: OutputSettings | None, *, base_url: str | None = None, judge: str | None = None
-) -> RunSettings:
-    """The settings that a run began with, from its record on this machine or in the bucket.
-
-    ``base_url`` and ``judge``, if given, take the place of those in the record.
+def recorded_settings(run_id: str, output: OutputSettings | None) -> RunSettings:
+    """The settings that a run began with, from its record on this machine or in the bucket, to read it.
 
     Raises:
-        InputError: there is no such run; or another machine recorded an address or a judge that nobody has
-            named here.
+        InputError: there is no such run.
     """
     if not RUN_ID.fullmatch(run_id):  # it becomes a part of paths
         raise InputError(f"There is no run {run_id!r}: an id has letters, digits, '.', '_' and '-'.")
@@ -36,11 +31,28 @@ def recorded_settings(
             " machine, set its output, which has its records."
         )
     settings = record[0]
-    if folder.is_fetched:
-        _refuse_unnamed(settings, base_url, judge)
     if output is not None:  # where the bucket is and who may use it is this machine's to say
         place = {"s3_endpoint_url": output.s3_endpoint_url, "s3_bucket_block": output.s3_bucket_block}
         settings = settings.model_copy(update={"output": settings.output.model_copy(update=place)})
+    return settings
+
+
+def settings_to_go_on(
+    run_id: str, output: OutputSettings | None, *, base_url: str | None = None, judge: str | None = None
+) -> RunSettings:
+    """The same, to go on with the run: ``base_url`` and ``judge``, if given, replace those in the record.
+
+    Raises:
+        InputError: there is no such run; or another machine recorded an address or a judge that nobody has
+            named here.
+    """
+    settings = recorded_settings(run_id, output)
+    refuse_unnamed_address(settings, base_url)
+    if settings.quality.judge is not None and judge is None and RunFolder(run_id).is_fetched:
+        raise InputError(
+            f"The record of run {run_id!r} in the bucket has its pictures judged by"
+            f" {settings.quality.judge!r}. If that is meant, name the judge: --judge {settings.quality.judge}"
+        )
     if base_url is not None:
         settings = settings.model_copy(update={"api": settings.api.model_copy(update={"base_url": base_url})})
     if judge is not None:
@@ -50,14 +62,16 @@ def recorded_settings(
     return settings
 
 
-def _refuse_unnamed(settings: RunSettings, base_url: str | None, judge: str | None) -> None:
-    """Check that a record from the bucket sends no key to a host, and no picture to a judge, unasked.
+def refuse_unnamed_address(settings: RunSettings, base_url: str | None) -> None:
+    """Check that a record from the bucket sends no key to a host that nobody has named here.
 
     Whoever may write to the bucket could have put another address there.
 
     Raises:
         InputError: it would; names the address and how to allow it.
     """
+    if not RunFolder(settings.run_id).is_fetched:
+        return
     apis: list[ApiSettings] = [*settings.routes]
     if not apis and base_url is None:
         apis = [settings.api]
@@ -72,8 +86,3 @@ def _refuse_unnamed(settings: RunSettings, base_url: str | None, judge: str | No
                 f"The record of run {settings.run_id!r} in the bucket sends your {api.provider} key to"
                 f" {host!r}, not to {own_host!r}. If that is meant, name the {how}"
             )
-    if settings.quality.judge is not None and judge is None:
-        raise InputError(
-            f"The record of run {settings.run_id!r} in the bucket has its pictures judged by"
-            f" {settings.quality.judge!r}. If that is meant, name the judge: --judge {settings.quality.judge}"
-        )

@@ -43,6 +43,10 @@ NOT_RUN = {
     ("deploy-it.md", "run_deployment("): "it needs a worker; tests/flows/test_deployment.py has one",
     ("deploy-it.md", "weed mini"): "two servers stay, as in most tests",
     ("several-accounts.md", "--route together"): "it needs a block; tests/cli/test_routes.py runs over two",
+    (
+        "when-things-fail.md",
+        "resume RUN_ID --output",
+    ): "it needs a lost machine; tests/runs/test_lost_machine.py has one",
     ("scale-out.md", "--task-runner dask"): "it needs a cluster; tests/cluster/test_dask.py has one",
 }
 

@@ -70,7 +70,7 @@ def test_another_machine_finds_the_run_by_its_output(
     monkeypatch.setenv("IMAGEMILL_HOME", f"{tmp_path}/another-machine")
     with pytest.raises(InputError, match="There is no run 'moved' on this machine"):
         retry_failed("moved")
-    with pytest.raises(InputError, match="--base-url http://127"):  # where the record would send the key
+    with pytest.raises(InputError, match=r"base_url http://127"):  # where the record would send the key
         retry_failed("moved", output=place.settings())
     summary = retry_failed("moved", output=place.settings(), base_url=emulated.base_url)
     # The images' receipts, or else the log, say which of them this run has paid for.

@@ -9,7 +9,7 @@ import pytest
 
 from imagemill.errors import InputError
 from imagemill.runs.planning import plan_run
-from imagemill.runs.recorded_settings import recorded_settings
+from imagemill.runs.recorded_settings import recorded_settings, settings_to_go_on
 from imagemill.runs.session import open_session
 from imagemill.settings import OutputSettings, RunSettings
 from tests.conftest import Place
@@ -26,13 +26,14 @@ def test_a_record_from_the_bucket_sends_the_key_nowhere_that_nobody_named(
     with open_session(RunSettings.model_validate({**described, **more})) as session:
         plan_run(session)
     output = OutputSettings.model_validate(place.settings())
-    assert recorded_settings("r", None).api.base_url == ELSEWHERE  # this machine's own record
+    assert settings_to_go_on("r", None).api.base_url == ELSEWHERE  # this machine's own record
 
     monkeypatch.setenv("IMAGEMILL_HOME", str(tmp_path / "another machine"))
     for _ in range(2):  # it is here by now, and asks all the same
         with pytest.raises(InputError, match=r"together key to 'collector\.example\.com'.* --base-url https"):
-            recorded_settings("r", output)
+            settings_to_go_on("r", output)
     with pytest.raises(InputError, match="--judge json:dumps"):
-        recorded_settings("r", None, base_url=ELSEWHERE)
-    named = recorded_settings("r", output, base_url="https://mine.example.com/v1", judge="json:loads")
+        settings_to_go_on("r", None, base_url=ELSEWHERE)
+    assert recorded_settings("r", output).api.base_url == ELSEWHERE  # to read a run sends nothing
+    named = settings_to_go_on("r", output, base_url="https://mine.example.com/v1", judge="json:loads")
     assert (named.api.base_url, named.quality.judge) == ("https://mine.example.com/v1", "json:loads")

@@ -37,5 +37,5 @@ def test_a_retry_of_what_was_taken_over_meanwhile_is_not_bought(
     assert asked == [0, 0]
     assert outcome.stopped is None
     # As it was saved before the retry: its new owner's state is not written over.
-    assert outcome.job.status is JobStatus.RUNNING
+    assert outcome.job.status is JobStatus.PENDING
     assert emulator.bill()["images"] == 0
