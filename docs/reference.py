@@ -62,7 +62,7 @@ runs/<run_id>/catalog.parquet         the DataFrame that the run was called with
 runs/<run_id>/metrics.parquet         throughput, error rate, latency and cost over time
 runs/<run_id>/reconciliation.parquet  what was booked and what was charged, written by imagemill reconcile
 runs/<run_id>/log.jsonl               one line per job event
-runs/<run_id>/parts/<part>.jsonl      the log of a preview, or of a run that goes on or was killed, part by part
+runs/<run_id>/parts/<part>.jsonl      the log of a preview, or of an unfinished run, part by part
 runs/<run_id>/report.html             the run's report, one self-contained file
 runs/<run_id>/review.html             its suspect pictures, written by imagemill review
 runs/<run_id>/preview.html            a preview: some of its pictures, and the cost of the whole
