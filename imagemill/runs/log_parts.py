@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import heapq
-import mmap
 import re
 import threading
 import uuid
@@ -31,6 +30,7 @@ from imagemill.engine.job_log import CLOSED, CUT, JobLog, ends_in_mid_line
 from imagemill.errors import StoreUnavailableError
 from imagemill.media_types import JSON_LINES
 from imagemill.runs.folder import RunFolder
+from imagemill.runs.log_replay import holds
 
 SEND_EVERY_S = 3.0
 """How often new lines are uploaded, in seconds."""
@@ -269,10 +269,7 @@ class LeaderLog(LogParts):
     def _is_known(self, text: bytes) -> bool:
         """Whether the log holds the last line of these: it was published, and they could not be deleted."""
         line = text[text[:-1].rfind(b"\n") + 1 :]
-        if not line or not self._size:
-            return not line
-        with self._file.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as log:
-            return log.find(line) >= 0
+        return not line or holds(self._file, line)
 
     def _found(self) -> dict[str, list[StoredImage]]:
         """The parts in the bucket, by series, in order."""

@@ -206,8 +206,8 @@ class JobStore(ABC):
     async def patiently(self, action: Callable[..., Awaitable[T]], *arguments: object) -> T:
         """Run an idempotent action, and repeat it while the store is unavailable.
 
-        The patience begins with the first failure: an attempt that waited long for a connection that had died
-        says nothing of the store as it is then.
+        The patience begins with the first failure: an attempt that waited on a dead connection does not show
+        whether the store is available now.
 
         Raises:
             StoreUnavailableError: the store was unavailable for ``outage_s`` seconds.

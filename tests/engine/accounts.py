@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
 import random
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import anyio
 import httpx
 
 from imagemill.blocks.apis import ImageApi
 from imagemill.bucket.image_bucket import ImageBucket
-from imagemill.emulator.bill import Bill
-from imagemill.emulator.gallery import stamp
-from imagemill.emulator.order import Order, Shot
-from imagemill.emulator.picture import draw
 from imagemill.emulator.server import _application
 from imagemill.emulator.settings import Settings
 from imagemill.emulator.studio import Studio
@@ -35,33 +30,11 @@ from imagemill.engine.telemetry import Telemetry
 from imagemill.jobs import Job
 from imagemill.quality.inspection import Inspection
 from imagemill.stores.memory import MemoryStore
+from tests.simulation.vendor import DrawnOnce, WatchedBill
 
 SIZE = 256
 _FEEDERS = 4
 """Shards that are worked on at once."""
-
-
-class _Gallery:
-    """Pictures that are drawn once per size and only made unique, without threads."""
-
-    _drawn: ClassVar[dict[Shot, bytes]] = {}
-
-    async def picture(self, shot: Shot, *, fast: bool) -> bytes:
-        del fast
-        base = dataclasses.replace(shot, prompt="A picture", steps=4, seed=0)
-        if base not in self._drawn:
-            self._drawn[base] = draw(base)
-        return stamp(self._drawn[base], shot.digest)
-
-
-class _Bill(Bill):
-    def __init__(self, charged: Callable[[Order], None]) -> None:
-        super().__init__()
-        self._charged = charged
-
-    def charge(self, order: Order) -> None:
-        super().charge(order)
-        self._charged(order)
 
 
 class Account(httpx.AsyncBaseTransport):
@@ -84,8 +57,10 @@ class Account(httpx.AsyncBaseTransport):
         if self._app is None:
             self.studio = Studio(self._settings, clock=anyio.current_time)
             self.studio.gallery.close()
-            self.studio.gallery = _Gallery()  # type: ignore[assignment]
-            self.studio.bill = _Bill(lambda order: self.charged.append((anyio.current_time(), order.prompt)))
+            self.studio.gallery = DrawnOnce()  # type: ignore[assignment]
+            self.studio.bill = WatchedBill(
+                lambda order: self.charged.append((anyio.current_time(), order.prompt))
+            )
             self._app = httpx.ASGITransport(_application(self.studio))
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:

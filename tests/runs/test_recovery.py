@@ -188,13 +188,18 @@ def test_a_job_that_failed_is_not_bought_again_where_only_the_log_knows(
         assert (job.request_id, job.cost_usd) == (None, PRICE_USD)
 
 
-def test_a_request_that_this_client_named_is_asked_about_though_no_record_has_its_name(
-    place: Place, catalog: Callable[..., str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def on_runware(place: Place, catalog: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> RunSettings:
+    """A run of one row at Runware, where this client names the requests."""
     monkeypatch.setenv("RUNWARE_API_KEY", "k")
     described = settings(place, catalog(prompt=["a"])).model_dump(exclude_unset=True)
-    runware = RunSettings.model_validate({**described, "api": "runware"})
-    with open_session(runware) as session:
+    return RunSettings.model_validate({**described, "api": "runware"})
+
+
+def test_a_request_that_this_client_named_is_asked_about_though_no_record_has_its_name(
+    on_runware: RunSettings,
+) -> None:
+    with open_session(on_runware) as session:
         assert isinstance(session.api, Runware)
         job = killed_at_work(session)
         named = session.api.task_of(job)
@@ -203,12 +208,9 @@ def test_a_request_that_this_client_named_is_asked_about_though_no_record_has_it
 
 
 def test_a_request_that_was_refused_before_has_the_same_name_after_a_kill(
-    place: Place, catalog: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+    on_runware: RunSettings,
 ) -> None:
-    monkeypatch.setenv("RUNWARE_API_KEY", "k")
-    described = settings(place, catalog(prompt=["a"])).model_dump(exclude_unset=True)
-    runware = RunSettings.model_validate({**described, "api": "runware"})
-    with open_session(runware) as session:
+    with open_session(on_runware) as session:
         assert isinstance(session.api, Runware)
         job = killed_at_work(session)
         first = session.api.task_of(job)

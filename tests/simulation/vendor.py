@@ -66,7 +66,7 @@ class NetworkWeather:
     stale: float = 0.0
 
 
-class _Gallery:
+class DrawnOnce:
     """Pictures that are drawn once per size and only made unique, without threads."""
 
     _drawn: dict[Shot, bytes] = {}  # noqa: RUF012 - shared by all simulations: pictures never change
@@ -100,7 +100,9 @@ class _Links(Links):
         return over
 
 
-class _Bill(Bill):
+class WatchedBill(Bill):
+    """A bill that tells ``charged`` of each order when it grows."""
+
     def __init__(self, charged: Callable[[Order], None]) -> None:
         super().__init__()
         self._charged = charged
@@ -117,10 +119,10 @@ class _Studio(Studio):
         super().__init__(settings, clock=world.monotonic)
         self._world = world
         self.gallery.close()
-        self.gallery = _Gallery()  # type: ignore[assignment]
+        self.gallery = DrawnOnce()  # type: ignore[assignment]
         self.links: _Links = _Links(self.picture, self.connections, self.stats, world.monotonic)
         self.links.ttl_s = settings.link_ttl_s
-        self.bill = _Bill(self._note)
+        self.bill = WatchedBill(self._note)
         self.charges: list[Charge] = []
         self.digests: dict[str, str] = {}
         self.on_charge: Callable[[], None] = lambda: None
