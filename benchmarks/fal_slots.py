@@ -24,8 +24,9 @@ import pyarrow.parquet as pq
 from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 from prefect.testing.utilities import prefect_test_harness
 
+from benchmarks.emulator_process import EmulatorProcess, emulator_process
 from imagemill.cli.s3_server import s3_server
-from imagemill.emulator import Emulator, Settings
+from imagemill.emulator import Settings
 from imagemill.flows.generate_catalog import generate_catalog
 
 PARTI_PROMPTS = 1632
@@ -36,7 +37,7 @@ CASES = (
 """Slots, median latency in seconds, rows at most; two slots at 3 s take 25 minutes."""
 
 
-def requests_of(emulated: Emulator) -> list[dict[str, Any]]:
+def requests_of(emulated: EmulatorProcess) -> list[dict[str, Any]]:
     """All past requests, from the platform API."""
     found: list[dict[str, Any]] = []
     query: dict[str, Any] = {"endpoint_id": "fal-ai/flux/schnell", "limit": 100}
@@ -76,7 +77,7 @@ def main(catalog: str | None) -> None:
             pq.write_table(pa.table({"prompt": [f"a lamp, {n}" for n in range(PARTI_PROMPTS)]}), catalog)
         for number, (slots, latency_s, rows) in enumerate(CASES):
             settings = Settings(latency_s=latency_s, max_concurrent=slots, pictures="fast")
-            with Emulator(settings) as emulated:
+            with emulator_process(settings) as emulated:
                 summary = generate_catalog(
                     catalog={"path": catalog, "limit": rows},
                     output={"uri": f"s3://slots/{number}", "s3_endpoint_url": s3.endpoint_url},

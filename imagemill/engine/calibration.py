@@ -11,6 +11,7 @@ import httpx
 from pydantic import BaseModel, ConfigDict, Field
 
 from imagemill.blocks.apis import ImageApi
+from imagemill.blocks.apis.connections import http_client
 from imagemill.catalog.keys import prompt_seed
 from imagemill.engine.limits.pacer import CEILING, Limit, Pacer, SlotWatch
 from imagemill.errors import RETRY_RULES, ApiError, ErrorClass, InputError, Outcome
@@ -170,9 +171,7 @@ async def calibrate(api: ImageApi, http: httpx.AsyncClient, budget: Budget) -> C
 
 async def measure_account(api: ImageApi, budget: Budget) -> Calibration:
     """:func:`calibrate` with its own HTTP client."""
-    limits = httpx.Limits(max_connections=CEILING + 8, max_keepalive_connections=CEILING + 8)
-    timeout = httpx.Timeout(api.request_timeout_s, connect=10.0)
-    async with httpx.AsyncClient(timeout=timeout, limits=limits, trust_env=True) as http:
+    async with http_client(api.request_timeout_s, CEILING) as http:
         return await calibrate(api, http, budget)
 
 

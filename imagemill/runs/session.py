@@ -22,10 +22,10 @@ from typing import TypeVar
 
 import anyio
 import anyio.to_thread
-import httpx
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
 from imagemill.blocks.apis import ImageApi
+from imagemill.blocks.apis.connections import http_client
 from imagemill.blocks.loading import job_store
 from imagemill.bucket.access import open_bucket
 from imagemill.bucket.image_bucket import ImageBucket
@@ -317,7 +317,7 @@ async def _running(parts: _Parts, joining: Joining | None) -> AsyncIterator[Sess
     limits, several = settings.limits, len(parts.accounts) > 1
     async with AsyncExitStack() as stack:
         clients = [
-            _client(account.api.request_timeout_s, account.concurrency or CEILING) for account in accounts
+            http_client(account.api.request_timeout_s, account.concurrency or CEILING) for account in accounts
         ]
         for http in clients:
             await stack.enter_async_context(http)
@@ -398,15 +398,6 @@ async def _send(log: LeaderLog, recorder: Recorder, up_next: Sequence[int]) -> N
 async def _send_last(log: LeaderLog) -> None:
     with anyio.CancelScope(shield=True), suppress(StoreUnavailableError, OSError):
         await log.send()
-
-
-def _client(timeout_s: float, concurrency: int) -> httpx.AsyncClient:
-    connections = concurrency + 8
-    return httpx.AsyncClient(
-        timeout=httpx.Timeout(timeout_s, connect=10.0),
-        limits=httpx.Limits(max_connections=connections, max_keepalive_connections=connections),
-        trust_env=True,
-    )
 
 
 def _recorder(parts: _Parts, pacer: Pacer | PaceOfAll, joining: Joining | None) -> Recorder:

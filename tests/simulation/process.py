@@ -462,7 +462,7 @@ def outside_world(home: Path) -> Iterator[None]:
         put(session, "start_blocking_portal", _portal)
         for name in ("learn_published", "read_limit"):
             put(imagemill.runs.accounts, name, lambda *_: None)
-        put(session, "_client", _http)
+        put(session, "http_client", _http)
         for name, module in list(sys.modules.items()):
             ours = name.startswith(("imagemill.bucket", "imagemill.runs", "imagemill.reports"))
             if ours and hasattr(module, "ThreadPoolExecutor"):
