@@ -11,7 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-SHARED = {"__main__", "workshop", "side_by_side", "process_tree"}
+SHARED = {"__main__", "workshop", "side_by_side", "process_tree", "recording"}
 """What is here and measures nothing itself."""
 
 

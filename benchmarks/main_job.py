@@ -1,204 +1,90 @@
-"""Measures the main job beside a bare loop that only moves the bytes; prints a Markdown table.
+"""Measures the main job beside bare loops that only move the bytes; writes the table into main_job.md.
 
-    python benchmarks/main_job.py [IMAGES]
+    python -m benchmarks.main_job [IMAGES]
 
-Every row is a process of its own, against the same emulated API (no latency, no limit, 1024 x 1024 JPEG)
-and the same local S3 server. CPU is the client process's own, without its imports and without Prefect's
-server; memory is the process's peak. ``bare`` is httpx plus boto3's put_object, 25 at once, with no queue,
-no checks and no records.
+Each measurement is the command in a process of its own, against the same emulated API (no latency, no limit,
+1024 x 1024 JPEG) and the same local S3 server. CPU is that of the command, imports included; Prefect's server
+runs already. The bare loops are httpx with boto3's ``put_object`` or with obstore, without queue, checks or
+records. All have 25 requests at once.
 """
 
 from __future__ import annotations
 
-import asyncio
-import base64
-import json
-import os
-import platform
-import resource
-import subprocess
 import sys
 import tempfile
-import time
-from concurrent.futures import ThreadPoolExecutor
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-import boto3
-import httpx
-import pyarrow as pa
-import pyarrow.parquet as pq
-from botocore.config import Config
+from prefect.settings import get_current_settings
 from prefect.testing.utilities import prefect_test_harness
 
+from benchmarks.recording import QuietMachine, Spread, alternating, record
+from benchmarks.side_by_side import BUCKET, Contender, Outcome, Situation, run
+from benchmarks.workshop import machine
 from imagemill.cli.s3_server import s3_server
 
-ROOT = Path(__file__).parents[1]
-AT_ONCE = 25
-BUCKET = "benchmark"
+FILE = Path(__file__).with_suffix(".md")
+FEW, MANY = 1_000, 10_000
+BARE = 4_000
+"""A bare loop costs the same per image, however long it is."""
+CONTENDERS = (
+    Contender("bare", "bare loop: httpx and boto3", "25"),
+    Contender("bare", "bare loop: httpx and obstore", "25", put_with="obstore"),
+    Contender("imagemill", "imagemill", "25"),
+)
 
 
-def used() -> float:
-    """CPU seconds of this process so far."""
-    usage = resource.getrusage(resource.RUSAGE_SELF)
-    return usage.ru_utime + usage.ru_stime
-
-
-def report(images: int, began: float, cpu: float) -> None:
-    """Print this process's figures for its parent."""
-    print(
-        json.dumps(
-            {
-                "images": images,
-                "seconds": time.perf_counter() - began,
-                "cpu": used() - cpu,
-                "rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-            }
+def table(
+    found: Mapping[tuple[Contender, int], list[Outcome]], most: Mapping[Contender, int]
+) -> Iterator[str]:
+    """The table, line by line: the median of the rounds, and the least and the most behind it."""
+    additional = {
+        each: [
+            1000 * (long.cpu_s - short.cpu_s) / (many - FEW)
+            for short, long in zip(found[each, FEW], found[each, many], strict=True)
+        ]
+        for each, many in most.items()
+    }
+    whole = {each: [1000 * one.cpu_s / FEW for one in found[each, FEW]] for each in most}
+    floors = [Spread.of(figures[CONTENDERS[0]]).median for figures in (additional, whole)]
+    yield f"{machine()}; {len(whole[CONTENDERS[0]])} rounds.\n"
+    yield (
+        f"| what | CPU ms per additional image | times boto3's | CPU ms per image, whole run of {FEW:,}"
+        f" | times boto3's | images/s | peak MB, {FEW:,} images | peak MB, more images |"
+    )
+    yield "|---|---:|---:|---:|---:|---:|---:|---:|"
+    for each, many in most.items():
+        costs = []
+        for figures, floor in zip((additional, whole), floors, strict=True):
+            spread = Spread.of(figures[each])
+            costs += [spread.text(), f"{spread.median / floor:.2f}"]
+        speed = Spread.of([many / one.working_s for one in found[each, many]]).text(".0f")
+        few_mb, many_mb = (
+            Spread.of([one.peak_mb for one in found[each, n]]).text(".0f") for n in (FEW, many)
         )
-    )
+        yield f"| {' | '.join((each.label, *costs, speed, few_mb, f'{many_mb} at {many:,}'))} |"
 
 
-def bare(images: int) -> None:
-    """The floor: one request, one put, nothing else."""
-    s3 = boto3.client(
-        "s3",
-        endpoint_url=os.environ["S3_URL"],
-        config=Config(max_pool_connections=AT_ONCE, s3={"addressing_style": "path"}),
-    )
-    threads = ThreadPoolExecutor(AT_ONCE)
-    headers = {"authorization": "Bearer benchmark"}
-
-    async def worker(numbers: list[int], http: httpx.AsyncClient) -> None:
-        loop = asyncio.get_running_loop()
-        while numbers:
-            number = numbers.pop()
-            body = {
-                "model": "black-forest-labs/FLUX.1-schnell",
-                "prompt": f"benchmark {number}",
-                "width": 1024,
-                "height": 1024,
-                "steps": 4,
-                "seed": number,
-                "response_format": "base64",
-                "output_format": "jpeg",
-            }
-            url = f"{os.environ['API_URL']}/v1/images/generations"
-            answer = await http.post(url, json=body, headers=headers)
-            content = base64.b64decode(answer.json()["data"][0]["b64_json"])
-            await loop.run_in_executor(
-                threads,
-                lambda content=content, number=number: s3.put_object(
-                    Bucket=BUCKET, Key=f"bare/{number}.jpg", Body=content, ContentType="image/jpeg"
-                ),
-            )
-
-    async def run() -> None:
-        numbers = list(range(images))
-        limits = httpx.Limits(max_connections=AT_ONCE, max_keepalive_connections=AT_ONCE)
-        async with httpx.AsyncClient(limits=limits, timeout=60) as http:
-            await asyncio.gather(*[worker(numbers, http) for _ in range(AT_ONCE)])
-
-    began, cpu = time.perf_counter(), used()
-    asyncio.run(run())
-    report(images, began, cpu)
-
-
-def imagemill(images: int) -> None:
-    """The whole flow: plan, generate, publish, measure."""
-    from imagemill.flows.generate_catalog import generate_catalog  # noqa: PLC0415 - imports are not measured
-
-    folder = Path(os.environ["IMAGEMILL_HOME"])
-    catalog = folder / f"catalog-{images}.parquet"
-    pq.write_table(pa.table({"prompt": [f"benchmark {n}" for n in range(images)]}), catalog)
-    began, cpu = time.perf_counter(), used()
-    summary = generate_catalog(
-        catalog=str(catalog),
-        output={"uri": f"s3://{BUCKET}/mill-{images}", "s3_endpoint_url": os.environ["S3_URL"]},
-        api={"provider": "together", "base_url": os.environ["API_URL"]},
-        picture={"format": "jpeg"},
-        limits={"concurrency": AT_ONCE},
-    )
-    assert (summary.done, summary.failed) == (images, 0), summary
-    report(images, began, cpu)
-
-
-def measured(what: str, images: int, environment: dict[str, str]) -> dict[str, float]:
-    """Run one row of the table as a process of its own; its figures."""
-    done = subprocess.run(
-        [sys.executable, __file__, what, str(images)],
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        check=True,
-    )
-    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return found
-
-
-def main(images: int) -> None:
-    """Start the servers, run each row, print the table."""
-    with (
-        tempfile.TemporaryDirectory() as work,
-        s3_server(Path(work)) as s3,
-        prefect_test_harness(server_startup_timeout=180),
-    ):
-        client = s3.client()
-        client.create_bucket(Bucket=BUCKET)
-        from prefect.settings import get_current_settings  # noqa: PLC0415 - known within the harness
-
-        emulator = subprocess.Popen(
-            [
-                sys.executable,
-                "-m",
-                "imagemill.emulator",
-                "--port",
-                "0",
-                "--latency",
-                "0",
-                "--pictures",
-                "fast",
-            ],
-            stdout=subprocess.PIPE,
-            text=True,
-            cwd=ROOT,
-        )
-        assert emulator.stdout is not None
-        api = next(word for word in emulator.stdout.readline().split() if word.startswith("http://"))
-        environment = {
-            **os.environ,
-            **s3.environment,
-            "S3_URL": s3.endpoint_url,
-            "API_URL": api.rstrip(".,"),
-            "TOGETHER_API_KEY": "benchmark",
-            "IMAGEMILL_HOME": work,
-            "PREFECT_API_URL": str(get_current_settings().api.url),
-            "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
-        }
-        try:
-            measured("bare", 200, environment)  # warms the servers
-            rows = [
-                ("bare httpx + boto3", measured("bare", images, environment)),
-                ("imagemill", measured("imagemill", images // 10, environment)),
-                ("imagemill", measured("imagemill", images, environment)),
-            ]
-        finally:
-            emulator.terminate()
-            emulator.wait()
-    floor = rows[0][1]
-    print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}\n")
-    print("| what | images | images/s | client CPU ms/image | times bare | peak memory MB |")
-    print("|---|---|---|---|---|---|")
-    for what, row in rows:
-        cpu = 1000 * row["cpu"] / row["images"]
-        times = cpu / (1000 * floor["cpu"] / floor["images"])
-        print(
-            f"| {what} | {row['images']:,} | {row['images'] / row['seconds']:.0f} | {cpu:.2f}"
-            f" | {times:.2f} | {row['rss_mb']:.0f} |"
-        )
+def main(many: int) -> int:
+    """Measure in rounds that alternate, and write the table."""
+    most = {each: min(many, BARE) if each.name == "bare" else many for each in CONTENDERS}
+    runs = [(each, images) for each, longest in most.items() for images in (FEW, longest)]
+    found: dict[tuple[Contender, int], list[Outcome]] = defaultdict(list)
+    quiet = QuietMachine()
+    with prefect_test_harness(server_startup_timeout=180):
+        prefect_url = str(get_current_settings().api.url)
+        for each, images in alternating(runs):
+            # An S3 server and a folder of its own: the disk need not hold the pictures of all rounds.
+            with tempfile.TemporaryDirectory() as folder, s3_server(Path(folder)) as s3:
+                s3.client().create_bucket(Bucket=BUCKET)
+                quiet.wait()
+                situation = Situation(f"free-{images}", images, latency_s=0.0)
+                outcome = run(each, situation, sys.executable, s3, prefect_url, Path(folder))
+                assert not outcome.missing, outcome
+                found[each, images].append(outcome)
+    return record(FILE, "\n".join(table(found, most)), quiet)
 
 
 if __name__ == "__main__":
-    if len(sys.argv) == 3:
-        {"bare": bare, "imagemill": imagemill}[sys.argv[1]](int(sys.argv[2]))
-    else:
-        main(int(sys.argv[1]) if len(sys.argv) > 1 else 10_000)
+    sys.exit(main(int(sys.argv[1]) if len(sys.argv) > 1 else MANY))

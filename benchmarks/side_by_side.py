@@ -30,12 +30,16 @@ LONGEST_S = 900.0
 
 @dataclass(frozen=True)
 class Contender:
-    """One row of the table. ``installs`` come from PyPI into an environment of their own."""
+    """One row of the table. ``installs`` come from PyPI into an environment of their own.
+
+    ``at_once`` is a number of requests, or ``auto``; ``put_with`` the client for S3, where it has a choice.
+    """
 
     name: str
     label: str
     at_once: str
     installs: tuple[str, ...] = ()
+    put_with: str = "boto3"
 
     def command(self, python: str, told: dict[str, str]) -> list[str]:
         """What is started, and started again."""
@@ -45,7 +49,7 @@ class Contender:
             *(python, "-m", "imagemill", "run", told["CATALOG"], "--provider", "together"),
             *("--base-url", told["API_URL"], "--s3-endpoint-url", told["S3_URL"]),
             *("--output", f"s3://{BUCKET}/{told['PREFIX']}", "--format", "jpeg"),
-            *("--run-id", told["PREFIX"], "--json"),
+            *("--run-id", told["PREFIX"], "--concurrency", self.at_once, "--json"),
         ]
 
 
@@ -178,7 +182,7 @@ def run(
     contender: Contender, situation: Situation, python: str, s3: S3Server, prefect_url: str, folder: Path
 ) -> Outcome:
     """One contender in one situation."""
-    prefix = f"{contender.name}-{situation.name}"
+    prefix = f"{contender.name}-{contender.put_with}-{situation.name}"
     home = folder / prefix
     home.mkdir()
     catalog = folder / f"{situation.images}.parquet"
@@ -191,6 +195,8 @@ def run(
             "BUCKET": BUCKET,
             "PREFIX": prefix,
             "CATALOG": str(catalog),
+            "AT_ONCE": contender.at_once,
+            "PUT_WITH": contender.put_with,
         }
         environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith("COVERAGE_")},

@@ -50,6 +50,17 @@ PLACEHOLDER = "placeholder"
 TERMINAL = frozenset({JobStatus.DONE, JobStatus.FAILED})
 
 
+def next_take(status: str, image: str | None) -> int:
+    """See :attr:`Job.take`: which take the picture of a job with this status and image is."""
+    return 1 if image is None else take_of(image) + (status not in TERMINAL)
+
+
+def has_picture(status: str, image: str | None, suspect: str) -> bool:
+    """See :attr:`Job.has_picture`: whether a job with these fields has a picture."""
+    is_placeholder = status not in TERMINAL and suspect == PLACEHOLDER
+    return image is not None and not is_rejected(image) and not is_placeholder
+
+
 @dataclass(slots=True)
 class Job:
     """One image to make: self-contained, so that a retry recomputes nothing.
@@ -115,9 +126,7 @@ class Job:
     @property
     def take(self) -> int:
         """Which take the job's picture is; of an unfinished job, the one that its next request makes."""
-        if self.image is None:
-            return 1
-        return take_of(self.image) + (self.status not in TERMINAL)
+        return next_take(self.status, self.image)
 
     @property
     def take_seed(self) -> int:
@@ -127,8 +136,7 @@ class Job:
     @property
     def has_picture(self) -> bool:
         """Whether there is a picture, be it one that is to be made anew; a placeholder is none."""
-        is_placeholder = self.status not in TERMINAL and self.suspect == PLACEHOLDER
-        return self.image is not None and not is_rejected(self.image) and not is_placeholder
+        return has_picture(self.status, self.image, self.suspect)
 
     @property
     def is_rejected(self) -> bool:
@@ -244,6 +252,11 @@ FRESH_STATE: tuple[Any, ...] = tuple(field.default for field in fields(Job) if f
 """The state fields of a job that nobody has touched yet."""
 
 _input_of = attrgetter(*INPUT_FIELDS)
+
+
+def is_constant(column: Sequence[Any]) -> bool:
+    """Whether all values of a column are the same one."""
+    return bool(column) and column[0] == column[-1] and column.count(column[0]) == len(column)
 
 
 class NewJobs(Sequence[Job]):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 
@@ -14,7 +13,7 @@ from benchmarks.contenders import work
 async def main() -> None:
     """Work off the catalog once."""
     left = work.rows()[::-1]
-    s3, threads, loop = work.s3_client(), ThreadPoolExecutor(work.AT_ONCE), asyncio.get_running_loop()
+    uploads = work.Uploads()
 
     async def worker(http: httpx.AsyncClient) -> None:
         while left:
@@ -22,7 +21,7 @@ async def main() -> None:
             with contextlib.suppress(httpx.HTTPError):
                 body = work.order(row["prompt"], row["seed"])
                 content = work.image_of(await http.post(work.endpoint(), json=body))
-                await loop.run_in_executor(threads, work.put, s3, row["id"], content)
+                await uploads.put(work.name_of(row["id"]), content)
 
     async with work.http_client() as http:
         await asyncio.gather(*[worker(http) for _ in range(work.AT_ONCE)])

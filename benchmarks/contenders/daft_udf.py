@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-from concurrent.futures import ThreadPoolExecutor
-
 import daft
 
 from benchmarks.contenders import work
@@ -16,15 +13,13 @@ class Generate:
 
     def __init__(self) -> None:
         self._http = work.http_client()
-        self._s3 = work.s3_client()
-        self._threads = ThreadPoolExecutor(work.AT_ONCE)
+        self._uploads = work.Uploads()
 
     @daft.method(return_dtype=daft.DataType.string(), max_retries=3, on_error="ignore")
     async def one(self, row_id: str, prompt: str, seed: int) -> str:
         """One image into the bucket; its name there."""
         content = work.image_of(await self._http.post(work.endpoint(), json=work.order(prompt, seed)))
-        loop = asyncio.get_running_loop()
-        await loop.run_in_executor(self._threads, work.put, self._s3, row_id, content)
+        await self._uploads.put(work.name_of(row_id), content)
         return work.name_of(row_id)
 
 

@@ -1,10 +1,9 @@
-"""The loop of the guides: chunks of 25, all settled before the next, a checkpoint file after each."""
+"""The loop of the guides: chunks that are settled before the next begins, a checkpoint file after each."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
@@ -17,11 +16,11 @@ async def main() -> None:
     checkpoint = work.HOME / "checkpoint.json"
     done: dict[str, str] = json.loads(checkpoint.read_text()) if checkpoint.exists() else {}
     left = [row for row in work.rows() if row["id"] not in done]
-    s3, threads, loop = work.s3_client(), ThreadPoolExecutor(work.AT_ONCE), asyncio.get_running_loop()
+    uploads = work.Uploads()
 
     async def one(http: httpx.AsyncClient, row: dict[str, Any]) -> str:
         content = await work.generate(http, row["prompt"], row["seed"])
-        await loop.run_in_executor(threads, work.put, s3, row["id"], content)
+        await uploads.put(work.name_of(row["id"]), content)
         return work.name_of(row["id"])
 
     async with work.http_client() as http:

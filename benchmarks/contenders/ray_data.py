@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import ray
@@ -12,12 +11,11 @@ from benchmarks.contenders import work
 
 
 class Generate:
-    """The actor; it holds 25 requests at once over all batches that it is given."""
+    """The actor; it holds so many requests at once over all batches that it is given."""
 
     def __init__(self) -> None:
         self._http = work.http_client()
-        self._s3 = work.s3_client()
-        self._threads = ThreadPoolExecutor(work.AT_ONCE)
+        self._uploads = work.Uploads()
         self._semaphore = asyncio.Semaphore(work.AT_ONCE)
 
     async def __call__(self, batch: dict[str, Any]) -> Any:  # noqa: ANN401 - Ray's protocol
@@ -32,8 +30,7 @@ class Generate:
                 content = await work.generate(self._http, prompt, seed)
             except Exception:  # noqa: BLE001 - one row must not end the whole job
                 return ""
-            loop = asyncio.get_running_loop()
-            await loop.run_in_executor(self._threads, work.put, self._s3, row_id, content)
+            await self._uploads.put(work.name_of(row_id), content)
             return work.name_of(row_id)
 
 

@@ -11,6 +11,7 @@ import asyncio
 import base64
 import os
 import random
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ import httpx
 import pyarrow.parquet as pq
 from botocore.config import Config
 
-AT_ONCE = 25
+AT_ONCE = int(os.environ.get("AT_ONCE", "25"))
 """Requests at once, for those that have to be told."""
 
 API_URL = os.environ.get("API_URL", "")
@@ -94,6 +95,32 @@ async def generate(http: httpx.AsyncClient, prompt: str, seed: int) -> bytes:
         await asyncio.sleep(2**attempt * random.uniform(0.5, 1.0))
 
 
+class Uploads:
+    """Puts images into the bucket: by boto3 in a thread per request, or by obstore where PUT_WITH says so."""
+
+    def __init__(self) -> None:
+        if os.environ.get("PUT_WITH") == "obstore":
+            from obstore.store import S3Store  # noqa: PLC0415 - an environment without it only has boto3
+
+            options = {"allow_http": True}
+            self._store = S3Store(
+                BUCKET, endpoint=S3_URL, client_options=options, virtual_hosted_style_request=False
+            )
+            self._s3 = None
+        else:
+            self._s3 = s3_client()
+            self._threads = ThreadPoolExecutor(AT_ONCE)
+
+    async def put(self, name: str, content: bytes) -> None:
+        """One image."""
+        if self._s3 is None:
+            attributes = {"Content-Type": "image/jpeg"}
+            await self._store.put_async(name, content, attributes=attributes, use_multipart=False)
+        else:
+            loop = asyncio.get_running_loop()
+            await loop.run_in_executor(self._threads, put, self._s3, name, content)
+
+
 def s3_client() -> Any:  # noqa: ANN401 - boto3 makes its classes at run time
     """A client that all threads share, with a connection each."""
     return boto3.client(
@@ -103,9 +130,9 @@ def s3_client() -> Any:  # noqa: ANN401 - boto3 makes its classes at run time
     )
 
 
-def put(s3: Any, row_id: str, content: bytes) -> None:  # noqa: ANN401
-    """One image into the bucket."""
-    s3.put_object(Bucket=BUCKET, Key=name_of(row_id), Body=content, ContentType="image/jpeg")
+def put(s3: Any, name: str, content: bytes) -> None:  # noqa: ANN401
+    """One image into the bucket, by boto3."""
+    s3.put_object(Bucket=BUCKET, Key=name, Body=content, ContentType="image/jpeg")
 
 
 def name_of(row_id: str) -> str:

@@ -22,6 +22,7 @@ import boto3
 import obstore
 import orjson
 import pyarrow as pa
+import pyarrow.compute as pc
 from boto3.exceptions import Boto3Error
 from boto3.s3.transfer import TransferConfig
 from botocore.exceptions import BotoCoreError, ClientError
@@ -459,6 +460,12 @@ def image_folder(key: str) -> str:
 def image_name(key: str, extension: str, take: int = 1) -> str:
     """The name of a key's image, below the output prefix."""
     return f"{image_folder(key)}/{key}{take_name(take)}.{extension}"
+
+
+def image_names(keys: pa.ChunkedArray, suffixes: pa.ChunkedArray) -> pa.ChunkedArray:
+    """The names of many images, as :func:`image_name` has them; ``suffixes`` follow the keys, or are null."""
+    folders = pc.utf8_slice_codeunits(keys, 0, 2)
+    return pc.binary_join_element_wise("images/", folders, "/", keys, suffixes, "", null_handling="emit_null")
 
 
 def copy_name(row_id: str, extension: str, variant: int = 1) -> str:

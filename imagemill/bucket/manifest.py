@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import json
 from array import array
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from imagemill.bucket.image_bucket import ImageBucket, copy_name, image_name
+from imagemill.bucket.image_bucket import ImageBucket, copy_name, image_names
 from imagemill.catalog.plan import PLAN_SCHEMA
-from imagemill.jobs import Job, JobStatus
+from imagemill.jobs import JobStatus, has_picture
 from imagemill.parquet import read_batches
 from imagemill.takes import seed_of, take_of
 
@@ -48,54 +48,70 @@ class Publisher(NamedTuple):
     planned_at: str
 
 
-_Ending = tuple[str, str | None, str | None, int]
-"""Status, error code, the extension of the image, and which take it is."""
+class Ending(NamedTuple):
+    """How a job ended: ``extension`` and ``take`` are its picture's, null and 1 where there is none.
+
+    ``route`` made the picture; "" where it is not known, or there is none. ``suffix`` is what the name of the
+    picture's object has after the key, null where there is none.
+    """
+
+    status: str
+    error_code: str | None = None
+    extension: str | None = None
+    take: int = 1
+    route: str = ""
+    suffix: str | None = None
+
+
+OUTCOME_FIELDS = ("status", "error_code", "image", "suspect", "route")
+"""The fields of a job that its outcome is made from."""
 
 
 class Outcomes:
     """The outcome of each job, by number; a million jobs take 4 MB."""
 
     def __init__(self) -> None:
-        self._endings: dict[_Ending, int] = {("rejected", None, None, 1): 0}
+        self._endings = {Ending("rejected"): 0}
+        self._seen: dict[tuple[str, str | None, str | None, str, str], int] = {}
         self._of_job = array("i")
-        self._routes: dict[str, int] = {"": 0}
-        self._route_of_job = array("B")
 
-    def add(self, jobs: Iterable[Job]) -> None:
-        """Add the next jobs, in order of their numbers."""
-        endings = self._endings
-        for job in jobs:
-            status = JobStatus.PENDING if job.status is JobStatus.RUNNING else job.status
-            image = job.image if job.image is not None and job.has_picture else ""
-            extension, take = image.rpartition(".")[2] or None, take_of(image)
-            self._of_job.append(endings.setdefault((status, job.error_code, extension, take), len(endings)))
-            made_by = job.route if image else ""
-            self._route_of_job.append(self._routes.setdefault(made_by, len(self._routes)))
+    def add(self, jobs: Mapping[str, Sequence[Any]]) -> None:
+        """Add the next jobs, in order of their numbers, as columns: their ``OUTCOME_FIELDS`` at least."""
+        statuses, error_codes, images, suspects, routes = (jobs[name] for name in OUTCOME_FIELDS)
+        kinds = [image.rpartition("/")[2].partition(".")[2] if image else None for image in images]
+        seen = self._seen
+        rows = list(zip(statuses, error_codes, kinds, suspects, routes, strict=True))
+        for row in set(rows).difference(seen):
+            seen[row] = self._endings.setdefault(_ending(*row), len(self._endings))
+        self._of_job.extend([seen[row] for row in rows])
 
-    def routes_of(self, jobs: pa.Array | pa.ChunkedArray) -> list[str]:
-        """The routes that made these jobs' pictures; "" where it is not known, or there is none."""
-        names = list(self._routes)
-        return [names[self._route_of_job[job]] if job is not None else "" for job in jobs.to_pylist()]
-
-    def of(
-        self, jobs: pa.Array | pa.ChunkedArray
-    ) -> tuple[list[str], list[str | None], list[str | None], list[int]]:
-        """Status, error code, extension and take of the images of these jobs; null is a rejected row."""
+    def of(self, jobs: pa.Array | pa.ChunkedArray) -> pa.Table:
+        """How these jobs ended, a column for each field of :class:`Ending`; null is a rejected row."""
         numbers = jobs.fill_null(-1).to_numpy()
-        rejected = numbers < 0
-        if rejected.all():
-            chosen = np.zeros(len(numbers), np.intc)
-        else:
-            chosen = np.where(rejected, 0, np.frombuffer(self._of_job, np.intc)[numbers])
-        endings = list(self._endings)
-        statuses, error_codes, extensions, takes = zip(*endings, strict=True)
-        places = chosen.tolist()
-        return (
-            [statuses[place] for place in places],
-            [error_codes[place] for place in places],
-            [extensions[place] for place in places],
-            [takes[place] for place in places],
-        )
+        places = np.zeros(len(numbers), np.intc)
+        known = numbers >= 0
+        places[known] = np.frombuffer(self._of_job, np.intc)[numbers[known]]
+        return pa.Table.from_pylist([ending._asdict() for ending in self._endings], _ENDINGS).take(places)
+
+
+_ENDINGS = pa.schema(
+    [
+        ("status", pa.string()),
+        ("error_code", pa.string()),
+        ("extension", pa.string()),
+        ("take", pa.int64()),
+        ("route", pa.string()),
+        ("suffix", pa.string()),
+    ]
+)
+
+
+def _ending(status: str, error_code: str | None, kind: str | None, suspect: str, route: str) -> Ending:
+    """How a job ended whose image's name goes on like this after the key: ``png``, or ``2.png``."""
+    shown, name = str(JobStatus.PENDING if status == JobStatus.RUNNING else status), f"key.{kind}"
+    if kind is None or not has_picture(status, name, suspect):
+        return Ending(shown, error_code)
+    return Ending(shown, error_code, kind.rpartition(".")[2], take_of(name), route, f".{kind}")
 
 
 def write_manifest(
@@ -178,8 +194,7 @@ def _made_by(
     planned: pa.Table, outcomes: Outcomes, makers: Mapping[str, str], before: pa.Table | None
 ) -> pa.Array:
     """Who made each row's picture: in this run, or as the manifest says where it was there before."""
-    names = [makers.get(route) for route in outcomes.routes_of(planned["job"])]
-    made = pa.array(names, pa.string())
+    made = pa.array(map(makers.get, outcomes.of(planned["job"])["route"].to_pylist()), pa.string())
     if before is None or not made.null_count or not before.num_rows:
         return made
     known = before[MADE_BY].take(pc.index_in(planned["key"], value_set=before["key"].combine_chunks()))
@@ -204,28 +219,23 @@ def used_columns(schema: pa.Schema) -> Mapping[str, str]:
 
 
 def _manifest_table(bucket: ImageBucket, planned: pa.Table, outcomes: Outcomes, *, copies: bool) -> pa.Table:
-    statuses, error_codes, extensions, takes = outcomes.of(planned["job"])
-    uri_of, keys = bucket.uri_of, planned["key"].to_pylist()
-    copy_uris: list[str | None] = [None] * len(keys)
+    endings, copy_uris = outcomes.of(planned["job"]), pa.nulls(planned.num_rows, pa.string())
     if copies:
+        extensions = endings["extension"].to_pylist()
         rows = zip(planned["id"].to_pylist(), extensions, variants_of(planned), strict=True)
-        copy_uris = [extension and uri_of(copy_name(row_id, extension, n)) for row_id, extension, n in rows]
+        names = [extension and copy_name(row_id, extension, number) for row_id, extension, number in rows]
+        copy_uris = pa.array([name and bucket.uri_of(name) for name in names], pa.string())
     own = {
-        "status": statuses,
-        "uri": [
-            extension and uri_of(image_name(key, extension, take))
-            for key, extension, take in zip(keys, extensions, takes, strict=True)
-        ],
+        "status": endings["status"],
+        "uri": pc.binary_join_element_wise(
+            bucket.uri_of(""), image_names(planned["key"], endings["suffix"]), ""
+        ),
         "copy_uri": copy_uris,
-        "error_code": error_codes,
+        "error_code": endings["error_code"],
     }
-    columns = {
-        name: pa.array(own[name], pa.string()) if name in own else planned[name]
-        for name in OWN_COLUMNS
-        if name != "variant"
-    }
-    if max(takes, default=1) > 1:
-        seeds = map(seed_of, planned["seed"].to_pylist(), takes)
+    columns = {name: own.get(name, planned[name] if name not in own else None) for name in OWN_COLUMNS[:-1]}
+    if pc.any(pc.greater(endings["take"], 1)).as_py():
+        seeds = map(seed_of, planned["seed"].to_pylist(), endings["take"].to_pylist())
         columns["seed"] = pa.array(seeds, planned["seed"].type)
     return pa.table(columns | {"variant": pa.array(variants_of(planned), pa.int32())})
 

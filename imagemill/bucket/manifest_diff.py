@@ -97,7 +97,7 @@ def has_foreign_variant(schema: pa.Schema) -> bool:
 def identities(batch: pa.RecordBatch) -> bytes:
     """A digest of each row's id and variant, which follow each other; the first variant's is the id's."""
     ids = batch["id"].to_pylist()
-    if VARIANT in batch.schema.names:
+    if VARIANT in batch.schema.names and (pc.max(batch[VARIANT]).as_py() or 1) > 1:
         variants = batch[VARIANT].to_pylist()
         ids = [
             f"{row_id}\0{variant}" if variant and variant > 1 else row_id

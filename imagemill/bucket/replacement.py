@@ -292,6 +292,8 @@ def _unused(
     bucket: ImageBucket, superseded: Mapping[str, datetime], before: Path, manifest: Path, at: datetime
 ) -> dict[str, datetime]:
     """The superseded objects and those of the previous manifest that no row uses, and since when."""
+    if not superseded and not pq.read_metadata(before).num_rows:
+        return {}
     used = DigestIndex()
     for names in _objects(bucket, manifest):
         used.number(text_digests(names))

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from hashlib import blake2b
+from collections.abc import Sequence
 from typing import TypeAlias
 
 import numpy as np
@@ -12,15 +11,15 @@ import numpy.typing as npt
 DIGEST_BYTES = 16
 
 _Words: TypeAlias = npt.NDArray[np.uint64]
+_Places: TypeAlias = npt.NDArray[np.intp]
 _LEAST = 1024
-_NONE = bytes(DIGEST_BYTES)
 
 
 class DigestIndex:
     """A hash table of digests, looked up and filled a batch at a time.
 
-    A digest is 16 bytes of a cryptographic one: two that are equal by chance are not to be expected among
-    fewer than 2**60. An entry takes 20 bytes, and its share of the slots, which are at most half full.
+    A digest has 16 bytes: two that are equal by chance are not to be expected among fewer than 2**60. An
+    entry takes 20 bytes, and its share of the slots, which are at most half full.
     """
 
     def __init__(self) -> None:
@@ -40,11 +39,12 @@ class DigestIndex:
     def number(self, digests: bytes) -> npt.NDArray[np.int32]:
         """The number of each digest; those that are new are added under the next numbers from 0 on."""
         numbers = self.places(digests)
-        new: dict[bytes, int] = {}
-        for place in np.flatnonzero(numbers < 0).tolist():
-            digest = digests[place * DIGEST_BYTES : (place + 1) * DIGEST_BYTES]
-            numbers[place] = new.setdefault(digest, self._size + len(new))
-        self.add(b"".join(new), list(new.values()))
+        new = np.flatnonzero(numbers < 0)
+        if new.size:
+            words = _words(digests)[new]
+            first, which = _distinct(words)
+            numbers[new] = self._size + which
+            self.add(words[first].tobytes(), range(self._size, self._size + len(first)))
         return numbers
 
     def places(self, digests: bytes) -> npt.NDArray[np.int32]:
@@ -62,7 +62,7 @@ class DigestIndex:
             rows, slots = rows[~same], self._next_slots(slots[~same])
         return found
 
-    def add(self, digests: bytes, numbers: Sequence[int]) -> None:
+    def add(self, digests: bytes, numbers: Sequence[int] | npt.NDArray[np.int32]) -> None:
         """Add digests that differ from each other and from all added before, each with its number."""
         added = _words(digests)
         size = self._size + len(added)
@@ -95,14 +95,26 @@ class DigestIndex:
         return (slots + 1) & (len(self._slots) - 1)
 
 
-def text_digest(text: str) -> bytes:
-    """The digest of one text."""
-    return blake2b(text.encode("utf-8", "surrogatepass"), digest_size=DIGEST_BYTES).digest()
+def text_digests(texts: Sequence[str | None]) -> bytes:
+    """The digests of many texts, which follow each other; None has one of its own. Good in this process only.
+
+    They are Python's own keyed hashes, of each text and of a longer one: a third of the time of BLAKE2b.
+    """
+    words = np.empty((len(texts), 2), np.int64)
+    words[:, 0] = np.fromiter(map(hash, texts), np.int64, len(texts))
+    words[:, 1] = np.fromiter([hash(f"{text}\0") for text in texts], np.int64, len(texts))
+    return words.tobytes()
 
 
-def text_digests(texts: Iterable[str | None]) -> bytes:
-    """The digests of many texts, which follow each other; None has one of its own."""
-    return b"".join([_NONE if text is None else text_digest(text) for text in texts])
+def _distinct(words: _Words) -> tuple[_Places, _Places]:
+    """Where each digest occurs first, ascending, and for all of them which one of these it is."""
+    _, first, which = np.unique(words[:, 0], return_index=True, return_inverse=True)
+    if (words[first[which], 1] != words[:, 1]).any():  # the halves of two are equal
+        _, first, which = np.unique(words, axis=0, return_index=True, return_inverse=True)
+    order = np.argsort(first)
+    rank = np.empty_like(order)
+    rank[order] = np.arange(len(order))
+    return first[order], rank[which.reshape(-1)]
 
 
 def _words(digests: bytes) -> _Words:

@@ -6,13 +6,16 @@ import unicodedata
 from collections.abc import Iterable
 from hashlib import blake2b
 
+import numpy as np
+
+KEY_BYTES = 20
 KEY_VERSION = 1
 """Raised when the digest changes: old pictures are then made anew."""
 
 
 def normalized(text: str) -> str:
     """A prompt as it is keyed and sent: Unicode NFC, outer white space trimmed."""
-    return unicodedata.normalize("NFC", text).strip()
+    return text.strip() if text.isascii() else unicodedata.normalize("NFC", text).strip()
 
 
 def job_key(
@@ -52,18 +55,32 @@ def job_keys(
     heads: Iterable[str], seeds: Iterable[int], negatives: Iterable[str | None], prompts: Iterable[str]
 ) -> list[str]:
     """The keys of many rows, each as :func:`job_key` has it."""
+    return in_hex(job_digests(heads, seeds, negatives, prompts))
+
+
+def job_digests(
+    heads: Iterable[str], seeds: Iterable[int], negatives: Iterable[str | None], prompts: Iterable[str]
+) -> bytes:
+    """The same as bytes, ``KEY_BYTES`` of each, which follow each other."""
     rows = zip(heads, seeds, negatives, prompts, strict=True)
-    return [
+    digests = [
         blake2b(
             (
                 f"{head}|{seed}|-|{prompt}"
                 if negative is None
                 else f"{head}|{seed}|{len(negative)}:{negative}|{prompt}"
             ).encode("utf-8", "surrogatepass"),
-            digest_size=20,
-        ).hexdigest()
+            digest_size=KEY_BYTES,
+        ).digest()
         for head, seed, negative, prompt in rows
     ]
+    return b"".join(digests)
+
+
+def in_hex(digests: bytes) -> list[str]:
+    """The keys that digests are."""
+    text, size = digests.hex(), 2 * KEY_BYTES
+    return [text[start : start + size] for start in range(0, len(text), size)]
 
 
 def variation_seed(seed: int, turn: int) -> int:
@@ -74,5 +91,11 @@ def variation_seed(seed: int, turn: int) -> int:
 
 def prompt_seed(prompt: str) -> int:
     """A seed from the normalized prompt, from 0 to 2**31 - 1: the same today and tomorrow."""
-    encoded = prompt.encode("utf-8", "surrogatepass")
-    return int.from_bytes(blake2b(encoded, digest_size=4).digest(), "big") >> 1
+    return prompt_seeds([prompt])[0]
+
+
+def prompt_seeds(prompts: Iterable[str]) -> list[int]:
+    """The seeds of many prompts, each as :func:`prompt_seed` has it."""
+    digests = [blake2b(text.encode("utf-8", "surrogatepass"), digest_size=4).digest() for text in prompts]
+    seeds: list[int] = (np.frombuffer(b"".join(digests), ">u4") >> 1).tolist()
+    return seeds

@@ -16,16 +16,16 @@ import pyarrow.parquet as pq
 
 from imagemill.catalog.cost import Picture, levers, total_of
 from imagemill.catalog.counts import PlanCounts
-from imagemill.catalog.digest_index import DIGEST_BYTES, DigestIndex, text_digest
+from imagemill.catalog.digest_index import DIGEST_BYTES, DigestIndex, text_digests
 from imagemill.catalog.files import BATCH_ROWS, CatalogFiles, unreadable
-from imagemill.catalog.keys import job_keys, key_head
+from imagemill.catalog.keys import KEY_BYTES, in_hex, job_digests, key_head
 from imagemill.catalog.makers import PictureMaker
-from imagemill.catalog.rows import MAX_PROMPT_LENGTH, CatalogRows, Judged
+from imagemill.catalog.rows import MAX_PROMPT_LENGTH, CatalogRows, Judged, kinds
 from imagemill.catalog.shared_judge import judge_of
 from imagemill.catalog.templates import varied_column
 from imagemill.catalog.variations import Variations
 from imagemill.errors import InputError
-from imagemill.jobs import INPUT_FIELDS, Job, NewJobs
+from imagemill.jobs import INPUT_FIELDS, Job, NewJobs, is_constant
 from imagemill.parquet import read_batches
 from imagemill.settings import CATALOG_COLUMNS, PARAM_PREFIX, PictureSettings
 
@@ -147,13 +147,10 @@ class Planner:
         row_of = np.arange(first_row * combinations, self._rows * combinations) // combinations
         judged = self._judge.judge(table, row_of.tolist(), reasons)
         rows = variations.seeded(judged.rows)
-        keys, first_job = self._keys_of(rows), self._unique
-        numbers, new = self._numbers(
-            rows,
-            [place // combinations for place in rows.places],
-            keys,
-            known_by_id="id" in table.column_names,
-        )
+        digests, first_job = self._digests_of(rows), self._unique
+        keys = in_hex(digests)
+        ids = rows.ids if "id" in table.column_names else None
+        numbers, new = self._numbers(rows, _shortened(digests), ids, combinations)
         jobs = self._jobs(rows.only(new), [keys[index] for index in new], first_job, variations)
         if None in numbers:
             kept = [index for index, number in enumerate(numbers) if number is not None]
@@ -167,8 +164,9 @@ class Planner:
         plan = _plan_table(row_of, refused, rows, keys, numbers, table, catalog)
         return plan, _rejected_table(row_of, refused, table, catalog), jobs
 
-    def _keys_of(self, rows: CatalogRows) -> list[str]:
-        sizes = list(zip(rows.widths, rows.heights, rows.steps, rows.params, strict=True))
+    def _digests_of(self, rows: CatalogRows) -> bytes:
+        """The rows' keys as bytes."""
+        sizes = (rows.widths, rows.heights, rows.steps, rows.params)
         heads = {
             (width, height, steps, params): key_head(
                 model=self._model,
@@ -178,34 +176,59 @@ class Planner:
                 steps=steps,
                 params=params,
             )
-            for width, height, steps, params in set(sizes)
+            for width, height, steps, params in kinds(*sizes)
         }
+        count = len(rows.places)
         used = self.api.profile.uses_negative_prompt
-        negatives = rows.negative_prompts if used else [None] * len(sizes)
-        return job_keys([heads[size] for size in sizes], rows.seeds, negatives, rows.prompts)
+        negatives = rows.negative_prompts if used else [None] * count
+        of_rows = (
+            [*heads.values()] * count
+            if len(heads) == 1
+            else [heads[size] for size in zip(*sizes, strict=True)]
+        )
+        return job_digests(of_rows, rows.seeds, negatives, rows.prompts)
 
     def _numbers(
-        self, rows: CatalogRows, catalog_rows: list[int], keys: list[str], *, known_by_id: bool
-    ) -> tuple[list[int | None], list[int]]:
+        self, rows: CatalogRows, digests: bytes, ids: Sequence[str] | None, combinations: int
+    ) -> tuple[Sequence[int | None], list[int]]:
         """The number of each picture's job, None if its row's id has other content; and which jobs are new.
 
-        ``catalog_rows`` says which row of the batch each picture is of.
+        Where there are ``ids``, rows are known by them.
         """
+        if self._variations.per_row == 1:
+            id_digests = b"" if ids is None else text_digests(ids)
+            distinct = ids is None or len(set(ids)) == len(ids)
+            if distinct and (self._ids.places(id_digests) < 0).all():  # no id can have other content
+                numbers = self._keys.number(digests)
+                if ids is not None:
+                    self._ids.add(id_digests, numbers)
+                before = np.maximum.accumulate(np.concatenate(([self._unique - 1], numbers[:-1])))
+                self._unique = len(self._keys)
+                return numbers.tolist(), np.flatnonzero(numbers > before).tolist()
+        catalog_rows = [place // combinations for place in rows.places]
+        return self._numbers_one_by_one(catalog_rows, digests, ids)
+
+    def _numbers_one_by_one(
+        self, catalog_rows: list[int], digests: bytes, ids: Sequence[str] | None
+    ) -> tuple[list[int | None], list[int]]:
+        """The same, row by row; ``catalog_rows`` says which row of the batch each picture is of."""
         number = self._unique
-        new: dict[str, int] = {}
-        new_ids: dict[bytes, int] = {}
+        new: dict[bytes, int] = {}
+        new_ids: dict[str, int] = {}
         new_rows: list[int] = []
         numbers: list[int | None] = []
-        key_digests = [key[: 2 * DIGEST_BYTES] for key in keys]
-        known_keys = self._keys.find(bytes.fromhex("".join(key_digests)))
+        key_digests = [
+            digests[start : start + DIGEST_BYTES] for start in range(0, len(digests), DIGEST_BYTES)
+        ]
+        known_keys = self._keys.find(digests)
         firsts = [
             place for place, row in enumerate(catalog_rows) if not place or row != catalog_rows[place - 1]
         ]
-        id_digests = [text_digest(rows.ids[first]) for first in firsts] if known_by_id else []
-        known_ids = self._ids.find(b"".join(id_digests))
-        for place, (first, last) in enumerate(pairwise([*firsts, len(keys)])):
+        row_ids = [] if ids is None else [ids[first] for first in firsts]
+        known_ids = self._ids.find(text_digests(row_ids))
+        for place, (first, last) in enumerate(pairwise([*firsts, len(key_digests)])):
             mine: list[int] = []
-            fresh: dict[str, int] = {}
+            fresh: dict[bytes, int] = {}
             for picture in range(first, last):
                 known = known_keys[picture]
                 if known < 0:
@@ -214,11 +237,11 @@ class Planner:
                     if known < 0:
                         known = fresh.setdefault(key, number + len(fresh))
                 mine.append(known)
-            if known_by_id:
+            if ids is not None:
                 other = known_ids[place]
                 mark = mine[0] if last == first + 1 else hash(tuple(mine)) & _LARGEST_MARK
                 if other < 0:
-                    other = new_ids.setdefault(id_digests[place], mark)
+                    other = new_ids.setdefault(row_ids[place], mark)
                 if other != mark:
                     numbers += [None] * len(mine)
                     continue
@@ -227,8 +250,8 @@ class Planner:
                 new |= fresh
                 number += len(fresh)
             numbers += mine
-        self._keys.add(bytes.fromhex("".join(new)), range(self._unique, number))
-        self._ids.add(b"".join(new_ids), list(new_ids.values()))
+        self._keys.add(b"".join(new), range(self._unique, number))
+        self._ids.add(text_digests(list(new_ids)), list(new_ids.values()))
         self._unique = number
         return numbers, new_rows
 
@@ -236,9 +259,8 @@ class Planner:
         """Count rows that have a job, of which ``jobs`` are new, and what they cost."""
         if not self.api.profile.uses_negative_prompt:
             self._negative_prompts += len(rows.places) - rows.negative_prompts.count(None)
-        asked = Counter(zip(rows.widths, rows.heights, rows.steps, rows.params, strict=True))
-        fields = (jobs.column(name) for name in ("width", "height", "steps", "params"))
-        made = Counter(zip(*fields, strict=True))
+        asked = kinds(rows.widths, rows.heights, rows.steps, rows.params)
+        made = kinds(*[jobs.column(name) for name in ("width", "height", "steps", "params")])
         for (width, height, steps, params), count in asked.items():
             picture = Picture(width, height, steps, params if self._priced_by_params else "")
             new = made[width, height, steps, params]
@@ -296,6 +318,11 @@ def _carried(catalog: CatalogFiles) -> list[pa.Field]:
     return [pa.field(f"carried:{field.name}", field.type) for field in catalog.carried] + varied
 
 
+def _shortened(digests: bytes) -> bytes:
+    """The digests of keys, as an index takes them."""
+    return np.frombuffer(digests, np.uint8).reshape(-1, KEY_BYTES)[:, :DIGEST_BYTES].tobytes()
+
+
 class _Refused(NamedTuple):
     """The rejected places of a batch, and why; one per row if all of its combinations are rejected."""
 
@@ -322,7 +349,7 @@ def _plan_table(
     refused: _Refused,
     rows: CatalogRows,
     keys: list[str],
-    numbers: list[Any],
+    numbers: Sequence[int | None],
     batch: pa.Table,
     catalog: CatalogFiles,
 ) -> pa.Table:
@@ -330,7 +357,7 @@ def _plan_table(
     variations = catalog.variations
     places = np.asarray(rows.places, np.int64)
     columns = [
-        row_of[places].tolist(), rows.ids, rows.prompts, rows.negative_prompts, rows.widths, rows.heights,
+        row_of[places], rows.ids, rows.prompts, rows.negative_prompts, rows.widths, rows.heights,
         rows.seeds, rows.steps, keys, numbers, [None] * len(keys), rows.params, rows.variants,
         variations.varied(rows.variants),
     ]  # fmt: skip
@@ -340,7 +367,7 @@ def _plan_table(
         nothing = [None] * len(refused.places)
         variants = variations.variants_of(refused.places)
         columns = [
-            row_of[refused.places].tolist(), refused.names, _texts(batch["prompt"], refused.places),
+            row_of[refused.places], refused.names, _texts(batch["prompt"], refused.places),
             *[nothing] * 7, refused.reasons, nothing, variants, variations.varied(variants),
         ]  # fmt: skip
         planned = pa.concat_tables([planned, _table(columns, PLAN_SCHEMA)])
@@ -415,9 +442,16 @@ def _texts(column: pa.ChunkedArray, places: list[int]) -> list[str | None]:
     return [None if value is None else str(value)[:MAX_PROMPT_LENGTH] for value in values]
 
 
-def _table(columns: Sequence[Sequence[Any]], schema: pa.Schema) -> pa.Table:
-    arrays = [pa.array(values, field.type) for values, field in zip(columns, schema, strict=True)]
+def _table(columns: Sequence[Any], schema: pa.Schema) -> pa.Table:
+    arrays = [_array(values, field.type) for values, field in zip(columns, schema, strict=True)]
     return pa.Table.from_arrays(arrays, schema=schema)
+
+
+def _array(values: Any, kind: pa.DataType) -> pa.Array:  # noqa: ANN401
+    """Values as a column; the same one in all rows is converted once."""
+    if isinstance(values, list) and is_constant(values):
+        return pa.repeat(pa.scalar(values[0], kind), len(values))
+    return pa.array(values, kind)
 
 
 def planned_jobs(plan_file: Path, model: str, image_format: str) -> Iterator[NewJobs]:

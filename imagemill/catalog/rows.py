@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import random
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from decimal import Decimal
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
 from imagemill.blocks.apis import ImageApi
-from imagemill.catalog.keys import normalized, prompt_seed
+from imagemill.catalog.keys import normalized, prompt_seeds
 from imagemill.errors import InputError
+from imagemill.jobs import is_constant
 from imagemill.settings import PARAM_PREFIX, PictureSettings
 
 MAX_PROMPT_LENGTH = 20_000
@@ -44,7 +47,9 @@ class CatalogRows(NamedTuple):
         """Some of the rows, by their index here."""
         if len(kept) == len(self.places):
             return self
-        return CatalogRows._make([column[index] for index in kept] for column in self)
+        if len(kept) < 2:
+            return CatalogRows._make([column[index] for index in kept] for column in self)
+        return CatalogRows._make(list(column) for column in map(itemgetter(*kept), self))
 
 
 class Judged(NamedTuple):
@@ -101,7 +106,7 @@ class Judge:
                 ("steps", self._picture.steps or self._profile.steps.default),
             )
         )
-        self._refuse_sizes(list(zip(widths, heights, steps, strict=True)), reasons)
+        self._refuse_sizes(widths, heights, steps, reasons)
         seeds: list[Any] = [None] * count  # None: not in the catalog
         if "seed" in given:
             seeds = _wholes("seed", batch["seed"], None, reasons)
@@ -137,10 +142,12 @@ class Judge:
                     reasons.setdefault(place, reason)
         return [found.get(given, "") for given in rows]
 
-    def _refuse_sizes(self, sizes: list[tuple[int, int, int]], reasons: dict[int, str]) -> None:
-        refusals = {size: self._api.refusal(*size) for size in set(sizes)}
+    def _refuse_sizes(
+        self, widths: Sequence[int], heights: Sequence[int], steps: Sequence[int], reasons: dict[int, str]
+    ) -> None:
+        refusals = {size: self._api.refusal(*size) for size in kinds(widths, heights, steps)}
         if any(refusals.values()):
-            for place, size in enumerate(sizes):
+            for place, size in enumerate(zip(widths, heights, steps, strict=True)):
                 if reason := refusals[size]:
                     reasons.setdefault(place, reason)
 
@@ -157,8 +164,18 @@ class Judge:
         if self._random is not None:
             draw = self._random.getrandbits
             return [draw(31) if seed is None else seed for seed in rows.seeds]
-        pairs = zip(rows.seeds, rows.prompts, strict=True)
-        return [prompt_seed(prompt) if seed is None else seed for seed, prompt in pairs]
+        if None not in rows.seeds:
+            return list(rows.seeds)
+        derived = prompt_seeds(rows.prompts)
+        pairs = zip(rows.seeds, derived, strict=True)
+        return [own if seed is None else seed for seed, own in pairs]
+
+
+def kinds(*columns: Sequence[Any]) -> Counter[tuple[Any, ...]]:
+    """How often each combination of these columns' values occurs; mostly there is only one."""
+    if all(map(is_constant, columns)):
+        return Counter({tuple(column[0] for column in columns): len(columns[0])})
+    return Counter(zip(*columns, strict=True))
 
 
 def _told_apart(values: list[Any]) -> list[Any]:
@@ -170,6 +187,10 @@ def _told_apart(values: list[Any]) -> list[Any]:
 
 
 def _names(values: list[Any], numbers: Sequence[int], reasons: dict[int, str]) -> list[str]:
+    if set(map(type, values)) == {str} and all(values):
+        is_plain = max(map(len, values)) <= MAX_ID_LENGTH and not any(map(str.isspace, values))
+        if is_plain:
+            return values
     names = []
     for place, value in enumerate(values):
         if type(value) is str:

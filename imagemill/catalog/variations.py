@@ -65,6 +65,8 @@ class Variations:
     def varied(self, variants: Sequence[int]) -> list[str]:
         """The varied values of these variants as JSON, "" for none."""
         texts = [json.dumps(one, ensure_ascii=False) if one else "" for one in self.combinations]
+        if len(texts) == 1:
+            return texts * len(variants)
         return [texts[(variant - 1) % len(texts)] for variant in variants]
 
     def variants_of(self, places: Sequence[int]) -> list[int]:

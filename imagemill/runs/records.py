@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
-from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -20,20 +19,20 @@ from prefect import get_run_logger
 from imagemill.bucket.image_bucket import MEDIA_TYPES, copy_name, image_name
 from imagemill.bucket.manifest import Outcomes, variants_of
 from imagemill.formatting import counted
-from imagemill.jobs import KEPT, Job, JobStatus
+from imagemill.jobs import KEPT, TERMINAL, has_picture, next_take
 from imagemill.media_types import JSON_LINES, PARQUET
 from imagemill.parquet import RowWriter, read_batches
 from imagemill.quality.measures import Measures
 from imagemill.quality.near_duplicates import near_duplicates
 from imagemill.quality.verdicts import Verdict
 from imagemill.runs.session import Session
-from imagemill.takes import REJECTED
+from imagemill.stores import Columns
+from imagemill.takes import REJECTED, seed_of
+from imagemill.usd import plus
 
 _COPIES_AT_ONCE = 16
 _NULLS = frozenset({"cost_source", "varied", "route", "made_by"})
 """Columns in which "" becomes null."""
-_ATTRIBUTES = {"cost_usd": "total_usd", "made_by": "route"}
-"""Columns that a job has by another name."""
 
 JOBS_SCHEMA = pa.schema(
     [
@@ -77,6 +76,9 @@ QUALITY_SCHEMA = pa.schema(
 )
 """The measures of each picture, and the judge's opinion; null where it was not measured or judged."""
 
+_FIELDS = [*(name for name in JOBS_SCHEMA.names if name != "made_by"), "prompt", "quality"]
+"""The fields of a job that its row in jobs.parquet is made from."""
+
 _LOOKS = ("brightness", "contrast", "colourfulness")
 """Measures that near-duplicates share, beside the hash of their composition."""
 
@@ -115,20 +117,26 @@ def write_records(session: Session) -> Outcomes:
     jobs_file, failed_file = session.folder.path / "jobs.parquet", session.folder.path / "failed.parquet"
     outcomes, alike = Outcomes(), AlikePictures()
     schema = pa.schema([*JOBS_SCHEMA, *QUALITY_SCHEMA, *NEIGHBOUR_SCHEMA])
-    with RowWriter(jobs_file, schema) as jobs_writer, RowWriter(failed_file, FAILED_SCHEMA) as failed_writer:
-        for jobs in _job_batches(session):
-            measures = [orjson.loads(job.quality or "{}") for job in jobs]
-            measured = pa.Table.from_pylist(measures, QUALITY_SCHEMA)
+    with RowWriter(jobs_file, schema) as writer:
+        for jobs in _columns_of(session, _FIELDS):
+            measured = _measures(jobs["quality"])
             alike.add(jobs, measured)
-            neighbours = pa.nulls(len(jobs), pa.int64())  # known once all are written
+            neighbours = pa.nulls(len(jobs["number"]), pa.int64())  # known once all are written
             columns = [*_pictures(jobs, session.makers or {}).columns, *measured.columns, neighbours]
-            jobs_writer.write(pa.Table.from_arrays(columns, schema=schema))
-            failed = [job for job in jobs if job.status is JobStatus.FAILED]
-            if failed:
-                failed_writer.write(_table(failed, FAILED_SCHEMA))
+            writer.write(pa.Table.from_arrays(columns, schema=schema))
             outcomes.add(jobs)
+    with RowWriter(failed_file, FAILED_SCHEMA) as writer:
+        for failed in _columns_of(session, [*FAILED_SCHEMA.names, "judge_usd"], failed_only=True):
+            writer.write(_table(failed, FAILED_SCHEMA))
     alike.mark(jobs_file)
     return outcomes
+
+
+def _measures(texts: Sequence[str]) -> pa.Table:
+    """The measures and opinions that jobs have as JSON."""
+    if not any(texts):
+        return pa.table([pa.nulls(len(texts), field.type) for field in QUALITY_SCHEMA], QUALITY_SCHEMA)
+    return pa.Table.from_pylist([orjson.loads(text or "{}") for text in texts], QUALITY_SCHEMA)
 
 
 class AlikePictures:
@@ -140,18 +148,20 @@ class AlikePictures:
         self._kept: set[int] = set()
         self._rows = 0
 
-    def add(self, jobs: list[Job], measured: pa.Table) -> None:
+    def add(self, jobs: Columns, measured: pa.Table) -> None:
         """Take the next jobs of the file, with the measures of their pictures or nulls."""
-        measures = measured.select(["phash", *_LOOKS]).to_pylist()
-        for place, (job, found) in enumerate(zip(jobs, measures, strict=True), self._rows):
-            if found["phash"] is not None and job.has_picture:
+        known = np.flatnonzero(measured["phash"].is_valid())
+        measures = measured.select(["phash", *_LOOKS]).take(known).to_pylist()
+        for place, found in zip(known.tolist(), measures, strict=True):
+            status, image, suspect = (jobs[name][place] for name in ("status", "image", "suspect"))
+            if has_picture(status, image, suspect):
                 self._hashes.append(int(found["phash"], 16))
                 self._looks.extend(found[name] or 0.0 for name in _LOOKS)
-                self._prompts.append(hash(job.prompt))
-                self._places.append(place)
-                if job.suspect == KEPT:
-                    self._kept.add(place)
-        self._rows += len(jobs)
+                self._prompts.append(hash(jobs["prompt"][place]))
+                self._places.append(self._rows + place)
+                if suspect == KEPT:
+                    self._kept.add(self._rows + place)
+        self._rows += measured.num_rows
 
     def mark(self, file: Path) -> None:
         """Add the verdict to the jobs of ``file``, if there are any."""
@@ -182,41 +192,48 @@ class AlikePictures:
         copy.replace(file)
 
 
-def _job_batches(session: Session) -> Iterator[list[Job]]:
-    batches = session.store.all_jobs()
+def _columns_of(session: Session, names: Sequence[str], *, failed_only: bool = False) -> Iterator[Columns]:
+    batches = session.store.all_columns(names, failed_only=failed_only)
 
-    async def following() -> list[Job] | None:
+    async def following() -> Columns | None:
         return await anext(batches, None)
 
-    while (jobs := session.wait(following)) is not None:
-        yield jobs
+    while (columns := session.wait(following)) is not None:
+        yield columns
 
 
-def _table(jobs: list[Job], schema: pa.Schema) -> pa.Table:
+def _table(jobs: Columns, schema: pa.Schema) -> pa.Table:
+    """Jobs in the columns of a schema; ``cost_usd`` includes what the judge cost."""
+    if any(jobs["judge_usd"]):
+        jobs = jobs | {"cost_usd": list(map(plus, jobs["cost_usd"], jobs["judge_usd"]))}
     columns: list[Any] = []
-    attributes = [_ATTRIBUTES.get(name, name) for name in schema.names]
-    values = zip(*map(attrgetter(*attributes), jobs), strict=True)
-    for field, column in zip(schema, values, strict=True):
+    for field in schema:
+        values = jobs[field.name]
         if pa.types.is_timestamp(field.type):
-            ms = pc.round(pc.multiply(pa.array(column, pa.float64()), 1000.0))
+            ms = pc.round(pc.multiply(pa.array(values, pa.float64()), 1000.0))
             columns.append(ms.cast(pa.int64()).cast(field.type))
         else:
-            values_of = [value or None for value in column] if field.name in _NULLS else column
+            values_of = [value or None for value in values] if field.name in _NULLS else values
             columns.append(pa.array(values_of, field.type))
     return pa.Table.from_arrays(columns, schema=schema)
 
 
-def _pictures(jobs: list[Job], makers: Mapping[str, str]) -> pa.Table:
+def _pictures(jobs: Columns, makers: Mapping[str, str]) -> pa.Table:
     """The rows of jobs.parquet, with the seed of the picture that each job has, and who made it."""
-    table = _table(jobs, JOBS_SCHEMA)
-    for name, values in (
-        ("seed", [job.take_seed for job in jobs]),
-        ("suspect", ["" if job.suspect == KEPT else job.suspect for job in jobs]),
-        ("made_by", [makers.get(job.route) for job in jobs]),
-    ):
-        field = JOBS_SCHEMA.field(name)
-        table = table.set_column(JOBS_SCHEMA.get_field_index(name), field, pa.array(values, field.type))
-    return table
+    count, seeds, suspects = len(jobs["number"]), jobs["seed"], jobs["suspect"]
+    later = [  # the first takes have their own seed
+        place
+        for place, (status, image) in enumerate(zip(jobs["status"], jobs["image"], strict=True))
+        if image is not None and (status not in TERMINAL or image.count(".") > 1)
+    ]
+    if later:
+        seeds = list(seeds)
+        for place in later:
+            seeds[place] = seed_of(seeds[place], next_take(jobs["status"][place], jobs["image"][place]))
+    if KEPT in suspects:
+        suspects = ["" if suspect == KEPT else suspect for suspect in suspects]
+    made_by = list(map(makers.get, jobs["route"])) if makers else [None] * count
+    return _table(jobs | {"seed": seeds, "suspect": suspects, "made_by": made_by}, JOBS_SCHEMA)
 
 
 def publish_records(session: Session) -> None:
@@ -242,9 +259,10 @@ def copy_images(session: Session, outcomes: Outcomes) -> None:
 
     with ThreadPoolExecutor(_COPIES_AT_ONCE) as threads:
         for batch in _planned(session):
-            _, _, extensions, takes = outcomes.of(batch["job"])
-            keys = batch["key"].to_pylist()
-            rows = zip(batch["id"].to_pylist(), variants_of(batch), keys, extensions, takes, strict=True)
+            endings = outcomes.of(batch["job"])
+            columns = (batch["id"], batch["key"], endings["extension"], endings["take"])
+            ids, keys, extensions, takes = (column.to_pylist() for column in columns)
+            rows = zip(ids, variants_of(batch), keys, extensions, takes, strict=True)
             for _ in threads.map(copy, [row for row in rows if row[3] is not None]):
                 pass
 
@@ -252,7 +270,7 @@ def copy_images(session: Session, outcomes: Outcomes) -> None:
 def delete_rejected_copies(session: Session, outcomes: Outcomes) -> None:
     """Delete the copies of pictures that a person rejected, whatever their format was."""
     for batch in _planned(session):
-        _, error_codes, _, _ = outcomes.of(batch["job"])
+        error_codes = outcomes.of(batch["job"])["error_code"].to_pylist()
         rows = zip(batch["id"].to_pylist(), variants_of(batch), error_codes, strict=True)
         rejected = [(row_id, variant) for row_id, variant, code in rows if code == REJECTED]
         names = [copy_name(row_id, ext, variant) for row_id, variant in rejected for ext in MEDIA_TYPES]

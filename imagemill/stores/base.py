@@ -16,6 +16,7 @@ import sqlite3
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from types import TracebackType
 from typing import Any, ClassVar, NamedTuple, Self, TypeAlias, TypeVar
 
@@ -24,7 +25,7 @@ import anyio.abc
 
 from imagemill.errors import InputError, StoreUnavailableError
 from imagemill.holder import Holder
-from imagemill.jobs import STATE_FIELDS, Job
+from imagemill.jobs import STATE_FIELDS, Job, JobStatus
 
 T = TypeVar("T")
 
@@ -68,6 +69,9 @@ class JobTotals:
         """Jobs whose image this run paid for."""
         return self.done - self.reused
 
+
+Columns: TypeAlias = dict[str, Sequence[Any]]
+"""Fields of jobs by name, each with the values of all jobs."""
 
 JobState: TypeAlias = tuple[Any, ...]
 """A job's number, then its state fields in order, as they stood when it was saved."""
@@ -296,6 +300,17 @@ class JobStore(ABC):
     @abstractmethod
     def all_jobs(self, batch_size: int = 2_000) -> AsyncIterator[list[Job]]:
         """All jobs in ascending order, in batches of at most ``batch_size``."""
+
+    async def all_columns(
+        self, names: Sequence[str], *, failed_only: bool = False, batch_size: int = 10_000
+    ) -> AsyncIterator[Columns]:
+        """These fields of all jobs in ascending order, or of the failed ones, in batches, as columns."""
+        values_of = attrgetter(*names)
+        async for jobs in self.all_jobs(batch_size):
+            chosen = [job for job in jobs if job.status is JobStatus.FAILED] if failed_only else jobs
+            if chosen:
+                columns = zip(*map(values_of, chosen), strict=True)
+                yield dict(zip(names, columns, strict=True))
 
     @abstractmethod
     async def totals(self) -> JobTotals:

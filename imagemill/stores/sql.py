@@ -27,9 +27,18 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from imagemill.errors import InputError, StoreUnavailableError
-from imagemill.jobs import FRESH_STATE, INPUT_FIELDS, JOB_FIELDS, STATE_FIELDS, Job, JobStatus, NewJobs
+from imagemill.jobs import (
+    FRESH_STATE,
+    INPUT_FIELDS,
+    JOB_FIELDS,
+    STATE_FIELDS,
+    Job,
+    JobStatus,
+    NewJobs,
+    is_constant,
+)
 from imagemill.store_address import PASSWORD_VARIABLE, StoreAddress
-from imagemill.stores.base import CONNECT_S, JobState, JobStore, JobTotals, reason_of
+from imagemill.stores.base import CONNECT_S, Columns, JobState, JobStore, JobTotals, reason_of
 from imagemill.stores.encoding import MARK, escape, is_odd, unescape
 from imagemill.stores.postgres_board import PostgresBoard
 from imagemill.stores.tables import JOBS, LEASES, RUNS, make_tables
@@ -39,14 +48,14 @@ from imagemill.usd import PICOS, of_picos
 _UNFINISHED = JOBS.c.status.in_([JobStatus.PENDING, JobStatus.RUNNING])
 _COLUMNS = [JOBS.c[name] for name in JOB_FIELDS]
 _STATUS = JOB_FIELDS.index("status")
-_TEXTS, _INPUT_TEXTS, _STATE_TEXTS = (
+_INPUT_TEXTS, _STATE_TEXTS = (
     [index for index, name in enumerate(names) if isinstance(JOBS.c[name].type, sa.Text)]
-    for names in (JOB_FIELDS, INPUT_FIELDS, STATE_FIELDS)
+    for names in (INPUT_FIELDS, STATE_FIELDS)
 )
 _INSERTED = ["run_id", *INPUT_FIELDS, *STATE_FIELDS]
 _PAGE = 50_000
 _ROWS_A_STATEMENT = 500
-"""Fourteen values per row. More rows are slower again; SQLite allows 32,766 values per statement."""
+"""Up to fourteen values per row. More rows are slower again; SQLite allows 32,766 values per statement."""
 _SCHEMA_LOCK = 7_162_534_129
 """An arbitrary number for the lock under which only one process at a time creates the tables."""
 
@@ -86,7 +95,7 @@ class SqlStore(JobStore):
         try:
             async with self._engine.connect() as connection:
                 raw = await connection.get_raw_connection()
-                await self._add_rows(raw.driver_connection, list(zip(*columns, strict=True)))
+                await self._add_columns(raw.driver_connection, columns)
         except self.outages as error:
             raise StoreUnavailableError(
                 f"{self._title} did not accept the plan: {reason_of(error)}."
@@ -134,6 +143,27 @@ class SqlStore(JobStore):
                 return
             yield jobs
             last = jobs[-1].number
+
+    async def all_columns(
+        self, names: Sequence[str], *, failed_only: bool = False, batch_size: int = 10_000
+    ) -> AsyncIterator[Columns]:
+        wanted = [self._of_run]
+        if failed_only:
+            wanted.append(JOBS.c.status == JobStatus.FAILED)
+        last = -1
+        while True:
+            query = (
+                sa.select(JOBS.c.number, *[JOBS.c[name] for name in names])
+                .where(*wanted, JOBS.c.number > last)
+                .order_by(JOBS.c.number)
+                .limit(batch_size)
+            )
+            rows = await self._rows(query)
+            if not rows:
+                return
+            numbers, *columns = _unescaped(rows, [JOBS.c.number.name, *names])
+            yield dict(zip(names, columns, strict=True))
+            last = numbers[-1]
 
     async def totals(self) -> JobTotals:
         retries = sa.case((JOBS.c.attempts > 1, JOBS.c.attempts - 1), else_=0)
@@ -189,7 +219,7 @@ class SqlStore(JobStore):
         await self.patiently(change)
 
     @abstractmethod
-    async def _add_rows(self, driver: Any, rows: list[tuple[Any, ...]]) -> None:  # noqa: ANN401
+    async def _add_columns(self, driver: Any, columns: list[Sequence[Any]]) -> None:  # noqa: ANN401
         """Insert new jobs, all or none, through the driver's own connection."""
 
     async def _close(self) -> None:
@@ -261,15 +291,19 @@ class SqliteStore(SqlStore):
                 " can be written: --store sqlite:PATH."
             ) from error
 
-    async def _add_rows(self, driver: Any, rows: list[tuple[Any, ...]]) -> None:  # noqa: ANN401
+    async def _add_columns(self, driver: Any, columns: list[Sequence[Any]]) -> None:  # noqa: ANN401
+        shared = (False, *[is_constant(column) for column in columns[1:]])  # the first one is the number
+        head = [self._run_id, *[column[0] for column, same in zip(columns, shared, strict=True) if same]]
+        own = [column for column, same in zip(columns, shared, strict=True) if not same]
+        rows = list(zip(*own, strict=True))
         whole = len(rows) - len(rows) % _ROWS_A_STATEMENT
         try:
             for start, end in ((0, whole), (whole, len(rows))):
                 size = min(_ROWS_A_STATEMENT, end - start)
                 if size:
                     groups = (rows[first : first + size] for first in range(start, end, size))
-                    values = ([self._run_id, *chain.from_iterable(group)] for group in groups)
-                    await driver.executemany(_insert(size), values)
+                    values = ([*head, *chain.from_iterable(group)] for group in groups)
+                    await driver.executemany(_insert(size, shared), values)
             await driver.commit()
         except sqlite3.Error as error:
             await driver.rollback()
@@ -344,8 +378,8 @@ class PostgresStore(SqlStore, PostgresBoard):
             return f"it has not answered within {CONNECT_S:.0f} s"
         return reason_of(error)
 
-    async def _add_rows(self, driver: Any, rows: list[tuple[Any, ...]]) -> None:  # noqa: ANN401
-        records = [(self._run_id, *row, *FRESH_STATE) for row in rows]
+    async def _add_columns(self, driver: Any, columns: list[Sequence[Any]]) -> None:  # noqa: ANN401
+        records = [(self._run_id, *row, *FRESH_STATE) for row in zip(*columns, strict=True)]
         await driver.copy_records_to_table(JOBS.name, records=records, columns=_INSERTED)
 
     def _insert_lease(self, values: dict[str, Any]) -> sa.Executable:
@@ -359,11 +393,15 @@ def _ssl_of(query: dict[str, str]) -> str:
     return mode
 
 
-@lru_cache(maxsize=2)
-def _insert(rows: int) -> str:
-    """The statement that inserts this many jobs; its first parameter is the run id, which they share."""
-    given = f"({','.join('?' * len(INPUT_FIELDS))})"
-    read = [f"column{place}" for place in range(1, 1 + len(INPUT_FIELDS))]
+@lru_cache(maxsize=4)
+def _insert(rows: int, shared: tuple[bool, ...]) -> str:
+    """The statement that inserts this many jobs.
+
+    Its first parameters are what they share: the run id, and the values of the ``shared`` fields.
+    """
+    given = f"({','.join('?' * shared.count(False))})"
+    places = iter(range(1, 1 + len(shared)))
+    read = ["?" if same else f"column{next(places)}" for same in shared]
     fresh = [_literal(value) for value in FRESH_STATE]
     # By name: a table that an earlier version made has its newer columns last.
     columns = ",".join(f'"{name}"' for name in _INSERTED)
@@ -414,12 +452,18 @@ def _escaped(values: tuple[Any, ...], texts: list[int]) -> tuple[Any, ...]:
 def _jobs(rows: Sequence[tuple[Any, ...]]) -> list[Job]:
     if not rows:
         return []
-    columns: list[Sequence[Any]] = list(zip(*rows, strict=True))
-    for index in _TEXTS:
-        if MARK in "".join(filter(None, columns[index])):
-            columns[index] = [None if text is None else unescape(text) for text in columns[index]]
+    columns = _unescaped(rows, JOB_FIELDS)
     columns[_STATUS] = [JobStatus(status) for status in columns[_STATUS]]
     return [Job(*values) for values in zip(*columns, strict=True)]
+
+
+def _unescaped(rows: Sequence[tuple[Any, ...]], names: Sequence[str]) -> list[Sequence[Any]]:
+    """The columns of rows, as they were before they were escaped."""
+    columns: list[Sequence[Any]] = list(zip(*rows, strict=True))
+    for index, name in enumerate(names):
+        if isinstance(JOBS.c[name].type, sa.Text) and MARK in "".join(filter(None, columns[index])):
+            columns[index] = [None if text is None else unescape(text) for text in columns[index]]
+    return columns
 
 
 def _configure_sqlite(connection: Any, _record: object) -> None:  # noqa: ANN401 - any DBAPI's

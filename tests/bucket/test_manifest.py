@@ -15,7 +15,7 @@ from pydantic import SecretStr
 
 from imagemill.blocks.apis import Fal
 from imagemill.bucket.image_bucket import ImageBucket, image_name
-from imagemill.bucket.manifest import Outcomes, Publisher, write_manifest
+from imagemill.bucket.manifest import OUTCOME_FIELDS, Outcomes, Publisher, write_manifest
 from imagemill.bucket.manifest_diff import Changes
 from imagemill.bucket.manifest_guard import (
     Standing,
@@ -78,7 +78,7 @@ class Output:
             job.status, job.image = JobStatus.DONE, image_name(job.key, "png")
             self.bucket.write_version(job.image, b"image", "image/png", self.bucket._etag(job.image))
         outcomes = Outcomes()
-        outcomes.add(jobs)
+        outcomes.add({name: [getattr(job, name) for job in jobs] for name in OUTCOME_FIELDS})
         file = self._folder / "manifest.parquet"
         how_known = {"catalog": str(self._folder / name), "publisher": publisher, "columns": self.used}
         write_manifest(self.bucket, plan, outcomes, file, copies=False, **how_known)

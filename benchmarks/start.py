@@ -1,0 +1,147 @@
+"""Measures the start and the end of a run beside an empty Prefect flow; writes the tables into start.md.
+
+    python -m benchmarks.start
+
+Each measurement is a command in a process of its own: a flow that does nothing, and ``imagemill run`` on a
+catalog of one row, against an emulated API and a local S3 server. Once Prefect starts a temporary server for
+each, and once a server runs already. The end is that of a run of 1,000 images.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from datetime import datetime
+from pathlib import Path
+
+import orjson
+from prefect.settings import get_current_settings
+from prefect.testing.utilities import prefect_test_harness
+
+from benchmarks.process_tree import ProcessTree
+from benchmarks.recording import QuietMachine, Spread, alternating, record
+from benchmarks.side_by_side import BUCKET, ROOT, Contender, Situation, emulated_api, write_catalog
+from benchmarks.workshop import machine
+from imagemill.cli.s3_server import S3Server, s3_server
+
+FILE = Path(__file__).with_suffix(".md")
+MANY = 1_000
+SERVERS = {"runs already": True, "is temporary": False}
+_IMAGEMILL = Contender("imagemill", "imagemill", "25")
+_LONGEST_S = 120.0
+
+
+def measured(what: str, images: int, s3: S3Server, home: Path, prefect_url: str | None) -> dict[str, float]:
+    """One command: seconds to where its work begins, from its last image to its exit, and in all."""
+    catalog = home / "catalog.parquet"
+    write_catalog(catalog, images)
+    prefect = {"PREFECT_API_URL": prefect_url} if prefect_url else {}
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_API")}
+    with emulated_api(Situation("start", images, latency_s=0.0)) as api, (home / "log").open("wb") as output:
+        told = {"API_URL": api.url, "S3_URL": s3.endpoint_url, "PREFIX": home.name, "CATALOG": str(catalog)}
+        environment = {
+            **inherited,
+            **s3.environment,
+            **prefect,
+            "IMAGEMILL_HOME": str(home),
+            "TOGETHER_API_KEY": "benchmark",
+            "PYTHONPATH": str(ROOT),
+        }
+        command = (
+            _IMAGEMILL.command(sys.executable, told)
+            if what == "imagemill"
+            else [sys.executable, "-m", "benchmarks.contenders.empty_flow"]
+        )
+        begun = time.time()
+        with ProcessTree(command, environment=environment, cwd=ROOT, output=output) as tree:
+            code = tree.wait(_LONGEST_S)
+            ended = time.time()
+        if code != 0:
+            sys.exit((home / "log").read_text())
+    if what == "imagemill":
+        log = (home / "runs" / home.name / "log.jsonl").read_bytes().splitlines()
+        at = defaultdict(list)
+        for line in map(orjson.loads, log):
+            at[line["event"]].append(datetime.fromisoformat(line["at"]).timestamp())
+        first, last = at["sent"][0], at["done"][-1]
+    else:
+        first = last = float((home / "began").read_text())
+    return {"first": first - begun, "end": ended - last, "all": ended - begun, "cpu": tree.cpu_s}
+
+
+def tables(found: Mapping[tuple[str, str], list[dict[str, float]]]) -> Iterator[str]:
+    """The tables, line by line."""
+    rounds = len(found["empty", "runs already"])
+    yield f"{machine()}; {rounds} rounds. Seconds: the median, and the least and the most in brackets.\n"
+    yield "| Prefect's server | what | to the first request | times the whole empty flow | whole | CPU |"
+    yield "|---|---|---:|---:|---:|---:|"
+    for server in SERVERS:
+        floor = Spread.of([one["all"] for one in found["empty", server]]).median
+        for what, label in (("empty", "an empty flow"), ("imagemill", "imagemill, one image")):
+            one = {
+                name: Spread.of([run[name] for run in found[what, server]])
+                for name in ("first", "all", "cpu")
+            }
+            first = f"{one['first'].median / floor:.2f}" if what == "imagemill" else ""
+            cells = (server, label, one["first"].text(), first, one["all"].text(), one["cpu"].text())
+            yield f"| {' | '.join(cells)} |"
+    yield "\n| command | seconds | CPU |"
+    yield "|---|---:|---:|"
+    for command in ("import imagemill", "imagemill --help"):
+        one = {name: Spread.of([run[name] for run in found[command, ""]]) for name in ("all", "cpu")}
+        yield f"| `{command}` | {one['all'].text()} | {one['cpu'].text()} |"
+    end = Spread.of([one["end"] for one in found["imagemill", "many"]])
+    yield f"\nFrom the last of {MANY:,} images to the exit: {end.text()} s, with a server that runs already."
+
+
+def command_alone(command: str) -> dict[str, float]:
+    """Seconds and CPU of a command that needs no server."""
+    program = ["-c", command] if command.startswith("import") else ["-m", *command.split()]
+    begun, before = time.perf_counter(), os.times()
+    subprocess.run([sys.executable, *program], check=True, stdout=subprocess.DEVNULL, cwd=ROOT)
+    after = os.times()
+    cpu = after.children_user + after.children_system - before.children_user - before.children_system
+    return {"all": time.perf_counter() - begun, "cpu": cpu}
+
+
+def main() -> int:
+    """Measure in rounds that alternate, and write the tables."""
+    runs = [
+        *((what, server) for server in SERVERS for what in ("empty", "imagemill")),
+        ("imagemill", "many"),
+        ("import imagemill", ""),
+        ("imagemill --help", ""),
+    ]
+    found: dict[tuple[str, str], list[dict[str, float]]] = defaultdict(list)
+    quiet = QuietMachine()
+    with (
+        tempfile.TemporaryDirectory() as work,
+        s3_server(Path(work)) as s3,
+        prefect_test_harness(server_startup_timeout=180),
+    ):
+        s3.client().create_bucket(Bucket=BUCKET)
+        url = str(get_current_settings().api.url)
+        os.environ["PREFECT_HOME"] = f"{work}/prefect"
+        for number, run in enumerate([("empty", "is temporary"), *alternating(runs)]):
+            quiet.wait()
+            what, server = run
+            if not server:
+                figures = command_alone(what)
+            else:
+                home = Path(work, f"run-{number}")
+                home.mkdir()
+                images = MANY if server == "many" else 1
+                figures = measured(what, images, s3, home, url if SERVERS.get(server, True) else None)
+            print(run, figures, file=sys.stderr, flush=True)
+            if number:  # the first one makes the temporary server's database
+                found[run].append(figures)
+    return record(FILE, "\n".join(tables(found)), quiet)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
