@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -20,6 +21,8 @@ import yaml
 from prefect.blocks.notifications import CustomWebhookNotificationBlock
 from prefect.blocks.system import Secret
 from prefect.client.orchestration import get_client
+from prefect.events import emit_event
+from prefect.states import Completed, Running
 
 from imagemill.blocks.loading import image_api
 from imagemill.emulator import Emulator
@@ -278,3 +281,35 @@ def test_scheduled_refresh_is_scheduled(
         wait_for(scheduled, process)
     process.terminate()
     process.communicate()
+
+
+@pytest.mark.slow
+def test_a_run_whose_machine_died_is_started_again(example: Callable[..., subprocess.Popen[str]]) -> None:
+    """Two flow runs send a heartbeat, as Prefect's engine does, and are silent then; one has ended."""
+    for _ in range(2):  # the second replaces the first
+        out, err = example("automations/restart.py", "10").communicate(timeout=PATIENCE_S)
+        assert out.endswith("starts runs again that have been silent for 10 seconds.\n"), err
+    with get_client(sync_client=True) as client:
+        assert len(client.read_automations_by_name("imagemill-restart")) == 1
+        flow_id = client.create_flow(generate_catalog)
+        deployment_id = client.create_deployment(flow_id, "restarted")
+        flow = {"prefect.resource.role": "flow", "prefect.resource.name": "generate-catalog"}
+        flow["prefect.resource.id"] = f"prefect.flow.{flow_id}"
+        deployment = {"prefect.resource.role": "deployment"}
+        deployment["prefect.resource.id"] = f"prefect.deployment.{deployment_id}"
+        died, ended = (client.create_flow_run_from_deployment(deployment_id).id for _ in range(2))
+        for run in (died, ended):
+            client.set_flow_run_state(run, Running(), force=True)
+            resource = {"prefect.resource.id": f"prefect.flow-run.{run}"}
+            emit_event("prefect.flow-run.heartbeat", resource, related=[flow, deployment])
+        client.set_flow_run_state(ended, Completed(), force=True)
+
+        deadline = time.monotonic() + PATIENCE_S
+        while client.read_flow_run(died).state_name == "Running" and time.monotonic() < deadline:
+            time.sleep(0.5)
+        again = client.read_flow_run(died)
+        assert (again.state_name, again.state.message) == (
+            "AwaitingRetry", "Its machine has been silent: it is resumed.",
+        )  # fmt: skip
+        assert again.next_scheduled_start_time <= datetime.now(UTC)
+        assert client.read_flow_run(ended).state_name == "Completed"
