@@ -41,7 +41,7 @@ from imagemill.settings import (
     RunSettings,
     only_route,
 )
-from imagemill.tasks.approval import COST, answered, ask_approval
+from imagemill.tasks.approval import COST, answers, ask_approval
 from imagemill.tasks.generate_shard import generate_shard, generate_shard_on_worker
 from imagemill.tasks.measure import measure
 from imagemill.tasks.prepare import Prepared
@@ -92,7 +92,7 @@ def approve(run: Run, prepared: Prepared) -> None:
     limit_usd = run.session.settings.limits.approve_above_usd
     if limit_usd is None:
         return
-    look = "" if answered(COST) is not None else preview_within(run.session, prepared, limit_usd)
+    look = "" if answers(COST) else preview_within(run.session, prepared, limit_usd)
     if not run.session.engine.stopped:
         ask_approval(prepared.images, prepared.cost_usd, limit_usd, prepared.counts, look)
 

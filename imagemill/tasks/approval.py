@@ -6,6 +6,8 @@ other run has nobody to start it again, so it waits in its own process.
 
 from __future__ import annotations
 
+from hashlib import sha256
+from math import ceil
 from typing import cast
 from uuid import UUID
 
@@ -28,7 +30,7 @@ POLL_S = 3
 """How often a run that waits in its own process checks for an answer, in seconds."""
 
 COST, LOSS = "imagemill-cost", "imagemill-loss"
-"""What approval is asked for: the keys of the questions in Prefect."""
+"""What approval is asked for: how the keys of the questions in Prefect begin."""
 
 
 class Approval(RunInput):
@@ -37,14 +39,19 @@ class Approval(RunInput):
     approve: bool = True
 
 
-def answered(key: str) -> bool | None:
-    """The answer with which a suspended flow run was started again; None if it has not asked this before."""
+def answers(kind: str) -> dict[str, bool]:
+    """What a suspended flow run that was started again has asked of a kind, and the answers.
+
+    A question is named by what was asked for: the cost in millionths of a dollar, or a digest of the loss.
+    """
     if not _is_started_again():
-        return None
+        return {}
     with get_client(sync_client=True) as client:
-        asked = client.read_flow_run(UUID(flow_run.get_id())).empirical_policy.pause_keys
-    if key not in (asked or ()):
-        return None
+        asked = client.read_flow_run(UUID(flow_run.get_id())).empirical_policy.pause_keys or ()
+    return {key.rpartition("-")[2]: _answer(key) for key in asked if key.startswith(kind)}
+
+
+def _answer(key: str) -> bool:
     answer_with = Approval.with_initial_data(approve=False)
     given = answer_with.load(keyset_from_paused_state(Suspended(pause_key=key)))
     return cast("Approval", given).approve  # in a flow that is not async, load waits for it
@@ -56,7 +63,8 @@ def ask_approval(
     """Hold a flow run that would cost more than the limit until someone approves it in the UI.
 
     What would make the catalog of these ``counts`` cheaper is shown beside the estimate, and ``look``, which
-    is Markdown about a preview. A run that was started again with an answer asks no second time.
+    is Markdown about a preview. A run that was started again with an answer only asks again if it would cost
+    more than was approved.
 
     Raises:
         InputError: it was not approved, or there is nobody to ask.
@@ -64,9 +72,10 @@ def ask_approval(
     """
     if limit_usd is None:
         return
-    approved = answered(COST)
-    if approved is None:
-        if cost_usd <= limit_usd:
+    given = answers(COST)
+    approved = all(given.values())
+    if approved:
+        if cost_usd <= max([limit_usd, *(int(micros) / 1e6 for micros in given)]):
             return
         levers = "".join(f"\n- {Lever(**lever)}" for lever in counts.levers)
         per_row = f" ({counts.rows:,} rows, {counts.variants} pictures each)" if counts.variants > 1 else ""
@@ -75,7 +84,8 @@ def ask_approval(
             f" the {money(limit_usd)} that it may spend without approval."
         )
         question = f"Continue? If not, the run ends.\n\n{look}\n{levers}"
-        approved = _approved(COST, estimate, question, approve=True)
+        key = f"{COST}-{ceil(cost_usd * 1e6)}"
+        approved = _approved(key, estimate, question, approve=True)
     if not approved:
         raise InputError(f"The estimate of {money(cost_usd)} for {images:,} images was not approved.")
 
@@ -83,16 +93,20 @@ def ask_approval(
 def ask_loss_approval(loss: str | None) -> None:
     """Hold a refresh that would take much from the manifest until someone approves it in the UI.
 
+    If the loss is another one when the run is started again, it is asked about anew.
+
     Raises:
         InputError: it was not approved, or there is nobody to ask.
         Pause: the flow run is suspended until there is an answer.
     """
-    approved = answered(LOSS)
-    if approved is None:
-        if loss is None:
+    given = answers(LOSS)
+    approved = all(given.values())
+    if approved:
+        digest = sha256((loss or "").encode()).hexdigest()[:16]
+        if loss is None or digest in given:
             return
         question = "Continue? If not, the refresh ends, and nothing changes."
-        approved = _approved(LOSS, loss, question, approve=False)
+        approved = _approved(f"{LOSS}-{digest}", loss, question, approve=False)
     if not approved:
         raise InputError(f"The refresh was not approved. {loss or ''}".rstrip())
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from prefect import flow
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import FlowRunFilter
 from prefect.exceptions import Pause
@@ -15,11 +16,12 @@ from prefect.flow_engine import run_flow
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import State
 
+from imagemill.catalog.counts import PlanCounts
 from imagemill.emulator import Emulator
 from imagemill.errors import InputError
 from imagemill.flows.generate_catalog import generate_catalog
 from imagemill.flows.refresh_catalog import refresh_catalog
-from imagemill.tasks.approval import ask_loss_approval
+from imagemill.tasks.approval import ask_approval, ask_loss_approval
 from tests.conftest import Place
 from tests.patience import PATIENCE_S
 
@@ -157,6 +159,35 @@ def test_the_run_of_a_deployment_is_suspended_and_starts_again_with_the_answer(
     assert len(planned) == 1
     if not approve:
         assert "was not approved" in str(state.message)
+
+
+COUNTS = PlanCounts(rows=10, rejected=0, unique=10, duplicates=0, cost_usd=2.0, duplicates_usd=0.0)
+
+
+@pytest.mark.usefixtures("prefect_server")
+def test_what_has_grown_since_it_was_approved_is_asked_again() -> None:
+    """Another refresh may have changed the manifest while this one was suspended."""
+    asked = {"loss": "1 of 5 rows", "usd": 2.0}
+
+    @flow(name="asks")
+    def asks() -> None:
+        ask_loss_approval(asked["loss"])
+        ask_approval(10, asked["usd"], 1.0, COUNTS)
+
+    deployed = asks.to_deployment("grown").apply()
+    with get_client(sync_client=True) as client:
+        flow_run_id = client.create_flow_run_from_deployment(deployed).id
+
+        def start() -> Any:
+            return run_flow(asks, client.read_flow_run(flow_run_id), return_type="state")
+
+        for lost, usd in ((1, 2.0), (1, 2.0), (4, 2.0), (4, 3.0)):
+            asked.update(loss=f"{lost} of 5 rows", usd=usd)
+            with pytest.raises(Pause):
+                start()
+            client.resume_flow_run(flow_run_id, run_input={"approve": True})
+        asked["usd"] = 2.5
+        assert start().is_completed()
 
 
 def test_nobody_can_approve_on_a_server_that_prefect_starts_for_the_run() -> None:
