@@ -314,7 +314,7 @@ class ImageBucket:
     ) -> str:
         condition = {"IfNoneMatch": "*"} if etag is None else {"IfMatch": etag}
         if not self.conditional:
-            if self._etag(name) != etag:
+            if self.etag(name) != etag:
                 raise ConflictError
             condition = {}
         try:
@@ -331,7 +331,8 @@ class ImageBucket:
         etag_now: str = answer["ETag"]
         return etag_now
 
-    def _etag(self, name: str) -> str | None:
+    def etag(self, name: str) -> str | None:
+        """The ETag of an object; None where there is no such object."""
         try:
             with _outages_named(self.name):
                 etag: str = self._quick.head_object(Bucket=self.name, Key=self.prefix + name)["ETag"]

@@ -238,6 +238,12 @@ class OutputLease:
         self._renewed_at = begun
 
 
+def holder_of(bucket: ImageBucket) -> str | None:
+    """The id of the run that holds the lease of the bucket's prefix; None if it is free."""
+    found = OutputLease(bucket, "", lambda _: None)._read()  # noqa: SLF001 - of this module
+    return None if found is None or found.is_free else found.run_id
+
+
 @contextmanager
 def output_lease(bucket: ImageBucket, run_id: str, lost: Callable[[str], object]) -> Iterator[OutputLease]:
     """Hold the lease of the bucket's prefix while the block runs.

@@ -144,7 +144,9 @@ def _parser(kind: type[argparse.ArgumentParser]) -> argparse.ArgumentParser:
     add_options(runs, BUCKET_OPTIONS)
     runs.set_defaults(run=_runs)
 
-    reconcile, *looks = (add(commands) for add in (_reconcile_parser, _review_parser, _compare_parser))
+    about_runs = [
+        add(commands) for add in (_reconcile_parser, _review_parser, _compare_parser, _forget_parser)
+    ]
 
     models = commands.add_parser(
         "models", help="list models: what each takes and costs, and where that is from", allow_abbrev=False
@@ -162,7 +164,7 @@ def _parser(kind: type[argparse.ArgumentParser]) -> argparse.ArgumentParser:
             choices=("text", "json"),
             help="write one line per job to stderr instead of the progress",
         )
-    others = (retry, calibrate, check, demo, dashboard, runs, reconcile, *looks, models)
+    others = (retry, calibrate, check, demo, dashboard, runs, *about_runs, models)
     for command in (run, refresh, estimate, preview, resume, *others):
         command.add_argument("--json", action="store_true", help="print one JSON object on stdout")
     commands.add_parser("emulator", help="vendors' image APIs on this machine; see emulator --help")
@@ -308,6 +310,28 @@ def _compare_parser(commands: Any) -> argparse.ArgumentParser:  # noqa: ANN401 -
     return compare
 
 
+def _forget_parser(commands: Any) -> argparse.ArgumentParser:  # noqa: ANN401 - argparse names no type
+    from imagemill.cli.options import BUCKET_OPTIONS, add_options
+
+    forget: argparse.ArgumentParser = commands.add_parser(
+        "forget",
+        help="delete the records of old runs; pictures, manifest and metrics stay",
+        description="Delete the folders of runs, on this machine and, with --output, in the bucket. Pictures,"
+        " the manifest and the runs' rows in metrics/ stay. Runs that can be resumed are kept unless you say"
+        " --unfinished, and runs in progress always.",
+        allow_abbrev=False,
+    )
+    forget.add_argument("run_ids", metavar="RUN_ID", nargs="*", help="the ids of runs")
+    forget.add_argument(
+        "--older-than", metavar="AGE", help="all runs planned so long ago: 12h, 90d or 26w; needs --yes"
+    )
+    forget.add_argument("--unfinished", action="store_true", help="also runs that can still be resumed")
+    forget.add_argument("--yes", action="store_true", help="delete what --older-than finds, not only list it")
+    add_options(forget, BUCKET_OPTIONS)
+    forget.set_defaults(run=_forget)
+    return forget
+
+
 def _run(arguments: argparse.Namespace) -> int:
     if arguments.dry_run:
         return _estimate(arguments)
@@ -433,8 +457,14 @@ def _recorded(arguments: argparse.Namespace) -> dict[str, Any]:
     from imagemill.cli.routes import changed_apis
     from imagemill.cli.running import resumed_arguments
 
-    named = (getattr(arguments, name) for name in ("api.base_url", "quality.judge"))
-    settings = resumed_arguments(arguments.run_id, output_of(arguments), *named)
+    named = [name for name in ("store", "scheduler") if getattr(arguments, f"execution.{name}") is not None]
+    settings = resumed_arguments(
+        arguments.run_id,
+        output_of(arguments),
+        getattr(arguments, "api.base_url"),
+        getattr(arguments, "quality.judge"),
+        named,
+    )
     settings["api"] = changed_apis(arguments, settings["api"])
     for group in ("limits", "execution"):
         settings[group] = settings_of(arguments, group, **settings[group].model_dump())
@@ -463,6 +493,12 @@ def _review(arguments: argparse.Namespace) -> int:
     from imagemill.cli.reviewing import show_review
 
     return show_review(arguments)
+
+
+def _forget(arguments: argparse.Namespace) -> int:
+    from imagemill.cli.forgetting import forget_runs
+
+    return forget_runs(arguments)
 
 
 def _models(arguments: argparse.Namespace) -> int:

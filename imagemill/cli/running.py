@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextvars
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
@@ -155,13 +155,16 @@ def resumed_arguments(
     output: OutputSettings | None = None,
     base_url: str | None = None,
     judge: str | None = None,
+    named: Collection[str] = (),
 ) -> dict[str, Any]:
     """The arguments that a run began with, from its folder on this machine or its records in ``output``.
+
+    The caller replaces the ``named`` settings of how it is executed.
 
     Raises:
         InputError: there is no such run.
     """
-    settings = settings_to_go_on(run_id, output, base_url=base_url, judge=judge)
+    settings = settings_to_go_on(run_id, output, base_url=base_url, judge=judge, named=named)
     refresh = {} if settings.refresh is None else {"refresh": settings.refresh, "prune": settings.prune}
     return {
         **refresh,

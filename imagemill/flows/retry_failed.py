@@ -52,7 +52,8 @@ def retry_failed(
     """
     run_id = run_id.strip()
     changed = {"limits": limits, "execution": execution}
-    settings = settings_to_go_on(run_id, output, base_url=base_url, judge=judge).model_copy(
+    named = () if execution is None else ("store", "scheduler")
+    settings = settings_to_go_on(run_id, output, base_url=base_url, judge=judge, named=named).model_copy(
         update={name: value for name, value in changed.items() if value is not None}
     )
     plan = {"run_id": run_id, "keep_plan": True}

@@ -44,6 +44,7 @@ class RunFolder:
         self.log = self.path / "log.jsonl"
         self.parts = self.path / "parts.json"
         self._fetched = self.path / "fetched"
+        self._overtaken = self.path / "overtaken"
         self.model = self.path / "model.json"
         self.record = self.path / "run.json"
         self.summary = self.path / "summary.json"
@@ -186,6 +187,18 @@ class RunFolder:
         )
         self._fetched.touch()
         self._write_record(record)
+
+    @property
+    def is_overtaken(self) -> bool:
+        """Whether the folder's log was replaced, and a job store on this machine is older than that."""
+        return self._overtaken.exists()
+
+    def set_overtaken(self, overtaken: bool) -> None:  # noqa: FBT001
+        """Note that the log is about to be replaced, or that the job store has been made anew."""
+        if overtaken:
+            self._overtaken.touch()
+        else:
+            self._overtaken.unlink(missing_ok=True)
 
     @property
     def is_fetched(self) -> bool:

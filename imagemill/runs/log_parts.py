@@ -6,6 +6,9 @@ enough, so that a slow run leaves few objects. Once log.jsonl is published, the 
 
 A leader's series has a number that grows from process to process: the order in which they led the run, which
 clocks of several machines do not tell. The folder's parts.json says how much of each series its log holds.
+
+A machine that comes back after another one has led the run takes that one's history, as an empty machine
+does: :func:`catch_up_with_others`.
 """
 
 from __future__ import annotations
@@ -110,22 +113,59 @@ class WorkerLog(LogParts):
 
 @dataclass(slots=True)
 class _Known:
-    """What the folder's log holds: how many bytes of each series, and the part that it wrote last."""
+    """What the folder's log holds: how many bytes of each series, and the part that it wrote last.
+
+    ``published`` is the ETag of the log.jsonl that the folder's log begins with.
+    """
 
     have: dict[str, int] = field(default_factory=dict)
     last: _Part | None = None
+    published: str | None = None
 
     @classmethod
     def read(cls, file: Path) -> _Known:
         try:
             document = orjson.loads(file.read_bytes())
             last = document["last"]
-            return cls(dict(document["have"]), last and _Part(**last))
+            return cls(dict(document["have"]), last and _Part(**last), document.get("published"))
         except (FileNotFoundError, orjson.JSONDecodeError, KeyError, TypeError, ValueError):
             return cls()
 
     def write(self, file: Path) -> None:
         write_whole(file, orjson.dumps(asdict(self)))
+
+
+def catch_up_with_others(bucket: ImageBucket, folder: RunFolder) -> None:
+    """Replace the folder's log by that of the bucket if another machine has led the run since this one did.
+
+    What only this machine's log says, of its last seconds, the other one counted as lost. That log is kept
+    beside the new one. The folder ``is_overtaken`` until its job store has been made anew.
+
+    Raises:
+        StoreUnavailableError: the bucket is unavailable.
+    """
+    known, name = _Known.read(folder.parts), f"runs/{folder.run_id}/{folder.log.name}"
+    if not any(_generation(series) and series not in known.have for series in _found(bucket, folder.run_id)):
+        etag = bucket.etag(name)
+        if etag in {None, known.published} or _begins_with(folder.log, bucket, name):
+            return
+    folder.set_overtaken(True)
+    if folder.log.exists():
+        folder.log.replace(folder.path / "overtaken-log.jsonl")
+    folder.parts.unlink(missing_ok=True)
+    _Known(published=bucket.download(name, folder.log)).write(folder.parts)
+
+
+def _begins_with(file: Path, bucket: ImageBucket, name: str) -> bool:
+    """Whether a file begins with the content of an object; not if it is missing, or shorter."""
+    with bucket.open(name) as published:
+        if published is None or not file.exists():
+            return published is None
+        with file.open("rb") as ours:
+            while piece := published.read(_LARGEST):
+                if ours.read(len(piece)) != piece:
+                    return False
+    return True
 
 
 class LeaderLog(LogParts):
@@ -191,14 +231,16 @@ class LeaderLog(LogParts):
 
     def _retire(self) -> None:
         with contextlib.suppress(StoreUnavailableError):
+            self._known.published = self._bucket.etag(f"runs/{self._run_id}/{self._file.name}")
             names = [part.name for parts in self._found().values() for part in parts]
             if names:
                 self._bucket.try_delete(names)
         self._known.have = dict.fromkeys(self._known.have, 0)
         part = _Part(self._part.series, self._part.number, self._size)
         self._begin(part)
-        if self._known.last is not None:
-            self._note(part)
+        self._known.have.setdefault(part.series, 0)
+        self._known.last = part
+        self._known.write(self._state)
 
     @property
     def _size(self) -> int:
@@ -222,8 +264,9 @@ class LeaderLog(LogParts):
         if last is not None:
             stored = next((p.size for p in found.get(last.series, ()) if p.name.endswith(last.name)), 0)
             if self._size < last.start + stored:  # a power cut took lines that the bucket has
-                self._known, last = _Known(), None
-                if self._bucket.download(f"runs/{self._run_id}/{self._file.name}", self._file) is None:
+                published = self._bucket.download(f"runs/{self._run_id}/{self._file.name}", self._file)
+                self._known, last = _Known(published=published), None
+                if published is None:
                     self._file.write_bytes(b"")
         if last is not None:
             self._part, self._sent = last, last.start + stored
@@ -272,11 +315,15 @@ class LeaderLog(LogParts):
         return not line or holds(self._file, line)
 
     def _found(self) -> dict[str, list[StoredImage]]:
-        """The parts in the bucket, by series, in order."""
-        found: dict[str, list[StoredImage]] = {}
-        for part in sorted(self._bucket.objects(self._folder), key=lambda part: part.name):
-            found.setdefault(part.name.rpartition("/")[2].partition(".")[0], []).append(part)
-        return found
+        return _found(self._bucket, self._run_id)
+
+
+def _found(bucket: ImageBucket, run_id: str) -> dict[str, list[StoredImage]]:
+    """The parts in the bucket, by series, in order."""
+    found: dict[str, list[StoredImage]] = {}
+    for part in sorted(bucket.objects(f"runs/{run_id}/parts"), key=lambda part: part.name):
+        found.setdefault(part.name.rpartition("/")[2].partition(".")[0], []).append(part)
+    return found
 
 
 def published_lines(bucket: ImageBucket, run_id: str) -> Iterator[bytes]:

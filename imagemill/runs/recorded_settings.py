@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from urllib.parse import urlsplit
 
 from imagemill.blocks.loading import image_api
@@ -38,9 +39,16 @@ def recorded_settings(run_id: str, output: OutputSettings | None) -> RunSettings
 
 
 def settings_to_go_on(
-    run_id: str, output: OutputSettings | None, *, base_url: str | None = None, judge: str | None = None
+    run_id: str,
+    output: OutputSettings | None,
+    *,
+    base_url: str | None = None,
+    judge: str | None = None,
+    named: Collection[str] = (),
 ) -> RunSettings:
     """The same, to go on with the run: ``base_url`` and ``judge``, if given, replace those in the record.
+
+    The caller replaces the ``named`` settings of how it is executed.
 
     Raises:
         InputError: there is no such run; or another machine recorded an address or a judge that nobody has
@@ -53,6 +61,8 @@ def settings_to_go_on(
             f"The record of run {run_id!r} in the bucket has its pictures judged by"
             f" {settings.quality.judge!r}. If that is meant, name the judge: --judge {settings.quality.judge}"
         )
+    if RunFolder(run_id).is_fetched:
+        _refuse_unnamed_servers(settings, named)
     if base_url is not None:
         settings = settings.model_copy(update={"api": settings.api.model_copy(update={"base_url": base_url})})
     if judge is not None:
@@ -60,6 +70,22 @@ def settings_to_go_on(
             update={"quality": settings.quality.model_copy(update={"judge": judge})}
         )
     return settings
+
+
+def _refuse_unnamed_servers(settings: RunSettings, named: Collection[str]) -> None:
+    """Check that a record from the bucket hands no server the store's password, or the jobs with their keys.
+
+    Raises:
+        InputError: it would; names the server and how to allow it.
+    """
+    execution = settings.execution
+    for name, value in (("store", execution.store), ("scheduler", execution.scheduler)):
+        is_ours = value in {None, "memory", "sqlite"} or str(value).startswith("block:")
+        if not is_ours and name not in named:
+            raise InputError(
+                f"The record of run {settings.run_id!r} in the bucket names the {name} {value!r}. If that is"
+                f" meant, name it here: --{name} {value}"
+            )
 
 
 def refuse_unnamed_address(settings: RunSettings, base_url: str | None) -> None:

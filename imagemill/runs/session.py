@@ -60,7 +60,7 @@ from imagemill.runs.accounts import (
 )
 from imagemill.runs.caller import current_caller
 from imagemill.runs.folder import RunFolder
-from imagemill.runs.log_parts import SEND_AGAIN_S, SEND_EVERY_S, LeaderLog
+from imagemill.runs.log_parts import SEND_AGAIN_S, SEND_EVERY_S, LeaderLog, catch_up_with_others
 from imagemill.runs.log_replay import known_placeholders
 from imagemill.settings import RunSettings
 from imagemill.stores import Board, JobStore, open_store
@@ -275,6 +275,8 @@ def on_loop(portal: BlockingPortal, context: AbstractAsyncContextManager[T]) -> 
 def _unplanned_catalog(settings: RunSettings, folder: RunFolder, bucket: ImageBucket) -> CatalogFiles | None:
     """The catalog, if the run has not been planned yet, here or on another machine."""
     folder.fetch(bucket)
+    if folder.record.exists():
+        catch_up_with_others(bucket, folder)
     return None if folder.read_record() else catalog_of(settings.catalog, settings.output)
 
 
@@ -330,6 +332,10 @@ async def _running(parts: _Parts, joining: Joining | None) -> AsyncIterator[Sess
         pacers = [pacer_of(account, rate, joint) for account, rate in zip(accounts, leased, strict=True)]
         log = None
         if joining is None:
+            if parts.folder.is_overtaken:
+                if not isinstance(store, Board):  # a server's store is the other machines' too
+                    await store.clear()
+                parts.folder.set_overtaken(False)
             log = await anyio.to_thread.run_sync(LeaderLog, parts.bucket, parts.folder)
             stack.push_async_callback(_send_last, log)
         recorder = _recorder(parts, PaceOfAll(pacers) if several else pacers[0], joining)

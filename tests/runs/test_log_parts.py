@@ -17,7 +17,7 @@ from imagemill.engine.recorder import Recorder
 from imagemill.engine.telemetry import Telemetry
 from imagemill.errors import ApiError, ErrorClass
 from imagemill.runs.folder import RunFolder
-from imagemill.runs.log_parts import LeaderLog, WorkerLog, published_lines
+from imagemill.runs.log_parts import LeaderLog, WorkerLog, catch_up_with_others, published_lines
 from imagemill.runs.log_replay import perhaps_sent
 from imagemill.settings import OutputSettings
 from tests.blocks.apis.variants import make_job
@@ -117,6 +117,36 @@ def test_parts_that_could_not_be_deleted_are_not_read_twice(
     bucket.download("runs/r/log.jsonl", second.folder.log)
     second.start()
     assert second.events == ["a", "b"]
+
+
+def test_a_machine_that_comes_back_takes_what_another_one_has_published_since(
+    machine: Callable[[str], Machine], bucket: ImageBucket
+) -> None:
+    first, second, third = machine("first"), machine("second"), machine("third")
+    first.start()
+    first.write("a")
+    first.send()
+    first.write("b")  # counted as lost by the second
+    second.start()
+    second.write("c")
+    second.send()
+    bucket.upload(second.folder.log, "runs/r/log.jsonl", "application/jsonl")
+    anyio.run(second.parts.retire)
+    second.write("log_closed")
+
+    for back, overtaken in ((second, False), (first, True)):
+        catch_up_with_others(bucket, back.folder)
+        assert back.folder.is_overtaken is overtaken
+    first.start()
+    first.write("d", "log_closed")
+    first.send()
+    catch_up_with_others(bucket, third.folder)
+    third.start()
+    catch_up_with_others(bucket, second.folder)
+    second.start()
+
+    there = ["a", "log_cut", "c", "d", "log_closed"]
+    assert first.events == third.events == second.events == there
 
 
 def test_lines_of_workers_are_merged_by_their_time(

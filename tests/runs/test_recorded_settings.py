@@ -22,7 +22,12 @@ def test_a_record_from_the_bucket_sends_the_key_nowhere_that_nobody_named(
     place: Place, catalog: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     described = settings(place, catalog(prompt=["a"])).model_dump(exclude_unset=True)
-    more = {"api": {"provider": "together", "base_url": ELSEWHERE}, "quality": {"judge": "json:dumps"}}
+    store = f"sqlite:{tmp_path / 'jobs.db'}"
+    more = {
+        "api": {"provider": "together", "base_url": ELSEWHERE},
+        "quality": {"judge": "json:dumps"},
+        "execution": {"run_id": "r", "store": store},
+    }
     with open_session(RunSettings.model_validate({**described, **more})) as session:
         plan_run(session)
     output = OutputSettings.model_validate(place.settings())
@@ -35,5 +40,8 @@ def test_a_record_from_the_bucket_sends_the_key_nowhere_that_nobody_named(
     with pytest.raises(InputError, match="--judge json:dumps"):
         settings_to_go_on("r", None, base_url=ELSEWHERE)
     assert recorded_settings("r", output).api.base_url == ELSEWHERE  # to read a run sends nothing
-    named = settings_to_go_on("r", output, base_url="https://mine.example.com/v1", judge="json:loads")
-    assert (named.api.base_url, named.quality.judge) == ("https://mine.example.com/v1", "json:loads")
+    mine = {"base_url": "https://mine.example.com/v1", "judge": "json:loads"}
+    with pytest.raises(InputError, match=f"--store {store}"):
+        settings_to_go_on("r", output, **mine)
+    named = settings_to_go_on("r", output, **mine, named=["store"])
+    assert (named.api.base_url, named.quality.judge) == tuple(mine.values())
