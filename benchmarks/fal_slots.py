@@ -25,9 +25,9 @@ from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settin
 from prefect.testing.utilities import prefect_test_harness
 
 from benchmarks.emulator_process import EmulatorProcess, emulator_process
-from imagemill.cli.s3_server import s3_server
 from imagemill.emulator import Settings
 from imagemill.flows.generate_catalog import generate_catalog
+from tests.s3_server import s3_server
 
 PARTI_PROMPTS = 1632
 CASES = (

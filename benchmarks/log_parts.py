@@ -18,11 +18,11 @@ import anyio
 import anyio.to_thread
 
 from imagemill.bucket.image_bucket import ImageBucket
-from imagemill.cli.s3_server import s3_server
 from imagemill.engine.job_log import JobLog
 from imagemill.jobs import Job
 from imagemill.runs.folder import RunFolder
 from imagemill.runs.log_parts import SEND_EVERY_S, LeaderLog
+from tests.s3_server import s3_server
 
 PUT_USD = 0.005 / 1000
 """What S3 charges for a request that writes, in us-east-1."""

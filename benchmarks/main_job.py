@@ -22,7 +22,7 @@ from prefect.testing.utilities import prefect_test_harness
 from benchmarks.recording import QuietMachine, Spread, alternating, record
 from benchmarks.side_by_side import BUCKET, Contender, Outcome, Situation, run
 from benchmarks.workshop import machine
-from imagemill.cli.s3_server import s3_server
+from tests.s3_server import s3_server
 
 FILE = Path(__file__).with_suffix(".md")
 FEW, MANY = 1_000, 10_000

@@ -20,9 +20,9 @@ import pyarrow.parquet as pq
 from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 from prefect.testing.utilities import prefect_test_harness
 
-from imagemill.cli.s3_server import s3_server
 from imagemill.emulator import Emulator, Settings
 from imagemill.flows.generate_catalog import generate_catalog
+from tests.s3_server import s3_server
 
 IMAGES = 2000
 MEAN_LATENCY_S = 0.5 * math.exp(0.35**2 / 2)

@@ -33,7 +33,7 @@ from benchmarks.side_by_side import (
     wait_until_quiet,
 )
 from benchmarks.workshop import machine
-from imagemill.cli.s3_server import s3_server
+from tests.s3_server import s3_server
 
 FEW = 50
 """Images of the run that tells the start from the work."""

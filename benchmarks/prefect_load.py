@@ -16,9 +16,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from benchmarks.workshop import machine
-from imagemill.cli.s3_server import S3Server, s3_server
 from imagemill.emulator import Emulator, Settings
 from tests.installation import Installation, installation
+from tests.s3_server import S3Server, s3_server
 
 BUCKET = "load"
 TASK_RUN_STATES = ("Pending", "Running", "Completed")

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from benchmarks.process_tree import ProcessTree
-from imagemill.cli.s3_server import S3Server
+from tests.s3_server import S3Server
 
 ROOT = Path(__file__).parents[1]
 BUCKET = "benchmark"

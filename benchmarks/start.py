@@ -27,7 +27,7 @@ from benchmarks.process_tree import ProcessTree
 from benchmarks.recording import QuietMachine, Spread, alternating, record
 from benchmarks.side_by_side import BUCKET, ROOT, Contender, Situation, emulated_api, write_catalog
 from benchmarks.workshop import machine
-from imagemill.cli.s3_server import S3Server, s3_server
+from tests.s3_server import S3Server, s3_server
 
 FILE = Path(__file__).with_suffix(".md")
 MANY = 1_000

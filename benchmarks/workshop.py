@@ -23,8 +23,8 @@ from PIL import Image
 from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, get_current_settings, temporary_settings
 from prefect.testing.utilities import prefect_test_harness
 
-from imagemill.cli.s3_server import S3Server, s3_server
 from imagemill.emulator import Emulator
+from tests.s3_server import S3Server, s3_server
 
 BUCKET = "benchmark"
 ROUND_S = 180.0

@@ -24,8 +24,8 @@ from prefect.settings import (
 from prefect.testing.utilities import prefect_test_harness
 
 from imagemill.cli.command import main
-from imagemill.cli.s3_server import S3Server, s3_server
 from imagemill.emulator import Emulator, Settings
+from tests.s3_server import S3Server, s3_server
 from tests.servers import PostgresServer, RedisServer, redis_program, url_of
 
 BUCKET = "tests"

@@ -1,4 +1,4 @@
-"""The demo: a run on this machine, against an emulated API and a real S3 server, at no cost."""
+"""The demo: a run on this machine, against an emulated API and an emulated S3 server, at no cost."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import random
+import shlex
 import shutil
 import subprocess
 import sys
@@ -15,13 +16,15 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import boto3
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from imagemill.cli.child_process import ended_afterwards
 from imagemill.cli.exit_codes import DONE, FAILURES, STOPPED
 from imagemill.cli.running import run
-from imagemill.cli.s3_server import S3Server, s3_server
 from imagemill.cli.terminal import complain, say, show_summary, stderr
 from imagemill.errors import InputError
 from imagemill.flows.generate_catalog import generate_catalog
@@ -36,6 +39,16 @@ from imagemill.settings import (
 )
 
 _BUCKET = "demo"
+_KEYS = {
+    "FAL_KEY": "demo-key",
+    "AWS_ACCESS_KEY_ID": "demo",
+    "AWS_SECRET_ACCESS_KEY": "demo-secret",
+    "AWS_DEFAULT_REGION": "us-east-1",
+}
+_ACCOUNT = (  # with a hidden limit of 24 concurrent requests, and a few faults
+    *("--max-concurrent", "24", "--latency", "0.5"),
+    *("--fault", "500=0.01", "--fault", "truncated=0.005"),
+)
 _SUBJECTS = (
     "a lighthouse", "a red fox", "an old bicycle", "a bowl of ramen", "a hot-air balloon", "a tea house",
     "a glass greenhouse", "a sailing boat", "a stack of books", "a mountain hut", "an owl", "a tram",
@@ -57,26 +70,26 @@ def demo(folder: Path, *, images: int, as_json: bool) -> int:
         sample_catalog(folder / "catalog.parquet", images)
     except OSError as error:
         raise InputError(f"Cannot write to the folder {folder} ({error.strerror}).") from error
-    stderr.print("Starting an emulated image API, a local S3 server and Prefect …")
+    stderr.print("Starting an emulated image API, an emulated S3 server and Prefect …")
     with (
         tempfile.TemporaryDirectory(prefix="imagemill-demo-") as work,
-        s3_server(Path(work)) as s3,
-        _emulator(Path(work)) as base_url,
+        _server("imagemill.emulator.s3", "--bucket", _BUCKET, log=Path(work) / "s3.log") as s3,
+        _server("imagemill.emulator", *_ACCOUNT, log=Path(work) / "api.log") as api,
+        _environment({**_KEYS, "IMAGEMILL_HOME": work}),
     ):
-        s3.client().create_bucket(Bucket=_BUCKET)
-        with _environment({**s3.environment, "FAL_KEY": "demo-key", "IMAGEMILL_HOME": work}):
-            outcome = run(
-                lambda: generate_catalog(
-                    catalog=CatalogSettings(path=str(folder / "catalog.parquet")),
-                    api=ApiSettings(provider="fal", base_url=base_url),
-                    output=OutputSettings(uri=f"s3://{_BUCKET}/demo", s3_endpoint_url=s3.endpoint_url),
-                    picture=PictureSettings(width=512, height=512, format="jpeg"),
-                    execution=ExecutionSettings(shard_size=50),
-                )
+        base_url, s3_url = _address(api), _address(s3)
+        outcome = run(
+            lambda: generate_catalog(
+                catalog=CatalogSettings(path=str(folder / "catalog.parquet")),
+                api=ApiSettings(provider="fal", base_url=base_url),
+                output=OutputSettings(uri=f"s3://{_BUCKET}/demo", s3_endpoint_url=s3_url),
+                picture=PictureSettings(width=512, height=512, format="jpeg"),
+                execution=ExecutionSettings(shard_size=50),
             )
-            summary = outcome.summary if isinstance(outcome, RunStoppedError) else outcome
-            bill = _bill(base_url)
-            _keep(s3, folder, summary)
+        )
+        summary = outcome.summary if isinstance(outcome, RunStoppedError) else outcome
+        bill = _bill(base_url)
+        _keep(s3_url, folder, summary)
     if as_json:
         print(summary.model_dump_json())
     else:
@@ -87,6 +100,7 @@ def demo(folder: Path, *, images: int, as_json: bool) -> int:
         say(f"  pictures  {folder / 'images'}")
         say(f"  manifest  {folder / 'manifest.parquet'}")
         say(f"  records   {folder / 'records'}")
+        _show_next(folder / "catalog.parquet")
     if isinstance(outcome, RunStoppedError):
         complain(str(summary.stopped))
         return STOPPED
@@ -114,26 +128,44 @@ def sample_catalog(path: Path, rows: int) -> None:
     pq.write_table(table, path)
 
 
+def _show_next(catalog: Path) -> None:
+    """Say what to type for the same pictures from a real API."""
+    called = _called()
+    say("\nTo do this with a real API, set TOGETHER_API_KEY and your S3 credentials, and run:")
+    for arguments in (
+        "check --provider together --output s3://YOUR-BUCKET/first",
+        f"estimate {catalog} --provider together",
+        f"run {catalog} --provider together --output s3://YOUR-BUCKET/first --limit 20",
+    ):
+        say(f"  {called} {arguments}")
+
+
+def _called() -> str:
+    """How the command is called where it was not installed, but run by uvx or pipx."""
+    parts = Path(sys.prefix).parts
+    if "archive-v0" in parts:  # an environment in uv's cache
+        return "uvx imagemill"
+    return "pipx run imagemill" if "pipx" in parts and "venvs" not in parts else "imagemill"
+
+
 @contextmanager
-def _emulator(folder: Path) -> Iterator[str]:
-    """An emulated account with a hidden limit of 24 concurrent requests and a few faults; its base URL."""
-    command = [sys.executable, "-m", "imagemill.emulator", "--port", "0", "--max-concurrent", "24"]
-    command += ["--latency", "0.5", "--fault", "500=0.01", "--fault", "truncated=0.005"]
-    with (folder / "emulator.log").open("wb") as log:
+def _server(module: str, *arguments: str, log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """An emulated server on a free port of loopback while the block runs, as a process of its own."""
+    command = [sys.executable, "-m", module, "--port", "0", *arguments]
+    with log.open("wb") as errors:
         process = subprocess.Popen(  # noqa: S603 - this Python, this package
-            command, stdout=subprocess.PIPE, stderr=log, text=True, start_new_session=True
+            command, stdout=subprocess.PIPE, stderr=errors, stdin=subprocess.DEVNULL, start_new_session=True
         )
-    try:
-        line = process.stdout.readline() if process.stdout else ""
-        found = [word.strip(".,;") for word in line.split() if word.startswith("http://")]
-        if not found:
-            raise InputError("The emulated image API did not start.")
-        yield found[0]
-    finally:
-        process.terminate()
-        process.wait(10)
-        if process.stdout is not None:
-            process.stdout.close()
+    with process, ended_afterwards(process, 10):
+        yield process
+
+
+def _address(server: subprocess.Popen[bytes]) -> str:
+    """Wait until the server says its address, which is its first word."""
+    said = server.stdout.readline().decode().split() if server.stdout else []
+    if not said:
+        raise InputError(f"The demo's server did not start: {shlex.join(map(str, server.args))}.")  # type: ignore[arg-type]
+    return said[0]
 
 
 @contextmanager
@@ -156,9 +188,9 @@ def _bill(base_url: str) -> dict[str, float]:
         return bill
 
 
-def _keep(s3: S3Server, folder: Path, summary: RunSummary) -> None:
+def _keep(s3_url: str, folder: Path, summary: RunSummary) -> None:
     """Copy the bucket's objects to the folder, because the S3 server ends with the demo."""
-    client = s3.client()
+    client: Any = boto3.client("s3", endpoint_url=s3_url)
     run_prefix = f"demo/runs/{summary.run_id}/"
 
     def place(key: str) -> Path | None:

@@ -30,7 +30,7 @@ from tests.patience import PATIENCE_S
 
 NOT_RUN = {
     # (page, what the block says): why it is not run here, and who runs it
-    ("README.md", "imagemill demo"): "it installs packages; tests/cli/test_demo.py runs the demo",
+    ("README.md", "imagemill demo"): "it installs packages; tests/test_image.py runs the demo",
     ("README.md", "pytest --cov"): "it installs packages and runs this; .ci/run runs it as it stands",
     ("README.md", "prefect worker start"): "a worker stays; tests/flows/test_deployment.py runs one once",
     (
@@ -41,7 +41,7 @@ NOT_RUN = {
     ("deploy-it.md", "prefect worker start"): "as in README.md",
     ("deploy-it.md", "prefect deployment run"): "it needs a worker; tests/flows/test_deployment.py has one",
     ("deploy-it.md", "run_deployment("): "it needs a worker; tests/flows/test_deployment.py has one",
-    ("deploy-it.md", "weed mini"): "two servers stay, as in most tests",
+    ("deploy-it.md", "imagemill emulator\n"): "two servers stay, as in most tests",
     ("several-accounts.md", "--route together"): "it needs a block; tests/cli/test_routes.py runs over two",
     (
         "when-things-fail.md",

@@ -49,7 +49,7 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 COMMANDS = (
     *("run", "refresh", "estimate", "resume", "retry-failed", "calibrate", "check", "demo", "dashboard"),
-    *("runs", "reconcile", "preview", "compare"),
+    *("runs", "reconcile", "preview", "compare", "forget"),
 )
 
 
@@ -67,6 +67,7 @@ def known_options() -> set[str]:
 def test_options_exist(page: Path) -> None:
     foreign = {"--block", "--type", "--all", "--pool", "--cov", "--dist", "--help", "--port"}
     foreign |= {"--background", "--from-file", "--param", "--watch", "--resource-id", "--payload"}
-    foreign |= {"--max-concurrent", "--capacity-per-s", "--dynamic-per-minute"}  # of imagemill emulator
+    foreign |= {"--max-concurrent", "--capacity-per-s", "--dynamic-per-minute", "--bucket"}  # of emulators
+    foreign |= {"--rm", "--read-only", "--build-arg", "--base-job-template", "--prefect-file", "--version"}
     used = set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]+", page.read_text()))
     assert used - foreign <= known_options()

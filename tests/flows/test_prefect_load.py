@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.prefect_load import TASK_RUN_STATES, measure_load
-from imagemill.cli.s3_server import S3Server
+from tests.s3_server import S3Server
 
 
 @pytest.mark.slow

