@@ -49,6 +49,7 @@ def measured(what: str, images: int, s3: S3Server, home: Path, prefect_url: str 
             **s3.environment,
             **prefect,
             "IMAGEMILL_HOME": str(home),
+            "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
             "TOGETHER_API_KEY": "benchmark",
             "PYTHONPATH": str(ROOT),
         }

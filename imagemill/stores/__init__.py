@@ -11,8 +11,6 @@ from imagemill.store_address import address_of
 from imagemill.stores.base import Columns, JobStore, JobTotals, Shard, shards
 from imagemill.stores.board import Board, Note
 from imagemill.stores.memory import MemoryStore
-from imagemill.stores.redis import RedisStore
-from imagemill.stores.sql import PostgresStore, SqliteStore
 
 MEMORY_LIMIT = 1_000
 """The default store is memory up to this many pictures, and SQLite for more."""
@@ -25,10 +23,7 @@ __all__ = [
     "JobTotals",
     "MemoryStore",
     "Note",
-    "PostgresStore",
-    "RedisStore",
     "Shard",
-    "SqliteStore",
     "open_store",
     "shards",
 ]
@@ -54,6 +49,7 @@ def open_store(
     Raises:
         InputError: there is no such store, or it cannot be joined.
     """
+    # What a store needs is only loaded for that store: SQLAlchemy takes half as long as Prefect.
     checkpoint, database = folder / "checkpoint.json", folder / "jobs.sqlite"
     if store is None:
         if database.exists():
@@ -64,9 +60,13 @@ def open_store(
             store = "sqlite"
     scheme, _, rest = store.partition(":")
     if scheme in {"postgresql", "postgres"}:
+        from imagemill.stores.sql import PostgresStore  # noqa: PLC0415
+
         address = address_of(store, port=5432, options=("sslmode",), password=password)
         return PostgresStore(address, run_id, join=join)
     if scheme in {"redis", "rediss"}:
+        from imagemill.stores.redis import RedisStore  # noqa: PLC0415
+
         address = address_of(store, port=6379, options=("ssl_ca_certs",), password=password)
         return RedisStore(address, run_id, join=join)
     if store != "memory" and scheme != "sqlite":
@@ -79,4 +79,6 @@ def open_store(
         )
     if store == "memory":
         return MemoryStore(checkpoint)
+    from imagemill.stores.sql import SqliteStore  # noqa: PLC0415
+
     return SqliteStore(Path(rest.removeprefix("//")).expanduser() if rest else database, run_id)

@@ -60,7 +60,7 @@ from imagemill.catalog.counts import PlanCounts
 from imagemill.quality.measures import Measures, measure
 from imagemill.runs.session import Session
 from imagemill.runs.summary import RunSummary
-from imagemill.stores import SqliteStore
+from imagemill.stores.sql import SqliteStore
 from imagemill.stores.tables import METADATA
 from tests.simulation.object_store import Bucket, Client, ImageStore
 from tests.simulation.vendor import STAMP, Vendor

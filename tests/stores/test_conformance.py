@@ -17,8 +17,9 @@ from pydantic import SecretStr
 from imagemill.errors import InputError, StoreUnavailableError
 from imagemill.jobs import JOB_FIELDS, Job
 from imagemill.store_address import split_password
-from imagemill.stores import JobStore, JobTotals, RedisStore, open_store
+from imagemill.stores import JobStore, JobTotals, open_store
 from imagemill.stores.encoding import from_json, to_json
+from imagemill.stores.redis import RedisStore
 from imagemill.stores.sql import SqlStore
 from imagemill.stores.tables import VERSIONS
 from tests.servers import PASSWORD, Server

@@ -5,11 +5,13 @@ from __future__ import annotations
 import binascii
 import ipaddress
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any
 from urllib.parse import urljoin
 
 import httpx
 import orjson
+import pybase64
 
 from imagemill.blocks.apis.error_codes import UNKNOWN_ANSWER
 from imagemill.errors import ApiError, ErrorClass, printable
@@ -161,6 +163,8 @@ def decoded(encoded: str) -> bytes:
     """
     if encoded.startswith("data:"):
         encoded = encoded.partition(",")[2]
+    with suppress(binascii.Error, ValueError):
+        return pybase64.b64decode(encoded, validate=True)  # standard and padded, as most of it is
     try:
         text = encoded.encode("ascii").translate(_STANDARD_ALPHABET, delete=b" \t\r\n").rstrip(b"=")
         return binascii.a2b_base64(text + b"=" * (-len(text) % 4), strict_mode=True)
