@@ -20,14 +20,17 @@ import pyarrow.parquet as pq
 from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 from prefect.testing.utilities import prefect_test_harness
 
-from imagemill.emulator import Emulator, Settings
+from benchmarks.emulator_process import EmulatorProcess, emulator_process
+from imagemill.emulator import Settings
 from imagemill.flows.generate_catalog import generate_catalog
 from tests.s3_server import s3_server
 
 IMAGES = 2000
 MEAN_LATENCY_S = 0.5 * math.exp(0.35**2 / 2)
 CASES: dict[str, tuple[dict[str, object], dict[str, object] | None]] = {
+    "10 at once": ({"max_concurrent": 10}, None),
     "30 at once": ({"max_concurrent": 30}, None),
+    "50 at once": ({"max_concurrent": 50}, None),
     "30 at once, and told: --concurrency 30": ({"max_concurrent": 30}, None),
     "1,800 a minute, bucket 5": ({"per_minute": 1800, "burst": 5}, None),
     "1,800 a minute, bucket 5, bare 429s": ({"per_minute": 1800, "burst": 5, "retry_after": False}, None),
@@ -43,7 +46,7 @@ def allowed(limits: dict[str, object]) -> float:
     return min(by_number, float(limits.get("per_minute") or math.inf) / 60)  # type: ignore[arg-type]
 
 
-def change(emulated: Emulator, later: dict[str, object] | None, ended: threading.Event) -> None:
+def change(emulated: EmulatorProcess, later: dict[str, object] | None, ended: threading.Event) -> None:
     """Change the limits, so many seconds after the first request."""
     began = None
     while later and not ended.wait(0.05):
@@ -68,21 +71,20 @@ def main() -> None:
         catalog = Path(work) / "catalog.parquet"
         pq.write_table(pa.table({"prompt": [f"pacer {n}" for n in range(IMAGES)]}), catalog)
         for number, (name, (limits, later)) in enumerate(CASES.items()):
-            emulated = Emulator(Settings(latency_s=0.5, pictures="fast", **limits))  # type: ignore[arg-type]
-            emulated.start()
-            ended = threading.Event()
-            watcher = threading.Thread(target=change, args=(emulated, later, ended))
-            watcher.start()
-            summary = generate_catalog(
-                catalog=str(catalog),
-                output={"uri": f"s3://pacer/{number}", "s3_endpoint_url": s3.endpoint_url},
-                api={"provider": "together", "base_url": emulated.base_url},
-                picture={"width": 256, "height": 256},
-                limits={"concurrency": 30 if "told" in name else "auto"},
-            )
-            ended.set()
-            watcher.join()
-            emulated.stop()
+            settings = Settings(latency_s=0.5, pictures="fast", **limits)  # type: ignore[arg-type]
+            with emulator_process(settings) as emulated:
+                ended = threading.Event()
+                watcher = threading.Thread(target=change, args=(emulated, later, ended))
+                watcher.start()
+                summary = generate_catalog(
+                    catalog=str(catalog),
+                    output={"uri": f"s3://pacer/{number}", "s3_endpoint_url": s3.endpoint_url},
+                    api={"provider": "together", "base_url": emulated.base_url},
+                    picture={"width": 256, "height": 256},
+                    limits={"concurrency": 30 if "told" in name else "auto"},
+                )
+                ended.set()
+                watcher.join()
             seconds = 60 * summary.generated / summary.images_per_minute
             first = min(seconds, CHANGED_AT_S) if later else seconds
             possible = allowed(limits) * first + (allowed(later) * (seconds - first) if later else 0)
