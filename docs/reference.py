@@ -88,7 +88,8 @@ catalog's [other columns](catalogs.md#all-other-columns) (as `catalog_NAME` wher
 _RUN = """\
 One row per run: the fields of [the summary](#the-summary) except `run_id`, which is in the path, with
 `errors_CLASS` in place of `errors`, without `rejections`, `refreshed`, `columns`, `carried`, `notes`,
-`s3_endpoint_url` and `s3_bucket_block`; `started_at`, `ended_at`, `catalog`, `provider` and `output`; and
+`s3_endpoint_url` and `s3_bucket_block`; `started_at`, `ended_at`, `catalog`, `provider`, `model` and
+`output`; and
 `p5_NAME`, `p50_NAME` and `p95_NAME` of the measures `sharpness`, `contrast`, `brightness`, `colourfulness`
 and `flat`."""
 

@@ -617,6 +617,13 @@ class ExecutionSettings(_Settings):
         " wait. When a run is cancelled in Prefect, they get at least 20.",
     )
 
+    give_up: list[str] = Field(
+        default_factory=list,
+        description="A route to give up, by its name: nothing more is bought there, and what is in its queue"
+        " is no longer waited for but made elsewhere, though its vendor may charge for it yet.",
+        examples=[["fal"]],
+    )
+
     # Not a field: Prefect stores a flow run's parameters, and the run's record holds its settings.
     _store_password: SecretStr | None = PrivateAttr(default=None)
 

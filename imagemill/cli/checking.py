@@ -8,6 +8,7 @@ import orjson
 
 from imagemill.cli.exit_codes import DONE, UNUSABLE
 from imagemill.cli.options import output_of, settings_of
+from imagemill.cli.routes import apis_of
 from imagemill.cli.terminal import stdout
 from imagemill.runs.preflight import Finding, check_all
 
@@ -17,7 +18,7 @@ _MARKS = {True: ("ok", "green"), False: ("FAILS", "bold red"), None: ("?", "yell
 def show_check(arguments: argparse.Namespace) -> int:
     """Try everything and print it; the exit code."""
     findings = check_all(
-        settings_of(arguments, "api"),
+        apis_of(arguments),
         output_of(arguments),
         settings_of(arguments, "execution"),
         settings_of(arguments, "picture"),

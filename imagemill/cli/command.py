@@ -237,7 +237,7 @@ def _check_parser(commands: Any) -> argparse.ArgumentParser:  # noqa: ANN401 - a
         " to do.",
         allow_abbrev=False,
     )
-    add_options(check, CHECK_OPTIONS)
+    add_options(check, CHECK_OPTIONS, routes=True)
     check.add_argument("--image", action="store_true", help="also buy one real image, for its price")
     check.set_defaults(run=_check)
     return check
@@ -268,6 +268,9 @@ def _reconcile_parser(commands: Any) -> argparse.ArgumentParser:  # noqa: ANN401
     )
     reconcile.add_argument(
         "--base-url", metavar="URL", help="the address to ask for charges, if not the vendor's own"
+    )
+    reconcile.add_argument(
+        "--route", metavar="NAME", help="of a run over several routes, compare only this one"
     )
     add_options(reconcile, BUCKET_OPTIONS)
     reconcile.set_defaults(run=_reconcile)
@@ -454,7 +457,7 @@ def _retry_failed(arguments: argparse.Namespace) -> int:
 def _recorded(arguments: argparse.Namespace) -> dict[str, Any]:
     """What a run began with, with what the command line changes."""
     from imagemill.cli.options import output_of, settings_of
-    from imagemill.cli.routes import changed_apis
+    from imagemill.cli.routes import changed_apis, limits_to_change
     from imagemill.cli.running import resumed_arguments
 
     named = [name for name in ("store", "scheduler") if getattr(arguments, f"execution.{name}") is not None]
@@ -466,8 +469,11 @@ def _recorded(arguments: argparse.Namespace) -> dict[str, Any]:
         named,
     )
     settings["api"] = changed_apis(arguments, settings["api"])
-    for group in ("limits", "execution"):
-        settings[group] = settings_of(arguments, group, **settings[group].model_dump())
+    for group, known in (
+        ("limits", limits_to_change(arguments, settings["limits"])),
+        ("execution", settings["execution"].model_dump()),
+    ):
+        settings[group] = settings_of(arguments, group, **known)
     return settings
 
 

@@ -39,6 +39,7 @@ OPTIONS: tuple[tuple[str, str, str, str], ...] = (
     ("--task-runner", "threads|dask", "execution", "task_runner"),
     ("--scheduler", "ADDRESS", "execution", "scheduler"),
     ("--grace", "S", "execution", "grace_s"),
+    ("--give-up", "ROUTE", "execution", "give_up"),
     ("--column", "NAME=COLUMN", "catalog", "columns"),
     ("--prompt-template", "TEXT", "catalog", "prompt_template"),
     ("--negative-prompt-template", "TEXT", "catalog", "negative_prompt_template"),
@@ -118,11 +119,12 @@ RESUME_OPTIONS = (
     "--task-runner",
     "--scheduler",
     "--grace",
+    "--give-up",
 )
 """The options that a resume can override."""
 
 
-_REPEATED = ("--image-host", "--only-path", "--carry")
+_REPEATED = ("--image-host", "--only-path", "--carry", "--give-up")
 """Options that may be given several times."""
 
 _PAIRS = {
@@ -148,8 +150,10 @@ def add_options(
     parser: argparse.ArgumentParser,
     only: Sequence[str] | None = None,
     groups: Sequence[str] = RUN_GROUPS,
+    *,
+    routes: bool = False,
 ) -> None:
-    """Add the options of these groups of settings to a parser, or only some of them."""
+    """Add the options of these groups of settings to a parser, or only some of them, and perhaps --route."""
     for option, metavar, group, name in OPTIONS:
         if group not in groups or (only is not None and option not in only):
             continue
@@ -167,7 +171,7 @@ def add_options(
         elif field.default is not None and not field.is_required():
             help_text = f"{help_text} Default: {field.default}."
         parser.add_argument(option, dest=f"{group}.{name}", help=help_text, **kind)
-    if only is None and "limits" in groups:
+    if routes or (only is None and "limits" in groups):
         parser.add_argument(
             ROUTE,
             dest="routes",

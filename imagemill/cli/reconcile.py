@@ -10,9 +10,15 @@ from imagemill.bucket.access import open_bucket
 from imagemill.cli.exit_codes import DONE, FAILURES
 from imagemill.cli.options import output_of, pairs_of
 from imagemill.cli.terminal import say, stdout
+from imagemill.errors import InputError
 from imagemill.formatting import money
 from imagemill.reports.reconciliation import add_to_report
-from imagemill.runs.reconciliation import Reconciliation, reason_in_words, reconcile
+from imagemill.runs.reconciliation import (
+    Reconciliation,
+    reason_in_words,
+    reconcile,
+    settings_of_route,
+)
 from imagemill.runs.recorded_settings import recorded_settings, refuse_unnamed_address
 
 
@@ -20,6 +26,10 @@ def show_reconciliation(arguments: argparse.Namespace) -> int:
     """Compare, store and print; the exit code says whether booked and charged agree."""
     output = output_of(arguments)
     settings = recorded_settings(arguments.run_id, output)
+    if arguments.route is not None:
+        settings = settings_of_route(settings, arguments.route)
+    elif settings.routes and arguments.base_url is not None:
+        raise InputError("The run has several routes: name the one that --base-url is for, by --route NAME.")
     if arguments.export is None:  # the vendor is asked, with the admin key
         refuse_unnamed_address(settings, arguments.base_url)
     bucket = open_bucket(output or settings.output)
@@ -30,6 +40,7 @@ def show_reconciliation(arguments: argparse.Namespace) -> int:
             arguments.export,
             pairs_of("--column", "NAME=COLUMN", arguments.column or []),
             base_url=arguments.base_url,
+            route=arguments.route,
         )
         report = add_to_report(bucket, found)
     finally:

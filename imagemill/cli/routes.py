@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from imagemill.cli.options import OPTIONS, ROUTE, settings_of
 from imagemill.errors import InputError
-from imagemill.settings import ApiSettings, RouteSettings, input_error
+from imagemill.settings import ApiSettings, LimitSettings, RouteSettings, input_error
 
 _SHORT = {
     "max_cost": "max_cost_usd",
@@ -52,6 +52,16 @@ def changed_apis(
         return [route.model_copy(update={"image_hosts": [*route.image_hosts, *more]}) for route in known]
     api: ApiSettings = settings_of(arguments, "api", **known.model_dump())
     return api
+
+
+def limits_to_change(arguments: argparse.Namespace, known: LimitSettings) -> dict[str, object]:
+    """The limits of a run, without the deadline that a resume replaces or whose policy it leaves."""
+    limits = known.model_dump()
+    deadlines = ("finish_by", "max_hours")
+    others = getattr(arguments, "limits.route_policy", None) not in {None, "cheapest"}
+    if others or any(getattr(arguments, f"limits.{name}", None) is not None for name in deadlines):
+        limits |= dict.fromkeys(deadlines)
+    return limits
 
 
 def _route(text: str) -> RouteSettings:

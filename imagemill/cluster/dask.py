@@ -125,7 +125,7 @@ def run_on_cluster(
         session.stop(StopKind.UNAVAILABLE, reason)
     if session.log is not None:
         session.wait(session.log.gather)
-    _stop_if_incomplete(session)
+    _stop_if_incomplete(session, membership)
 
 
 def _wait(session: Session, client: Any, futures: list[Any]) -> None:  # noqa: ANN401
@@ -141,8 +141,8 @@ def _wait(session: Session, client: Any, futures: list[Any]) -> None:  # noqa: A
             return
 
 
-def _stop_if_incomplete(session: Session) -> None:
-    """Stop a run, resumably, of which a worker left jobs: it gave up a shard that no other took over."""
+def _stop_if_incomplete(session: Session, membership: Membership) -> None:
+    """Stop a run, resumably, of which a worker left jobs: they have no route, or its shard was left."""
     try:
         for wait_s in (0.0, 2 * BEAT_S):  # a worker's own stop, and its reason, may be on the way
             time.sleep(wait_s)
@@ -150,7 +150,8 @@ def _stop_if_incomplete(session: Session) -> None:
                 return
     except StoreUnavailableError as error:
         session.stop(StopKind.UNAVAILABLE, str(error))
-    session.stop(StopKind.UNAVAILABLE, "A worker stood still for too long, and left a part of the run.")
+    stood_still = "A worker stood still for too long, and left a part of the run."
+    session.stop(StopKind.UNAVAILABLE, next(iter(membership.stranded.values()), stood_still))
 
 
 def _rates(session: Session) -> Iterator[tuple[ImageApi, float]]:

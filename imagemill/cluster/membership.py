@@ -59,6 +59,8 @@ class Membership:
         self._beats = 0
         self._taken: list[Shard] = []
         self._posted_at = float("inf")
+        self.stranded: dict[str, str] = {}
+        """Why jobs have no route left, by the process that had them."""
         self.over = anyio.Event()
         """Set when the leader has ended or is dead."""
 
@@ -170,7 +172,7 @@ class Membership:
         return notes
 
     async def _post(self) -> list[Note]:
-        stopped = self._engine.stopped
+        stopped, stranded = self._engine.stopped, self._engine.stranded
         return await self._board.exchange(
             self.name,
             {
@@ -178,6 +180,7 @@ class Membership:
                 "leads": self._leads,
                 "expected": self._expected,
                 "stopped": [stopped.kind.value, stopped.reason] if stopped else None,
+                "stranded": stranded.reason if stranded else None,
                 "shards": [list(shard) for shard in self._claimed],
                 "taken": [list(shard) for shard in self._taken],
                 "tally": self._recorder.tally(),
@@ -199,6 +202,7 @@ class Membership:
             if note.owner != self.name and (stop := note.content["stopped"]):
                 self._engine.stop(StopKind(stop[0]), stop[1])
         if self._leads:
+            self.stranded |= {n.owner: reason for n in notes if (reason := n.content["stranded"])}
             self._recorder.follow([n.content["tally"] for n in notes if not n.content["leads"]])
         if self._rates:
             working = sum(1 for n in notes if n.content["shards"] and _is_fresh(n))

@@ -175,12 +175,14 @@ class Admission:
             self.stranded -= self.perhaps_later
         return sorted(left)
 
-    def stop_if_stranded(self) -> None:
-        """Stop the run, to be resumed, where a job has no route left."""
-        if self.stranded and not self._stopping.is_set():
-            kind, reasons = self._why_none_is_left()
-            words = f"{counted(len(self.stranded), 'image has', 'images have')} no route left."
-            self._stop(kind, f"{words} {reasons.removeprefix('No route is left. ')}")
+    @property
+    def why_stranded(self) -> Stop | None:
+        """Why jobs have no route left, if any has none."""
+        if not self.stranded:
+            return None
+        kind, reasons = self._why_none_is_left()
+        words = f"{counted(len(self.stranded), 'image has', 'images have')} no route left."
+        return Stop(kind, f"{words} {reasons.removeprefix('No route is left. ')}")
 
     def _close_spent(self, route: Route) -> None:
         if route.share is not None:

@@ -7,16 +7,17 @@ import random
 import time
 import traceback
 from bisect import bisect_right
-from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import anyio
 import anyio.to_thread
 import httpx
 import orjson
+from anyio.abc import TaskGroup
 
 from imagemill.blocks.apis import CostSource, GeneratedImage
 from imagemill.blocks.apis.error_codes import NO_SUCH_MODEL, QUEUE_TIMEOUT
@@ -122,6 +123,7 @@ class Engine:
         self._lined_up: Sequence[int] = ()
         self._last_begun = -1
         self._unsent: dict[int, int] = {}
+        self._sending = anyio.Lock()
         self._sent = 0
         self._uploads = anyio.Semaphore(_UPLOADS)
         self._stopping = anyio.Event()
@@ -158,20 +160,17 @@ class Engine:
         """The jobs that may be sent in the next seconds, judged by how many were sent since the last call."""
         sent, self._sent = self._sent, 0
         count = max(3 * sent + 2 * len(self._on_the_way), _LEAST_UP_NEXT)
-        begun = len(set(self._unsent.values()))
-        taken: Counter[int] = Counter()
-        found = []
-        for number, shard in self._unsent.items():
-            if taken[shard] < count / begun + 1:
-                taken[shard] += 1
-                found.append(number)
+        apart = self.routes.waiting()
+        found = [*apart, *islice((number for number in self._unsent if number not in apart), count)]
         start = bisect_right(self._lined_up, self._last_begun)
         return [*found, *self._lined_up[start : start + max(0, count - len(found))]]
 
     async def run_shard(self, first: int, last: int) -> None:
         """Work off the unfinished jobs from number ``first`` to ``last``; returns when all are committed.
 
-        Never raises for a job. After a stop, jobs that are not finished stay pending.
+        Shards send one after another: if they took turns, all of them would wait for their last images at the
+        same time, with nothing left to send. Never raises for a job. After a stop, jobs that are not finished
+        stay pending.
         """
         if self.stopped:
             return
@@ -182,22 +181,10 @@ class Engine:
             self._unsent |= {job.number: first for job in jobs if job.request_id is None}
             with anyio.CancelScope() as scope:
                 self._shards.append(scope)
-                async with anyio.create_task_group() as group:
+                async with anyio.create_task_group() as group, self._sending:
                     for job in jobs:
-                        work = self._work_on(job)
-                        if self._admission.is_spent and job.request_id is None:
-                            continue
-                        if work.is_lost and work.route.lost.can_look:
-                            group.start_soon(self._work, work, None)
-                            continue
-                        if self.routes.are_several and not self.routes.is_free(job):
-                            group.start_soon(self._work, work, None)  # it must hold up no other job
-                            continue
-                        slot = await self._admission.admit(work)
-                        if slot is None and self.stopped:
+                        if not await self._begin(job, group):
                             break
-                        if slot is not None:
-                            group.start_soon(self._work, work, slot)
             self._shards.remove(scope)
             await self._store.commit()
         except StoreUnavailableError as error:
@@ -205,6 +192,35 @@ class Engine:
         finally:
             for number in [number for number, shard in self._unsent.items() if shard == first]:
                 del self._unsent[number]
+
+    async def _begin(self, job: Job, group: TaskGroup) -> bool:
+        """Send a job's request as soon as it may leave; False once the run stops."""
+        work = self._work_on(job)
+        if work.route.is_given_up:
+            work.is_lost = False
+            await self._forget_request(work)
+        if self._admission.is_spent and job.request_id is None:
+            return True
+        waits_apart = self.routes.are_several and not self.routes.is_free(job)  # it must hold up no other job
+        if waits_apart or (work.is_lost and work.route.lost.can_look):
+            group.start_soon(self._work, work, None)
+            return True
+        slot = await self._admission.admit(work)
+        if slot is not None:
+            group.start_soon(self._work, work, slot)
+        return slot is not None or self.stopped is None
+
+    async def _forget_request(self, work: Work) -> None:
+        """The job's request is at a route that was given up: it may be charged, and another one is sent."""
+        job = work.job
+        if job.request_id is not None:
+            await work.purchase.promise()
+            work.purchase.doubt()
+            work.purchase.end()
+            job.request_id = None
+            self._admission.expected.discard(job.number)
+            self._recorder.given_up(job)
+            self._store.save(job)
 
     async def run_parked(self) -> None:
         """Ask about the requests of routes that were down, once all other jobs are over.
@@ -218,7 +234,13 @@ class Engine:
             async with anyio.create_task_group() as group:
                 for number in left[start : start + _LEFT_AT_ONCE]:
                     group.start_soon(self.run_shard, number, number)
-        self._admission.stop_if_stranded()
+        if (stop := self.stranded) is not None:
+            self.stop(stop.kind, stop.reason)
+
+    @property
+    def stranded(self) -> Stop | None:
+        """Why jobs have no route left, if any has none."""
+        return self._admission.why_stranded
 
     @property
     def judge_usd(self) -> float:
@@ -249,7 +271,7 @@ class Engine:
         self._answered.update(known)
         for route in self.routes:
             sent = [job for job in jobs if self.routes.of(job) is route]
-            found = await route.lost.find_now(sent, known) if sent else {}
+            found = await route.lost.find_now(sent, known) if sent and not route.is_given_up else {}
             for job in sent:
                 if request_id := found.get(job.number):
                     job.find_request(request_id, route.price(job))
@@ -260,7 +282,7 @@ class Engine:
         The route is closed where it will not; where the API does not say, or is away, nothing happens.
         """
         async with anyio.create_task_group() as group:
-            for route in self.routes:
+            for route in self.routes.open:
                 group.start_soon(self._check_account, route)
 
     async def _check_account(self, route: Route) -> None:

@@ -37,7 +37,8 @@ class LostRequests:
         self._api = api
         self._http = http
         self._recorder = recorder
-        self._slowest_s = 0.0
+        self.slowest_s = 0.0
+        """How long the slowest of the latest requests took, its time in the vendor's queue included."""
         self._waiting: dict[int, tuple[Job, Collection[str]]] = {}
         self._found: dict[int, str] = {}
         self._reading = anyio.Lock()
@@ -50,7 +51,7 @@ class LostRequests:
 
     def took(self, seconds: float) -> None:
         """A request was answered with its image after so long, its time in the vendor's queue included."""
-        self._slowest_s = max(seconds, 0.9 * self._slowest_s)
+        self.slowest_s = max(seconds, 0.9 * self.slowest_s)
 
     @property
     def patience_s(self) -> float:
@@ -58,7 +59,7 @@ class LostRequests:
         return max(
             min(LEAST_S, self._api.request_timeout_s),
             10 * self._api.typical_latency_s if self._api.request_timeout_s > LEAST_S else 0.0,
-            _LATENCIES * self._slowest_s,
+            _LATENCIES * self.slowest_s,
         )
 
     async def find(self, job: Job, known: Collection[str], stopping: anyio.Event) -> str | None:

@@ -239,6 +239,10 @@ class Recorder:
         """A failed job is to be tried again: its line keeps why it had failed."""
         self._log.job("reopened", job, error_class=job.error_class, error_code=job.error_code)
 
+    def given_up(self, job: Job) -> None:
+        """Nobody asks about the job's request any more, though the API may charge for it."""
+        self._log.job("given_up", job, **_paid(job))
+
     def took_back(self, job: Job) -> None:
         """A job that failed in this run is to be tried again by a resume: its failure was not its own."""
         self.failed -= 1

@@ -32,6 +32,7 @@ class Route:
 
     ``outage`` are the API's words in its latest outage. ``closed`` says why it takes no more jobs in this
     run; ``closing`` is set then, and when the run stops. ``share`` is its part of the budget, if it has one.
+    ``is_given_up``: nobody asks about its requests any more.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Route:
     outage: str = ""
     closed: Stop | None = None
     closing: anyio.Event = field(default_factory=anyio.Event)
+    is_given_up: bool = False
     served_at: deque[float] = field(default_factory=lambda: deque(maxlen=_SERVED_KEPT))
     begun_at: float | None = None
     _makes: dict[tuple[object, ...], bool] = field(default_factory=dict)
@@ -91,6 +93,11 @@ class Route:
         """Take no more jobs in this run."""
         self.closed = self.closed or stop
         self.wake()
+
+    def give_up(self) -> None:
+        """Take no more jobs, and forget the requests that are here: others make their pictures."""
+        self.is_given_up = True
+        self.close(Stop(StopKind.UNAVAILABLE, "You gave this route up."))
 
     def wake(self) -> None:
         """Let those who wait here see that the route closes, or the run stops."""

@@ -17,17 +17,11 @@ import anyio
 from imagemill.engine.breaker import OutageError
 from imagemill.engine.limits.pacer import Slot, StoppedError
 from imagemill.engine.route import Route
+from imagemill.engine.schedule import Schedule
 from imagemill.engine.work import Work
 from imagemill.jobs import Job
 
 Policy: TypeAlias = Literal["fastest", "cheapest", "failover"]
-
-_WARM_UP_S = 30.0
-"""How long a route's rate is watched before a dearer one helps it, in seconds."""
-
-_RATE_WINDOW_S = (30.0, 600.0)
-"""A route's rate is measured over a quarter of the time left, within these bounds, in seconds."""
-
 
 _NOTHING_USD = 1e-9
 
@@ -78,10 +72,8 @@ class Routes:
         self._routes = tuple(routes)
         self._named = {route.name: route for route in routes}
         self._policy = policy
-        self._deadline = deadline
-        self._left = left
         self._clock = clock
-        self._begun = clock() if deadline is not None else 0.0
+        self._schedule = Schedule(deadline, left, clock)
         self._waiting: list[_Waiting] = []
         self._stopped = self._matching = False
         self.on_spent: Callable[[Route], None] = lambda _: None
@@ -131,6 +123,10 @@ class Routes:
         open_ = self.open
         free = job.request_id is None
         return free and all(r.makes(job, negative_prompts=self.negative_prompts) for r in open_)
+
+    def waiting(self) -> dict[int, None]:
+        """The jobs that wait for one of several routes, to send a request: their numbers."""
+        return dict.fromkeys(w.work.job.number for w in self._waiting if w.work.job.request_id is None)
 
     def stop(self) -> None:
         """Send nothing more."""
@@ -270,41 +266,18 @@ class Routes:
 
     def _cheap_enough(self, work: Work, routes: list[Route]) -> list[Route]:
         """The cheapest routes, and so many of the next as the deadline takes."""
-        by_price = sorted(routes, key=lambda route: route.price(work.job))
-        least_usd = by_price[0].price(work.job)
         chosen: list[Route] = []
-        for route in by_price:
-            if route.price(work.job) > least_usd and not self._are_too_slow(chosen):
-                break
+        dearer = 0
+        for route in sorted(routes, key=lambda route: route.price(work.job)):
+            if chosen and route.price(work.job) > chosen[-1].price(work.job):
+                dearer += 1
+                if not self._schedule.needs_more(chosen, dearer, self._routes):
+                    break
             chosen.append(route)
         return chosen
-
-    def _are_too_slow(self, cheaper: Sequence[Route]) -> bool:
-        """Whether these routes alone would not finish the jobs that are left by the deadline."""
-        if self._deadline is None:
-            return False
-        now = self._clock()
-        left_s = self._deadline - now
-        if left_s <= 0:
-            return True
-        if now - self._begun < min(_WARM_UP_S, 0.1 * (self._deadline - self._begun)):
-            return False
-        left = self._left() - sum(route.pacer.in_flight for route in self._routes if route not in cheaper)
-        least_s, most_s = _RATE_WINDOW_S
-        window_s = min(max(0.25 * left_s, least_s), most_s)
-        return left > left_s * sum(_per_s(route, now, window_s) for route in cheaper)
 
 
 def _wait_s(route: Route) -> float:
     """Seconds until a route has room: 0 now, infinite until a request comes back."""
     wait_s = route.breaker.wait_s()
     return math.inf if route.setup.is_in_doubt else max(wait_s, route.pacer.wait_s())
-
-
-def _per_s(route: Route, now: float, window_s: float) -> float:
-    """Images per second that a route has served lately."""
-    served = [at for at in route.served_at if at > now - window_s]
-    since = max(now - window_s, route.begun_at if route.begun_at is not None else now)
-    if len(served) == route.served_at.maxlen:
-        since = served[0]
-    return len(served) / (now - since) if now > since else 0.0

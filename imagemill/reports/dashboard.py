@@ -28,6 +28,7 @@ from imagemill.reports.regressions import (
     series_of,
 )
 from imagemill.reports.templating import environment
+from imagemill.reports.vendors import compare_vendors
 from imagemill.runs.history import History, RunRow
 from imagemill.settings import RegressionSettings
 from imagemill.usd import total
@@ -130,6 +131,7 @@ def render_dashboard(
             report_of=lambda run_id: f"runs/{quote(run_id)}/report.html",
             headline=_Headline.of(runs),
             weeks=_weeks(runs),
+            vendors=compare_vendors(runs),
             queued=any(run.p95_queued_s for run in runs),
             measured=any(run.measured for run in runs),
         )

@@ -162,6 +162,7 @@ def _run_table(settings: RunSettings, summary: RunSummary, jobs: MeasuredJobs) -
         "ended_at": datetime.now(UTC),
         "catalog": settings.catalog.series,
         "provider": settings.providers,
+        "model": None if settings.routes else settings.api.model,
         "output": settings.output.uri,
         **{f"errors_{name}": summary.errors.get(name, 0) for name in ErrorClass},
     }

@@ -10,11 +10,16 @@ from pathlib import Path
 import numpy as np
 
 from imagemill.parquet import read_batches
+from imagemill.reports.metrics import QUALITY
 from imagemill.runs.summary import RouteTotals
 from imagemill.usd import plus
 
+_MEASURE = QUALITY[0]
+"""A measure that each picture has whose quality was measured."""
+
 _COLUMNS = [
-    "route", "status", "reused", "latency_s", "cost_usd", "suspect", "attempts", "started_at", "finished_at",
+    _MEASURE, "route", "status", "reused", "latency_s", "cost_usd", "suspect", "attempts", "started_at",
+    "finished_at",
 ]  # fmt: skip
 
 
@@ -22,6 +27,7 @@ _COLUMNS = [
 class _Sums:
     images: int = 0
     failed: int = 0
+    measured: int = 0
     suspect: int = 0
     requests: int = 0
     cost_usd: float = 0.0
@@ -47,6 +53,7 @@ def _add(sums: _Sums, row: Mapping[str, object]) -> None:
     done, latency_s = row["status"] == "done", row["latency_s"]
     sums.images += done
     sums.failed += row["status"] == "failed"
+    sums.measured += done and row[_MEASURE] is not None
     sums.suspect += done and bool(row["suspect"])
     sums.requests += int(str(row["attempts"]))
     sums.cost_usd = plus(sums.cost_usd, float(str(row["cost_usd"])))
@@ -71,6 +78,7 @@ def _totals(name: str, made_by: str, sums: _Sums) -> RouteTotals:
         p50_latency_s=round(float(np.quantile(latencies, 0.5)), 4) if latencies else None,
         p95_latency_s=round(float(np.quantile(latencies, 0.95)), 4) if latencies else None,
         cost_usd=sums.cost_usd,
+        measured=sums.measured,
         suspect=sums.suspect,
         requests=sums.requests,
     )

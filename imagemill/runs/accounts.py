@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TypeVar
@@ -103,9 +103,10 @@ def accounts_of(settings: RunSettings, apis: Sequence[ImageApi]) -> list[Account
     """The APIs with their limits, as the run's settings and earlier runs have them.
 
     Raises:
-        InputError: a route's price must be known, and is not.
+        InputError: a route's price must be known, and is not; or one that does not exist is given up, or all.
     """
     limits = settings.limits
+    _check_given_up(settings)
     fixed = limits.concurrency if isinstance(limits.concurrency, int) else None
     if not settings.routes:
         known = read_limit(apis[0]) if fixed is None else None
@@ -132,6 +133,15 @@ def accounts_of(settings: RunSettings, apis: Sequence[ImageApi]) -> list[Account
     ]
 
 
+def _check_given_up(settings: RunSettings) -> None:
+    names, given_up = [route.name or "" for route in settings.routes], settings.execution.give_up
+    if unknown := [name for name in given_up if name not in names]:
+        there = f"its routes are {', '.join(names)}" if names else "it is over one API"
+        raise InputError(f"The run has no route {unknown[0][:60]!r} to give up: {there}.")
+    if names and not set(names) - set(given_up):
+        raise InputError("All routes of the run are given up: leave one that makes the pictures.")
+
+
 def pacer_of(account: Account, leased: Rate | None, joint: Rate | None) -> Pacer:
     """What finds and keeps an account's limit; ``joint`` is a rate that the run's accounts share."""
     own = leased or (EvenRate(account.per_minute) if account.per_minute else None)
@@ -152,8 +162,9 @@ async def routes_to(
     recorder: Recorder,
     store: JobStore,
     limits: LimitSettings,
+    given_up: Collection[str] = (),
 ) -> Routes:
-    """The routes to the accounts of a run."""
+    """The routes to the accounts of a run; nothing more is bought at, or asked of, those ``given_up``."""
     before = await store.totals()
     several = len(accounts) > 1
     spent = await _spent(store, accounts)
@@ -176,6 +187,9 @@ async def routes_to(
         )
         for account, pacer, http in zip(accounts, pacers, clients, strict=True)
     ]
+    for route in routes:
+        if route.name in given_up:
+            route.give_up()
     return Routes(
         routes,
         limits.route_policy,

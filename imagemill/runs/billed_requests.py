@@ -11,7 +11,7 @@ from datetime import UTC, datetime, timedelta
 from decimal import Decimal, InvalidOperation
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import anyio
 import httpx
@@ -47,13 +47,23 @@ _AMOUNTS = (
 class Booked:
     """What a run booked for one request, in millionths of a millionth of a dollar.
 
-    ``request_id`` is None where the vendor gave the request no id that its bill could name.
+    ``request_id`` is None where the vendor gave the request no id that its bill could name. ``route`` is ""
+    in a run over one API.
     """
 
     job: int
     id: str
     request_id: str | None
     picos: int
+    route: str = ""
+
+
+class _Logged(NamedTuple):
+    """A request in the log: its name on a bill, what the job had cost before it, in picos, and its route."""
+
+    name: str
+    before: int
+    route: str
 
 
 def booked_requests(jobs: Iterable[pa.RecordBatch], lines: Iterable[bytes]) -> Iterator[Booked]:
@@ -63,24 +73,24 @@ def booked_requests(jobs: Iterable[pa.RecordBatch], lines: Iterable[bytes]) -> I
     that were sent more than once.
     """
     logged = _logged_requests(lines)
-    columns = ("number", "id", "attempts", "request_id", "cost_usd")
+    columns = ("number", "id", "attempts", "request_id", "cost_usd", "route")
     for batch in jobs:
         rows = zip(*(batch[name].to_pylist() for name in columns), strict=True)
-        for number, job_id, attempts, last, usd in rows:
-            name, total = billed_name(last), picos(usd or 0.0)
+        for number, job_id, attempts, last, usd, route in rows:
+            name, total, route_name = billed_name(last), picos(usd or 0.0), route or ""
             requests = logged.get(number, []) if attempts > 1 or name is None else []
-            if name and name not in {known for known, _ in requests}:
-                requests = [*requests, (name, requests[-1][1] if requests else 0)]
-            unnamed = requests[0][1] if requests else total
+            if name and name not in {known.name for known in requests}:
+                requests = [*requests, _Logged(name, requests[-1].before if requests else 0, route_name)]
+            unnamed = requests[0].before if requests else total
             if unnamed > 0:
-                yield Booked(number, job_id, None, unnamed)
-            for (found, before), (_, after) in pairwise([*requests, ("", total)]):
-                yield Booked(number, job_id, found, after - before)
+                yield Booked(number, job_id, None, unnamed, route_name)
+            for request, after in pairwise([*requests, _Logged("", total, "")]):
+                yield Booked(number, job_id, request.name, after.before - request.before, request.route)
 
 
-def _logged_requests(lines: Iterable[bytes]) -> dict[int, list[tuple[str, int]]]:
-    """The requests of each job in order, each with what the job had cost before it, in picos."""
-    found: dict[int, list[tuple[str, int]]] = {}
+def _logged_requests(lines: Iterable[bytes]) -> dict[int, list[_Logged]]:
+    """The requests of each job, in order."""
+    found: dict[int, list[_Logged]] = {}
     cost: dict[int, int] = {}
     for line in lines:
         if b'"request_id":"' not in line and b'"cost_usd":' not in line:
@@ -92,8 +102,8 @@ def _logged_requests(lines: Iterable[bytes]) -> dict[int, list[tuple[str, int]]]
             continue  # cut short by a kill, or no event of a job
         name = billed_name(event.get("request_id"))
         requests = found.setdefault(number, [])
-        if name and name not in {known for known, _ in requests}:
-            requests.append((name, cost.get(number, 0)))
+        if name and name not in {known.name for known in requests}:
+            requests.append(_Logged(name, cost.get(number, 0), event.get("route", "")))
         if "cost_usd" in event:
             cost[number] = picos(event["cost_usd"])
     return found

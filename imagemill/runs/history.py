@@ -35,6 +35,7 @@ class RunRow(BaseModel):
     ended_at: datetime
     catalog: str = Field(max_length=4_000)
     provider: str = Field(max_length=200)
+    model: str | None = Field(default=None, max_length=300)
     unique: int = Count
     done: int = Count
     failed: int = Count
@@ -48,6 +49,8 @@ class RunRow(BaseModel):
     measured: int = Field(default=0, ge=0)
     suspect: int = Field(default=0, ge=0)
     stopped: str | None = None
+    routes: str | None = None
+    """Of a run over several routes, the metrics of each, as JSON."""
 
     @property
     def at(self) -> datetime:

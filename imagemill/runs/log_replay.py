@@ -46,7 +46,7 @@ class LastLine:
 
     job: int
     at: datetime
-    event: Literal["sent", "accepted", "attempt_failed", "judged", "done", "failed", "reopened"]
+    event: Literal["sent", "accepted", "attempt_failed", "judged", "done", "failed", "reopened", "given_up"]
     attempt: Annotated[int, Field(ge=0, le=1_000_000)]
     request_id: str | None = None
     cost_usd: _Usd | None = None
@@ -195,7 +195,11 @@ def catch_up(job: Job, line: LastLine | None) -> bool:
         return job.status is JobStatus.RUNNING
     if line.attempt == job.attempts and job.status is not JobStatus.RUNNING:
         return False  # the store is up to date
-    answered = line.event in {"attempt_failed", "failed"}  # such a line says whether the API still has it
+    answered = line.event in {
+        "attempt_failed",
+        "failed",
+        "given_up",
+    }  # it says whether the API is yet to be asked
     kept = job.request_id if line.attempt == job.attempts and not answered else None
     job.attempts, job.request_id = line.attempt, line.request_id or kept
     job.route = line.route or job.route

@@ -21,6 +21,7 @@ from imagemill.blocks.apis.error_codes import NO_SUCH_MODEL
 from imagemill.blocks.loading import image_api, job_store
 from imagemill.bucket.access import open_bucket
 from imagemill.bucket.probe import probe, probe_copies
+from imagemill.catalog.makers import makers_of
 from imagemill.engine.engine import PATIENCE_S
 from imagemill.engine.image_check import check_picture
 from imagemill.engine.limits.pacer import Pacer
@@ -28,6 +29,7 @@ from imagemill.errors import ApiError, ErrorClass, InputError, StoreUnavailableE
 from imagemill.formatting import money
 from imagemill.jobs import CostSource, Job
 from imagemill.quality.named_judge import named_judge
+from imagemill.runs.accounts import named_routes
 from imagemill.runs.environment import refuse_prefect, refuse_proxies
 from imagemill.runs.folder import RunFolder
 from imagemill.settings import (
@@ -37,6 +39,7 @@ from imagemill.settings import (
     OutputSettings,
     PictureSettings,
     QualitySettings,
+    RouteSettings,
 )
 from imagemill.stores import open_store
 
@@ -58,7 +61,7 @@ class Finding(BaseModel):
 
 
 def check_all(
-    api: ApiSettings,
+    api: ApiSettings | list[RouteSettings],
     output: OutputSettings | None,
     execution: ExecutionSettings,
     picture: PictureSettings,
@@ -86,13 +89,25 @@ def _tried(what: str, words: Callable[[], str]) -> Finding:
         return Finding(what=what, ok=False, words=str(error))
 
 
-def _api_findings(settings: ApiSettings, picture: PictureSettings, *, image: bool) -> list[Finding]:
+def _api_findings(
+    settings: ApiSettings | list[RouteSettings], picture: PictureSettings, *, image: bool
+) -> list[Finding]:
     try:
         refuse_proxies()
-        api = image_api(settings)
+        if not isinstance(settings, list):
+            return _of_api(image_api(settings), picture, image=image)
+        routes, apis = named_routes(settings)
+        makers_of(routes, apis, mix=picture.mix_models)
     except InputError as error:
         return [Finding(what="key", ok=False, words=str(error))]
+    return [
+        Finding(what=found.what, ok=found.ok, words=f"{route.name}: {found.words}")
+        for route, api in zip(routes, apis, strict=True)
+        for found in _of_api(api, picture, image=image)
+    ]
 
+
+def _of_api(api: ImageApi, picture: PictureSettings, *, image: bool) -> list[Finding]:
     async def ask() -> list[Finding]:
         timeout = httpx.Timeout(api.request_timeout_s, connect=PATIENCE_S)
         async with httpx.AsyncClient(timeout=timeout) as http:

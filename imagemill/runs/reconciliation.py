@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -105,6 +105,9 @@ class Reconciliation(BaseModel):
     unanswered_usd: float = Field(description="What these may cost.")
     agrees: bool = Field(description="Whether each request was charged exactly what was booked for it.")
     reasons: dict[str, ReasonTotal]
+    left_out: list[str] = Field(
+        default_factory=list, description="Routes that are not compared: their vendors list no charges."
+    )
     file: str = Field(description="Where the comparison is, one row per request.")
 
     @property
@@ -128,6 +131,11 @@ class Reconciliation(BaseModel):
             words.append(
                 f"{self.unanswered:,} requests of this run got no answer, and may be among them, for up to"
                 f" {money(self.unanswered_usd)}."
+            )
+        if self.left_out:
+            words.append(
+                f"Not compared: {', '.join(self.left_out)}. No list says what each request there was charged;"
+                " compare a bill of one of them by --route NAME --from FILE."
             )
         if Reason.BOOKED_NOT_CHARGED in self.reasons:
             words.append("Charges may be listed some minutes late: reconcile again later.")
@@ -167,11 +175,13 @@ def reconcile(
     columns: Mapping[str, str] | None = None,
     *,
     base_url: str | None = None,
+    route: str | None = None,
 ) -> Reconciliation:
-    """Compare a run with its vendor's list of charges or with ``export``, a CSV; store the comparison.
+    """Compare a run with its vendors' lists of charges or with ``export``, a CSV; store the comparison.
 
     ``columns`` names the CSV's columns ``request_id`` and ``usd``; ``base_url`` is where to ask, if not where
-    the run sent its requests.
+    the run sent its requests. ``route`` is the one to compare; the settings are its own then
+    (:func:`.settings_of_route`). By default all routes are, whose vendors list charges.
 
     Raises:
         InputError: the run is not over, the vendor lists no charges, or the file cannot be used.
@@ -179,12 +189,24 @@ def reconcile(
     folder = RunFolder(settings.run_id)
     jobs = _jobs(folder, bucket)
     lines = _lines(folder, bucket)
+    names = [each.name or "" for each in settings.routes] if route is None else [route]
+    left_out: list[str] = []
     if export is not None:
         charged, source = exported_charges(export, columns or {}), export.name
     else:
-        charged, source = _listed(settings.api, base_url, jobs, lines)
+        settings_of: Sequence[ApiSettings] = settings.routes or [settings.api]
+        apis = dict(zip(names or [""], settings_of, strict=True))
+        left_out = [name for name, api in apis.items() if not _lists_charges(api)]
+        if len(left_out) == len(apis):
+            left_out.pop(0)  # asked, it says what to do instead
+        apis = {name: api for name, api in apis.items() if name not in left_out}
+        names = [name for name in names if name in apis]
+        charged, source = _listed_by_all(apis, base_url, jobs, lines)
     folder.create()
-    sums = _compare(folder.path / FILE, booked_requests(_batches(jobs), lines), charged, source)
+    compared = (each for each in booked_requests(_batches(jobs), lines) if not names or each.route in names)
+    sums = _compare(folder.path / FILE, compared, charged, source)
+    if names:
+        jobs = jobs.filter(pc.is_in(jobs["route"], pa.array(names)))
     name = f"runs/{settings.run_id}/{FILE}"
     uri = bucket.upload(folder.path / FILE, name, PARQUET)
     of_run = [reason for reason in Reason if reason is not Reason.UNKNOWN_REQUEST]
@@ -199,6 +221,7 @@ def reconcile(
         unanswered_usd=round(pc.sum(jobs["unanswered_usd"]).as_py() or 0.0, 12),
         agrees=not set(sums.requests) - {Reason.AGREED, Reason.UNKNOWN_REQUEST},
         reasons=sums.by_reason(),
+        left_out=left_out,
         file=uri,
     )
 
@@ -218,9 +241,11 @@ def _jobs(folder: RunFolder, bucket: ImageBucket) -> pa.Table:
     columns = ["number", "id", "attempts", "request_id", "cost_usd"]
     columns += ["unanswered", "unanswered_usd", "started_at", "finished_at"]
     there = pq.read_schema(pa.BufferReader(content)).names
-    judge = ["judge_usd"] if "judge_usd" in there else []  # records of earlier versions lack it
-    jobs = pq.read_table(pa.BufferReader(content), columns=[*columns, *judge])
-    if judge:  # the judge is on another bill
+    more = [name for name in ("judge_usd", "route") if name in there]  # records of earlier versions lack them
+    jobs = pq.read_table(pa.BufferReader(content), columns=[*columns, *more])
+    if "route" not in more:
+        jobs = jobs.append_column("route", pa.nulls(jobs.num_rows, pa.string()))
+    if "judge_usd" in more:  # the judge is on another bill
         place = columns.index("cost_usd")
         jobs = jobs.set_column(place, "cost_usd", pc.subtract(jobs["cost_usd"], jobs["judge_usd"]))
     return jobs
@@ -232,8 +257,28 @@ def _lines(folder: RunFolder, bucket: ImageBucket) -> list[bytes]:
     return (bucket.read(f"runs/{folder.run_id}/log.jsonl") or b"").splitlines()
 
 
-def _with_admin_key(settings: ApiSettings) -> ListsCharges:
-    """The vendor, with the key that may read what was charged, if the environment has one."""
+def settings_of_route(settings: RunSettings, name: str) -> RunSettings:
+    """The settings of a run as if it had gone over one of its routes alone.
+
+    Raises:
+        InputError: it has no such route.
+    """
+    found = next((route for route in settings.routes if route.name == name), None)
+    if found is None:
+        names = ", ".join(route.name or "" for route in settings.routes) or "none: it went over one API"
+        raise InputError(f"The run {settings.run_id!r} has no route {name[:60]!r}. Its routes: {names}.")
+    return settings.model_copy(update={"api": found, "routes": []})
+
+
+def _lists_charges(settings: ApiSettings) -> bool:
+    return isinstance(image_api(settings, needs_key=False), ListsCharges)
+
+
+def _with_admin_key(settings: ApiSettings, *, keep_key: bool) -> ListsCharges:
+    """The vendor, with the key that may read what was charged, if the environment has one.
+
+    ``keep_key``: a block's own key is the one for its account.
+    """
     api = image_api(settings, needs_key=False)
     if not isinstance(api, ListsCharges):
         raise InputError(
@@ -241,7 +286,8 @@ def _with_admin_key(settings: ApiSettings) -> ListsCharges:
             " columns request_id and usd, and name it: --from FILE."
         )
     held = {name: getattr(api, name) for name in type(api).model_fields}
-    if key := os.environ.get(api.admin_key_variable):
+    key = os.environ.get(api.admin_key_variable)
+    if key and not (keep_key and settings.block):
         held["api_key"] = SecretStr(key)
     elif not settings.block:
         held["api_key"] = image_api(settings).api_key
@@ -252,15 +298,36 @@ def _batches(jobs: pa.Table) -> Iterator[pa.RecordBatch]:
     return iter(jobs.to_batches(max_chunksize=ROWS))
 
 
+def _listed_by_all(
+    apis: Mapping[str, ApiSettings], base_url: str | None, jobs: pa.Table, lines: list[bytes]
+) -> tuple[dict[str, int], str]:
+    """What the vendors of these routes list, and the vendors' names; "" names the API of a run over one."""
+    charged: dict[str, int] = {}
+    sources = []
+    several = len(apis) > 1
+    for name, api in apis.items():
+        booked = booked_requests(_batches(jobs), lines)
+        of_route = (request for request in booked if request.route == name or not name)
+        found, source = _listed(api, base_url, jobs, of_route, keep_key=several)
+        charged |= found
+        sources.append(f"{source} ({name})" if several else source)
+    return charged, " and ".join(sources)
+
+
 def _listed(
-    settings: ApiSettings, base_url: str | None, jobs: pa.Table, lines: list[bytes]
+    settings: ApiSettings,
+    base_url: str | None,
+    jobs: pa.Table,
+    requests: Iterable[Booked],
+    *,
+    keep_key: bool,
 ) -> tuple[dict[str, int], str]:
     """What the vendor lists, and the vendor's name."""
     if base_url is not None:
         settings = settings.model_copy(update={"base_url": base_url})
-    api = _with_admin_key(settings)
+    api = _with_admin_key(settings, keep_key=keep_key)
     booked: Counter[str] = Counter()
-    for request in booked_requests(_batches(jobs), lines):
+    for request in requests:
         if request.request_id is not None:
             booked[request.request_id] += request.picos
     source = f"{settings.provider}'s billing events"

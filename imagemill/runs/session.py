@@ -351,7 +351,9 @@ async def _running(parts: _Parts, joining: Joining | None) -> AsyncIterator[Sess
             judge = await stack.enter_async_context(parts.judge)
             rows = PlannedRows(parts.folder.plan)
             judging = Judging(judge, settings.quality.judge_threshold, cost, recorder, rows)
-        routes = await routes_to(accounts, pacers, clients, recorder, store, limits)
+        routes = await routes_to(
+            accounts, pacers, clients, recorder, store, limits, settings.execution.give_up
+        )
         routes.parks = routes.parks and joining is None
         engine = Engine(
             routes=routes,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -21,6 +21,9 @@ if TYPE_CHECKING:  # loading the engine loads Prefect, which reading a summary d
     AnyOutput = OutputSettings | Mapping[str, object] | str
 
 
+_Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
 class RouteTotals(BaseModel):
     """What one route of several made of a run. Costs are in USD, latencies in seconds.
 
@@ -30,16 +33,17 @@ class RouteTotals(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     route: str
-    made_by: str = Field(description="Its vendor and model.")
-    images: int
-    failed: int
-    images_per_minute: float = Field(description="Images from its first request to its last.")
-    error_rate: float
-    p50_latency_s: float | None
-    p95_latency_s: float | None
-    cost_usd: float
-    suspect: int
-    requests: int
+    made_by: str = Field(max_length=600, description="Its vendor and model.")
+    images: int = Field(ge=0)
+    failed: int = Field(ge=0)
+    images_per_minute: _Amount = Field(description="Images from its first request to its last.")
+    error_rate: _Amount
+    p50_latency_s: _Amount | None
+    p95_latency_s: _Amount | None
+    cost_usd: _Amount
+    measured: int = Field(default=0, ge=0, description="Pictures whose quality was measured.")
+    suspect: int = Field(ge=0)
+    requests: int = Field(ge=0)
 
 
 class RunSummary(BaseModel):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from imagemill.engine.route import Route
 from imagemill.engine.routes import Policy, Routes
 from imagemill.engine.setup_fault import SetupFault
 from imagemill.engine.telemetry import Telemetry
-from imagemill.jobs import Job
+from imagemill.jobs import Job, JobStatus
 from imagemill.quality.inspection import Inspection
 from imagemill.stores.memory import MemoryStore
 from tests.simulation.vendor import DrawnOnce, WatchedBill
@@ -149,6 +149,7 @@ async def run_over(
     shares: Mapping[str, float] | None = None,
     patience_s: float = 300.0,
     concurrency: int | None = None,
+    given_up: Collection[str] = (),
     meanwhile: Callable[[], Awaitable[None]] | None = None,
 ) -> Ended:
     """Work jobs off over these accounts; ``meanwhile`` is what happens to them."""
@@ -187,6 +188,9 @@ async def run_over(
             deadline=begun + 3600 * hours if hours is not None else None,
             left=lambda: recorder.unique - recorder.done - recorder.failed,
         )
+        for route in routes:
+            if route.name in given_up:
+                route.give_up()
         engine = Engine(
             routes=routes,
             bucket=bucket,
@@ -197,7 +201,7 @@ async def run_over(
             unsaved=folder / "unsaved",
             rng=random.Random(1),
         )
-        engine.expect([job for job in jobs if job.request_id])
+        engine.expect([job for job in jobs if job.request_id and job.status is JobStatus.PENDING])
         if meanwhile is not None:
             group.start_soon(meanwhile)
         shards = iter([(first, min(first + 99, len(jobs) - 1)) for first in range(0, len(jobs), 100)])

@@ -150,13 +150,31 @@ def test_what_lies_in_the_queue_of_a_route_that_stays_down_is_left_for_a_resume(
     assert ended.stopped.kind is StopKind.UNAVAILABLE
     assert "no route left. first: The API has been down for too long" in ended.stopped.reason
     first.down = False
-
-    async def resumed() -> Ended:
-        return await run_over(tmp_path, {"first": first, "second": second}, ended.jobs, policy="failover")
-
-    again = run(resumed)
+    both = {"first": first, "second": second}
+    again: Ended = run(lambda: run_over(tmp_path, both, ended.jobs, policy="failover"))
     assert again.statuses == {"done": 200}
     assert not paid_twice(first, second)
+
+
+def test_what_lies_in_the_queue_of_a_route_that_is_given_up_is_made_elsewhere(
+    over: Callable[..., Ended], tmp_path: Path
+) -> None:
+    first, second = fal("first-key", max_concurrent=10), together("second-key", max_concurrent=10)
+    both = {"first": first, "second": second}
+    happens = after(5.0, set_down(first, down=True))
+    ended = over(both, 200, meanwhile=happens, policy="failover", patience_s=60.0)
+    left = [job.number for job in ended.jobs if job.status is JobStatus.PENDING]
+    posted = first.posted
+    again: Ended = run(lambda: run_over(tmp_path, both, ended.jobs, given_up={"first"}))
+    assert again.statuses == {"done": 200}
+    assert again.stopped is None
+    assert first.posted == posted
+    doubted = [job for job in again.jobs if job.unanswered]
+    assert [job.number for job in doubted] == left
+    assert {job.route for job in doubted} == {"second"}
+    assert again.cost.doubtful_usd == pytest.approx(len(left) * 0.002)
+    assert again.cost.expected_usd == pytest.approx(0.0)
+    assert paid_twice(first, second).keys() <= {str(number) for number in left}
 
 
 def test_cheapest_pays_the_dearer_only_for_what_the_deadline_takes(over: Callable[..., Ended]) -> None:

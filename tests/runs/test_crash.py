@@ -10,6 +10,7 @@ import random
 import signal
 import subprocess
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -99,6 +100,49 @@ def test_a_killed_run_resumes(
         assert twice == in_flight
     else:
         assert twice == 0  # the API was asked for what it had taken
+
+
+@pytest.mark.slow
+def test_a_killed_run_over_two_accounts_resumes(
+    place: Place,
+    emulator: Callable[..., Emulator],
+    catalog: Callable[..., str],
+    start_command: Callable[..., subprocess.Popen[str]],
+    command: Callable[..., Command],
+) -> None:
+    accounts = {vendor: emulator(latency_s=0.2, max_concurrent=12) for vendor in ("together", "fal")}
+    routes = [f"{name},base_url={each.base_url},usd_per_image=0.002" for name, each in accounts.items()]
+    process = start_command(
+        *("run", catalog(prompt=[f"p{n}" for n in range(150)]), "--output", place.uri, "--run-id", "killed"),
+        *("--s3-endpoint-url", place.s3.endpoint_url, "--width", "256", "--height", "256"),
+        *(part for route in routes for part in ("--route", route)),
+    )
+    wait_for(lambda: all(each.bill()["images"] >= 30 for each in accounts.values()), process)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    for each in accounts.values():
+        settled(each)
+
+    done = command("resume", "killed", "--json")
+
+    assert done.code == 0, done.err
+    assert (done.json["done"], done.json["pending"], done.json["generated"]) == (150, 0, 150)
+    check_everything_is_there(place, 150)
+    bills = {name: each.bill() for name, each in accounts.items()}
+    charged = Counter[str]()
+    for bill in bills.values():
+        charged.update({line["prompt"]: line["count"] for line in bill["by_key"].values()})
+    jobs = place.table("runs/killed/jobs.parquet")
+    unanswered = {job["id"]: job["unanswered"] for job in jobs}
+    assert all(charged[f"p{n}"] <= 1 + unanswered[str(n)] for n in range(150))
+    assert max(line["count"] for line in bills["fal"]["by_key"].values()) == 1  # it was asked first
+    made = Counter(job["route"] for job in jobs)
+    assert all(
+        made[name] <= bill["images"] <= made[name] + done.json["unanswered"] for name, bill in bills.items()
+    )
+    spent_usd = sum(bill["images"] * 0.002 for bill in bills.values())
+    assert done.json["cost_usd"] <= spent_usd + 1e-9
+    assert spent_usd <= done.json["cost_usd"] + done.json["unanswered_usd"] + 1e-9
 
 
 @pytest.mark.slow

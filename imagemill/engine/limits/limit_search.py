@@ -143,7 +143,7 @@ class LimitSearch:
             return False
         if sent.in_flight < self.window.limit and self._levels:
             as_many = sum(level >= sent.in_flight for level in self._levels)
-            if as_many > self._crowd(sent):
+            if as_many > (_CROWD * len(self._levels) if self.rate.bound else 0):
                 self._fewer_in_vain = self._crowded = 0
                 return False
             # Among ten refusals for the rate one looks like this: the next one in a row hardly does.
@@ -158,13 +158,6 @@ class LimitSearch:
         self._fewer_in_vain = self._fewer_in_vain + 1 if soon else 0
         self._fewer_since = sent.number
         return self._fewer_in_vain < (1 if self.rate.bound else _IN_VAIN)
-
-    def _crowd(self, sent: Sent) -> float:
-        """How many, of those let in, may have had as many in flight where the number is to be the reason.
-
-        With few in flight whatever comes in a burst has more of them, which is what a rate refuses.
-        """
-        return _CROWD * len(self._levels) if self.rate.bound and sent.in_flight >= START else 0.0
 
     def _storm(self, sent: Sent, now: float) -> float:
         """Refusal upon refusal, and nothing let in between: fewer at once, after ever longer pauses."""

@@ -1,0 +1,67 @@
+"""The even pace that finishes a run by its deadline: who is behind it may turn to dearer routes."""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_right
+from collections.abc import Callable, Collection, Iterable
+
+from imagemill.engine.route import Route
+
+_SLACK = 0.01
+"""A run may be this share of what is left behind its pace before a dearer route helps, and the same again for
+each next dearer one. It shrinks with what is left, so that all of it is made up for by the end."""
+
+_LAST_S = 2.0
+"""The last requests leave this many times the slowest image's time before the deadline."""
+
+_RATE_WINDOW_S = (10.0, 600.0)
+"""A route's rate is measured over a quarter of the time left, within these bounds, in seconds."""
+
+
+class Schedule:
+    """How far a run should have come by now, and whether its cheaper routes get it there.
+
+    The cheapest way to a deadline uses the cheaper routes to their limits all the time, and the dearer ones
+    for the rest only. Dearer images are therefore spread evenly: bought early, on a guess at the cheaper
+    routes' rate, each mistake would be paid for; bought late, a route that fails would cost the deadline.
+
+    Args:
+        deadline: when the run should be finished, by the clock; None: whenever the cheapest route is ready.
+        left: how many jobs are not finished yet.
+        clock: monotonic seconds.
+    """
+
+    def __init__(self, deadline: float | None, left: Callable[[], int], clock: Callable[[], float]) -> None:
+        self._deadline = math.inf if deadline is None else deadline
+        self._left = left
+        self._clock = clock
+        self._begun: tuple[float, int] | None = None
+
+    def needs_more(self, cheaper: Collection[Route], dearer: int, routes: Iterable[Route]) -> bool:
+        """Whether routes that are dearer than these should help, ``dearer`` steps in price up."""
+        if self._deadline == math.inf:
+            return False
+        now = self._clock()
+        begun, jobs = self._begun = self._begun or (now, self._left())
+        routes = list(routes)
+        last_at = self._deadline - _LAST_S * max(route.lost.slowest_s for route in routes)
+        left_s = last_at - now
+        if left_s <= 0:
+            return True
+        unsent = self._left() - sum(route.pacer.in_flight for route in routes)
+        behind = unsent - jobs * left_s / (last_at - begun)
+        if behind <= dearer * _SLACK * unsent:
+            return False
+        least_s, most_s = _RATE_WINDOW_S
+        window_s = min(max(0.25 * left_s, least_s), most_s)
+        return unsent > left_s * sum(_per_s(route, now, window_s) for route in cheaper)
+
+
+def _per_s(route: Route, now: float, window_s: float) -> float:
+    """Images per second that a route has served lately."""
+    since = max(now - window_s, route.begun_at if route.begun_at is not None else now)
+    served = len(route.served_at) - bisect_right(route.served_at, since)
+    if served == route.served_at.maxlen:
+        since = route.served_at[0]
+    return served / (now - since) if now > since else 0.0
