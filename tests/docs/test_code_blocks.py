@@ -47,6 +47,10 @@ NOT_RUN = {
         "when-things-fail.md",
         "resume RUN_ID --output",
     ): "it needs a lost machine; tests/runs/test_lost_machine.py has one",
+    ("containers.md", "docker build"): "there is no Docker here; tests/test_image.py follows the Dockerfile",
+    ("containers.md", "--base-job-template"): "as above; tests/flows/test_containers.py reads the files",
+    ("operations.md", "imagemill forget"): "tests/cli/test_forget.py runs it",
+    ("operations.md", "2012-10-17"): "a policy; tests/bucket/test_permissions.py tries it",
     ("scale-out.md", "--task-runner dask"): "it needs a cluster; tests/cluster/test_dask.py has one",
 }
 
