@@ -30,7 +30,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     run: Callable[[argparse.Namespace], int] = chosen.run
     try:
-        return run(chosen)
+        if run not in _FLOWS or getattr(chosen, "dry_run", False):
+            return run(chosen)
+        from imagemill.cli.prefect_server import own_server
+
+        with own_server():
+            return run(chosen)
     except InputError as error:
         complain(str(error))
         return UNUSABLE
@@ -54,8 +59,6 @@ def _prepare_prefect() -> None:
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
         "DO_NOT_TRACK": "1",
-        # Its temporary server takes this variable: it does not wait for open connections when it is stopped.
-        "UVICORN_TIMEOUT_GRACEFUL_SHUTDOWN": "1",
     }
     for name, value in quiet.items():
         os.environ.setdefault(name, value)
@@ -552,3 +555,7 @@ def _demo(arguments: argparse.Namespace) -> int:
     from imagemill.cli.demo import demo
 
     return demo(arguments.folder, images=arguments.images, as_json=arguments.json)
+
+
+_FLOWS = frozenset({_run, _refresh, _preview, _resume, _retry_failed, _dashboard, _demo})
+"""The commands that run a flow, for which Prefect needs a server."""

@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-import contextvars
-import signal
-import threading
 from collections.abc import Callable, Collection
-from concurrent.futures import Future
 from typing import Any, TypeVar
 
-from prefect.client.orchestration import get_client
-from prefect.settings import (
-    PREFECT_FLOWS_HEARTBEAT_FREQUENCY,
-    get_current_settings,
-    temporary_settings,
-)
+from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 
 from imagemill.blocks.loading import image_api
 from imagemill.bucket.access import open_bucket
 from imagemill.catalog.access import catalog_of
 from imagemill.cli.exit_codes import DONE, FAILURES, STOPPED
 from imagemill.cli.interrupts import interrupts_stop_the_run
+from imagemill.cli.prefect_server import wait_for_server
 from imagemill.cli.terminal import (
     complain,
     job_lines_shown,
@@ -36,6 +28,7 @@ from imagemill.cluster.dask import check_cluster
 from imagemill.engine.limits.pacer import Pacer
 from imagemill.flows.build_dashboard import build_dashboard
 from imagemill.formatting import counted
+from imagemill.prefect_address import lasting_server
 from imagemill.quality.named_judge import named_judge
 from imagemill.reports.dashboard import DashboardSummary
 from imagemill.reports.preview import Preview
@@ -104,7 +97,7 @@ def run(flow: Callable[[], R], log_format: str | None = None) -> R | RunStoppedE
     """Run a flow with its progress, or one line per job, on stderr. A stop is returned, not raised."""
     showing = job_lines_shown(log_format) if log_format else progress_shown()
     with showing as show, interrupts_stop_the_run(caller := Caller(show)), called_by(caller):
-        _start_prefect()
+        wait_for_server()
         try:
             # Prefect's heartbeat costs every run a second at its end, and someone watches this run anyway.
             with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
@@ -117,14 +110,14 @@ def draw_and_show(output: OutputSettings, regressions: RegressionSettings, *, as
     """Run ``build_dashboard`` and print its result; the exit code."""
     refuse_environment()
     open_bucket(output).close()
-    _start_prefect()
+    wait_for_server()
     with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
         summary: DashboardSummary = build_dashboard(output=output, regressions=regressions)
     if as_json:
         print(summary.model_dump_json())
     else:
         show_dashboard(summary)
-        if get_current_settings().api.url is None and any(each.latest for each in summary.regressions):
+        if lasting_server() is None and any(each.latest for each in summary.regressions):
             complain("Nobody was alerted: set PREFECT_API_URL to a server that has automations.")
     return DONE
 
@@ -176,27 +169,3 @@ def resumed_arguments(
         "quality": settings.quality,
         "execution": settings.execution.model_copy(update={"run_id": run_id, "keep_plan": True}),
     }
-
-
-def _start_prefect() -> None:
-    """Start Prefect's temporary server, if none is configured, so that Ctrl-C does not reach it.
-
-    The server is in the terminal's process group: Ctrl-C would end it before the run has reported its final
-    state. A signal that is blocked in the thread that starts a child stays blocked in the child. The main
-    thread waits, and can be interrupted.
-    """
-
-    def start() -> None:
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        try:
-            with get_client(sync_client=True):
-                pass
-        except BaseException as error:  # noqa: BLE001 - raised in the thread that waits
-            started.set_exception(error)
-        else:
-            started.set_result(None)
-
-    started: Future[None] = Future()
-    context = contextvars.copy_context()  # holds the settings that say where Prefect's API is
-    threading.Thread(target=context.run, args=(start,), name="prefect-server-start", daemon=True).start()
-    started.result()

@@ -11,13 +11,13 @@ from importlib.util import find_spec
 from typing import Any
 
 from prefect import Task, unmapped
-from prefect.settings import get_current_settings
 
 from imagemill.blocks.apis import ImageApi
 from imagemill.cluster.global_rate import hold_rate
 from imagemill.cluster.membership import BEAT_S, Membership, joined, member_name
 from imagemill.engine.engine import StopKind
 from imagemill.errors import InputError, StoreUnavailableError
+from imagemill.prefect_address import lasting_server
 from imagemill.runs.session import Session, on_loop
 from imagemill.settings import ExecutionSettings
 from imagemill.stores import Shard
@@ -43,7 +43,7 @@ def check_cluster(execution: ExecutionSettings) -> None:
         return
     if find_spec("prefect_dask") is None:
         raise InputError("Running on Dask needs an extra: pip install 'imagemill[dask]'.")
-    if not get_current_settings().api.url:
+    if lasting_server() is None:
         raise InputError(
             "A run on Dask needs a Prefect server that all machines can reach: set PREFECT_API_URL."
         )

@@ -11,11 +11,11 @@ from uuid import NAMESPACE_URL, uuid5
 
 import orjson
 from prefect.events import emit_event
-from prefect.settings import get_current_settings
 from pydantic import ValidationError
 
 from imagemill.bucket.image_bucket import ImageBucket
 from imagemill.media_types import JSON
+from imagemill.prefect_address import lasting_server
 from imagemill.reports.dashboard import DashboardSummary
 from imagemill.reports.regressions import Regression
 
@@ -32,7 +32,7 @@ def emit_alerts(bucket: ImageBucket, summary: DashboardSummary) -> int:
     A regression with later runs after it no longer needs action. Without a Prefect server, which has the
     automations, nothing is emitted: it is left for a dashboard that is built with one.
     """
-    if get_current_settings().api.url is None:
+    if lasting_server() is None:
         return 0
     before = _built_before(bucket)
     emitted = {regression.run_id for regression in before.regressions} if before else set()

@@ -9,6 +9,7 @@ from pathlib import Path
 import httpx
 
 from imagemill.errors import InputError
+from imagemill.prefect_address import lasting_server
 from imagemill.runs.folder import home
 
 PATIENCE_S = 5.0
@@ -70,7 +71,7 @@ def refuse_prefect() -> str | None:
 
     settings = get_current_settings()
     _refuse_folder("PREFECT_HOME", settings.home)
-    url = settings.api.url
+    url = lasting_server()
     if url is None:
         return None
     error: Exception | None

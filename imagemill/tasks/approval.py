@@ -17,13 +17,13 @@ from prefect.client.orchestration import get_client
 from prefect.flow_runs import pause_flow_run, suspend_flow_run
 from prefect.input import RunInput, keyset_from_paused_state
 from prefect.runtime import deployment, flow_run
-from prefect.settings import get_current_settings
 from prefect.states import Suspended
 
 from imagemill.catalog.cost import Lever
 from imagemill.catalog.counts import PlanCounts
 from imagemill.errors import InputError
 from imagemill.formatting import money
+from imagemill.prefect_address import lasting_server
 
 WAIT_S = 24 * 3600
 POLL_S = 3
@@ -117,7 +117,7 @@ def refuse_without_server() -> None:
     Raises:
         InputError: nobody can.
     """
-    if get_current_settings().api.url is None:
+    if lasting_server() is None:
         raise InputError(
             "The run needs approval, and there is no Prefect server on which to give it: set PREFECT_API_URL,"
             " or leave out limits.approve_above_usd and refresh.approve_loss."
