@@ -1,50 +1,76 @@
 """Whole runs in the simulator, as many seeds as time allows, and faults put back to see that it finds them.
 
-    nice python -m benchmarks.simulation [SEEDS] [MINUTES]
+    nice python -m benchmarks.simulation [SEEDS] [MINUTES] [PROCESSES]   play the next seeds
+    nice python -m benchmarks.simulation faults                          put the faults back, one by one
 
-Writes simulation.md: what the seeds met, how many violated what must be true, and after how many seeds each
-fault that was put back showed.
+Each call adds to simulation.json, from which it writes simulation.md: what the seeds met, and after how many
+seeds each fault that was put back showed. A call goes on after the last seed that was played; delete
+simulation.json to begin again. It stops at the first violation: exit code 1, and the command that replays it.
 """
 
 from __future__ import annotations
 
 import multiprocessing
 import os
+import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Callable
+from contextlib import ExitStack
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any, NamedTuple
 
-CHUNK = 10
+import orjson
+
+CHUNK = 50
 MOST_SEEDS_A_FAULT = 25
+_STATE = Path(__file__).with_suffix(".json")
+_SAVE_EVERY_S = 60.0
 _clock = time.perf_counter  # time itself is simulated
+_stack = ExitStack()
+_play: Callable[..., Any]
 
 
-def play_seeds(first: int) -> tuple[int, Counter[str], list[str], float]:
-    """Play some seeds: how many, what they met, their violations, and the CPU seconds they took."""
-    from tests.simulation.scenario import drawn  # noqa: PLC0415
+class Played(NamedTuple):
+    """Some seeds: what they met, what was violated, and the CPU seconds that they took."""
+
+    end: int
+    met: Counter[str]
+    violations: list[str]
+    cpu_s: float
+
+
+def open_simulator() -> None:
+    """Put all that simulations need in place, once per process."""
+    global _play  # noqa: PLW0603 - what a pool's process keeps
     from tests.simulation.simulation import simulator  # noqa: PLC0415
+
+    folder = _stack.enter_context(tempfile.TemporaryDirectory(dir=_memory()))
+    _play = _stack.enter_context(simulator(Path(folder) / "home"))
+
+
+def play_seeds(seeds: tuple[int, int]) -> Played:
+    """Play the seeds from the first to before the last."""
+    from tests.simulation.scenario import drawn  # noqa: PLC0415
 
     met: Counter[str] = Counter()
     violations = []
-    with tempfile.TemporaryDirectory(dir=_memory()) as folder, simulator(Path(folder) / "home") as play:
-        begun_s = time.process_time()
-        for seed in range(first, first + CHUNK):
-            report = play(drawn(seed))
-            met += report.met
-            violations += [f"seed {seed}: {words}" for words in report.violations]
-        cpu_s = time.process_time() - begun_s
-    return CHUNK, met, violations, cpu_s
+    begun_s = time.process_time()
+    for seed in range(*seeds):
+        report = _play(drawn(seed))
+        met += report.met
+        violations += [f"seed {seed}: {words}\nReplay it: {report.command}" for words in report.violations]
+    return Played(seeds[1], met, violations, time.process_time() - begun_s)
 
 
 def find(fault: str) -> tuple[str, tuple[int, int, str] | None]:
     """Put a fault back, and play until it shows."""
     from tests.simulation.reintroduced import first_found  # noqa: PLC0415
-    from tests.simulation.simulation import simulator  # noqa: PLC0415
 
-    with tempfile.TemporaryDirectory(dir=_memory()) as folder, simulator(Path(folder) / "home") as play:
-        return fault, first_found(lambda scenario: play(scenario).violations, fault, MOST_SEEDS_A_FAULT)
+    return fault, first_found(lambda scenario: _play(scenario).violations, fault, MOST_SEEDS_A_FAULT)
 
 
 def _memory() -> str | None:
@@ -56,62 +82,108 @@ def _kind(what: str) -> str:
     return " ".join(words[:4]) if what.startswith("death: s3") else what
 
 
-def main(seeds: int, minutes: float) -> None:
-    """Play, and write the tables."""
-    from tests.simulation.reintroduced import REINTRODUCED  # noqa: PLC0415
+def _commit() -> str:
+    asked = ["git", "describe", "--always", "--dirty"]
+    return subprocess.run(asked, cwd=_STATE.parent, capture_output=True, text=True, check=True).stdout.strip()
 
-    with multiprocessing.get_context("spawn").Pool(2) as pool:
-        found = dict(pool.imap_unordered(find, REINTRODUCED))
-        pool.terminate()
-    begun, played, cpu_s = _clock(), 0, 0.0
-    met: Counter[str] = Counter()
-    violations: list[str] = []
-    with multiprocessing.get_context("spawn").Pool(2, maxtasksperchild=20) as pool:
-        for count, some, wrong, took_s in pool.imap_unordered(play_seeds, range(0, seeds, CHUNK)):
-            played, cpu_s = played + count, cpu_s + took_s
-            met += some
-            violations += wrong
+
+def play_more(state: dict[str, Any], seeds: int, minutes: float, processes: int) -> list[str]:
+    """Play so many seeds after those in the state; the violations of the first chunk that has some."""
+    stretches: list[dict[str, Any]] = state["stretches"]
+    first = stretches[-1]["end"] if stretches else 0
+    stretch = {"commit": _commit(), "first": first, "end": first, "cpu_s": 0.0}
+    stretch["on"] = datetime.now(UTC).date().isoformat()
+    stretches.append(stretch)
+    begun = saved = _clock()
+    chunks = [(at, min(at + CHUNK, first + seeds)) for at in range(first, first + seeds, CHUNK)]
+    with multiprocessing.get_context("spawn").Pool(processes, open_simulator) as pool:
+        for played in pool.imap(play_seeds, chunks):
+            if played.violations:
+                return played.violations
+            stretch |= {"end": played.end, "cpu_s": round(stretch["cpu_s"] + played.cpu_s, 1)}
+            for what, count in played.met.items():
+                state["met"][_kind(what)] = state["met"].get(_kind(what), 0) + count
+            if _clock() - saved > _SAVE_EVERY_S:
+                save(state)
+                saved = _clock()
             if _clock() - begun > 60 * minutes:
                 break
         pool.terminate()
-    kinds: Counter[str] = Counter()
-    for what, count in met.items():
-        kinds[_kind(what)] += count
+    return []
+
+
+def put_back_all(state: dict[str, Any]) -> None:
+    """Put each fault back, and note when it showed."""
+    from tests.simulation.reintroduced import REINTRODUCED  # noqa: PLC0415
+
+    with multiprocessing.get_context("spawn").Pool(None, open_simulator) as pool:
+        found = dict(pool.imap_unordered(find, REINTRODUCED))
+    state["faults"] = {fault: found[fault] for fault in REINTRODUCED}
+    state["faults_commit"] = _commit()
+
+
+def save(state: dict[str, Any]) -> None:
+    """Write the state, and the tables that it makes."""
+    _STATE.write_bytes(orjson.dumps(state, option=orjson.OPT_INDENT_2 | orjson.OPT_SORT_KEYS) + b"\n")
+    stretches = [stretch for stretch in state["stretches"] if stretch["end"] > stretch["first"]]
+    count, cpu_s = (stretches[-1]["end"] if stretches else 0), sum(s["cpu_s"] for s in stretches)
     lines = [
         "# Simulated runs",
         "",
         "By `python -m benchmarks.simulation`: whole runs on virtual time, with emulated APIs, an S3",
         "bucket in memory and a memory or SQLite job store (`tests/simulation`). A seed decides everything.",
-        "Violations are: a job without its end or its own picture, a picture paid twice that need not be,",
-        "a sum that is not the bill's, a limit exceeded, a record that cannot be read, a secret, a",
-        "traceback, or a run that does not end.",
+        "Violations are: a job that does not end or has another job's picture, a picture paid twice without",
+        "need, a sum that is not the bill's, a limit exceeded, a record that cannot be read, a secret, a",
+        "traceback, or a run that does not end. Redis, Postgres and several machines are not simulated:",
+        "`tests/stores` and `tests/cluster` test them against real servers.",
         "",
-        f"{played:,} seeds, {len(violations)} violations; {cpu_s / played:.2f} s of CPU per seed.",
+        f"{count:,} seeds without a violation; {cpu_s / max(1, count):.3f} s of CPU per seed.",
+        "",
+        "| seeds | commit | on | CPU s per seed |",
+        "|---|---|---|---|",
+        *[
+            f"| {s['first']:,} to {s['end'] - 1:,} | {s['commit']} | {s['on']}"
+            f" | {s['cpu_s'] / (s['end'] - s['first']):.3f} |"
+            for s in stretches
+        ],
         "",
         "| what the runs met | times |",
-        "|---|---|",
-        *[f"| {what} | {count:,} |" for what, count in sorted(kinds.items())],
+        "|---|---:|",
+        *[f"| {what} | {times:,} |" for what, times in sorted(state["met"].items())],
         "",
         "## Faults put back",
         "",
-        "Each alone, over seeds that have what it takes to show it (such as its API, or two runs at",
-        f"once), at most {MOST_SEEDS_A_FAULT}:",
+        "`python -m benchmarks.simulation faults`, each alone, over seeds that have what it takes to show it",
+        f"(such as its API, or two runs at once), at most {MOST_SEEDS_A_FAULT}.",
+        f"Commit: {state['faults_commit']}.",
         "",
         "| fault | seeds until found | as |",
         "|---|---|---|",
     ]
-    for fault in REINTRODUCED:
-        shown = found[fault]
+    for fault, shown in state["faults"].items():
         after, words = (f"{shown[0]} (seed {shown[1]})", shown[2][:110]) if shown else ("not found", "")
         lines.append(f"| {fault} | {after} | {words.replace('|', '/')} |")
-    text = "\n".join(lines) + "\n"
-    Path(__file__).with_suffix(".md").write_text(text, encoding="utf-8")
-    print(text)
-    print(*violations, sep="\n")
+    _STATE.with_suffix(".md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def main(what: list[str]) -> int:
+    """Play, and write the tables; 1 where something was violated."""
+    state: dict[str, Any] = {"stretches": [], "met": {}, "faults": {}, "faults_commit": ""}
+    if _STATE.exists():
+        state |= orjson.loads(_STATE.read_bytes())
+    violations: list[str] = []
+    if what == ["faults"]:
+        put_back_all(state)
+    else:
+        seeds, minutes, processes = [*map(float, what), *(100_000, 600, os.cpu_count() or 1)[len(what) :]]
+        violations = play_more(state, int(seeds), minutes, int(processes))
+    save(state)
+    print(*(violations or [_STATE.with_suffix(".md").read_text(encoding="utf-8")]), sep="\n")
+    return 1 if violations else 0
 
 
 if __name__ == "__main__":
     if os.environ.get("PYTHONHASHSEED") != "0":
         given = [sys.executable, "-m", "benchmarks.simulation", *sys.argv[1:]]
         os.execve(sys.executable, given, {**os.environ, "PYTHONHASHSEED": "0"})
-    main(int(sys.argv[1]) if sys.argv[1:] else 100_000, float(sys.argv[2]) if sys.argv[2:] else 600.0)
+    sys.exit(main(sys.argv[1:]))

@@ -535,6 +535,7 @@ class Engine:
         self._unsent.pop(job.number, None)
         self._sent += 1
         sent = self._clock()
+        work.asked = job.request_id is not None
         watch = work.watch = SlotWatch(partial(self._accepted, work), route.pacer, slot)
         self._on_the_way[job.number] = work
         try:
@@ -546,7 +547,8 @@ class Engine:
             self._note_health(route, None)
             await self._uploads.acquire()
         except ApiError as error:
-            self._note_health(route, None if error.code == QUEUE_TIMEOUT else error.error_class)
+            if not work.is_own_trouble(error):
+                self._note_health(route, None if error.code == QUEUE_TIMEOUT else error.error_class)
             slot.refused = error.error_class is ErrorClass.RATE_LIMITED
             slot.retry_after_s = error.retry_after_s
             self._bill(work, error)
@@ -636,7 +638,7 @@ class Engine:
     def _verdict(self, work: Work, error: ApiError) -> float | None:
         """What becomes of a job after an error: seconds to wait before a retry, None where it ends."""
         job, route, several = work.job, work.route, self.routes.are_several
-        if error.error_class in OUTAGE:
+        if error.error_class in OUTAGE and not work.is_own_trouble(error):
             route.outage = cut(error.message.rstrip("."))
         if not work.keeps_request(error):
             work.is_lost = route.lost.can_look and job.request_id is None and is_doubtful(error)
@@ -650,7 +652,7 @@ class Engine:
             self._leave(work)
             return None
         wait_s: float | None
-        if route.is_down and error.error_class in OUTAGE:
+        if route.is_down and error.error_class in OUTAGE and not work.is_own_trouble(error):
             # The API is down for everybody: that is no job's own failure, and spends no job's budget.
             wait_s = 0.0 if several else PROBE_S
         else:

@@ -155,6 +155,10 @@ class Routes:
         if not self.are_several:
             await self.first.breaker.admit(stopping)
             return self.first, await self.first.pacer.acquire()
+        routes = self.candidates(work)
+        if routes and all(route.breaker.has_given_up for route in routes):
+            # Or a job whose attempts take longer than the pause between two probes would probe for ever.
+            raise RouteDownError if self.parks and work.job.request_id is not None else OutageError
         waiting = _Waiting(work, self._kind_of(work))
         self._waiting.append(waiting)
         try:
@@ -239,7 +243,7 @@ class Routes:
                 continue
             share = route.share
             if work.job.request_id is None and share is not None and not share.fits(route.price(work.job)):
-                full.add(route)
+                # The route has room all the same for a request that it has: what that costs is set aside.
                 if share.promised_usd < _NOTHING_USD:  # nothing that comes back makes room
                     self.on_spent(route)
                 continue

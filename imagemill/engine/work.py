@@ -15,6 +15,7 @@ from imagemill.engine.route import Route
 from imagemill.errors import ApiError, ErrorClass
 from imagemill.jobs import Job
 from imagemill.quality.inspection import Finding
+from imagemill.request_watch import RequestState
 
 _NEVER_SENT = (
     httpx.ConnectError,
@@ -45,7 +46,8 @@ class Work:
     ``watch`` follows its request while that is on the way; ``withdrawal`` is set once the API has answered
     whether it cancelled it. ``taken_over``: another process has the job now. ``kept`` is the better of the
     pictures made so far, and ``again`` whether a suspect one is made once more. ``redone``: the job came with
-    a picture, in place of which another is wanted.
+    a picture, in place of which another is wanted. ``asked``: the latest attempt
+    sent nothing, it asked about an earlier request.
 
     ``route`` is that of its latest request, or the one that its next takes. It may go to no route that is
     ``excluded``, and to those in ``not_before`` only from a moment on, in monotonic seconds.
@@ -65,6 +67,7 @@ class Work:
     kept: KeptPicture | None = None
     again: bool = False
     redone: bool = False
+    asked: bool = False
 
     def __post_init__(self) -> None:
         self.redone = self.job.image is not None
@@ -93,6 +96,11 @@ class Work:
         await self.withdrawal.wait()
         self.watch.withdrawn = self.watch.withdrawn or error.code == CANCELLED
         return self.watch.withdrawn
+
+    def is_own_trouble(self, error: ApiError) -> bool:
+        """Whether the API answers, and an earlier request of this job's still brings no image."""
+        answered = self.watch is not None and self.watch.state is not RequestState.SENT
+        return self.asked and (answered or error.code == "image_link")
 
     def keeps_request(self, error: ApiError) -> bool:
         """Whether the API still has the job's request after this error."""

@@ -20,6 +20,7 @@ from typing import Annotated, Literal
 import orjson
 from pydantic import Field, TypeAdapter, ValidationError
 
+from imagemill.blocks.apis.generated_image import PAID
 from imagemill.engine.job_log import CUT, UP_NEXT
 from imagemill.errors import ErrorClass
 from imagemill.jobs import CostSource, Job, JobStatus
@@ -201,7 +202,10 @@ def catch_up(job: Job, line: LastLine | None) -> bool:
         "given_up",
     }  # it says whether the API is yet to be asked
     kept = job.request_id if line.attempt == job.attempts and not answered else None
-    job.attempts, job.request_id = line.attempt, line.request_id or kept
+    request_id = line.request_id or kept
+    if kept is not None and kept == f"{PAID}{request_id}":
+        request_id = kept  # booked already: a power cut has taken the line that said so
+    job.attempts, job.request_id = line.attempt, request_id
     job.route = line.route or job.route
     if job.started_at is None and line.begun_at is not None:
         job.started_at = line.begun_at.timestamp()

@@ -72,11 +72,6 @@ class SqlStore(JobStore):
         self._engine = engine
         self._run_id = run_id
         self._of_run = JOBS.c.run_id == run_id
-        self._update = (
-            sa.update(JOBS)
-            .where(self._of_run, JOBS.c.number == sa.bindparam("b_number"))
-            .values({name: sa.bindparam(f"b_{name}") for name in STATE_FIELDS})
-        )
 
     async def is_planned(self) -> bool:
         query = sa.select(RUNS.c.run_id).where(RUNS.c.run_id == self._run_id)
@@ -166,25 +161,7 @@ class SqlStore(JobStore):
             last = numbers[-1]
 
     async def totals(self) -> JobTotals:
-        retries = sa.case((JOBS.c.attempts > 1, JOBS.c.attempts - 1), else_=0)
-        is_rejected = sa.and_(JOBS.c.status == JobStatus.FAILED, JOBS.c.error_code == REJECTED)
-        query = (
-            sa.select(
-                JOBS.c.status,
-                JOBS.c.reused,
-                sa.func.count(),
-                sa.func.sum(JOBS.c.attempts),
-                sa.func.sum(retries),
-                _picos_of(JOBS.c.cost_usd),
-                sa.func.sum(JOBS.c.unanswered),
-                _picos_of(JOBS.c.unanswered_usd),
-                _picos_of(JOBS.c.judge_usd),
-                sa.func.sum(sa.case((is_rejected, 1), else_=0)),
-            )
-            .where(self._of_run)
-            .group_by(JOBS.c.status, JOBS.c.reused)
-        )
-        rows = await self._rows(query)
+        rows = await self._rows(_totals_of(self._run_id))
         counts = dict.fromkeys(JobStatus, 0)
         for status, _, count, *_ in rows:
             counts[JobStatus(status)] += count
@@ -234,7 +211,7 @@ class SqlStore(JobStore):
         # Sorted, so that two processes that update the same jobs cannot deadlock.
         rows = [dict(zip(names, _escaped(state, texts), strict=True)) for state in sorted(batch, key=_number)]
         async with self._engine.begin() as connection:
-            await connection.execute(self._update, rows)
+            await connection.execute(_update_of(self._run_id), rows)
 
     async def _lease(self, holder: str, instead_of: str | None) -> str:
         free = sa.or_(
@@ -419,6 +396,39 @@ def _literal(value: str | float | None) -> str:
         f"'{value}'"
         if isinstance(value, str)
         else str(float(value) if isinstance(value, float) else int(value))
+    )
+
+
+@lru_cache(maxsize=8)
+def _update_of(run_id: str) -> sa.Update:
+    """The statement that writes the state of jobs of a run: to build it takes longer than to run it."""
+    return (
+        sa.update(JOBS)
+        .where(JOBS.c.run_id == run_id, JOBS.c.number == sa.bindparam("b_number"))
+        .values({name: sa.bindparam(f"b_{name}") for name in STATE_FIELDS})
+    )
+
+
+@lru_cache(maxsize=8)
+def _totals_of(run_id: str) -> sa.Select[Any]:
+    """The query for the sums over a run's jobs, by status and by whether their pictures were reused."""
+    retries = sa.case((JOBS.c.attempts > 1, JOBS.c.attempts - 1), else_=0)
+    is_rejected = sa.and_(JOBS.c.status == JobStatus.FAILED, JOBS.c.error_code == REJECTED)
+    return (
+        sa.select(
+            JOBS.c.status,
+            JOBS.c.reused,
+            sa.func.count(),
+            sa.func.sum(JOBS.c.attempts),
+            sa.func.sum(retries),
+            _picos_of(JOBS.c.cost_usd),
+            sa.func.sum(JOBS.c.unanswered),
+            _picos_of(JOBS.c.unanswered_usd),
+            _picos_of(JOBS.c.judge_usd),
+            sa.func.sum(sa.case((is_rejected, 1), else_=0)),
+        )
+        .where(JOBS.c.run_id == run_id)
+        .group_by(JOBS.c.status, JOBS.c.reused)
     )
 
 

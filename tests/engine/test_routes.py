@@ -177,6 +177,30 @@ def test_what_lies_in_the_queue_of_a_route_that_is_given_up_is_made_elsewhere(
     assert paid_twice(first, second).keys() <= {str(number) for number in left}
 
 
+def test_a_request_that_never_ends_fails_its_job_and_is_no_outage(over: Callable[..., Ended]) -> None:
+    """Its vendor answers every question about it: nothing is left that a resume could wait for."""
+    slow = Fal(api_key="first-key", base_url="http://first.test", usd_per_image=0.002, request_timeout_s=5.0)
+    stuck = Account(slow, latency_s=0.5, faults={"timeout_after_charge": 0.2}, max_concurrent=10)
+    accounts = {"first": stuck, "second": together("second-key", max_concurrent=10)}
+    ended = over(accounts, 20, policy="failover")
+    failed = [job for job in ended.jobs if job.status is JobStatus.FAILED]
+    assert failed
+    assert all(job.request_id and job.retryable for job in failed)
+    assert ended.statuses == {"done": 20 - len(failed), "failed": len(failed)}
+    assert ended.stopped is None
+    assert ended.seconds < 300
+    assert not paid_twice(*accounts.values())
+
+
+def test_a_request_of_a_route_with_its_share_set_aside_is_asked_about(over: Callable[..., Ended]) -> None:
+    """It is what the share is set aside for: jobs that no longer fit must not keep it waiting."""
+    first = Fal(api_key="first-key", base_url="http://first.test", usd_per_image=0.01, request_timeout_s=5.0)
+    slow = Account(first, latency_s=8.0, latency_sigma=0.0)
+    accounts = {"first": slow, "second": together("second-key", usd=0.02)}
+    ended = over(accounts, 40, policy="failover", shares={"first": 0.02})
+    assert ended.made_by == {"first": 2, "second": 38}
+
+
 def test_cheapest_pays_the_dearer_only_for_what_the_deadline_takes(over: Callable[..., Ended]) -> None:
     def accounts() -> dict[str, Account]:
         return {

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from imagemill.blocks.apis import Together
+from imagemill.blocks.apis import Runware, Together
+from imagemill.blocks.apis.generated_image import PAID
 from imagemill.engine.job_log import JobLog
 from imagemill.engine.limits.pacer import Pacer
 from imagemill.engine.recorder import Recorder
@@ -110,6 +111,24 @@ def test_a_request_without_an_answer_is_still_counted_after_the_next_one(
 
     assert catch_up(stored, last_lines(log, [0])[0])
     assert stored.unanswered == unanswered
+
+
+def test_what_the_store_has_booked_is_booked_though_a_power_cut_took_its_line(tmp_path: Path) -> None:
+    api = Runware(api_key="k")
+    job = make_job(api)
+    log = tmp_path / "log.jsonl"
+    recorder = Recorder("run", JobLog("run", log), Pacer(1), Telemetry("run", api.provider, api.model))
+    job.start(0.0)
+    recorder.sent(job)
+    job.request_id = "task-1"
+    recorder.accepted(job)
+    recorder.close()
+    job.request_id = f"{PAID}task-1"
+    job.pay(0.003, CostSource.TOLD)
+
+    assert catch_up(job, last_lines(log, [0])[0])
+    assert api.is_paid(job.request_id)
+    assert job.cost_usd == 0.003
 
 
 def test_ids_of_answered_requests_are_known_where_a_later_one_is_lost(tmp_path: Path) -> None:

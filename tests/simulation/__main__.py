@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 import tempfile
+import warnings
 from collections import Counter
 from contextlib import nullcontext
 from pathlib import Path
@@ -22,6 +23,7 @@ def main() -> int:
         environment = {**os.environ, "PYTHONHASHSEED": "0"}
         os.execve(sys.executable, [sys.executable, "-m", "tests.simulation", *sys.argv[1:]], environment)
 
+    warnings.simplefilter("ignore")  # of what killed processes left open, at exit
     from tests.simulation.reintroduced import put_back  # noqa: PLC0415 - loads Prefect
     from tests.simulation.scenario import drawn  # noqa: PLC0415
     from tests.simulation.simulation import simulator  # noqa: PLC0415

@@ -6,7 +6,9 @@ import errno
 import io
 import os
 import random
+import re
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -15,6 +17,7 @@ from unittest import mock
 
 from tests.simulation.process import scene
 
+_WRITES = re.compile("[wax]")
 _open, _replace, _unlink, _fsync = Path.open, Path.replace, Path.unlink, os.fsync
 
 
@@ -27,12 +30,17 @@ class Disk:
 
     def __init__(self, home: Path, rng: random.Random) -> None:
         self.home = home
+        self._prefix = f"{home}/"
         self.full: tuple[float, float] = (0.0, 0.0)
         self._rng = rng
         self._synced: dict[int, bytes] = {}
         self._saved: dict[Path, bytes] = {}
         self._linked: dict[Path, bytes | None] = {}
         """What a path held before a change of its folder that may be undone."""
+
+    def holds(self, path: Path) -> bool:
+        """Whether a simulated process is at work on a file of its machine."""
+        return scene.world.process is not None and str(path).startswith(self._prefix)
 
     def is_full(self) -> bool:
         start, end = self.full
@@ -45,12 +53,12 @@ class Disk:
 
     def synced(self, descriptor: int) -> None:
         """fsync: the file, or the names in a folder, are safe."""
-        path = Path(f"/proc/self/fd/{descriptor}").readlink()
-        if path.is_dir():
+        found, path = os.fstat(descriptor), Path(f"/proc/self/fd/{descriptor}").readlink()
+        if stat.S_ISDIR(found.st_mode):
             for name in [name for name in self._linked if name.parent == path]:
                 del self._linked[name]
-        elif path.is_file():
-            self._synced[path.stat().st_ino] = path.read_bytes()
+        elif found.st_nlink:
+            self._synced[found.st_ino] = path.read_bytes()
 
     def opened_anew(self, path: Path) -> None:
         """A file is about to be emptied or made."""
@@ -125,8 +133,7 @@ class _File(io.FileIO):
 
 
 def _simulated_open(path: Path, mode: str = "r", buffering: int = -1, *rest: Any, **named: Any) -> Any:
-    ours = scene.world.process is not None and path.is_relative_to(disk.home)
-    if not ours or not set(mode) & set("wax"):
+    if not _WRITES.search(mode) or not disk.holds(path):
         return _open(path, mode, buffering, *rest, **named)
     disk.refuse_when_full()
     if "w" in mode or not path.exists():
@@ -141,14 +148,14 @@ def _simulated_open(path: Path, mode: str = "r", buffering: int = -1, *rest: Any
 
 
 def _simulated_replace(path: Path, target: Path) -> Any:
-    if scene.world.process is not None and path.is_relative_to(disk.home):
+    if disk.holds(path):
         scene.world.point("disk rename")
         disk.replaced(path, Path(target))
     return _replace(path, target)
 
 
 def _simulated_unlink(path: Path, missing_ok: bool = False) -> None:  # noqa: FBT001, FBT002
-    if scene.world.process is not None and path.is_relative_to(disk.home):
+    if disk.holds(path):
         scene.world.point("disk unlink")
     _unlink(path, missing_ok=missing_ok)
 

@@ -71,7 +71,8 @@ def _check_states(simulation: Simulation, ending: object) -> None:
         raise Violation("a job is running, and no process is")
     if pending and ending.stopped is None:
         raise Violation(f"{len(pending)} jobs are pending, and no reason is given")
-    if ending.stopped is StopKind.OUT_OF_BUDGET and simulation.scenario.max_cost_usd is None:
+    budgets = [simulation.scenario.max_cost_usd, *(a.share_usd for a in simulation.scenario.accounts)]
+    if ending.stopped is StopKind.OUT_OF_BUDGET and all(budget is None for budget in budgets):
         raise Violation("out of a budget that there is none of")
 
 
@@ -87,7 +88,7 @@ def _check_images(simulation: Simulation, last: dict[str, object]) -> None:
             stored = objects.get(f"out/{job.image}")
             if stored is None:
                 raise Violation(f"{job.id} is done, and {job.image} is not in the bucket")
-            made_for = simulation.vendor.prompt_of(stored.content)
+            made_for = simulation.vendors.prompt_of(stored.content)
             if made_for != job.prompt:
                 raise Violation(f"{job.id} has the picture of {made_for!r}, not of {job.prompt!r}")
 
@@ -98,23 +99,23 @@ def _check_bought_once_stored(simulation: Simulation) -> None:
     stored_at: dict[str | None, float] = {}
     for name, stored in objects.items():
         if name.startswith("out/images/"):
-            stored_at[simulation.vendor.prompt_of(stored.content)] = first_written[name]
-    for charge in simulation.vendor.studio.charges:
+            stored_at[simulation.vendors.prompt_of(stored.content)] = first_written[name]
+    for charge in simulation.vendors.charges:
         if stored_at.get(charge.prompt, charge.begun) < charge.begun:
             raise Violation(f"{charge.prompt!r} was bought though its picture was in the bucket before")
 
 
 def _check_money(simulation: Simulation, last: dict[str, object]) -> None:
-    vendor, scenario = simulation.vendor, simulation.scenario
+    vendors, scenario = simulation.vendors, simulation.scenario
     summaries = [ending.summary for ending in last.values()]  # type: ignore[attr-defined]
-    bill_usd = vendor.units / 1e10
+    bill_usd = vendors.units / 1e10
     cost_usd = sum(summary.cost_usd for summary in summaries)
     unanswered_usd = sum(summary.unanswered_usd for summary in summaries)
     again = _may_be_bought_again(simulation, last)
-    remembers = not simulation.forgets or scenario.api in CLIENT_NAMED
+    remembers = not simulation.forgets or scenario.apis <= CLIENT_NAMED
     if simulation.forgets:  # its machine's name for a request is found by each run, by no other run
         again.update(dict.fromkeys(simulation.prompts_of("run"), len(last) - 1))
-    for prompt, count in vendor.charged().items():
+    for prompt, count in vendors.charged().items():
         if count > 1 + again[prompt] and remembers:
             raise Violation(
                 f"{prompt!r} was paid {count} times, at most {1 + again[prompt]} can be explained"
@@ -132,18 +133,22 @@ def _may_be_bought_again(simulation: Simulation, last: dict[str, object]) -> Cou
     # A link expires before it is followed only where a process dies or stops, or the network is slow.
     met = simulation.world.met
     slowed = any(what.startswith(("death", "network", "interrupt", "API: hang")) for what in met)
-    links_expire = slowed and scenario.api not in RENEWING
-    again = simulation.vendor.missed() if links_expire else Counter()
-    patience_s = min(LEAST_S, scenario.api_settings["request_timeout_s"])
-    # A lost request that takes longer than it is looked for is in no list of requests that have ended.
-    unlisted = simulation.vendor.slow(patience_s) if scenario.api in LISTS_ENDED else Counter()
+    again: Counter[str] = Counter()
+    unlisted: Counter[str] = Counter()
+    for vendor in simulation.vendors:
+        account = vendor.account
+        if slowed and account.api not in RENEWING:
+            again += vendor.missed
+        if account.api in LISTS_ENDED:
+            # A lost request that takes longer than it is looked for is in no list of those that have ended.
+            unlisted += vendor.slow(min(LEAST_S, account.settings["request_timeout_s"]))
     for run_id, ending in last.items():
         for job in ending.jobs:  # type: ignore[attr-defined]
             is_done = job.status is JobStatus.DONE
             stored = objects.get(f"out/{job.image}")
             # What one run leaves behind, another may buy.
             left = len(last) > 1 and (not is_done or (stored and stored.metadata.get("run-id") != run_id))
-            if left or scenario.api in UNLISTED:
+            if left or scenario.apis & UNLISTED:
                 again[job.prompt] += job.unanswered
             else:
                 again[job.prompt] += min(job.unanswered, unlisted[job.prompt])

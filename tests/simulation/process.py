@@ -23,6 +23,7 @@ from typing import Any, Self
 from unittest import mock
 
 import aiosqlite.core
+import anyio
 import anyio._core._eventloop
 import anyio.to_thread
 import boto3
@@ -63,7 +64,7 @@ from imagemill.runs.summary import RunSummary
 from imagemill.stores.sql import SqliteStore
 from imagemill.stores.tables import METADATA
 from tests.simulation.object_store import Bucket, Client, ImageStore
-from tests.simulation.vendor import STAMP, Vendor
+from tests.simulation.vendor import STAMP, Vendors
 from tests.simulation.world import Killed, Process, World, call
 
 _REAL_TIME, _REAL_MONOTONIC = time.time, time.monotonic
@@ -75,7 +76,7 @@ class Scene:
 
     world: World
     bucket: Bucket
-    vendor: Vendor
+    vendors: Vendors
     measures = True
     """Whether reports are made too, which take most of the real time of a simulation."""
 
@@ -241,13 +242,16 @@ class _PlainTask:
         return self._function
 
 
-async def _run_sync(function: Callable[..., Any], *arguments: object, **_: object) -> Any:
+async def _run_sync(
+    function: Callable[..., Any], *arguments: object, abandon_on_cancel: bool = False, **_: object
+) -> Any:
     scene.world.point("wait")
     process = scene.world.process
     if process is None:
         return function(*arguments)
     await asyncio.sleep(0.0005)
-    return await process.spawn(lambda: function(*arguments))
+    with anyio.CancelScope(shield=not abandon_on_cancel):
+        return await process.spawn(lambda: function(*arguments))
 
 
 # Identities
@@ -433,7 +437,7 @@ _compiled: LRUCache[Any, Any] = LRUCache(1000)
 
 
 def _http(timeout_s: float, _: int) -> Any:
-    return scene.vendor.client(timeout_s)
+    return scene.vendors.client(timeout_s)
 
 
 @contextmanager

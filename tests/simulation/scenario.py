@@ -8,7 +8,7 @@ from typing import Any
 
 from imagemill.emulator.settings import Settings
 from tests.simulation.object_store import StoreWeather
-from tests.simulation.vendor import BASE_URL, NetworkWeather
+from tests.simulation.vendor import NetworkWeather, base_url
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,12 +33,26 @@ class Refresh:
 
 
 @dataclass(frozen=True, slots=True)
+class Account:
+    """An account that a run buys from: its API, how the run is told of it, what it allows, and the way to it.
+
+    ``share_usd`` is its part of the budget, in USD.
+    """
+
+    api: str
+    settings: dict[str, Any]
+    vendor: Settings
+    network: NetworkWeather
+    share_usd: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Scenario:
     """All that a simulation plays."""
 
     seed: int
     api: str = "together"
-    api_settings: dict[str, Any] = field(default_factory=lambda: {"base_url": BASE_URL})
+    api_settings: dict[str, Any] = field(default_factory=lambda: {"base_url": base_url(0)})
     store: str = "memory"
     prompts: list[str] = field(default_factory=lambda: ["a", "b", "c"])
     size: tuple[int, int] = (128, 128)
@@ -61,10 +75,26 @@ class Scenario:
     away_s: float = 0.0
     """How long a machine stays down after a death, in seconds."""
     measures: bool = False
+    others: tuple[Account, ...] = ()
+    """Further accounts, of a run over several routes."""
+    share_usd: float | None = None
+    """The first account's part of the budget, in USD."""
+    route_policy: str = "fastest"
     retry_dies: Death | None = None
     """Once the run is over, its failed jobs are retried: by a process that ends so, then by others."""
     refresh: Refresh | None = None
     """What follows in the end."""
+
+    @property
+    def accounts(self) -> tuple[Account, ...]:
+        """All accounts that the run buys from, in the order in which it names them."""
+        first = Account(self.api, self.api_settings, self.vendor, self.network, self.share_usd)
+        return first, *self.others
+
+    @property
+    def apis(self) -> frozenset[str]:
+        """The APIs that the run buys from."""
+        return frozenset(account.api for account in self.accounts)
 
 
 _USUAL_APIS = {"together": 0.0027, "openai": 0.003, "fal": 0.003, "replicate": 0.003, "runware": 0.0013}
@@ -97,9 +127,13 @@ SIZES = {"openai": (512, 512), "replicate": (448, 544), "bfl": (256, 256), "clou
 """Width and height in pixels, where an API makes none of 128 x 128."""
 
 
-def price_usd(api: str) -> float:
-    """What a picture costs at an API, in USD."""
-    width, height = SIZES.get(api, (128, 128))
+_ROUTES = ("together", "openai", "fal", "runware")
+"""APIs that make one model, FLUX.1 [schnell], in one size."""
+
+
+def price_usd(api: str, size: tuple[int, int]) -> float:
+    """What a picture of this width and height in pixels costs at an API, in USD."""
+    width, height = size
     return APIS[api] * (width * height / 1e6 if api in {"together", "runware"} else 1)
 
 
@@ -114,25 +148,18 @@ def drawn(seed: int) -> Scenario:
     prompts = [f"prompt {n}" for n in range(count)]
     if rng.random() < 0.3:
         prompts += rng.choices(prompts, k=2)
-    settings: dict[str, Any] = {"base_url": BASE_URL, "request_timeout_s": rng.choice([5.0, 20.0, 60.0])}
-    if api == "runware":
-        settings["usd_per_megapixel"] = APIS[api]
-    elif api != "together":  # which has a list price that needs no vendor to be asked
-        settings["usd_per_image"] = APIS[api]
-    if api == "cloudflare":
-        settings["account"] = "simulated"
-    if api == "openai":
-        settings["model"] = "black-forest-labs/FLUX.1-schnell"
+    settings = _api_settings(api, rng.choice([5.0, 20.0, 60.0]))
+    size = SIZES.get(api, (128, 128))
     budget = None
     if rng.random() < 0.25:
-        budget = price_usd(api) * rng.randint(1, count + 1) * 1.0001
+        budget = price_usd(api, size) * rng.randint(1, count + 1) * 1.0001
     scenario = Scenario(
         seed,
         api=api,
         api_settings=settings,
         store=rng.choice(["memory", "sqlite"]),
         prompts=prompts,
-        size=SIZES.get(api, (128, 128)),
+        size=size,
         concurrency=rng.choice([1, 2, 4, "auto"]),
         shard_size=rng.choice([2, 250]),
         max_cost_usd=budget,
@@ -149,9 +176,60 @@ def drawn(seed: int) -> Scenario:
         retry_dies=_death(later, count) if later.random() < 0.3 else None,
         refresh=_refresh(later, prompts) if later.random() < 0.1 else None,
     )
-    if scenario.second_after_s is None:
-        return scenario
-    return replace(scenario, away_s=rng.choice([0.0, 0.0, 100.0, 400.0]), refresh=None)
+    if scenario.second_after_s is not None:
+        scenario = replace(scenario, away_s=rng.choice([0.0, 0.0, 100.0, 400.0]), refresh=None)
+    routes = random.Random(f"several:{seed}")
+    return _over_routes(scenario, routes) if api in _ROUTES and routes.random() < 0.25 else scenario
+
+
+def _api_settings(api: str, request_timeout_s: float, number: int = 0) -> dict[str, Any]:
+    """How a run is told of its account of this number, from 0."""
+    settings: dict[str, Any] = {"base_url": base_url(number), "request_timeout_s": request_timeout_s}
+    if api == "runware":
+        settings["usd_per_megapixel"] = APIS[api]
+    elif api != "together":  # which has a list price that needs no vendor to be asked
+        settings["usd_per_image"] = APIS[api]
+    if api == "cloudflare":
+        settings["account"] = "simulated"
+    if api == "openai":
+        settings["model"] = "black-forest-labs/FLUX.1-schnell"
+    return settings
+
+
+def _over_routes(scenario: Scenario, rng: random.Random) -> Scenario:
+    """The same with further accounts, of which one may be away, run out of credit or spend its share."""
+    accounts = [*scenario.accounts]
+    for number in range(1, rng.choice([2, 2, 3])):
+        api = rng.choice(_ROUTES)
+        settings = _api_settings(api, rng.choice([5.0, 20.0, 60.0]), number)
+        accounts.append(Account(api, settings, _vendor(rng, scenario.seed + number), _network(rng)))
+    size = SIZES["openai"] if any(account.api == "openai" for account in accounts) else (128, 128)
+    hit = rng.randrange(len(accounts))
+    account = accounts[hit]
+    match rng.choice(["away", "away", "credit", "share", ""]):
+        case "away":
+            account = replace(account, network=replace(account.network, away=_window(rng)))
+        case "credit":
+            account = replace(account, vendor=replace(account.vendor, credit_images=rng.randint(0, 3)))
+        case "share":
+            share_usd = price_usd(account.api, size) * rng.randint(1, 3) * 1.0001
+            account = replace(account, share_usd=share_usd)
+    accounts[hit] = account
+    budget = scenario.max_cost_usd
+    if budget is not None:
+        dearest = max(price_usd(account.api, size) for account in accounts)
+        budget = dearest * rng.randint(1, len(scenario.prompts) + 1) * 1.0001
+    first, *others = accounts
+    return replace(
+        scenario,
+        vendor=first.vendor,
+        network=first.network,
+        others=tuple(others),
+        share_usd=first.share_usd,
+        size=size,
+        max_cost_usd=budget,
+        route_policy=rng.choice(["fastest", "failover", "cheapest"]),
+    )
 
 
 def _death(rng: random.Random, count: int) -> Death:

@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
@@ -32,8 +33,8 @@ from tests.simulation import disk as disks
 from tests.simulation.invariants import Violation, check_end, check_written
 from tests.simulation.object_store import Bucket, StoreWeather
 from tests.simulation.process import outside_world, scene
-from tests.simulation.scenario import Death, Scenario
-from tests.simulation.vendor import NetworkWeather, Vendor
+from tests.simulation.scenario import Account, Death, Scenario
+from tests.simulation.vendor import NetworkWeather, Vendor, Vendors
 from tests.simulation.world import DiedError, Machine, Process, World
 
 PREFIX = "out"
@@ -93,17 +94,18 @@ class Simulation:
         self.catalog = home / "catalog.parquet"
         self.changed_catalog = home / "changed.parquet"
         self.bucket = Bucket(world, conditional=scenario.conditional)
-        self.vendor = Vendor(world, scenario.vendor)
+        self.vendors = Vendors(world, scenario.accounts)
         self.violations: list[str] = []
         self.rng = random.Random(f"simulation:{scenario.seed}")
         self.endings: list[Ending] = []
         self.machines_lost = 0
         self.power_cuts = 0
         self.session: Session | None = None
-        scene.world, scene.bucket, scene.vendor = world, self.bucket, self.vendor
+        scene.world, scene.bucket, scene.vendors = world, self.bucket, self.vendors
         scene.measures = scenario.measures
         self.bucket.written = lambda name, content: self._guard(check_written, self, name, content)
-        self.vendor.studio.on_charge = self._check_budget
+        for vendor in self.vendors:
+            vendor.studio.on_charge = partial(self._check_budget, vendor)
 
     def _guard(self, check: Callable[..., None], *arguments: object) -> None:
         try:
@@ -111,17 +113,17 @@ class Simulation:
         except Violation as violation:
             self.violations.append(str(violation))
 
-    def _check_budget(self) -> None:
-        limit = self.scenario.max_cost_usd
-        if limit is None or self.forgets:
+    def _check_budget(self, vendor: Vendor) -> None:
+        if self.forgets:
             return
-        if self.scenario.second_after_s is not None:
-            limit *= 2  # each run has its own
-        if self.scenario.refresh is not None:
-            limit *= 2
-        spent = self.vendor.units / 1e10
-        if spent > limit + 1e-9:
-            self.violations.append(f"the API charged {spent:.6f} USD of at most {limit:.6f}")
+        runs = 1 + (self.scenario.second_after_s is not None) + (self.scenario.refresh is not None)
+        for who, limit_usd, units in (
+            ("the APIs", self.scenario.max_cost_usd, self.vendors.units),
+            (vendor.account.api, vendor.account.share_usd, vendor.units),
+        ):
+            if limit_usd is not None and units / 1e10 > runs * limit_usd + 1e-9:
+                words = f"{units / 1e10:.6f} USD of at most {runs * limit_usd:.6f}"
+                self.violations.append(f"{who} charged {words}")
 
     @property
     def forgets(self) -> bool:
@@ -150,16 +152,23 @@ class Simulation:
                 "catalog": str(catalog),
                 **more,
                 "api": {"provider": scenario.api, **scenario.api_settings},
+                "routes": [self._route(account) for account in scenario.accounts] if scenario.others else [],
                 "output": f"s3://bucket/{PREFIX}",
                 "picture": dict(zip(("width", "height"), scenario.size, strict=True)),
                 "limits": {
                     "concurrency": scenario.concurrency,
                     "max_cost_usd": scenario.max_cost_usd,
+                    "route_policy": scenario.route_policy,
                     "outage_timeout_s": 60.0,
                 },
                 "execution": {"store": scenario.store, "shard_size": scenario.shard_size},
             }
         )
+
+    @staticmethod
+    def _route(account: Account) -> dict[str, object]:
+        named = {"provider": account.api, "family": "flux.1-schnell", "max_cost_usd": account.share_usd}
+        return {**named, **account.settings}
 
     def start(
         self, run_id: str, machine: Machine, dies_at: int | None, *, retries: bool = False
@@ -221,6 +230,7 @@ class Simulation:
         scenario, world = self.scenario, self.world
         machine = Machine("machine-0", scenario.clock_error_s)
         self.weather(on=True)
+        world.met["several routes"] += bool(scenario.others)
         deaths = list(scenario.deaths)
         if scenario.clock_jump is not None:
             self.world.outside_later(scenario.clock_jump[0], lambda: self._jump(machine, scenario.clock_jump))
@@ -250,7 +260,8 @@ class Simulation:
         if other is not None:
             await other
         await self._follow_ups(machine)
-        await self.vendor.settle()
+        for vendor in self.vendors:
+            await vendor.settle()
         self._guard(check_end, self)
 
     async def _follow_ups(self, machine: Machine) -> None:
@@ -343,9 +354,10 @@ class Simulation:
         """Trouble, as the scenario has it, or none."""
         scenario = self.scenario
         self.bucket.weather = scenario.store_weather if on else StoreWeather()
-        self.vendor.weather = scenario.network if on else NetworkWeather()
-        if not on:
-            self.vendor.studio.configure(replace(scenario.vendor, faults={}))
+        for vendor in self.vendors:
+            vendor.weather = vendor.account.network if on else NetworkWeather()
+            if not on:
+                vendor.studio.configure(replace(vendor.account.vendor, faults={}, credit_images=None))
         disks.disk.full = scenario.disk_full if on else (0.0, 0.0)
 
     def write_catalog(self) -> None:

@@ -7,7 +7,7 @@ import dataclasses
 import random
 import re
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -24,8 +24,9 @@ from tests.simulation.world import World
 
 if TYPE_CHECKING:
     from imagemill.emulator.order import Order, Shot
+    from tests.simulation.scenario import Account
 
-BASE_URL = "http://127.0.0.1:8700"
+_FIRST_PORT = 8700
 
 _BROKEN = frozenset({"truncated", "wrong_size", "black", "garbage", "expired_link"})
 """Faults after which a picture that was charged can never be used: another may be bought."""
@@ -35,6 +36,11 @@ _ENDLESS = frozenset({"fal", "replicate"})
 
 STAMP = re.compile(rb"[0-9a-f]{64}")
 """What makes each picture unique: the digest of what was asked for."""
+
+
+def base_url(number: int) -> str:
+    """Where the API of a run's account of this number is, from 0."""
+    return f"http://127.0.0.1:{_FIRST_PORT + number}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +70,8 @@ class NetworkWeather:
     slow_answer: float = 0.0
     repeated: float = 0.0
     stale: float = 0.0
+    away: tuple[float, float] = (0.0, 0.0)
+    """Virtual seconds from when to when nothing reaches the API."""
 
 
 class DrawnOnce:
@@ -147,19 +155,20 @@ class _Studio(Studio):
         lost = fault in _BROKEN or (fault == "timeout_after_charge" and order.provider in _ENDLESS)
         now = self._world.loop.now
         self.charges.append(Charge(*self._asked[id(order)], now, order.prompt, price(order), whole=not lost))
-        self._world.note(f"charged {order.prompt!r} fault={fault}")
+        self._world.note(f"charged {order.prompt!r} at {order.provider} fault={fault}")
         self.on_charge()
 
 
 class Vendor:
-    """The account: what it was charged, and the way to it."""
+    """One account: what it was charged, and the way to it."""
 
-    def __init__(self, world: World, settings: Settings) -> None:
+    def __init__(self, world: World, account: Account, number: int) -> None:
         self.world = world
-        self.studio = _Studio(settings, world)
+        self.account = account
+        self.studio = _Studio(account.vendor, world)
         self.weather = NetworkWeather()
         self._app = _application(self.studio)
-        self._rng = random.Random(f"network:{world.seed}")
+        self._rng = random.Random(f"network:{world.seed}{f':{number}' if number else ''}")
         self._answers: dict[str, tuple[int, list[tuple[bytes, bytes]], bytes]] = {}
         self.at_work: set[asyncio.Task[None]] = set()
 
@@ -168,10 +177,7 @@ class Vendor:
         """The bill, in 1e-10 USD."""
         return sum(charge.units for charge in self.studio.charges)
 
-    def charged(self, *, whole: bool = True) -> Counter[str]:
-        """Pictures charged by prompt; only those that could be used, unless ``whole`` is False."""
-        return Counter(charge.prompt for charge in self.studio.charges if charge.whole or not whole)
-
+    @property
     def missed(self) -> Counter[str]:
         """Whole pictures by prompt whose link had expired when it was followed."""
         return Counter(self.studio.links.missed.values())
@@ -181,14 +187,9 @@ class Vendor:
         slow = [charge for charge in self.studio.charges if charge.at - charge.asked > seconds]
         return Counter(charge.prompt for charge in slow if charge.whole)
 
-    def prompt_of(self, picture: bytes) -> str | None:
-        """The prompt that a picture was made for, by the stamp in it."""
-        found = STAMP.search(picture)
-        return self.studio.digests.get(found[0].decode()) if found else None
-
-    def client(self, timeout_s: float) -> httpx.AsyncClient:
-        """An HTTP client of a process."""
-        return httpx.AsyncClient(transport=_Network(self), timeout=timeout_s)
+    def is_away(self) -> bool:
+        start, end = self.weather.away
+        return start <= self.world.loop.now < end
 
     async def settle(self) -> None:
         """Wait until the API has finished all that it was asked for."""
@@ -196,6 +197,45 @@ class Vendor:
             if not self.studio.limits.in_flight and not self.studio.limits.waiting:
                 return
             await asyncio.sleep(1.0)
+
+
+class Vendors:
+    """All accounts that a run buys from."""
+
+    def __init__(self, world: World, accounts: Sequence[Account]) -> None:
+        self._world = world
+        self._vendors = [Vendor(world, account, number) for number, account in enumerate(accounts)]
+
+    def __iter__(self) -> Iterator[Vendor]:
+        return iter(self._vendors)
+
+    def at(self, url: httpx.URL) -> Vendor:
+        """The one that serves an address."""
+        return self._vendors[(url.port or 0) - _FIRST_PORT]
+
+    @property
+    def units(self) -> int:
+        """All bills, in 1e-10 USD."""
+        return sum(vendor.units for vendor in self)
+
+    @property
+    def charges(self) -> list[Charge]:
+        """All that was charged."""
+        return [charge for vendor in self for charge in vendor.studio.charges]
+
+    def charged(self) -> Counter[str]:
+        """Pictures charged by prompt, of those that could be used."""
+        return Counter(charge.prompt for charge in self.charges if charge.whole)
+
+    def prompt_of(self, picture: bytes) -> str | None:
+        """The prompt that a picture was made for, by the stamp in it."""
+        found = STAMP.search(picture)
+        digest = found[0].decode() if found else ""
+        return next((v.studio.digests[digest] for v in self if digest in v.studio.digests), None)
+
+    def client(self, timeout_s: float) -> httpx.AsyncClient:
+        """An HTTP client of a process."""
+        return httpx.AsyncClient(transport=_Network(self), timeout=timeout_s)
 
 
 @dataclass(slots=True)
@@ -251,16 +291,16 @@ class _Exchange:
 
 
 class _Network(httpx.AsyncBaseTransport):
-    def __init__(self, vendor: Vendor) -> None:
-        self._vendor = vendor
+    def __init__(self, vendors: Vendors) -> None:
+        self._vendors = vendors
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        vendor, world, rng = self._vendor, self._vendor.world, self._vendor._rng
-        weather = vendor.weather
+        vendor = self._vendors.at(request.url)
+        world, rng, weather = vendor.world, vendor._rng, vendor.weather
         content = await request.aread()
         what = f"{request.method} {request.url.path.rpartition('/')[2][:12]}"
         world.point(f"API request: {request.method}")
-        fate = self._fate(rng, request)
+        fate = self._fate(vendor, request)
         if fate:
             world.met[f"network: {fate.replace('_', ' ')}"] += 1
             world.note(f"{what}: {fate}")
@@ -278,10 +318,12 @@ class _Network(httpx.AsyncBaseTransport):
         if fate == "lost_request":
             await exchange.silence(rng.choice([1.0, 600.0]))
             raise httpx.ReadError("the connection was reset", request=request)
-        world.outside_later(there, lambda: self._deliver(request, content, exchange))
+        world.outside_later(there, lambda: self._deliver(vendor, request, content, exchange))
         if fate == "repeated":
             again = _Exchange(request, world.loop.create_future())
-            world.outside_later(there + rng.expovariate(1), lambda: self._deliver(request, content, again))
+            world.outside_later(
+                there + rng.expovariate(1), lambda: self._deliver(vendor, request, content, again)
+            )
         try:
             status, headers = await exchange.head()
             if fate == "lost_answer":
@@ -298,9 +340,12 @@ class _Network(httpx.AsyncBaseTransport):
             request=request,
         )
 
-    def _fate(self, rng: random.Random, request: httpx.Request) -> str | None:
-        weather = self._vendor.weather
-        draw = rng.random()
+    @staticmethod
+    def _fate(vendor: Vendor, request: httpx.Request) -> str | None:
+        weather, draw = vendor.weather, vendor._rng.random()
+        if vendor.is_away():
+            vendor.world.met["API away"] += 1
+            return "no_connection" if draw < 0.5 else "lost_request"
         for name in ("no_connection", "lost_request", "lost_answer", "cut_answer", "slow_answer", "repeated",
                      "stale"):  # fmt: skip
             share = getattr(weather, name)
@@ -314,13 +359,13 @@ class _Network(httpx.AsyncBaseTransport):
             draw -= share
         return None
 
-    def _deliver(self, request: httpx.Request, content: bytes, exchange: _Exchange) -> None:
-        vendor = self._vendor
-        task = vendor.world.loop.create_task(self._serve(request, content, exchange))
+    def _deliver(self, vendor: Vendor, request: httpx.Request, content: bytes, exchange: _Exchange) -> None:
+        task = vendor.world.loop.create_task(self._serve(vendor, request, content, exchange))
         vendor.at_work.add(task)
         task.add_done_callback(vendor.at_work.discard)
 
-    async def _serve(self, request: httpx.Request, content: bytes, exchange: _Exchange) -> None:
+    @staticmethod
+    async def _serve(vendor: Vendor, request: httpx.Request, content: bytes, exchange: _Exchange) -> None:
         sent = False
         scope = {
             "type": "http",
@@ -358,7 +403,7 @@ class _Network(httpx.AsyncBaseTransport):
                 exchange.body.put_nowait(body)
 
         try:
-            await self._vendor._app(scope, receive, send)
+            await vendor._app(scope, receive, send)
         finally:
             lost = httpx.RemoteProtocolError("the connection was closed", request=request)
             if started is None:
@@ -366,7 +411,7 @@ class _Network(httpx.AsyncBaseTransport):
                     exchange.started.set_exception(lost)
                     exchange.started.exception()
             elif request.method == "GET" and not request.url.path.endswith("/stream"):
-                self._vendor._answers[str(request.url)] = (started[0], started[1], b"".join(parts))
+                vendor._answers[str(request.url)] = (started[0], started[1], b"".join(parts))
             exchange.body.put_nowait(None)
 
 

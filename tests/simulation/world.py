@@ -202,6 +202,7 @@ class World:
         for task in asyncio.all_tasks(self.loop):
             task.cancel()
         self.loop.call_soon(self.loop.stop)
+        self.loop.steps = 0  # also where too many steps were the trouble
         self.loop.run_forever()
         self.loop.close()
 
@@ -295,8 +296,10 @@ class World:
 
     async def gone(self, process: Process) -> None:
         """Wait until nothing of a process is left."""
-        while process.greenlets or process.tasks:  # noqa: ASYNC110 - of a few steps
-            await asyncio.sleep(0)
+        steps = 0
+        while process.greenlets or process.tasks:
+            await asyncio.sleep(0.0 if steps < 1_000 else 0.01)  # threads may wait for answers
+            steps += 1
 
 
 async def call(function: Callable[..., Any], *arguments: object) -> Any:
