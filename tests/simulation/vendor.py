@@ -32,7 +32,7 @@ _BROKEN = frozenset({"truncated", "wrong_size", "black", "garbage", "expired_lin
 """Faults after which a picture that was charged can never be used: another may be bought."""
 
 _ENDLESS = frozenset({"fal", "replicate"})
-"""Queues in which a request that times out after its charge never ends, and so is in no list."""
+"""Queues in which a request that times out after its charge never ends; fal lists only what has ended."""
 
 STAMP = re.compile(rb"[0-9a-f]{64}")
 """What makes each picture unique: the digest of what was asked for."""
@@ -47,7 +47,8 @@ def base_url(number: int) -> str:
 class Charge:
     """One picture on the bill: when it was asked for and made, its prompt, its price in 1e-10 USD.
 
-    ``begun`` is when the process that asked for it started. ``whole``: whether it could be used.
+    ``begun`` is when the process that asked for it started. ``whole``: whether it could be used. ``endless``:
+    the vendor never says that it is made.
     """
 
     begun: float
@@ -56,6 +57,7 @@ class Charge:
     prompt: str
     units: int
     whole: bool
+    endless: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,9 +154,18 @@ class _Studio(Studio):
 
     def _note(self, order: Order) -> None:
         fault = self._tickets[id(order)].fault
-        lost = fault in _BROKEN or (fault == "timeout_after_charge" and order.provider in _ENDLESS)
+        endless = fault == "timeout_after_charge" and order.provider in _ENDLESS
         now = self._world.loop.now
-        self.charges.append(Charge(*self._asked[id(order)], now, order.prompt, price(order), whole=not lost))
+        self.charges.append(
+            Charge(
+                *self._asked[id(order)],
+                now,
+                order.prompt,
+                price(order),
+                whole=fault not in _BROKEN,
+                endless=endless,
+            )
+        )
         self._world.note(f"charged {order.prompt!r} at {order.provider} fault={fault}")
         self.on_charge()
 
@@ -184,8 +195,11 @@ class Vendor:
 
     def slow(self, seconds: float) -> Counter[str]:
         """Whole pictures by prompt that took longer than so long, the wait in the queue included."""
-        slow = [charge for charge in self.studio.charges if charge.at - charge.asked > seconds]
-        return Counter(charge.prompt for charge in slow if charge.whole)
+        return Counter(
+            charge.prompt
+            for charge in self.studio.charges
+            if charge.whole and (charge.endless or charge.at - charge.asked > seconds)
+        )
 
     def is_away(self) -> bool:
         start, end = self.weather.away
