@@ -101,10 +101,17 @@ _CAN_SHOW: dict[str, Callable[[Scenario], bool]] = {
         and _restarts_only(s)
     ),
     "the list is read from five minutes before, whatever the clock": lambda s: (
-        s.api == "fal" and s.clock_error_s > 300 and bool(s.deaths or s.network.lost_answer)
+        s.api == "fal"
+        and not s.others
+        and s.clock_error_s > 300
+        and bool(s.deaths)
+        and s.network.lost_answer + s.network.slow_answer + s.network.cut_answer > 0
     ),
     "a client-named request gets another name on each resume": lambda s: (
-        s.api in CLIENT_NAMED and not _restarts_only(s) and any(death.at for death in s.deaths)
+        s.apis <= CLIENT_NAMED
+        and not s.others
+        and not _restarts_only(s)
+        and any(death.at for death in s.deaths)
     ),
     "the log is not read on resume": lambda s: (
         s.api in SYNCHRONOUS and s.store == "memory" and bool(s.deaths) and _restarts_only(s)
