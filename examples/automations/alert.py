@@ -35,6 +35,11 @@ FLOWS = [
 ]  # fmt: skip
 STATE_SUBJECT = "imagemill: {{ flow.name }} is {{ flow_run.state.name }}"
 STATE_BODY = "{{ flow_run.state.message }}\n{{ flow_run|ui_url }}"
+APPROVAL_BODY = """\
+It waits for approval. Its artifact imagemill-approval says for what; to answer, press Resume on its page.
+{{ flow_run|ui_url }}
+"""
+"""Prefect gives a suspended run no message."""
 
 EXPECT = {
     "failures": ["CompletedWithFailures", "CompletedWithRejectedRows", "Failed", "Crashed"],
@@ -91,7 +96,11 @@ def main(kind: str, usd: float, block: str | None = None) -> None:
             )
         block = save_webhook(url)
     block_type, _, name = block.partition("/")
-    subject, body = {"regressions": REGRESSION, "spend": SPEND}.get(kind, (STATE_SUBJECT, STATE_BODY))
+    subject, body = {
+        "regressions": REGRESSION,
+        "spend": SPEND,
+        "approvals": (STATE_SUBJECT, APPROVAL_BODY),
+    }.get(kind, (STATE_SUBJECT, STATE_BODY))
     with get_client(sync_client=True) as client:
         try:
             document = client.read_block_document_by_name(name, block_type)

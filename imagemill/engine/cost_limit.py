@@ -54,10 +54,11 @@ class CostLimit:
     @property
     def sentence(self) -> str:
         """Why nothing more is bought, and what is spent; one process of several does not know that."""
-        spent = "" if self._set_aside else f": {money(self.spent_usd)} is spent"
+        spent = "" if self._set_aside else f"{money(self.spent_usd)} is spent"
         if spent and self.doubtful_usd > 1e-9:
             spent += f", and {money(self.doubtful_usd)} may have been charged for requests without an answer"
-        return f"The next image would exceed the limit of {money(self.limit_usd or 0.0)}{spent}."
+        limit = f"{money(self.limit_usd or 0.0)}{spent and f' ({spent})'}"
+        return f"The next image would exceed the limit of {limit}: raise --max-cost to go on."
 
     @property
     def stopped(self) -> bool:

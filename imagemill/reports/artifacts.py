@@ -6,6 +6,7 @@ import contextvars
 import json
 import logging
 import math
+import re
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -44,6 +45,9 @@ MOST_ROWS = 200
 _LINK_DAYS = 7
 _PATIENCE_S = 10.0
 """How long the end of a run waits for the last artifacts, in seconds."""
+
+_MARKDOWN = re.compile(r"[\\`*\[\]<>&#|~@]|(?<!\w)_|_(?!\w)|:(?=//)|(?<=www)\.", re.IGNORECASE)
+"""What Markdown reads as more than text."""
 
 logger = logging.getLogger(__name__)
 
@@ -197,19 +201,26 @@ def _headline(run: Progress | RunSummary) -> _Artifact:
     lines = [f"### Run {run.run_id}", "", *_table(cells)]
     if isinstance(run, RunSummary) and run.refreshed:
         lines += ["", *_table({name: f"{number:,}" for name, number in run.changes.items()})]
-    if isinstance(run, RunSummary) and run.rejected:
-        reason = " ".join(spelled_out(run.rejections_in_words).replace("`", "'").split())
-        lines += ["", f"`{reason}`"]
-    if isinstance(run, RunSummary) and run.unanswered:
-        lines += ["", f"{run.unanswered_in_words.removeprefix('; ')}."]
-    if isinstance(run, RunSummary) and run.stopped:
-        why, resume = run.stopped, f"Resume it with `imagemill resume {run.run_id}`."
-        if not at_a_terminal():
-            why = in_names_of_settings(why)
-            resume = f"To resume it, start it again with `execution.run_id` set to `{run.run_id}`."
-        reason = " ".join(spelled_out(why).replace("`", "'").split())
-        lines += ["", f"Stopped early: `{reason}`", "", resume]
+    if isinstance(run, RunSummary):
+        lines += _stopped(run) if run.stopped else ["", _literal(in_names_of_settings(str(run)))]
     return _Artifact("headline", "markdown", "\n".join(lines), "The run in a few numbers.")
+
+
+def _stopped(run: RunSummary) -> list[str]:
+    """Why a run stopped early, and how to resume it, in Markdown."""
+    lines = ["", _literal(run.rejections_in_words)] if run.rejected else []
+    if run.unanswered:
+        lines += ["", f"{run.unanswered_in_words.removeprefix('; ')}."]
+    why, resume = str(run.stopped), f"Resume it with `imagemill resume {run.run_id}`."
+    if not at_a_terminal():
+        why = in_names_of_settings(why)
+        resume = f"To resume it, start it again with `execution.run_id` set to `{run.run_id}`."
+    return [*lines, "", f"Stopped early: {_literal(why)}", "", resume]
+
+
+def _literal(text: str) -> str:
+    """Text from a catalog or an API as Markdown that shows it as it is, and makes no link of it."""
+    return _MARKDOWN.sub(r"\\\g<0>", " ".join(spelled_out(text).split()))
 
 
 def _table(cells: dict[str, str]) -> list[str]:

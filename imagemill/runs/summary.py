@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from imagemill.errors import InputError
+from imagemill.errors import RETRY_RULES, InputError, Outcome
 from imagemill.formatting import counted, money
 from imagemill.jobs import CostSource
 
@@ -243,7 +243,19 @@ class RunSummary(BaseModel):
         found = " and ".join(f"{name}.parquet" for name in files)
         have = "have" if len(files) > 1 else "has"
         reasons = [f"{found} {have} the reasons"] if files else []
-        return [*reasons, *(["retry-failed tries the failed ones again"] if self.failed else [])]
+        return [*reasons, *([self._retry] if self.failed else [])]
+
+    @property
+    def _retry(self) -> str:
+        """What retry-failed would do, which by itself leaves alone what would fail again."""
+        outcomes = {rule.outcome for error_class, rule in RETRY_RULES.items() if self.errors.get(error_class)}
+        if Outcome.PERMANENT not in outcomes:
+            return "retry-failed tries the failed ones again"
+        if Outcome.RETRYABLE not in outcomes:
+            return "retry-failed skips what the API refused, unless permanent is set"
+        return (
+            "retry-failed tries the failed ones again, but skips what the API refused unless permanent is set"
+        )
 
     @property
     def rejected_in_review_in_words(self) -> str:

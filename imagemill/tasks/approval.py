@@ -134,7 +134,7 @@ def _approved(key: str, why: str, question: str, *, approve: bool) -> bool:
     refuse_without_server()
     get_run_logger().warning("Waiting for approval: press Resume. %s", why.replace("**", ""))
     create_markdown_artifact(
-        f"### This run waits for approval\n\n{why} {question}\n\nResume, on the run's page, asks.",
+        f"### This run waits for approval\n\n{why} {question}\n\nTo answer, press Resume on the run's page.",
         key="imagemill-approval",
         description="What the run waits for.",
     )

@@ -56,6 +56,7 @@ def test_progress_headline_metrics_and_report(
     headline = found["imagemill-headline"].data
     assert "**2** of 3" in headline
     assert "1 (33.3%)" in headline
+    assert headline.endswith("; retry-failed skips what the API refused, unless permanent is set.")
     rows = json.loads(found["imagemill-metrics"].data)
     assert sum(row["images"] for row in rows) == 2
     link = re.search(r"\[Open the report of run r\]\((.*)\)", found["imagemill-report"].data)
@@ -146,7 +147,8 @@ def test_a_run_that_stops_says_so(
 ) -> None:
     state = generate(place, emulator(), catalog(prompt=["a"]), limits={"max_cost_usd": 0})
     headline = artifacts_of(state)["imagemill-headline"].data
-    assert "Stopped early: `The next image would exceed the limit" in headline
+    assert "Stopped early: The next image would exceed the limit" in headline
+    assert "raise limits.max_cost_usd to go on." in headline
     assert "start it again with `execution.run_id` set to" in headline
 
 

@@ -92,6 +92,12 @@ def test_what_a_run_cost_and_may_have_cost_and_how_to_go_on() -> None:
         " request without an answer; failed.parquet and rejected.parquet have the reasons; retry-failed tries"
         " the failed ones again."
     )
+    refused = ended.model_copy(update={"errors": {"bad_request": 1}})
+    assert str(refused).endswith("; retry-failed skips what the API refused, unless permanent is set.")
+    both = ended.model_copy(update={"errors": {"bad_request": 1, "timeout": 1}})
+    assert str(both).endswith(
+        "tries the failed ones again, but skips what the API refused unless permanent is set."
+    )
 
 
 def test_advice_for_the_command_names_the_settings_elsewhere() -> None:

@@ -63,7 +63,9 @@ def test_what_links_that_stay_in_trouble_cost_is_booked_and_the_limit_holds(
     stopped = ended[0].stopped
     assert stopped is not None
     assert stopped.kind is StopKind.OUT_OF_BUDGET
-    assert stopped.reason == "The next image would exceed the limit of $0.035: $0.03 is spent."
+    assert stopped.reason == (
+        "The next image would exceed the limit of $0.035 ($0.03 is spent): raise --max-cost to go on."
+    )
 
 
 def test_a_resume_asks_the_link_and_pays_nothing(work_all: WorkAll) -> None:
