@@ -335,12 +335,12 @@ def test_an_uploaded_catalog_is_refreshed_and_an_upload_meanwhile_is_not_lost(of
     known = {run["id"] for run in office.runs_of("refresh-catalog/nightly")}
     path = office.catalog("uploaded", 60)
 
-    def upload() -> str:
+    def upload(**payload: str) -> str:
         event = {
             "id": str(uuid.uuid4()),
             "event": "catalog.uploaded",
             "resource": {"prefect.resource.id": "catalogs.catalog"},
-            "payload": {"path": path},
+            "payload": payload,
             "occurred": f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime())}Z",
         }
         answer = httpx.post(f"{office.prefect.api}/events", content=json.dumps([event]), timeout=30)
@@ -353,11 +353,13 @@ def test_an_uploaded_catalog_is_refreshed_and_an_upload_meanwhile_is_not_lost(of
         known.add(flow_run_id)
         return str(flow_run_id)
 
-    first = upload()
+    first = upload(path=path)
     assert office.flow_run(first)["parameters"]["path"] == path
     office.wait_for(first, "Running")
-    second = upload()
+    second = upload(path=path)
     assert office.wait_for(first, "Completed", "Failed")["state_name"] == "Completed"
     assert office.wait_for(second, "Completed", "Failed")["state_name"] == "Completed"
     manifest = office.place_of("nightly").table("manifest.parquet")
     assert [row["status"] for row in manifest] == ["done"] * 60
+    of_its_own = office.flow_run(upload())
+    assert of_its_own["parameters"]["path"] == ""
