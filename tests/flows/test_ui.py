@@ -305,8 +305,8 @@ def test_a_run_that_waits_for_approval_goes_on_when_it_is_resumed_in_the_ui(offi
     )
     waiting = office.wait_for(flow_run_id, "Suspended")
     assert office.emulated.bill()["images"] == paid_before + 12
-    # Nothing is held: the output is free, and the process ends, whose id the worker notes.
-    assert "refresh.lease" not in office.place_of("dear").objects()
+    # Nothing is held: the output is freed, and the process ends, whose id the worker notes.
+    office.wait("the output is held", lambda: "refresh.lease" not in office.place_of("dear").objects())
     pid = int(waiting["infrastructure_pid"].rpartition(":")[2])
     office.wait("the process waits as well", lambda: not Path(f"/proc/{pid}").exists())
     ui.open_run(flow_run_id)
