@@ -199,7 +199,7 @@ def _headline(run: Progress | RunSummary) -> _Artifact:
     if isinstance(run, Progress):
         cells["in flight"] = f"{run.in_flight:,} of {run.concurrency:,}"
     lines = [f"### Run {run.run_id}", "", *_table(cells)]
-    if isinstance(run, RunSummary) and run.refreshed:
+    if isinstance(run, RunSummary) and run.refreshed and run.manifest is not None:
         lines += ["", *_table({name: f"{number:,}" for name, number in run.changes.items()})]
     if isinstance(run, RunSummary):
         lines += _stopped(run) if run.stopped else ["", _literal(in_names_of_settings(str(run)))]
