@@ -76,7 +76,7 @@ class Output:
                 job.status, job.error_code = states[job.id]
                 continue
             job.status, job.image = JobStatus.DONE, image_name(job.key, "png")
-            self.bucket.write_version(job.image, b"image", "image/png", self.bucket._etag(job.image))
+            self.bucket.write_version(job.image, b"image", "image/png", self.bucket.etag(job.image))
         outcomes = Outcomes()
         outcomes.add({name: [getattr(job, name) for job in jobs] for name in OUTCOME_FIELDS})
         file = self._folder / "manifest.parquet"
@@ -90,7 +90,7 @@ class Output:
         table = table.rename_columns([renamed.get(name, name) for name in table.column_names])
         content = pa.BufferOutputStream()
         pq.write_table(table.replace_schema_metadata(None), content)
-        etag = self.bucket._etag("manifest.parquet")
+        etag = self.bucket.etag("manifest.parquet")
         self.bucket.write_version("manifest.parquet", content.getvalue().to_pybytes(), "x/y", etag)
 
     def standing(self, columns: Columns, name: str = "catalog.parquet") -> tuple[Standing, str]:
@@ -168,7 +168,7 @@ def test_the_grace_period_of_what_an_earlier_version_superseded_begins_once(outp
     (name,) = [row["name"] for row in output.rows("superseded.parquet")]
     content = pa.BufferOutputStream()
     pq.write_table(pa.table({"name": [name]}), content)
-    etag = output.bucket._etag("superseded.parquet")
+    etag = output.bucket.etag("superseded.parquet")
     output.bucket.write_version("superseded.parquet", content.getvalue().to_pybytes(), "x/y", etag)
     output.run(shop(4), **patient)
     (since,) = output.rows("superseded.parquet")
