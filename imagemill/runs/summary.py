@@ -238,7 +238,7 @@ class RunSummary(BaseModel):
     def _next(self) -> list[str]:
         """Where the reasons are, and how to go on."""
         if self.pending or self.stopped:
-            return ["start it again with this run id to resume it"]
+            return ["start it again with its id as execution.run_id to resume it"]
         files = [name for name in ("failed", "rejected") if getattr(self, name)]
         found = " and ".join(f"{name}.parquet" for name in files)
         have = "have" if len(files) > 1 else "has"

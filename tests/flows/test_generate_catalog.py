@@ -245,7 +245,7 @@ def test_a_stop_is_a_state_of_its_own(
     assert (state.type, state.name) == ("FAILED", "Stopped")
     assert " stopped early: The next image would exceed the limit of $0.00" in str(state.message)
     assert str(state.message).endswith(
-        "are pending; it cost nothing; start it again with this run id to resume it."
+        "are pending; it cost nothing; start it again with its id as execution.run_id to resume it."
     )
     read = stored_state(state).result(raise_on_failure=False)
     assert isinstance(read, RunSummary)

@@ -82,7 +82,7 @@ def test_what_a_run_cost_and_may_have_cost_and_how_to_go_on() -> None:
     assert str(RunStoppedError(summary, StopKind.OUT_OF_BUDGET)) == (
         "Run o stopped early: The budget is spent; 3 of 5 images are done (2 generated, 1 reused), 1 failed,"
         " 1 is pending, 2 rows were rejected; it cost $0.005, and perhaps $0.01 more for 1 request without an"
-        " answer; start it again with this run id to resume it."
+        " answer; start it again with its id as execution.run_id to resume it."
     )
     changes = {"refreshed": True, "added": 1, "retired": 3, "pruned": 1}
     ended = summary.model_copy(update={"stopped": None, "pending": 0, **changes})

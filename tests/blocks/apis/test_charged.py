@@ -27,7 +27,8 @@ TROUBLE: dict[str, Answer | None] = {
 
 
 def api_at(base_url: str) -> OpenAICompatible:
-    return OpenAICompatible(api_key="k", base_url=base_url, usd_per_image=PRICE_USD)
+    # An hour, of which the fast clock makes a minute: a busy machine takes a second for its first request.
+    return OpenAICompatible(api_key="k", base_url=base_url, usd_per_image=PRICE_USD, request_timeout_s=3000)
 
 
 def jobs_of(api: OpenAICompatible, count: int) -> list[Job]:
