@@ -9,8 +9,8 @@ from collections.abc import Callable, Collection, Iterable
 from imagemill.engine.route import Route
 
 _SLACK = 0.01
-"""A run may be this share of what is left behind its pace before a dearer route helps, and the same again for
-each next dearer one. It shrinks with what is left, so that all of it is made up for by the end."""
+"""How far a run may fall behind its pace before a dearer route helps, as a share of the images left; twice as
+far before the next dearer one, and so on. It shrinks with what is left, so that the end is in time."""
 
 _LAST_S = 2.0
 """The last requests leave this many times the slowest image's time before the deadline."""

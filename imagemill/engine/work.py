@@ -46,8 +46,8 @@ class Work:
     ``watch`` follows its request while that is on the way; ``withdrawal`` is set once the API has answered
     whether it cancelled it. ``taken_over``: another process has the job now. ``kept`` is the better of the
     pictures made so far, and ``again`` whether a suspect one is made once more. ``redone``: the job came with
-    a picture, in place of which another is wanted. ``asked``: the latest attempt
-    sent nothing, it asked about an earlier request.
+    a picture, in place of which another is wanted. ``asked``: the latest attempt sent nothing but asked about
+    an earlier request.
 
     ``route`` is that of its latest request, or the one that its next takes. It may go to no route that is
     ``excluded``, and to those in ``not_before`` only from a moment on, in monotonic seconds.

@@ -196,11 +196,7 @@ def catch_up(job: Job, line: LastLine | None) -> bool:
         return job.status is JobStatus.RUNNING
     if line.attempt == job.attempts and job.status is not JobStatus.RUNNING:
         return False  # the store is up to date
-    answered = line.event in {
-        "attempt_failed",
-        "failed",
-        "given_up",
-    }  # it says whether the API is yet to be asked
+    answered = line.event in {"attempt_failed", "failed", "given_up"}  # whether the API still has it
     kept = job.request_id if line.attempt == job.attempts and not answered else None
     request_id = line.request_id or kept
     if kept is not None and kept == f"{PAID}{request_id}":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -305,10 +305,13 @@ def _listed_by_all(
     charged: dict[str, int] = {}
     sources = []
     several = len(apis) > 1
+    booked: dict[str, Counter[str]] = {name: Counter() for name in apis}
+    for request in booked_requests(_batches(jobs), lines):
+        of_route = booked.get("" if "" in booked else request.route)
+        if of_route is not None and request.request_id is not None:
+            of_route[request.request_id] += request.picos
     for name, api in apis.items():
-        booked = booked_requests(_batches(jobs), lines)
-        of_route = (request for request in booked if request.route == name or not name)
-        found, source = _listed(api, base_url, jobs, of_route, keep_key=several)
+        found, source = _listed(api, base_url, jobs, booked[name], keep_key=several)
         charged |= found
         sources.append(f"{source} ({name})" if several else source)
     return charged, " and ".join(sources)
@@ -318,18 +321,14 @@ def _listed(
     settings: ApiSettings,
     base_url: str | None,
     jobs: pa.Table,
-    requests: Iterable[Booked],
+    booked: Mapping[str, int],
     *,
     keep_key: bool,
 ) -> tuple[dict[str, int], str]:
-    """What the vendor lists, and the vendor's name."""
+    """What the vendor lists, and the vendor's name; ``booked`` are the picos of each request."""
     if base_url is not None:
         settings = settings.model_copy(update={"base_url": base_url})
     api = _with_admin_key(settings, keep_key=keep_key)
-    booked: Counter[str] = Counter()
-    for request in requests:
-        if request.request_id is not None:
-            booked[request.request_id] += request.picos
     source = f"{settings.provider}'s billing events"
     if not booked:
         return {}, source

@@ -56,12 +56,13 @@ def settings_to_go_on(
     """
     settings = recorded_settings(run_id, output)
     refuse_unnamed_address(settings, base_url)
-    if settings.quality.judge is not None and judge is None and RunFolder(run_id).is_fetched:
-        raise InputError(
-            f"The record of run {run_id!r} in the bucket has its pictures judged by"
-            f" {settings.quality.judge!r}. If that is meant, name the judge: --judge {settings.quality.judge}"
-        )
     if RunFolder(run_id).is_fetched:
+        if settings.quality.judge is not None and judge is None:
+            raise InputError(
+                f"The record of run {run_id!r} in the bucket has its pictures judged by"
+                f" {settings.quality.judge!r}. If that is meant, name the judge:"
+                f" --judge {settings.quality.judge}"
+            )
         _refuse_unnamed_servers(settings, named)
     if base_url is not None:
         settings = settings.model_copy(update={"api": settings.api.model_copy(update={"base_url": base_url})})
