@@ -8,8 +8,10 @@ import os
 import re
 import shlex
 import shutil
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from dataclasses import dataclass, field
 from importlib.metadata import distribution
 from pathlib import Path
@@ -189,6 +191,10 @@ def test_the_image_is_healthy_and_runs_the_demo(container: Container) -> None:
             image.load()
     assert "<svg" in (folder / "report.html").read_text()
     assert pq.read_table(folder / "records" / "metrics.parquet").num_rows > 0
+    (database,) = container.root.glob("data/**/prefect.db")
+    with closing(sqlite3.connect(database)) as prefect:  # its server had every line before it ended
+        (last,) = prefect.execute("SELECT message FROM log ORDER BY timestamp DESC LIMIT 1").fetchone()
+    assert "images are done" in last
     following = [line.split() for line in out.splitlines() if line.startswith("  imagemill ")]
     assert [command[1] for command in following] == ["check", "estimate", "run"]
     assert "rows" in container.run(*following[1])

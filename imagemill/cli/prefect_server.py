@@ -28,6 +28,7 @@ def own_server() -> Iterator[None]:
 
     It is in another process group, which Ctrl-C does not reach: a run reports its final state to it.
     """
+    from prefect.logging.handlers import APILogHandler
     from prefect.settings import PREFECT_API_URL, get_current_settings, temporary_settings
 
     from imagemill.cli.child_process import ended_afterwards
@@ -52,7 +53,10 @@ def own_server() -> Iterator[None]:
         temporary_settings({PREFECT_API_URL: url}),
         temporary_server(url),
     ):
-        yield
+        try:
+            yield
+        finally:
+            APILogHandler().flush()  # or Prefect tries for a minute to send the last lines to no server
 
 
 def wait_for_server() -> None:
