@@ -42,6 +42,12 @@ def plus(usd: float, more: float) -> float:
     return of_picos(picos(usd) + picos(more))
 
 
+def price_of_tokens(tokens: tuple[int, int], usd_per_million: tuple[float, float]) -> float:
+    """What a language model's tokens cost, in and out."""
+    pairs = zip(tokens, usd_per_million, strict=True)
+    return float(exact(sum((exact(usd) * count for count, usd in pairs), Decimal(0)) / 1_000_000))
+
+
 def total(amounts: Iterable[float]) -> float:
     """The sum of amounts, whatever their order."""
     return of_picos(sum(map(picos, amounts)))

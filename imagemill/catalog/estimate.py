@@ -23,8 +23,10 @@ from imagemill.settings import (
     Output,
     OutputSettings,
     PictureSettings,
+    QualitySettings,
     input_error,
 )
+from imagemill.usd import exact
 
 USUAL_CONCURRENCY = 25
 """What most accounts settle at is 20 to 50; an estimate for ``auto`` takes this."""
@@ -44,6 +46,9 @@ class Estimate(BaseModel):
         description="The cost of one image per job, without paid retries; null if the price is unknown."
     )
     saved_usd: float | None = Field(description="What the duplicates would have cost.")
+    judge_usd: float | None = Field(
+        default=0.0, description="About what a vision model asks for its opinion on them; null if unknown."
+    )
     price: str = Field(description="The price rule, and its source.")
     unpriced: int = Field(description="Images whose price is unknown until they are made.")
     levers: list[Lever] = Field(description="Ways to make this catalog cheaper, and by how much.")
@@ -60,6 +65,7 @@ def estimate(
     picture: PictureSettings | Mapping[str, object] = PictureSettings(),
     limits: LimitSettings | Mapping[str, object] = LimitSettings(),
     output: OutputSettings | Mapping[str, object] | str | None = None,
+    quality: QualitySettings | Mapping[str, object] = QualitySettings(),
 ) -> Estimate:
     """Plan a run without keeping the plan; the vendor is asked only for what it publishes about the model.
 
@@ -69,7 +75,9 @@ def estimate(
         InputError: the catalog or a setting cannot be used.
     """
     try:
-        given = _Given(catalog=catalog, api=api, picture=picture, limits=limits, output=output)
+        given = _Given(
+            catalog=catalog, api=api, picture=picture, limits=limits, output=output, quality=quality
+        )
     except ValidationError as error:
         raise input_error(error) from error
     return _estimate(given)
@@ -81,6 +89,7 @@ class _Given(BaseModel):
     picture: PictureSettings
     limits: LimitSettings
     output: Output | None
+    quality: QualitySettings
 
 
 def _estimate(given: _Given) -> Estimate:
@@ -107,6 +116,7 @@ def _estimate(given: _Given) -> Estimate:
     if limits.max_images_per_minute and limits.max_images_per_minute < 60 * per_second:
         per_second = limits.max_images_per_minute / 60
         assuming = f"{limits.max_images_per_minute:g} images per minute"
+    opinion_usd = given.quality.usual_judge_usd
     return Estimate(
         rows=counts.rows,
         variants=counts.variants,
@@ -115,6 +125,7 @@ def _estimate(given: _Given) -> Estimate:
         duplicates=counts.duplicates,
         cost_usd=None if counts.unpriced else counts.cost_usd,
         saved_usd=None if counts.unpriced else counts.duplicates_usd,
+        judge_usd=None if opinion_usd is None else float(exact(counts.unique * opinion_usd)),
         price=maker.price_in_words,
         unpriced=counts.unpriced,
         levers=[Lever(**lever) for lever in counts.levers],

@@ -408,6 +408,7 @@ def _estimate(arguments: argparse.Namespace) -> int:
         settings_of(arguments, "picture"),
         settings_of(arguments, "limits"),
         output_of(arguments),
+        settings_of(arguments, "quality"),
     )
     if arguments.json:
         print(found.model_dump_json())

@@ -204,6 +204,10 @@ def show_estimate(estimate: Estimate) -> None:
     table.add_row("unique images", f"{estimate.unique:,}")
     known = estimate.cost_usd is not None and estimate.saved_usd is not None
     table.add_row("cost", money(estimate.cost_usd or 0) if known else "unknown")
+    if estimate.judge_usd != 0:
+        table.add_row(
+            "judge", "unknown" if estimate.judge_usd is None else f"about {money(estimate.judge_usd)}"
+        )
     table.add_row("saved by duplicates", money(estimate.saved_usd or 0) if known else "unknown")
     table.add_row("time", f"about {duration(estimate.seconds)}")
     stdout.print(table)

@@ -34,7 +34,8 @@ from imagemill.formatting import cut
 from imagemill.quality.judge import Answer, Candidate, Judge, Opinion, OpinionError, opinion_of
 from imagemill.rate_limit_headers import retry_after_seconds
 from imagemill.secrets import keep_secret, masked
-from imagemill.usd import exact
+from imagemill.settings.quality import USUAL_TOKENS
+from imagemill.usd import price_of_tokens
 
 KEY_VARIABLE = "IMAGEMILL_JUDGE_KEY"
 """The environment variable with the judge's API key."""
@@ -47,8 +48,6 @@ _INSTRUCTIONS = (
 _SIDE = 768
 _MOST_TOKENS = 1000
 """Of an answer; a model that reasons needs most of them for that."""
-_USUAL_TOKENS = (2000, 200)
-"""Taken for the price of the first opinion: of a picture with its question, and of an answer."""
 _BELIEVED_TOKENS = 1_000_000
 _MOST_BYTES = 256 * 1024
 _LONGEST_PROMPT = 4000
@@ -99,7 +98,7 @@ class VisionJudge(Judge):
         self._rng = random.Random()
         self._refused = ""
         self._silence = 0
-        self.price_usd = self._usd(*_USUAL_TOKENS)
+        self.price_usd = price_of_tokens(USUAL_TOKENS, usd_per_million_tokens)
 
     async def __aenter__(self) -> Self:
         timeout = httpx.Timeout(self._timeout_s, connect=_CONNECT_S)
@@ -236,14 +235,10 @@ class VisionJudge(Judge):
         counted = usage if isinstance(usage, dict) else {}
         read, written = counted.get("prompt_tokens"), counted.get("completion_tokens")
         if _is_credible(read) and _is_credible(written):
-            usd = self._usd(read, written)
+            usd = price_of_tokens((read, written), self._usd_per_million_tokens)
             self.price_usd = max(self.price_usd, usd)
             return usd
         return self.price_usd
-
-    def _usd(self, tokens_in: int, tokens_out: int) -> float:
-        per_in, per_out = (exact(usd) for usd in self._usd_per_million_tokens)
-        return float(exact((per_in * tokens_in + per_out * tokens_out) / 1_000_000))
 
 
 def _is_credible(tokens: object) -> TypeGuard[int]:

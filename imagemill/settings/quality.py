@@ -10,6 +10,10 @@ from pydantic import Field, model_validator
 
 from imagemill.secrets import refuse_password
 from imagemill.settings.group import SettingsGroup
+from imagemill.usd import price_of_tokens
+
+USUAL_TOKENS = (2000, 200)
+"""Of a vision model's opinion on a picture: in (the picture and the question), and out."""
 
 JUDGE_FUNCTION = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", re.ASCII)
 """How a Python function is named: ``module:function``."""
@@ -74,6 +78,14 @@ class QualitySettings(SettingsGroup):
         """Whether the judge's price is known; a function has none."""
         prices = (self.judge_usd_per_million_input_tokens, self.judge_usd_per_million_output_tokens)
         return not self.judge_is_model or None not in prices
+
+    @property
+    def usual_judge_usd(self) -> float | None:
+        """About what the judge's opinion on one picture costs; None if that is unknown."""
+        if not self.judge_is_priced:
+            return None
+        prices = (self.judge_usd_per_million_input_tokens, self.judge_usd_per_million_output_tokens)
+        return price_of_tokens(USUAL_TOKENS, (prices[0] or 0.0, prices[1] or 0.0))
 
     @model_validator(mode="after")
     def _known_judge(self) -> QualitySettings:

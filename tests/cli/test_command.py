@@ -72,10 +72,16 @@ def test_an_estimate_asks_nothing_of_the_api(
 ) -> None:
     emulated = emulator()
     path = catalog(prompt=["a", "b", "a", None])
-    done = command(form[0], path, *form[1:], *arguments(place, emulated, "--json"), TOGETHER_API_KEY="")
+    asks = {"judge": "https://judge.test", "judge-model": "any"}
+    asks |= {"judge-usd-per-million-input-tokens": "1", "judge-usd-per-million-output-tokens": "5"}
+    judge = [word for name, value in asks.items() for word in (f"--{name}", value)]
+    done = command(
+        form[0], path, *form[1:], *arguments(place, emulated, *judge, "--json"), TOGETHER_API_KEY=""
+    )
 
     assert done.code == 0, done.err
     found = done.json
+    assert found["judge_usd"] == 2 * (2000 * 1 + 200 * 5) / 1e6
     assert (found["rows"], found["rejected"], found["unique"], found["duplicates"]) == (4, 1, 2, 1)
     assert found["cost_usd"] == pytest.approx(2 * 0.0027 * 256 * 256 / 1e6)
     assert found["seconds"] > 0
