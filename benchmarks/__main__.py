@@ -11,8 +11,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-SHARED = {"__main__", "workshop", "side_by_side", "process_tree", "recording"}
-"""What is here and measures nothing itself."""
+SHARED = {"__main__", "workshop", "side_by_side", "process_tree", "recording", "mutation"}
+"""What is here and measures nothing by itself."""
 
 
 def main(chosen: list[str]) -> int:

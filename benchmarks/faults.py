@@ -52,7 +52,9 @@ API_FAULTS = [
     ApiFault("reset before the answer", "reset*1", {"timeout": 1}, provider="fal"),
     ApiFault("reset within the body", "reset_body*1", {"timeout": 1}),
     ApiFault("reset within the body", "reset_body*1", {"timeout": 1}, provider="fal"),
+    ApiFault("reset within the body", "reset_body*1", {"timeout": 1}, provider="runware"),
     ApiFault("no answer, but charged", "timeout_after_charge*1", {"timeout": 1}),
+    ApiFault("no answer, but charged", "timeout_after_charge*1", {"timeout": 1}, provider="runware"),
     ApiFault("truncated image", "truncated*1", {"invalid_image": 1}),
     ApiFault("HTML with status 200", "html*1", {"server_error": 1}),
     ApiFault("JSON of another shape", "wrong_shape*1", {"server_error": 1}),
@@ -90,7 +92,7 @@ class Row:
         audit = self.a_round.audit()
         classes = ", ".join(f"{name} {number}" for name, number in sorted(self.counted.items())) or "none"
         same = "yes" if self.counted == self.expected else f"no: {self.expected}"
-        lost = audit.lost + audit.wrong + len(self.a_round.prompts) - audit.jobs
+        lost = audit.lost + audit.wrong + len(self.a_round.wanted) - audit.jobs
         cells = [
             self.fault, self.api, self.injected, audit.jobs, audit.done, audit.failed,
             ", then ".join(map(str, self.codes)), self.requests, audit.twice, audit.in_flight, lost,

@@ -2,10 +2,11 @@
 
     python -m benchmarks.kills [ROUNDS] [SEED]
 
-ROUNDS of each job store on a synchronous API (together) and on a queued one (fal), by default 7 each. A
-round starts ``imagemill run``, kills it one to three times, and resumes it to its end under the same run
-id. Then jobs, bucket and the emulated API's bill are compared. What an emulated API had begun when a
-process died, it makes and charges: so do real ones.
+ROUNDS of each job store on each API, by default 7: a synchronous one (together), two queued ones that answer
+with links and list requests (fal only those that have ended), and one whose requests this client names
+(runware). Each prompt is made in two sizes. A round starts ``imagemill run``, kills it one to three times,
+and resumes it to its end under the same run id. Then jobs, bucket and the emulated API's bill are compared.
+What an emulated API had begun when a process died, it makes and charges: so do real ones.
 """
 
 from __future__ import annotations
@@ -17,11 +18,18 @@ import time
 from collections import Counter
 from contextlib import ExitStack
 
-from benchmarks.workshop import Round, Workshop, machine, wait_for, workshop
+from benchmarks.workshop import Round, Size, Workshop, machine, wait_for, workshop
 from imagemill.emulator import Emulator, Settings
 from tests.servers import PostgresServer, RedisServer, url_of
 
-PROVIDERS = ("together", "fal")
+PROVIDERS: dict[str, tuple[Size, Size]] = {
+    "together": ((256, 256), (320, 256)),
+    "fal": ((256, 256), (320, 256)),
+    "replicate": ((512, 512), (448, 544)),
+    "runware": ((256, 256), (320, 256)),
+}
+"""APIs, each with two sizes that it makes."""
+
 COLUMNS = ("rounds", "kills", "jobs", "lost", "wrong", "twice", "in_flight", "unanswered", "failed_rounds")
 
 
@@ -31,8 +39,8 @@ def kill_round(shop: Workshop, provider: str, store: str, rng: random.Random) ->
         latency_s=rng.uniform(0.1, 0.3), pictures="fast", max_concurrent=30, seed=rng.getrandbits(31)
     )
     with Emulator(settings) as emulated:
-        prompts = [f"p{number}" for number in range(rng.randint(60, 150))]
-        a_round = shop.round(emulated, provider, prompts, store=store)
+        prompts = [f"p{number}" for number in range(rng.randint(30, 75))]
+        a_round = shop.round(emulated, provider, prompts, sizes=PROVIDERS[provider], store=store)
         kills = kill(a_round, rng, rng.randint(1, 3))
         ended = a_round.finish()
         settle(emulated)
@@ -44,7 +52,7 @@ def kill_round(shop: Workshop, provider: str, store: str, rng: random.Random) ->
         rounds=1,
         kills=kills,
         jobs=audit.jobs,
-        lost=audit.lost + len(prompts) - audit.jobs,
+        lost=audit.lost + len(a_round.wanted) - audit.jobs,
         wrong=audit.wrong + audit.failed,
         twice=audit.twice,
         in_flight=audit.in_flight,
@@ -59,7 +67,7 @@ def kill(a_round: Round, rng: random.Random, times: int) -> int:
     for _ in range(times):
         process = a_round.start()
         before = a_round.emulated.bill()["images"]
-        images = before + rng.randint(0, max(0, len(a_round.prompts) - before))
+        images = before + rng.randint(0, max(0, len(a_round.wanted) - before))
         if wait_for(lambda images=images: a_round.emulated.bill()["images"] >= images, process):  # type: ignore[misc]
             time.sleep(rng.uniform(0.0, 0.4))  # anywhere between two images, or while it publishes
         if process.poll() is None:

@@ -11,7 +11,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +26,9 @@ from prefect.testing.utilities import prefect_test_harness
 
 from imagemill.emulator import Emulator
 from tests.s3_server import S3Server, s3_server
+
+Size = tuple[int, int]
+"""Width and height in pixels."""
 
 BUCKET = "benchmark"
 ROUND_S = 180.0
@@ -66,19 +70,38 @@ class Workshop:
     prefect_url: str
     _numbers: Iterator[int] = field(default_factory=itertools.count)
 
-    def round(self, emulated: Emulator, provider: str, prompts: list[str], **more: str) -> Round:
-        """A run of its own: catalog, prefix, home and run id."""
+    def round(
+        self,
+        emulated: Emulator,
+        provider: str,
+        prompts: list[str],
+        *,
+        sizes: Sequence[Size] = ((256, 256),),
+        **more: str,
+    ) -> Round:
+        """A run of its own: catalog, prefix, home and run id. Each prompt is made in all of these sizes."""
         name = f"r{next(self._numbers)}"
         home = self.folder / name
         home.mkdir()
+        asked = list(itertools.product(prompts, sizes))
+        ids = [f"{prompt} {size}" if len(sizes) > 1 else prompt for prompt, size in asked]
         catalog = home / "catalog.parquet"
-        pq.write_table(pa.table({"id": prompts, "prompt": prompts}), catalog)
-        return Round(self, name, home, str(catalog), emulated, provider, prompts, more)
+        columns = {"id": ids, "prompt": [prompt for prompt, _ in asked]}
+        if len(sizes) > 1:
+            columns |= {side: [size[n] for _, size in asked] for n, side in enumerate(("width", "height"))}
+        pq.write_table(pa.table(columns), catalog)
+        width, height = map(str, sizes[0])
+        options = {"width": width, "height": height, **more}
+        wanted = dict(zip(ids, asked, strict=True))
+        return Round(self, name, home, str(catalog), emulated, provider, wanted, options)
 
 
 @dataclass
 class Round:
-    """One run, which may be killed and resumed. ``options`` are further ones of the command."""
+    """One run, which may be killed and resumed. ``options`` are further ones of the command.
+
+    ``wanted`` has the prompt and the size of each job, by the id of its row.
+    """
 
     workshop: Workshop
     name: str
@@ -86,7 +109,7 @@ class Round:
     catalog: str
     emulated: Emulator
     provider: str
-    prompts: list[str]
+    wanted: dict[str, tuple[str, Size]]
     options: dict[str, str]
     environment: dict[str, str] = field(default_factory=dict)
 
@@ -98,8 +121,6 @@ class Round:
             "output": f"s3://{BUCKET}/{self.name}",
             "s3-endpoint-url": self.workshop.s3.endpoint_url,
             "run-id": self.name,
-            "width": "256",
-            "height": "256",
             **self.options,
             **options,
         }
@@ -113,6 +134,8 @@ class Round:
                 "PREFECT_API_URL": self.workshop.prefect_url,
                 "TOGETHER_API_KEY": "benchmark",
                 "FAL_KEY": "benchmark",
+                "REPLICATE_API_TOKEN": "benchmark",
+                "RUNWARE_API_KEY": "benchmark",
                 **self.environment,
             },
             stdout=subprocess.PIPE,
@@ -132,9 +155,9 @@ class Round:
         client = self.workshop.s3.client()
         table = client.get_object(Bucket=BUCKET, Key=f"{self.name}/runs/{self.name}/jobs.parquet")
         jobs = pq.read_table(pa.BufferReader(table["Body"].read())).to_pylist()
-        counts: dict[str, int] = {}
+        counts: Counter[tuple[str, Size]] = Counter()
         for line in self.emulated.bill()["by_key"].values():
-            counts[line["prompt"]] = counts.get(line["prompt"], 0) + line["count"]
+            counts[line["prompt"], (line["width"], line["height"])] += line["count"]
         done = [job for job in jobs if job["status"] == "done"]
         failed = [job for job in jobs if job["status"] == "failed"]
         lost = 0
@@ -143,22 +166,22 @@ class Round:
                 found = client.get_object(Bucket=BUCKET, Key=f"{self.name}/{job['image']}")
                 with Image.open(io.BytesIO(found["Body"].read())) as image:
                     image.load()
-                lost += image.size != (256, 256)
+                lost += image.size != (job["width"], job["height"])
             except Exception:  # noqa: BLE001 - whatever it is, the image is not there
                 lost += 1
         client.close()
         unanswered = {job["id"]: job["unanswered"] for job in jobs}
-        twice = {prompt: count - 1 for prompt, count in counts.items() if count > 1}
+        twice = {name: counts[asked] - 1 for name, asked in self.wanted.items() if counts[asked] > 1}
         return Audit(
             jobs=len(jobs),
             done=len(done),
             failed=len(failed),
             lost=lost,
-            wrong=len(set(self.prompts) ^ {job["id"] for job in [*done, *failed]})
+            wrong=len(self.wanted.keys() ^ {job["id"] for job in [*done, *failed]})
             + len(jobs)
             - len(unanswered),
             twice=sum(twice.values()),
-            in_flight=sum(min(more, unanswered.get(prompt, 0)) for prompt, more in twice.items()),
+            in_flight=sum(min(more, unanswered.get(name, 0)) for name, more in twice.items()),
         )
 
     def log(self) -> list[dict[str, Any]]:

@@ -357,8 +357,7 @@ class Engine:
                         return
                     job.requeue()  # a resume must not take it for a request in flight
                     self._store.save(job)
-                    with anyio.move_on_after(wait_s):
-                        await self._stopping.wait()
+                    await self._pause(job, wait_s)
                     slot = await self._next(work)
                 else:
                     return
@@ -375,6 +374,16 @@ class Engine:
                 self._admission.expected.discard(job.number)
             if self._admission.is_spent:
                 self._admission.spend_no_more()
+
+    async def _pause(self, job: Job, wait_s: float) -> None:
+        """Wait before a retry; where another request may be paid for, until what the last came to is safe.
+
+        So a machine that is lost can have sent one request of a job that nobody knows, not two.
+        """
+        if job.request_id is None and (job.cost_usd or job.unanswered):
+            await self._recorder.until_safe()
+        with anyio.move_on_after(wait_s):
+            await self._stopping.wait()
 
     async def _next(self, work: Work) -> Slot | None:
         """Look for the job's lost request where the API lists requests; then ask about it, or send anew."""

@@ -19,6 +19,9 @@ from imagemill.quality.judge import Answer
 _WINDOW_S = 30
 """Live throughput is that of the last so many seconds."""
 
+_SAFE_S = 5.0
+"""How long a line may take to the bucket, in seconds. A bucket that is away takes no images either."""
+
 
 @dataclass(frozen=True, slots=True)
 class Progress:
@@ -99,7 +102,9 @@ class Recorder:
         self.cost_usd = 0.0
         self.lost_images = 0
         self._up_next: Sequence[int] = ()
-        self._answer_lost = anyio.Event()
+        self._urgent = anyio.Event()
+        self._is_uploaded = False
+        self._unsafe: list[anyio.Event] = []
 
     def begin(self, *, unique: int, done: int, failed: int, cost_usd: float) -> None:
         """What the run holds before this process does anything."""
@@ -162,7 +167,7 @@ class Recorder:
             retry_in_s = round(retry_in_s, 3)
         self.telemetry.attempt_failed(error)
         if job.unanswered:
-            self._answer_lost.set()
+            self._urgent.set()
         self._log.job(
             "attempt_failed",
             job,
@@ -253,10 +258,27 @@ class Recorder:
         self.lost_images += 1
         self.event("image_lost", image=name, reason=reason)
 
-    async def answer_lost(self) -> None:
-        """Wait until a line says that a request may be charged though its answer never came."""
-        await self._answer_lost.wait()
-        self._answer_lost = anyio.Event()
+    async def urgent(self) -> None:
+        """Wait until a line should be uploaded soon: one about money, or one that somebody waits for."""
+        await self._urgent.wait()
+        self._urgent = anyio.Event()
+
+    def uploading(self) -> list[anyio.Event]:
+        """The lines so far are being uploaded. What this returns is to be set once they are in the bucket."""
+        self._is_uploaded = True
+        return self._unsafe.copy()
+
+    async def until_safe(self) -> None:
+        """Wait a few seconds at most until the lines so far survive this machine, if lines are uploaded."""
+        if self._is_uploaded:
+            safe = anyio.Event()
+            self._unsafe.append(safe)
+            self._urgent.set()
+            try:
+                with anyio.move_on_after(_SAFE_S):
+                    await safe.wait()
+            finally:
+                self._unsafe.remove(safe)
 
     def up_next(self, numbers: Sequence[int]) -> None:
         """These jobs may be sent before the next lines of the log are safe in the bucket."""

@@ -179,7 +179,7 @@ class Session:
         while self.log is not None:
             await anyio.sleep(SEND_AGAIN_S)
             with anyio.move_on_after(SEND_EVERY_S - SEND_AGAIN_S):
-                await self.recorder.answer_lost()
+                await self.recorder.urgent()
             await _send(self.log, self.recorder, self._up_next())
 
     async def holds_output(self, _job: int) -> bool:
@@ -399,8 +399,11 @@ async def _send(log: LeaderLog, recorder: Recorder, up_next: Sequence[int]) -> N
     """Upload the log's new lines, if the bucket takes them; else they go with the next ones."""
     if log.is_open:
         recorder.up_next(up_next)
+        unsafe = recorder.uploading()
         with suppress(StoreUnavailableError, OSError):
             await log.send()
+            for event in unsafe:
+                event.set()
 
 
 async def _send_last(log: LeaderLog) -> None:

@@ -14,17 +14,21 @@ import pytest
 
 from imagemill.blocks.apis import Together
 from imagemill.bucket.image_bucket import ImageBucket
-from imagemill.cluster.membership import LEADER_STALE_S, STALE_S, Membership
+from imagemill.cluster.membership import BEAT_S, LEADER_STALE_S, STALE_S, Membership, joined
 from imagemill.engine.breaker import Breaker
 from imagemill.engine.cost_limit import CostLimit
 from imagemill.engine.engine import Engine
 from imagemill.engine.job_log import JobLog
+from imagemill.engine.limits.leased_rate import LeasedRate
 from imagemill.engine.limits.pacer import Pacer
 from imagemill.engine.recorder import Recorder
 from imagemill.engine.route import Route
 from imagemill.engine.routes import Routes
+from imagemill.engine.stops import Stop, StopKind
 from imagemill.engine.telemetry import Telemetry
+from imagemill.errors import InputError, StoreUnavailableError
 from imagemill.stores import Board, MemoryStore, Note, Shard
+from tests.blocks.apis.variants import make_job
 from tests.virtual_time import run
 
 SHARD = Shard(0, 49)
@@ -36,9 +40,12 @@ class LocalBoard(Board):
 
     def __init__(self) -> None:
         self._notes: dict[str, tuple[float, dict[str, Any]]] = {}
+        self.away = False
 
     async def exchange(self, owner: str, content: dict[str, Any] | None) -> list[Note]:
         await anyio.sleep(0.01)
+        if self.away:
+            raise StoreUnavailableError("The job store is away.")
         self._notes.pop(owner, None)
         now = anyio.current_time()
         if content is not None:
@@ -58,8 +65,11 @@ class LocalBoard(Board):
 class Process:
     """A process of the run: it exchanges notes, unless it stands still."""
 
-    def __init__(self, membership: Membership, engine: Engine) -> None:
-        self.membership, self.engine = membership, engine
+    def __init__(
+        self, board: LocalBoard, membership: Membership, engine: Engine, recorder: Recorder, rate: LeasedRate
+    ) -> None:
+        self.board, self.membership = board, membership
+        self.engine, self.recorder, self.rate = engine, recorder, rate
         self._scope = anyio.CancelScope()
 
     async def beat(self) -> None:
@@ -97,17 +107,21 @@ def processes(tmp_path: Path) -> Callable[..., Any]:
                     recorder=recorder,
                     unsaved=tmp_path,
                 )
-                process = Process(
-                    Membership(board, name, leads=not started, engine=engine, recorder=recorder), engine
+                rate = LeasedRate(1.0, anyio.sleep)
+                membership = Membership(
+                    board, name, leads=not started, engine=engine, recorder=recorder, rates=[rate]
                 )
-                await process.membership.join()
+                process = Process(board, membership, engine, recorder, rate)
+                await membership.join()
                 group.start_soon(process.beat)
                 started.append(process)
-            yield started
-            group.cancel_scope.cancel()
-            for process in started:
-                process.engine._recorder.close()
-        bucket.close()
+            try:
+                yield started
+            finally:
+                group.cancel_scope.cancel()
+                for process in started:
+                    process.recorder.close()
+                bucket.close()
 
     return start
 
@@ -203,5 +217,146 @@ def test_one_whose_leader_has_gone_buys_nothing_more(processes: Callable[..., An
             await anyio.sleep(LEADER_STALE_S + 1)
             await a.membership.owns(0)
             assert a.engine.stopped is not None
+
+    run(scenario)
+
+
+def test_a_stop_reaches_all_at_the_next_beat_with_its_words(processes: Callable[..., Any]) -> None:
+    async def scenario() -> None:
+        async with processes("leader", "a", "b") as (leader, a, b):
+            await anyio.sleep(0.3)
+            a.engine.stop(StopKind.OUT_OF_BUDGET, "It is spent.")
+            await anyio.sleep(1.1 * BEAT_S)
+            for process in (leader, b):
+                assert process.engine.stopped == Stop(StopKind.OUT_OF_BUDGET, "It is spent.")
+
+    run(scenario)
+
+
+def test_the_others_end_with_their_leader(processes: Callable[..., Any]) -> None:
+    async def scenario() -> None:
+        async with processes("leader", "a", "idle") as (leader, a, idle):
+            await a.membership.claim(SHARD)
+            leader.stand_still()
+            await leader.membership.leave()
+            with anyio.fail_after(1.1 * BEAT_S):
+                await a.membership.over.wait()
+                await idle.membership.over.wait()
+            words = "The process that leads the run has disappeared."
+            assert a.engine.stopped == Stop(StopKind.INTERRUPTED, words)
+            assert idle.engine.stopped is None  # it has nothing to stop
+            idle.stand_still()
+            with pytest.raises(InputError, match="no leader any more"):
+                await idle.membership.join()
+
+    run(scenario)
+
+
+def test_a_leader_that_begins_anew_ends_the_others(processes: Callable[..., Any]) -> None:
+    async def scenario() -> None:
+        async with processes("leader", "a") as (leader, a):
+            await a.membership.claim(SHARD)
+            a.stand_still()
+            await anyio.sleep(STALE_S)
+            await leader.membership.join()
+            leader.membership._epoch = "of another process"  # as that of one that took the lead since
+            await anyio.sleep(1.1 * BEAT_S)
+            await a.membership.owns(0)
+            assert a.membership.over.is_set()
+            assert a.engine.stopped is not None
+
+    run(scenario)
+
+
+def test_a_new_leader_waits_for_those_of_an_earlier_session(processes: Callable[..., Any]) -> None:
+    async def scenario() -> None:
+        async with processes("leader", "a") as (leader, a):
+            leader.stand_still()
+            begun = anyio.current_time()
+            with pytest.raises(InputError, match="Other machines are still working"):
+                await leader.membership.join()
+            assert anyio.current_time() - begun == pytest.approx(LEADER_STALE_S, abs=0.1)
+            a.stand_still()
+            await leader.membership.join()
+            assert STALE_S - BEAT_S < anyio.current_time() - begun - LEADER_STALE_S < STALE_S + BEAT_S
+            assert [note.owner for note in await leader.board.exchange("other", None)] == ["leader"]
+
+    run(scenario)
+
+
+def test_who_leaves_gives_its_shards_up_at_once(processes: Callable[..., Any]) -> None:
+    async def scenario() -> None:
+        async with processes("leader", "a", "b") as (_, a, b):
+            await a.membership.claim(SHARD)
+            a.stand_still()
+            await a.membership.leave()
+            assert not await b.membership.claim(SHARD)
+            await b.membership.release(SHARD)
+            assert not await b.membership.owns(0)
+            assert anyio.current_time() < BEAT_S
+
+    run(scenario)
+
+
+def test_the_rate_is_shared_by_those_at_work(processes: Callable[..., Any]) -> None:
+    async def scenario() -> None:
+        async with processes("leader", "a", "b") as (leader, a, b):
+            await leader.membership.expect(4)
+            await anyio.sleep(3.5 * BEAT_S)
+            assert (leader.rate.share, a.rate.share) == (1 / 4, 1.0)  # those to come are not there yet
+            await anyio.sleep(BEAT_S)
+            assert leader.rate.share == 1.0
+            await a.membership.claim(SHARD)
+            await b.membership.claim(OTHER)
+            await anyio.sleep(1.1 * BEAT_S)
+            assert [process.rate.share for process in (leader, a, b)] == [0.5, 0.5, 0.5]
+            a.stand_still()
+            await anyio.sleep(STALE_S + 1.1 * BEAT_S)
+            assert b.rate.share == 1.0
+
+    run(scenario)
+
+
+def test_the_leader_sees_what_the_others_do_and_why_their_jobs_have_no_route(
+    processes: Callable[..., Any],
+) -> None:
+    async def scenario() -> None:
+        async with processes("leader", "a", "b") as (leader, a, b):
+            leader.recorder.begin(unique=10, done=2, failed=1, cost_usd=0.5)
+            for process in (leader, a, b):
+                process.recorder.charged(0.125)
+            b.engine._admission.strand(make_job(Together(api_key="k")), perhaps_later=False)
+            await anyio.sleep(2.1 * BEAT_S)
+            assert (leader.recorder.done, leader.recorder.cost_usd) == (2, 0.75)
+            assert leader.membership.stranded == {"b": b.engine.stranded.reason}
+            assert a.membership.stranded == {}
+
+    run(scenario)
+
+
+def test_who_cannot_reach_the_board_stops(processes: Callable[..., Any]) -> None:
+    async def scenario() -> None:
+        async with processes("leader", "a") as (leader, a):
+            a.board.away = True
+            await anyio.sleep(1.1 * BEAT_S)
+            for process in (leader, a):
+                assert process.engine.stopped == Stop(StopKind.UNAVAILABLE, "The job store is away.")
+                assert process.membership.over.is_set()
+            await a.membership.leave()  # its note becomes stale
+
+    run(scenario)
+
+
+def test_a_member_is_one_while_the_block_runs(processes: Callable[..., Any]) -> None:
+    async def scenario() -> None:
+        async with processes("leader", "a") as (leader, a):
+            a.stand_still()
+            await a.membership.leave()
+            changes: list[float] = []
+            async with joined(a.membership, lambda: changes.append(anyio.current_time())):
+                await anyio.sleep(3.5 * BEAT_S)
+                assert len(changes) == 3
+                assert {note.owner for note in await leader.board.exchange("other", None)} == {"leader", "a"}
+            assert {note.owner for note in await leader.board.exchange("other", None)} == {"leader"}
 
     run(scenario)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +90,15 @@ class Images(ImageBucket):
 
 
 class Jobs(MemoryStore):
-    """A store without a disk."""
+    """A store without a disk, which remembers all that was saved, in order."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.saves: list[Job] = []
+
+    def save(self, job: Job) -> None:
+        self.saves.append(replace(job))
+        super().save(job)
 
     async def _checkpoint(self) -> None:
         self._unwritten = False
@@ -109,14 +117,17 @@ class Jobs(MemoryStore):
 
 @dataclass
 class Ended:
-    """What became of a run: its jobs, its stop, how long it took in seconds, and what it spent in USD."""
+    """What became of a run: its jobs, its stop, how long it took in seconds, and what it spent in USD.
+
+    ``saves`` are the jobs at each moment at which one was saved.
+    """
 
     jobs: list[Job]
     stopped: Stop | None
     seconds: float
     cost: CostLimit
     images: dict[str, Mapping[str, str]]
-    at: list[tuple[float, str]] = field(default_factory=list)
+    saves: list[Job] = field(default_factory=list)
 
     @property
     def statuses(self) -> Counter[str]:
@@ -151,8 +162,9 @@ async def run_over(
     concurrency: int | None = None,
     given_up: Collection[str] = (),
     meanwhile: Callable[[], Awaitable[None]] | None = None,
+    uploaded: Callable[[Recorder], Awaitable[None]] | None = None,
 ) -> Ended:
-    """Work jobs off over these accounts; ``meanwhile`` is what happens to them."""
+    """Work jobs off over these accounts; ``meanwhile`` is what happens to them, ``uploaded`` to the log."""
     for account in accounts.values():
         account.open()
     pacers = {
@@ -204,6 +216,8 @@ async def run_over(
         engine.expect([job for job in jobs if job.request_id and job.status is JobStatus.PENDING])
         if meanwhile is not None:
             group.start_soon(meanwhile)
+        if uploaded is not None:
+            group.start_soon(uploaded, recorder)
         shards = iter([(first, min(first + 99, len(jobs) - 1)) for first in range(0, len(jobs), 100)])
 
         async def feed() -> None:
@@ -218,4 +232,4 @@ async def run_over(
         group.cancel_scope.cancel()
         ended = [job async for batch in store.all_jobs() for job in batch]
     recorder.close()
-    return Ended(ended, engine.stopped, seconds, cost, bucket.held)
+    return Ended(ended, engine.stopped, seconds, cost, bucket.held, store.saves)

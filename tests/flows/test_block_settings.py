@@ -11,6 +11,8 @@ from imagemill.blocks.apis import Fal
 from imagemill.cli.command import main
 from imagemill.emulator import Emulator
 from imagemill.errors import InputError
+from imagemill.runs.session import open_session
+from imagemill.settings import RunSettings
 from tests.conftest import Place
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
@@ -47,6 +49,11 @@ def test_the_block_decides_what_the_settings_leave_open(
     with pytest.raises(InputError, match="exists with the model 'fal-ai/flux/schnell'"):
         generate_catalog(catalog=path, api=other, execution={"run_id": "block"}, **given)
     assert emulated.bill()["images"] == 2
+
+    # A connection waits as long as a request may take.
+    described = {"catalog": path, "api": api, "output": place.settings(), "run_id": "waits"}
+    with open_session(RunSettings.model_validate(described)) as session:
+        assert session.engine.routes.first.http.timeout.read == 300.0
 
     # Its name alone is enough; a wrong one is answered with those that exist.
     again = generate_catalog(catalog=path, api={"block": "own "}, execution={"run_id": "block "}, **given)

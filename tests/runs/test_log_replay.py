@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
+import orjson
 import pytest
 
 from imagemill.blocks.apis import Runware, Together
@@ -15,9 +18,16 @@ from imagemill.engine.limits.pacer import Pacer
 from imagemill.engine.recorder import Recorder
 from imagemill.engine.telemetry import Telemetry
 from imagemill.errors import ApiError, ErrorClass
-from imagemill.jobs import CostSource, Job
+from imagemill.jobs import CostSource, Job, JobStatus
 from imagemill.quality.judge import Answer, Opinion
-from imagemill.runs.log_replay import catch_up, last_lines, was_unanswered
+from imagemill.runs.log_replay import (
+    LastLine,
+    catch_up,
+    holds,
+    known_placeholders,
+    last_lines,
+    was_unanswered,
+)
 from tests.blocks.apis.variants import make_job
 
 API = Together(api_key="k")
@@ -144,3 +154,146 @@ def test_ids_of_answered_requests_are_known_where_a_later_one_is_lost(tmp_path: 
     sent_again(recorder, job)
     recorder.close()
     assert last_lines(log, [0])[0].request_ids == {"https://api.together.ai/imgproxy/a.png"}
+
+
+AT = "2026-11-26T12:00:00.000+00:00"
+
+
+@pytest.fixture
+def written(tmp_path: Path) -> Callable[..., Path]:
+    """Writes a log of these lines, as text or as what they say beside the time; its path."""
+
+    def write(*lines: bytes | dict[str, Any]) -> Path:
+        log = tmp_path / "log.jsonl"
+        texts = [x if isinstance(x, bytes) else orjson.dumps({"at": AT, **x}) for x in lines]
+        log.write_bytes(b"".join(text + b"\n" for text in texts))
+        return log
+
+    return write
+
+
+def event(name: str, attempt: int = 1, *, job: int = 0, **more: Any) -> dict[str, Any]:
+    return {"event": name, "job": job, "attempt": attempt, **more}
+
+
+def test_the_last_line_of_each_job_holds_what_all_of_its_lines_say(written: Callable[..., Path]) -> None:
+    refused = {"error_class": "rate_limited", "request_id": "second"}
+    log = written(
+        event("sent", at="2026-11-26T11:00:00.000+00:00"),
+        event("accepted", request_id="first", cost_usd=0.003, cost_source="list", judge_usd=0.001),
+        event("judged", score=0.4, words="dull"),
+        event("attempt_failed", error_class="server_error", unanswered=1, unanswered_usd=0.003),
+        event("sent", 2, job=7),
+        event("attempt_failed", 2, route="other", **refused),
+        event("judged", 2, failure="HTTP 500"),
+        event("sent", 3, route="first"),
+    )
+    lines = last_lines(log, [0, 3])
+    assert lines.keys() == {0}
+    line = lines[0]
+    assert (line.event, line.attempt, line.request_id, line.route) == ("sent", 3, None, "first")
+    assert (line.cost_usd, line.cost_source, line.judge_usd) == (0.003, CostSource.LIST, 0.001)
+    assert (line.unanswered, line.unanswered_usd) == (1, 0.003)
+    assert line.request_ids == {"first", "second"}
+    assert line.refused == {2: "other"}
+    assert line.answers == {1: Answer(Opinion(0.4, "dull")), 2: Answer(failure="HTTP 500")}
+    assert line.begun_at == datetime(2026, 11, 26, 11, tzinfo=UTC)
+    assert last_lines(log, []) == {}
+    assert last_lines(log.with_name("none"), [0]) == {}
+
+
+def test_lines_that_are_cut_damaged_or_of_something_else_are_skipped(written: Callable[..., Path]) -> None:
+    sent = event("sent", 1, request_id="kept")
+    log = written(
+        sent,
+        b'{"job":0,"event":"sen',
+        b'{"job":0,"event":"retaken","attempt":9,"at":"2026-11-26T12:00:00.000+00:00"}',
+        event("sent", -1),
+        event("sent", 9, cost_usd=1e9),
+        b'{"job":0,' + b" " * 1_000_001 + b'"event":"sent"}',
+        b"\xff\x00 no JSON",
+    )
+    line = last_lines(log, [0])[0]
+    assert (line.attempt, line.request_id) == (1, "kept")
+
+
+def stands(**fields: Any) -> Job:
+    """A job as the store has it."""
+    return make_job(API, **{"status": JobStatus.RUNNING, "attempts": 1, **fields})
+
+
+def test_a_job_without_a_newer_line_is_as_the_store_has_it(written: Callable[..., Path]) -> None:
+    line = last_lines(written(event("failed", 1, cost_usd=0.5, request_id="r")), [0])[0]
+    for older in (None, line):
+        assert catch_up(stands(attempts=2), older)  # its process died at work
+        assert not catch_up(stands(attempts=2, status=JobStatus.PENDING), older)
+    job = stands(status=JobStatus.PENDING)
+    assert not catch_up(job, line)  # the attempt was over, and saved
+    assert job == stands(status=JobStatus.PENDING)
+
+
+@pytest.mark.parametrize(
+    ("name", "attempt", "kept"),
+    [
+        ("sent", 1, "mine"),
+        ("judged", 1, "mine"),
+        ("attempt_failed", 1, None),
+        ("failed", 1, None),
+        ("given_up", 1, None),
+        ("sent", 2, None),
+    ],
+)
+def test_a_request_that_the_api_answered_is_not_asked_about_again(
+    name: str, attempt: int, kept: str | None, written: Callable[..., Path]
+) -> None:
+    job = stands(request_id="mine")
+    assert catch_up(job, last_lines(written(event(name, attempt)), [0])[0])
+    assert (job.attempts, job.request_id) == (attempt, kept)
+    job = stands(request_id="mine")
+    assert catch_up(job, last_lines(written(event(name, attempt, request_id="other")), [0])[0])
+    assert job.request_id == "other"
+
+
+def test_what_store_and_log_counted_is_never_less_than_either(written: Callable[..., Path]) -> None:
+    more = {"cost_usd": 0.02, "judge_usd": 0.2, "unanswered": 2, "unanswered_usd": 0.04}
+    less = {name: amount / 2 if isinstance(amount, float) else 1 for name, amount in more.items()}
+    for stored, logged in ((more, less), (less, more), (more, {}), ({}, more)):
+        job = stands(cost_source="told" if stored else "", route="", **stored)
+        source = {"cost_source": "list"} if logged else {}
+        assert catch_up(job, last_lines(written(event("accepted", 1, route="a", **logged, **source)), [0])[0])
+        assert {name: getattr(job, name) for name in more} == more
+        assert job.cost_source == ("list" if logged else "told")  # as sure as the less sure of both
+        assert (job.route, job.started_at) == ("a", datetime.fromisoformat(AT).timestamp())
+    job = stands(route="b", started_at=5.0)
+    assert catch_up(job, last_lines(written(event("accepted")), [0])[0])
+    assert (job.route, job.started_at, job.cost_usd, job.cost_source) == ("b", 5.0, 0.0, "")
+
+
+def test_a_request_is_unanswered_while_the_last_that_is_known_of_it_is_that_it_was_sent(
+    written: Callable[..., Path],
+) -> None:
+    def line(name: str, attempt: int = 1) -> LastLine:
+        return last_lines(written(event(name, attempt)), [0])[0]
+
+    assert was_unanswered(stands(), None)
+    assert was_unanswered(stands(), line("sent"))
+    assert was_unanswered(stands(attempts=2), line("attempt_failed"))  # of the attempt before
+    assert not was_unanswered(stands(), line("attempt_failed"))
+    for known in (None, line("sent")):
+        assert not was_unanswered(stands(request_id="r"), known)
+
+
+def test_placeholders_and_words_are_found_in_a_log_and_in_no_log_at_all(written: Callable[..., Path]) -> None:
+    first, second = "0a" * 16, "ff" * 16
+    log = written(
+        {"event": "placeholder", "digest": first},
+        event("sent", digest="12" * 16),
+        {"event": "placeholder", "digest": "no digest"},
+        {"event": "placeholder", "digest": second},
+    )
+    assert known_placeholders(log) == {first, second}
+    assert holds(log, b"no digest")
+    assert not holds(log, b"placeholders")
+    for nothing in (written(), log.with_name("none")):
+        assert known_placeholders(nothing) == set()
+        assert not holds(nothing, b"")

@@ -221,6 +221,16 @@ def test_a_request_that_was_refused_before_has_the_same_name_after_a_kill(
         assert resumed(session).request_id == first
 
 
+def test_an_attempt_that_was_booked_before_a_power_cut_is_not_booked_again(on_runware: RunSettings) -> None:
+    """Seed 3261: the power cut took the log; the store knows that the attempt is over, and what it cost."""
+    with open_session(on_runware) as session:
+        paid = {"cost_usd": PRICE_USD, "cost_source": CostSource.TOLD}
+        killed_at_work(session, status=JobStatus.PENDING, **paid)
+        job = resumed(session)
+        assert (job.status, job.request_id) == (JobStatus.PENDING, None)
+        assert (job.cost_usd, job.unanswered) == (PRICE_USD, 0)
+
+
 def test_refusals_of_another_route_change_no_name(
     place: Place, catalog: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -81,6 +81,22 @@ def test_a_plan_that_a_kill_kept_from_the_bucket_is_there_for_another_machine_af
         assert pq.read_table(session.folder.rejected).num_rows == 1
 
 
+def test_another_machine_does_not_go_on_with_another_model(
+    place: Place, catalog: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its pictures would lie under the keys of the first one's."""
+    given = settings(place, catalog(prompt=["a"]))
+    with open_session(given) as session:
+        plan_run(session)
+    monkeypatch.setenv("IMAGEMILL_HOME", str(tmp_path / "another machine"))
+    api = given.api.model_copy(update={"model": "black-forest-labs/FLUX.1-dev"})
+    with (
+        open_session(given.model_copy(update={"api": api})) as session,
+        pytest.raises(InputError, match=r"exists with the model 'black-forest-labs/FLUX\.1-schnell'"),
+    ):
+        plan_run(session)
+
+
 def test_a_run_is_planned_after_the_manifest_whatever_the_clock_says(
     place: Place, catalog: Callable[..., str], tmp_path: Path
 ) -> None:

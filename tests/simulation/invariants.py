@@ -142,6 +142,8 @@ def _may_be_bought_again(simulation: Simulation, last: dict[str, object]) -> Cou
         if account.api in LISTS_ENDED:
             # A lost request that takes longer than it is looked for is in no list of those that have ended.
             unlisted += vendor.slow(min(LEAST_S, account.settings["request_timeout_s"]))
+    if len(last) > 1:
+        again.update(prompt for _, prompt in simulation.kept)
     for run_id, ending in last.items():
         for job in ending.jobs:  # type: ignore[attr-defined]
             is_done = job.status is JobStatus.DONE

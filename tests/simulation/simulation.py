@@ -101,6 +101,8 @@ class Simulation:
         self.machines_lost = 0
         self.power_cuts = 0
         self.session: Session | None = None
+        self.kept: set[tuple[str, str]] = set()
+        """Runs and prompts of pictures on the disk of a process that stopped: no other run knows of them."""
         scene.world, scene.bucket, scene.vendors = world, self.bucket, self.vendors
         scene.measures = scenario.measures
         self.bucket.written = lambda name, content: self._guard(check_written, self, name, content)
@@ -218,11 +220,18 @@ class Simulation:
             del world.alive[process.pid]
             if not process.alive:
                 disks.disk.restore(saved, folder)
+            self._note_kept(run_id, folder)
             process.alive = False if process.death else process.alive
             stopped = ending.summary and ending.summary.stopped
             world.note(f"ended: {process.death or ending.error or stopped or 'well'}")
 
         return ending, world.outside(until_gone())
+
+    def _note_kept(self, run_id: str, folder: Path) -> None:
+        """Note the pictures that a process has left on its disk."""
+        for file in folder.glob("unsaved/*"):
+            if prompt := self.vendors.prompt_of(file.read_bytes()):
+                self.kept.add((run_id, prompt))
 
     # The whole
 

@@ -12,6 +12,7 @@ from imagemill.errors import ErrorClass
 from imagemill.jobs import Job, JobStatus
 from tests.blocks.apis.link_server import Answer, link_server, picture
 from tests.blocks.apis.variants import Outcome, make_job
+from tests.engine.test_image_check import HOSTILE_WEBP
 
 WorkAll = Callable[..., list[Outcome]]
 
@@ -88,9 +89,13 @@ def test_a_link_that_has_expired_since_an_earlier_day_is_given_up(work_all: Work
     assert (server.billed, outcome.job.cost_usd) == (1, 2 * PRICE_USD)
 
 
-def test_an_image_of_too_large_a_link_or_shape_is_counted(work_all: WorkAll) -> None:
-    with link_server(lambda _: (200, {}, b"garbage")) as server:
+@pytest.mark.parametrize("sent", [b"garbage", *HOSTILE_WEBP.values()], ids=["garbage", *HOSTILE_WEBP])
+def test_a_hostile_image_fails_its_job_and_not_the_run(sent: bytes, work_all: WorkAll) -> None:
+    with link_server(lambda _: (200, {}, sent)) as server:
         api = api_at(server.base_url)
         ended = work_all(api, jobs_of(api, 3))
+    assert ended[0].stopped is None
+    assert {outcome.job.status for outcome in ended} == {JobStatus.FAILED}
+    assert {outcome.job.error_class for outcome in ended} == {ErrorClass.INVALID_IMAGE}
     assert server.billed == 6  # an image that does not decode is made once more
     assert sum(outcome.job.cost_usd for outcome in ended) == pytest.approx(6 * PRICE_USD)

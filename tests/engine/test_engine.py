@@ -1,0 +1,60 @@
+"""What store and log hold before a job's next request leaves: a resume has nothing else."""
+
+from __future__ import annotations
+
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+
+from imagemill.blocks.apis import Runware, Together
+from imagemill.engine.recorder import Recorder
+from imagemill.jobs import JobStatus
+from tests.engine.accounts import Account, jobs_of, run_over
+from tests.virtual_time import run
+
+
+def test_between_two_attempts_a_job_is_pending_with_what_it_was_charged(tmp_path: Path) -> None:
+    """A running job's attempt passes for a request in flight, which would be booked again after a death."""
+    api = Runware(api_key="k", base_url="http://first.test", usd_per_megapixel=0.0013)
+    account = Account(api, latency_s=0.5, faults={"garbage": 1.0})
+    ended = run(lambda: run_over(tmp_path, {"first": account}, jobs_of(1, api.model)))
+    running, failed = JobStatus.RUNNING, JobStatus.FAILED
+    states = [state for state, _ in groupby((job.status, job.attempts) for job in ended.saves)]
+    assert states == [(running, 1), (JobStatus.PENDING, 1), (running, 2), (failed, 2)]
+    between = next(job for job in ended.saves if job.status is JobStatus.PENDING)
+    assert between.request_id is None
+    assert between.cost_usd == pytest.approx(ended.jobs[0].cost_usd / 2)
+    assert len(account.charged) == 2
+
+
+@pytest.mark.parametrize("bucket", ["there", "away", "not used"])
+def test_a_second_request_leaves_once_the_log_of_the_first_survives_the_machine(
+    tmp_path: Path, bucket: str
+) -> None:
+    """A resume elsewhere counts one request that nobody knows, not two (seed 1221 of the simulator)."""
+    uploads: list[float] = []
+
+    async def upload(recorder: Recorder) -> None:
+        for event in recorder.uploading():
+            event.set()
+        while True:
+            await recorder.urgent()
+            unsafe = recorder.uploading()
+            await anyio.sleep(1.5)
+            if bucket == "there":
+                uploads.append(anyio.current_time())
+                for event in unsafe:
+                    event.set()
+
+    api = Together(api_key="k", base_url="http://first.test")
+    account = Account(api, latency_s=0.0, faults={"garbage": 1.0})
+    given: dict[str, Any] = {} if bucket == "not used" else {"uploaded": upload}
+    ended = run(lambda: run_over(tmp_path, {"first": account}, jobs_of(1, api.model), **given))
+    assert (ended.jobs[0].attempts, ended.jobs[0].retries) == (2, 1)
+    (first, _), (second, _) = account.charged
+    least_s = {"there": 1.5, "away": 5.0, "not used": 0.0}[bucket]
+    assert least_s <= second - first < least_s + 1.0
+    assert all(upload < second for upload in uploads)

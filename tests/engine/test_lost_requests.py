@@ -1,0 +1,224 @@
+"""How long a lost request is looked for in the vendor's list, and who reads it, on virtual time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import anyio
+import httpx
+import orjson
+import pytest
+
+from imagemill.blocks.apis import Fal
+from imagemill.engine.job_log import JobLog
+from imagemill.engine.limits.pacer import Pacer
+from imagemill.engine.lost_requests import FIRST_LOOK_S, LEAST_S, LostRequests
+from imagemill.engine.recorder import Recorder
+from imagemill.engine.telemetry import Telemetry
+from imagemill.jobs import Job
+from tests.blocks.apis.variants import make_job
+from tests.virtual_time import run
+
+Answer = Callable[[], httpx.Response]
+
+
+class List(httpx.AsyncBaseTransport):
+    """fal's list of ended requests: each reading takes a tenth of a second, and is noted by its time."""
+
+    def __init__(self) -> None:
+        self.read_at: list[float] = []
+        self.ended: dict[str, tuple[float, Job]] = {}
+        """By id, when a request appears in the list and the job that it is of."""
+        self.refusal: Answer | None = None
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        self.read_at.append(round(anyio.current_time(), 1))
+        await anyio.sleep(0.1)
+        if self.refusal is not None:
+            return self.refusal()
+        now = anyio.current_time()
+        items = [
+            {"request_id": name, "status_code": 200, "json_input": API.body(job)}
+            for name, (at, job) in self.ended.items()
+            if at <= now
+        ]
+        return httpx.Response(200, json={"items": items, "has_more": False}, request=request)
+
+
+API = Fal(api_key="k", request_timeout_s=60.0)
+PATIENCE_S = max(LEAST_S, 10 * API.typical_latency_s)
+
+
+def lost_job(number: int = 0) -> Job:
+    return make_job(API, f"Fox {number}", number=number, attempts=1, unanswered=1, started_at=time.time())
+
+
+@pytest.fixture
+def looking(tmp_path: Path) -> Callable[..., Any]:
+    """``looking(look, listed, api)``: run ``look(lost, listed)`` with a search over this list."""
+
+    def inside(
+        look: Callable[[LostRequests, List], Awaitable[Any]], listed: List | None = None, api: Fal = API
+    ) -> Any:
+        listed = listed or List()
+
+        async def search() -> Any:
+            recorder = Recorder(
+                "run", JobLog("run", tmp_path / "log"), Pacer(1), Telemetry("run", "fal", "m")
+            )
+            async with httpx.AsyncClient(transport=listed, timeout=None) as http:
+                result = await look(LostRequests(api, http, recorder), listed)
+            recorder.close()
+            return result
+
+        return run(search)
+
+    return inside
+
+
+async def find(lost: LostRequests, job: Job, *known: str) -> tuple[str | None, float]:
+    """What a search brings, and after how many seconds."""
+    begun = anyio.current_time()
+    found = await lost.find(job, known, anyio.Event())
+    return found, round(anyio.current_time() - begun, 1)
+
+
+def test_a_request_that_ends_while_it_is_looked_for_is_found(looking: Callable[..., Any]) -> None:
+    async def look(lost: LostRequests, listed: List) -> None:
+        job = lost_job()
+        listed.ended["request-1"] = (anyio.current_time() + 5.0, job)
+        assert await find(lost, job) == ("request-1", 7.3)
+        assert listed.read_at == [1.0, 3.1, 7.2]  # a second, then twice as long each time
+
+    looking(look)
+
+
+def test_what_no_list_has_is_given_up_once_it_must_have_ended(looking: Callable[..., Any]) -> None:
+    async def look(lost: LostRequests, listed: List) -> None:
+        assert lost.patience_s == PATIENCE_S
+        found, after_s = await find(lost, lost_job())
+        assert found is None
+        assert PATIENCE_S <= after_s <= PATIENCE_S + 1
+        assert listed.read_at[-1] >= PATIENCE_S  # begun no earlier than the slowest can have ended
+
+        lost.took(3 * PATIENCE_S)
+        assert lost.patience_s == 6 * PATIENCE_S
+        lost.took(1.0)
+        assert lost.slowest_s == pytest.approx(0.9 * 3 * PATIENCE_S)  # it may have been an exception
+
+    looking(look)
+
+
+def test_an_api_that_is_given_little_time_is_not_waited_for_longer(looking: Callable[..., Any]) -> None:
+    async def look(lost: LostRequests, _: List) -> None:
+        assert lost.patience_s == 4.0
+
+    looking(look, api=Fal(api_key="k", request_timeout_s=4.0))
+
+
+def test_ids_of_answered_requests_are_not_taken(looking: Callable[..., Any]) -> None:
+    async def look(lost: LostRequests, listed: List) -> None:
+        job = lost_job()
+        listed.ended["answered"] = (0.0, job)
+        assert (await find(lost, job, "answered"))[0] is None
+        listed.ended["lost"] = (0.0, job)
+        assert await lost.find_now([job], {0: ["answered"]}) == {0: "lost"}
+        assert await lost.find_now([job], {}) == {0: "answered"}
+
+    looking(look)
+
+
+def test_jobs_that_wait_at_once_share_the_readings(looking: Callable[..., Any]) -> None:
+    async def look(lost: LostRequests, listed: List) -> None:
+        found: dict[int, str | None] = {}
+
+        async def one(job: Job) -> None:
+            found[job.number], _ = await find(lost, job)
+
+        jobs = [lost_job(number) for number in range(20)]
+        listed.ended = {f"request-{job.number}": (0.0, job) for job in jobs}
+        async with anyio.create_task_group() as group:
+            for job in jobs:
+                group.start_soon(one, job)
+        assert found == {number: f"request-{number}" for number in range(20)}
+        assert len(listed.read_at) == 1
+
+    looking(look)
+
+
+def test_a_reading_that_fails_proves_nothing(looking: Callable[..., Any], tmp_path: Path) -> None:
+    async def look(lost: LostRequests, listed: List) -> None:
+        listed.refusal = lambda: httpx.Response(502)
+        job = lost_job()
+        listed.ended["request-1"] = (0.0, job)
+
+        async def recover() -> None:
+            await anyio.sleep(1.5 * PATIENCE_S)
+            listed.refusal = None
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(recover)
+            found, after_s = await find(lost, job)
+        assert found == "request-1"
+        assert after_s >= 1.5 * PATIENCE_S
+
+        listed.refusal = lambda: httpx.Response(502)
+        found, after_s = await find(lost, lost_job(1))
+        assert found is None
+        assert after_s >= 2 * PATIENCE_S
+        assert lost.can_look
+
+    looking(look)
+    events = [orjson.loads(line) for line in (tmp_path / "log").read_bytes().splitlines()]
+    assert {event["event"] for event in events} >= {"requests_not_listed", "requests_found"}
+    assert {"found": 1, "lost": 1}.items() <= next(e for e in events if e.get("found")).items()
+
+
+@pytest.mark.parametrize("status", [401, 403, 422])
+def test_a_key_that_may_not_read_the_list_is_not_asked_again(
+    looking: Callable[..., Any], status: int
+) -> None:
+    async def look(lost: LostRequests, listed: List) -> None:
+        listed.refusal = lambda: httpx.Response(status, json={"detail": "no"})
+        found, after_s = await find(lost, lost_job())
+        assert (found, after_s) == (None, FIRST_LOOK_S + 0.1)
+        assert not lost.can_look
+        assert await find(lost, lost_job(1)) == (None, 0.0)
+        assert len(listed.read_at) == 1
+
+    looking(look)
+
+
+def test_a_list_of_any_shape_ends_no_run(looking: Callable[..., Any]) -> None:
+    async def look(lost: LostRequests, listed: List) -> None:
+        def broken() -> httpx.Response:
+            raise ValueError("no such shape")
+
+        listed.refusal = broken
+        assert await lost.find_now([lost_job()], {}) == {}
+        assert lost.can_look
+
+    looking(look)
+
+
+def test_a_stop_ends_the_search(looking: Callable[..., Any]) -> None:
+    async def look(lost: LostRequests, listed: List) -> None:
+        stopping = anyio.Event()
+        stopping.set()
+        assert await lost.find(lost_job(), (), stopping) is None
+        assert listed.read_at == []
+        stopping = anyio.Event()
+
+        async def stop() -> None:
+            await anyio.sleep(2.0)
+            stopping.set()
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(stop)
+            assert await lost.find(lost_job(), (), stopping) is None
+        assert anyio.current_time() == 2.0
+
+    looking(look)
