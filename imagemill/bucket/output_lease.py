@@ -63,6 +63,7 @@ class OutputLease:
         bucket: the output.
         run_id: the run.
         lost: called once, with the reason, when the lease is lost: nothing more may be written.
+        patience_s: how long the same run may go on in another process before it is refused here, in seconds.
         clock: seconds that only go forward.
         wall: Unix seconds.
         sleep: waits for some seconds.
@@ -74,6 +75,7 @@ class OutputLease:
         run_id: str,
         lost: Callable[[str], object],
         *,
+        patience_s: float = 0.0,
         clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
         sleep: Callable[[float], object] = time.sleep,
@@ -81,6 +83,7 @@ class OutputLease:
         self._bucket = bucket
         self._run_id = run_id
         self._lost = lost
+        self._patience_s = patience_s
         self._clock, self._wall, self._sleep = clock, wall, sleep
         self._nonce = uuid.uuid4().hex
         self._process = Holder.here()
@@ -119,19 +122,20 @@ class OutputLease:
             raise InputError(f"Another run has just begun to write to {self._bucket.uri}: wait for its end.")
 
     def _waited_for(self, found: _Found) -> _Found | None:
-        """The lease once it is free, which this run held in a process that cannot be seen from here."""
+        """The lease once it is free, which this run holds in another process, or held on another machine."""
         logger.warning(
-            "Run %s was at work on another machine: waiting until its lease of %s expires.",
+            "Run %s is or was at work in another process: waiting until its lease of %s is free.",
             self._run_id,
             self._bucket.uri,
         )
-        first = found.nonce, found.expires_at
+        first, until = (found.nonce, found.expires_at), self._clock() + self._patience_s
         while not found.is_free:
             self._sleep(min(RENEW_S / 3, max(1.0, found.expires_at - found.now)))
             again = self._read()
             if again is None:
                 return None
-            if (again.nonce, again.expires_at) != first:
+            is_alive = (again.nonce, again.expires_at) != first
+            if is_alive and (again.run_id != self._run_id or self._clock() >= until):
                 raise InputError(
                     f"Run {self._run_id} is being worked on by another process ({again.process}): wait for"
                     " its end, or end it there."
@@ -189,6 +193,14 @@ class OutputLease:
             self.renew()
         if self._why_lost is None and self.is_late:
             self._lose("It could not be renewed in time.")
+        self.refuse_if_lost()
+
+    def refuse_if_lost(self) -> None:
+        """Raise if the lease is known to be lost; asks nobody.
+
+        Raises:
+            StoreUnavailableError: it is.
+        """
         if self._why_lost is not None:
             raise StoreUnavailableError(self._why_lost)
 
@@ -245,13 +257,15 @@ def holder_of(bucket: ImageBucket) -> str | None:
 
 
 @contextmanager
-def output_lease(bucket: ImageBucket, run_id: str, lost: Callable[[str], object]) -> Iterator[OutputLease]:
+def output_lease(
+    bucket: ImageBucket, run_id: str, lost: Callable[[str], object], *, patience_s: float = 0.0
+) -> Iterator[OutputLease]:
     """Hold the lease of the bucket's prefix while the block runs.
 
     Raises:
-        InputError: another run holds it.
+        InputError: another run holds it, or this one does elsewhere for longer than ``patience_s``.
     """
-    lease = OutputLease(bucket, run_id, lost)
+    lease = OutputLease(bucket, run_id, lost, patience_s=patience_s)
     lease.take()
     ended = threading.Event()
 

@@ -85,6 +85,8 @@ class Engine:
     the cost limit, the look at pictures, the judge, the recorder, the folder for images that the bucket did
     not take, the clocks (``wall`` in Unix seconds) and the random numbers. ``grace_s``, which may be set, is
     how long requests in flight may still come home once the run is interrupted, in seconds.
+    ``before_upload``, which may be set, raises StoreUnavailableError where another run may have uploaded the
+    image.
     """
 
     def __init__(
@@ -116,6 +118,7 @@ class Engine:
         self._wall = wall
         self._rng = rng or random.Random()
         self.grace_s = GRACE_S
+        self.before_upload: Callable[[], Awaitable[None]] | None = None
         self._answered: dict[int, set[str]] = {}
         for route in routes:
             route.api.begin(recorder.run_id)
@@ -631,6 +634,8 @@ class Engine:
 
     async def _keep(self, job: Job, name: str, content: bytes, receipt: Receipt) -> None:
         try:
+            if self.before_upload is not None:
+                await self.before_upload()
             vendor = self.routes.of(job).api.provider if self.routes.are_several else ""
             await self._bucket.put_image(name, content, image_metadata(job, receipt, vendor=vendor))
         except (StoreUnavailableError, anyio.get_cancelled_exc_class()):

@@ -38,7 +38,8 @@ def upload_unsaved(session: Session) -> None:
     """Upload images that were paid for while the bucket was unavailable, if they are whole.
 
     One that is not, such as a disk that was full left it, is dropped and counted as lost: its job is made
-    anew.
+    anew. One whose picture another machine, or another run, has put there meanwhile is dropped too: that
+    picture may be in use, and what this one cost is counted as unanswered.
     """
     files: dict[str, list[Path]] = {}
     for file in session.folder.unsaved.glob("[!.]*.*"):
@@ -46,9 +47,14 @@ def upload_unsaved(session: Session) -> None:
             files.setdefault(file.name.partition(".")[0], []).append(file)
     if not files:
         return
+    there = session.bucket.images(files.keys())
     for job in _jobs_of(session, files.keys()):
         for file in files.pop(job.key):
-            _upload_unsaved(session, job, file)
+            if job.key in there and take_of(there[job.key].name) >= take_of(file.name):
+                session.recorder.event("unsaved_ignored", image=file.name, kept=there[job.key].name)
+                _drop(file)
+            else:
+                _upload_unsaved(session, job, file)
     for file in chain.from_iterable(files.values()):
         session.recorder.event("unsaved_ignored", image=file.name)  # of no job of this run
 
@@ -65,6 +71,11 @@ def _upload_unsaved(session: Session, job: Job, file: Path) -> None:
     else:
         name = image_name(job.key, picture.extension, take_of(file.name))
         session.wait(session.bucket.put_image, name, content, image_metadata(job, receipt))
+    _drop(file)
+
+
+def _drop(file: Path) -> None:
+    """Drop an image in the run's folder, and then its receipt."""
     file.unlink(missing_ok=True)
     file.with_suffix(_RECEIPT).unlink(missing_ok=True)
 

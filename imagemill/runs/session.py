@@ -58,7 +58,7 @@ from imagemill.runs.accounts import (
     pacer_of,
     routes_to,
 )
-from imagemill.runs.caller import current_caller
+from imagemill.runs.caller import at_a_terminal, current_caller
 from imagemill.runs.folder import RunFolder
 from imagemill.runs.log_parts import SEND_AGAIN_S, SEND_EVERY_S, LeaderLog, catch_up_with_others
 from imagemill.runs.log_replay import known_placeholders
@@ -69,6 +69,11 @@ T = TypeVar("T")
 
 CANCEL_GRACE_S = 20.0
 """How long requests in flight may take to finish after a cancellation, at least, in seconds."""
+
+
+HANDOVER_S = 75.0
+"""How long a run that Prefect starts again waits for the process before to let go of it, in seconds: Prefect
+kills that one 30 s after SIGTERM, and then its leases last another 30 s."""
 
 
 class Session:
@@ -191,6 +196,16 @@ class Session:
             await anyio.sleep(0.1)
         return True
 
+    async def may_upload(self) -> None:
+        """Wait as :meth:`holds_output` does, before an image is uploaded.
+
+        Raises:
+            StoreUnavailableError: another run holds the output, and may have uploaded that picture.
+        """
+        await self.holds_output(0)
+        if self.lease is not None:
+            self.lease.refuse_if_lost()
+
     @contextmanager
     def interruptible(self) -> Iterator[None]:
         """Stop the run when its caller interrupts it or an exception leaves the block. It can be resumed.
@@ -250,11 +265,18 @@ def open_session(settings: RunSettings, joining: Joining | None = None) -> Itera
             )
             session = stack.enter_context(on_loop(portal, _running(parts, joining)))
         if joining is None:
-            session.lease = stack.enter_context(output_lease(bucket, settings.run_id, session.give_way))
+            lease = output_lease(bucket, settings.run_id, session.give_way, patience_s=_patience_s())
+            session.lease = stack.enter_context(lease)
             session.engine.fence = session.holds_output
+            session.engine.before_upload = session.may_upload
             if session.log is not None:
                 session.log.is_open = True
         yield session
+
+
+def _patience_s() -> float:
+    """How long to wait for another process that works on the same run; a person is told at once."""
+    return 0.0 if at_a_terminal() else HANDOVER_S
 
 
 @contextmanager
@@ -291,6 +313,7 @@ def _open_store(
     store = open_store(
         named, rows=jobs, run_id=settings.run_id, folder=folder.path, password=password, join=join
     )
+    store.patience_s = _patience_s()
     if settings.execution.task_runner == "dask" and not isinstance(store, Board):
         raise InputError("A run on Dask needs a job store in Postgres or Redis.")
     return store

@@ -80,8 +80,9 @@ JobState: TypeAlias = tuple[Any, ...]
 class JobStore(ABC):
     """The jobs of one run. Use it as an async context manager, from a single event loop.
 
-    With ``join=True`` it works on a run whose lease another process holds, and takes none. ``outage_s`` and
-    ``lease_s`` can be set before the store is opened.
+    With ``join=True`` it works on a run whose lease another process holds, and takes none. ``outage_s``,
+    ``lease_s`` and ``patience_s``, how long to wait for another process to give the lease back, can be set
+    before the store is opened.
 
     Reads and writes are repeated while the store is unavailable, for up to ``outage_s`` seconds. After that,
     every method raises StoreUnavailableError.
@@ -94,6 +95,7 @@ class JobStore(ABC):
     def __init__(self, *, join: bool = False) -> None:
         self.outage_s = OUTAGE_S
         self.lease_s = LEASE_S
+        self.patience_s = 0.0
         self._join = join
         self._holder = Holder.here()
         self._renewed_at = 0.0
@@ -234,18 +236,25 @@ class JobStore(ABC):
             wait = min(wait * 2, 5.0)
 
     async def _take_lease(self) -> None:
+        until = anyio.current_time() + self.patience_s
+        while (other := await self._try_lease()) is not None:
+            if anyio.current_time() >= until:
+                raise InputError(
+                    f"The run is in use by {other}. Wait until it has finished, or stop it. If that machine"
+                    f" is down, the run can be resumed in {self.lease_s:.0f} s."
+                )
+            await anyio.sleep(self.lease_s / 30)
+        self._renewed_at = anyio.current_time()
+
+    async def _try_lease(self) -> Holder | None:
+        """Take the lease; if another process holds it, that one."""
         mine = self._holder.to_text()
         held = await self.patiently(self._lease, mine, None)
         other = Holder.of_text(held)
         if held != mine and (other is None or other.is_gone()):
             held = await self.patiently(self._lease, mine, held)
             other = Holder.of_text(held)
-        if held != mine:
-            raise InputError(
-                f"The run is in use by {other}. Wait until it has finished, or stop it. If that machine is"
-                f" down, the run can be resumed in {self.lease_s:.0f} s."
-            )
-        self._renewed_at = anyio.current_time()
+        return None if held == mine else other
 
     async def _keep_lease(self) -> None:
         while self._failure is None:

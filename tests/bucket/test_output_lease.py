@@ -264,6 +264,31 @@ def test_the_same_run_on_another_machine_is_waited_for_or_refused(bucket: ImageB
         Run(bucket, "run", clock).lease.take()
 
 
+def test_a_run_that_is_started_again_waits_for_the_process_that_is_stopping(
+    bucket: ImageBucket, clock: Clock
+) -> None:
+    """As Prefect starts one again while its last pod still uploads; but not for one that does not stop."""
+    renewals = iter(range(4))
+
+    def stopping() -> None:
+        if next(renewals, None) is None:
+            bucket.delete([LEASE])
+        else:
+            lie(bucket, holder="run")
+
+    again = OutputLease(bucket, "run", print, patience_s=75, clock=clock, sleep=clock.sleep)
+    lie(bucket, holder="run")
+    clock.meanwhile = stopping
+    again.take()
+    again.check()
+
+    begun = clock.now
+    clock.meanwhile = lambda: lie(bucket, holder="run")
+    with pytest.raises(InputError, match="is being worked on by another process"):
+        OutputLease(bucket, "run", print, patience_s=75, clock=clock, sleep=clock.sleep).take()
+    assert 75 <= clock.now - begun < 85
+
+
 def test_a_clock_that_is_wrong_takes_nothing_over(bucket: ImageBucket, clock: Clock) -> None:
     slow = OutputLease(bucket, "slow", lambda _: None, clock=clock, wall=lambda: time.time() - 3600)
     slow.take()

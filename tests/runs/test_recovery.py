@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 
 import orjson
 import pytest
 
 from imagemill.blocks.apis import Runware
+from imagemill.bucket.output_lease import LEASE
+from imagemill.emulator import Emulator
 from imagemill.engine.receipt import Receipt, image_metadata
 from imagemill.errors import ApiError, ErrorClass
 from imagemill.jobs import CostSource, Job, JobStatus
 from imagemill.quality.judge import Answer, Opinion
+from imagemill.runs.planning import plan_run
 from imagemill.runs.recovery import drop_leftovers, find_images, upload_unsaved
 from imagemill.runs.session import Session, open_session
 from imagemill.settings import RunSettings
@@ -128,6 +132,49 @@ def test_an_image_that_another_worker_uploads_meanwhile_is_left_to_it(
         gone.symlink_to(session.folder.unsaved / "gone")  # listed, and gone once it is read
         job = resumed(session)
         assert (job.status, job.request_id) == (JobStatus.PENDING, LINK)
+
+
+def test_a_picture_that_another_run_or_machine_has_made_meanwhile_stays(
+    place: Place, catalog: Callable[..., str]
+) -> None:
+    with open_session(settings(place, catalog(prompt=["a"]))) as session:
+        job = killed_at_work(session, attempts=1)
+        name = f"images/{job.key[:2]}/{job.key}.jpg"
+        theirs = image_metadata(job, Receipt("another", 1, 2.5, 0.007, 0, 0.0, CostSource.TOLD))
+        session.wait(session.bucket.put_image, name, b"theirs", theirs)
+        for later_take in ("", ".2"):
+            (session.folder.unsaved / f"{job.key}{later_take}.png").write_bytes(picture())
+        upload_unsaved(session)
+        assert place.head(name)["Metadata"]["run-id"] == "another"
+        assert {each for each in place.objects() if "images/" in each} == {
+            name,
+            f"images/{job.key[:2]}/{job.key}.2.png",
+        }
+        assert not list(session.folder.unsaved.iterdir())
+
+
+def test_a_picture_that_comes_home_to_a_run_that_lost_its_output_is_kept_on_its_disk(
+    place: Place, catalog: Callable[..., str], emulator: Callable[..., Emulator]
+) -> None:
+    emulated = emulator(latency_s=3.0, latency_sigma=0)
+    described = settings(place, catalog(prompt=["a"])).model_dump(exclude_unset=True)
+    described["api"] = {"provider": "together", "base_url": emulated.base_url}
+    with open_session(RunSettings.model_validate(described)) as session:
+        plan_run(session)
+        work = session.portal.start_task_soon(session.engine.run_shard, 0, 0)
+        while not emulated.stats()["in_flight"]:
+            time.sleep(0.01)
+        found = orjson.loads(place.read(LEASE))
+        theirs = found | {"holder": "another", "nonce": "theirs", "process": ""}
+        session.bucket.write(LEASE, orjson.dumps(theirs), "application/json")
+        assert session.lease is not None
+        session.lease.renew()
+        work.result()
+        assert session.engine.stopped is not None
+        assert "Run another took it over" in session.engine.stopped.reason
+        assert not [name for name in place.objects() if name.startswith("images/")]
+        assert {file.suffix for file in session.folder.unsaved.iterdir()} == {".png", ".json"}
+    assert emulated.bill()["images"] == 1
 
 
 def test_what_a_kill_left_of_images_it_could_not_keep_is_removed(

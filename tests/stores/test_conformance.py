@@ -228,6 +228,20 @@ async def test_a_run_is_held_by_one(make: Make) -> None:
         assert await everything(store) == [done(0)]
 
 
+async def test_a_run_that_is_started_again_waits_until_it_is_free(make: Make) -> None:
+    async def wait() -> None:
+        again = make()
+        again.patience_s = 60.0
+        async with again:
+            assert await everything(again) == [done(0)]
+
+    async with anyio.create_task_group() as group, make() as store:
+        await planned(store, [job(0)])
+        group.start_soon(wait)
+        await anyio.wait_all_tasks_blocked()
+        store.save(done(0))
+
+
 async def test_a_lease_that_ran_out_is_free_and_its_old_holder_fails(make: Make) -> None:
     first = make()
     first.lease_s = 0.3
