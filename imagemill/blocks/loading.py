@@ -17,6 +17,7 @@ from imagemill.blocks.apis import PROVIDERS, ImageApi
 from imagemill.blocks.store_servers import PostgresServer, RedisServer, StoreServer
 from imagemill.errors import InputError
 from imagemill.s3.connection import own_session
+from imagemill.s3.rotation import read_again
 from imagemill.settings import ApiSettings, ExecutionSettings, OutputSettings, input_error
 
 _OVERRIDES = {
@@ -99,9 +100,17 @@ def job_store(settings: ExecutionSettings) -> tuple[str | None, SecretStr | None
 def aws_session(output: OutputSettings) -> tuple[boto3.Session, str | None]:
     """The boto3 session and S3 endpoint that the settings name: a saved S3Bucket block's, or boto3's own.
 
+    Keys that are rotated there, in the block or where boto3 finds them, are used by the session in time.
+
     Raises:
         InputError: there is no such block.
     """
+    session, endpoint_url = _aws_session(output)
+    read_again(session, lambda: _aws_session(output)[0])
+    return session, endpoint_url
+
+
+def _aws_session(output: OutputSettings) -> tuple[boto3.Session, str | None]:
     if not output.s3_bucket_block:
         return own_session(), output.s3_endpoint_url
     # The package loads its ECS worker too, half a second of CPU, and only a saved block needs it.

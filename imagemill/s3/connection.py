@@ -25,7 +25,7 @@ from imagemill.secrets import clean_key, keep_secret
 
 if TYPE_CHECKING:
     from botocore.client import BaseClient
-    from obstore.store import ClientConfig
+    from obstore.store import ClientConfig, S3Config
 
 _AWS = (".amazonaws.com", ".amazonaws.com.cn")
 _CREDENTIALS_LAST = timedelta(minutes=5)
@@ -80,6 +80,9 @@ class S3Connection:
         self.region: str = self._session.region_name or "us-east-1"
         self._find_credentials()
         core = self._session._session  # noqa: SLF001 - boto3 has no other way to ask for its configuration
+        # S3 demands a checksum where objects get a retention period; boto3 sends one unless told not to.
+        sends_checksum = core.get_config_variable("request_checksum_calculation") != "when_required"
+        self._checksum: S3Config = {"checksum_algorithm": "SHA256"} if sends_checksum else {}
         self._ca_bundle: str | None = core.get_config_variable("ca_bundle")
         self._s3: dict[str, Any] = {"us_east_1_regional_endpoint": "regional"}
         self._s3 |= core.get_scoped_config().get("s3") or {}
@@ -169,6 +172,7 @@ class S3Connection:
             credential_provider=Boto3CredentialProvider(self._session, ttl=_CREDENTIALS_LAST),
             client_options=client,
             retry_config={"max_retries": retries, "retry_timeout": timedelta(seconds=60)},
+            config=self._checksum,
         )
 
     @staticmethod

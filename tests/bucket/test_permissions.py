@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import time
 from collections.abc import Callable, Iterator
+from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -13,11 +17,15 @@ import httpx
 import pytest
 from moto.server import ThreadedMotoServer
 
+from imagemill.blocks.loading import aws_session
 from imagemill.bucket.image_bucket import ImageBucket
 from imagemill.bucket.output_lease import output_lease
 from imagemill.bucket.probe import probe, probe_copies
 from imagemill.errors import InputError, StoreUnavailableError
+from imagemill.s3 import connection, rotation
+from imagemill.settings import OutputSettings
 from tests.installation import ROOT
+from tests.patience import PATIENCE_S
 
 POLICY: dict[str, Any] = json.loads(
     re.findall(r"```json\n(.*?)```", (ROOT / "docs" / "operations.md").read_text(), re.DOTALL)[0].replace(
@@ -89,3 +97,68 @@ def test_no_right_in_it_can_be_spared(bucket: Callable[..., ImageBucket], action
     fewer = {**objects, "Action": [each for each in objects["Action"] if each != action]}
     with pytest.raises(InputError, match="check the rights"):
         probe(bucket(fewer, listing))
+
+
+@pytest.mark.parametrize("source", ["file", "process"])
+def test_keys_that_are_rotated_in_mid_run_are_taken_up(
+    bucket: Callable[..., ImageBucket], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, source: str
+) -> None:
+    """The new key is there before the old one is revoked, as AWS advises."""
+    old = bucket(*POLICY["Statement"])
+    monkeypatch.setattr(rotation, "READ_EVERY_S", 0.0)
+    monkeypatch.setattr(connection, "_CREDENTIALS_LAST", timedelta(0))
+    first = os.environ["AWS_ACCESS_KEY_ID"]
+    secrets = {first: os.environ["AWS_SECRET_ACCESS_KEY"]}
+    held = tmp_path / "keys"
+
+    def hold(key: str) -> None:
+        if source == "file":
+            text = f"[default]\naws_access_key_id = {key}\naws_secret_access_key = {secrets[key]}\n"
+        else:
+            text = json.dumps({"Version": 1, "AccessKeyId": key, "SecretAccessKey": secrets[key]})
+        held.write_text(text)
+
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    if source == "file":
+        monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(held))
+    else:
+        (tmp_path / "aws-config").write_text(f"[default]\ncredential_process = cat {held}\n")
+    hold(first)
+    session, _ = aws_session(OutputSettings(uri="s3://your-bucket/catalog"))
+    made = ImageBucket("s3://your-bucket/catalog", endpoint_url=old.endpoint_url, session=session)
+    anyio.run(made.put_image, "images/a.png", b"x", {"key": "a"})
+
+    made_key = as_root(old, lambda iam: iam.create_access_key(UserName="mill")["AccessKey"])
+    second = made_key["AccessKeyId"]
+    secrets[second] = made_key["SecretAccessKey"]
+    hold(second)
+    credentials = session.get_credentials()
+    assert credentials is not None
+    until = time.monotonic() + PATIENCE_S
+    while credentials.get_frozen_credentials().access_key != second:
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    as_root(old, lambda iam: iam.delete_access_key(UserName="mill", AccessKeyId=first))
+
+    with pytest.raises(StoreUnavailableError, match="InvalidAccessKeyId"):
+        old.write("x", b"1", "text/plain")
+    made.write("x", b"1", "text/plain")
+    anyio.run(made.put_image, "images/b.png", b"x", {"key": "b"})
+    assert made.images(["a", "b"]).keys() == {"a", "b"}
+    held.write_text("")  # in the middle of the next rotation
+    for _ in range(3):
+        made.write("x", b"2", "text/plain")
+    made.close()
+
+
+def as_root(bucket: ImageBucket, act: Callable[[Any], Any]) -> Any:
+    """Do something with IAM while moto asks nobody for rights."""
+    url = bucket.endpoint_url
+    httpx.post(f"{url}/moto-api/reset-auth", content=b"inf").raise_for_status()
+    keys = {"aws_access_key_id": "root", "aws_secret_access_key": "root"}
+    iam = boto3.client("iam", endpoint_url=url, region_name="us-east-1", **keys)  # type: ignore[call-overload]
+    done = act(iam)
+    iam.close()
+    httpx.post(f"{url}/moto-api/reset-auth", content=b"0").raise_for_status()
+    return done
