@@ -12,7 +12,7 @@ import pytest
 from botocore.credentials import RefreshableCredentials
 
 from imagemill.bucket.image_bucket import ImageBucket
-from imagemill.bucket.output_lease import EXPIRY_S, LEASE, RENEW_S, OutputLease, output_lease
+from imagemill.bucket.output_lease import EXPIRY_S, LEASE, RENEW_S, OutputLease, holder_of, output_lease
 from imagemill.errors import InputError, StoreUnavailableError
 from imagemill.holder import Holder
 from tests.bucket.s3_front import Answer, Asked, S3Front
@@ -71,12 +71,17 @@ def lease_in(bucket: ImageBucket) -> dict[str, str]:
 def test_a_second_run_is_refused_in_one_sentence(bucket: ImageBucket, clock: Clock) -> None:
     first, second = Run(bucket, "first", clock), Run(bucket, "second", clock)
     first.lease.take()
-    with pytest.raises(InputError, match=rf"Run first is writing to {bucket.uri}: wait for its end"):
+    assert holder_of(bucket) == "first"
+    words = (
+        rf"Run first is writing to {bucket.uri}: wait for its end \(its lease expires at \d\d:\d\d:\d\d UTC "
+    )
+    with pytest.raises(InputError, match=words):
         second.lease.take()
     second.lease.give_back()  # which is not its own
     assert lease_in(bucket)["holder"] == "first"
     first.lease.give_back()
     assert bucket.read(LEASE) is None
+    assert holder_of(bucket) is None
     second.lease.take()
     assert lease_in(bucket)["holder"] == "second"
 
@@ -243,6 +248,7 @@ def test_a_lease_of_the_version_before_counts(bucket: ImageBucket, clock: Clock)
         lie(bucket, holder="of 0.1", expires_at=expires, nonce=None, process=None)
         run = Run(bucket, "run", clock)
         if free:
+            assert holder_of(bucket) is None
             run.lease.take()
         else:
             with pytest.raises(InputError, match=r"Run of 0\.1 is writing"):
@@ -257,6 +263,10 @@ def test_the_same_run_on_another_machine_is_waited_for_or_refused(bucket: ImageB
     run = Run(bucket, "run", clock)
     run.lease.take()
     run.lease.check()
+
+    lie(bucket, holder="run")
+    clock.meanwhile = lambda: bucket.delete([LEASE])  # it has ended there
+    Run(bucket, "run", clock).lease.take()
 
     lie(bucket, holder="run")
     clock.meanwhile = lambda: lie(bucket, holder="run")
@@ -341,3 +351,38 @@ def test_a_run_that_stood_still_past_its_lease_asks_before_it_buys(
         lie(bucket)
     run.lease.renew()
     assert (run.lease.is_late, len(run.lost)) == (taken_over, taken_over)
+
+
+def test_its_time_runs_from_the_moment_at_which_its_renewal_was_sent(
+    bucket: ImageBucket, clock: Clock, front: S3Front
+) -> None:
+    run = Run(bucket, "run", clock)
+    run.lease.take()
+
+    def slow(asked: Asked) -> None:
+        if asked.is_object_write:
+            clock.sleep(10.0)
+
+    front.before = slow
+    run.lease.renew()
+    front.before = lambda _: None
+    clock.sleep(EXPIRY_S - 10.5)
+    assert not run.lease.is_late
+    clock.sleep(1.0)
+    assert run.lease.is_late
+
+
+def test_its_time_runs_from_a_renewal_whose_answer_was_lost(bucket: ImageBucket, clock: Clock) -> None:
+    run = Run(bucket, "run", clock)
+    run.lease.take()
+    sent = datetime.now(UTC) - timedelta(seconds=10)  # the object has another ETag since
+    expires = (sent + timedelta(seconds=EXPIRY_S)).isoformat()
+    lie(bucket, holder="run", nonce=run.lease._nonce, expires_at=expires)
+    run.lease.renew()
+    clock.sleep(EXPIRY_S - 12.0)
+    assert not run.lease.is_late
+    clock.sleep(4.0)
+    assert run.lease.is_late
+    run.lease.renew()  # with the ETag that it has now
+    assert not run.lease.is_late
+    assert run.lost == []
