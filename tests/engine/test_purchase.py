@@ -135,6 +135,9 @@ def test_a_request_that_is_sent_is_asked_about_whatever_the_limit(
         one.cost.recover(expected_usd=PRICE_USD)
     one.promise()
     assert one.of_the_run == (0, 3, 0, 0)
+    one.purchase.end()
+    one.promise()  # it is asked about once more
+    assert one.of_the_run == (0, 3, 0, 0)
     one.purchase.leave()  # a resume asks; until then it may be charged
     assert (one.of_the_run, one.of_the_job) == ((0, 0, 3, 0), (0, 0, 0))
     with pytest.raises(BudgetSpentError):
@@ -189,3 +192,19 @@ def test_a_request_of_an_earlier_process_is_expected_of_its_routes_share_as_well
     assert (one.of_the_run, amounts(share)) == ((0, 3, 0, 0), (0, 3, 0, 0))
     one.purchase.end()
     assert (one.of_the_run, amounts(share)) == ((0, 0, 0, 0), (0, 0, 0, 0))
+    one.promise()
+    one.purchase.move(PRICE_USD, share)
+    assert (one.of_the_run, amounts(share)) == ((0, 3, 0, 0), (0, 3, 0, 0))
+
+
+def test_a_request_that_is_put_off_before_its_share_was_set_aside_is_not_expected_of_it(
+    deal: Callable[..., Deal],
+) -> None:
+    one, share = deal(request_id=REQUEST), CostLimit(1.0)
+    one.purchase.move(PRICE_USD, share)
+    one.promise()
+    one.purchase.defer()
+    assert (one.of_the_run, amounts(share)) == ((0, 0, 0, 3), (0, 0, 0, 0))
+    one.promise()
+    one.purchase.move(PRICE_USD, share)
+    assert (one.of_the_run, amounts(share)) == ((0, 3, 0, 0), (0, 3, 0, 0))

@@ -26,6 +26,7 @@ from imagemill.runs.log_replay import (
     holds,
     known_placeholders,
     last_lines,
+    perhaps_sent,
     was_unanswered,
 )
 from tests.blocks.apis.variants import make_job
@@ -283,16 +284,39 @@ def test_a_request_is_unanswered_while_the_last_that_is_known_of_it_is_that_it_w
         assert not was_unanswered(stands(request_id="r"), known)
 
 
+def test_what_a_lost_machine_may_have_sent_is_dated_and_survives_damaged_lines(
+    written: Callable[..., Path],
+) -> None:
+    named, failed = (f"2026-11-26T1{hour}:00:00.000+00:00" for hour in (1, 2))
+    log = written(
+        {"event": "log_cut"},
+        {"event": "up_next", "jobs": [1, 2, 3], "at": named},
+        {"event": "up_next", "jobs": "all"},
+        event("sent", job=1),
+        event("attempt_failed", job=1, retry_in_s=1.0, at=failed),
+        event("attempt_failed", job=4, retry_in_s=None),
+        event("attempt_failed", job=5, retry_in_s="soon"),
+        event("attempt_failed", job=6, retry_in_s=0.5),
+        event("sent", 2, job=6),
+        {"event": "log_cut"},
+        {"event": "log_cut"},
+    )
+    since = {1: failed, 2: named, 3: named}
+    assert perhaps_sent(log) == {job: datetime.fromisoformat(at) for job, at in since.items()}
+    assert perhaps_sent(log.with_name("none")) == {}
+
+
 def test_placeholders_and_words_are_found_in_a_log_and_in_no_log_at_all(written: Callable[..., Path]) -> None:
     first, second = "0a" * 16, "ff" * 16
     log = written(
         {"event": "placeholder", "digest": first},
-        event("sent", digest="12" * 16),
-        {"event": "placeholder", "digest": "no digest"},
         {"event": "placeholder", "digest": second},
+        {"event": "placeholder", "digest": "no digest"},
+        event("sent", digest="12" * 16),
     )
     assert known_placeholders(log) == {first, second}
     assert holds(log, b"no digest")
+    assert holds(log, b'{"at"')
     assert not holds(log, b"placeholders")
     for nothing in (written(), log.with_name("none")):
         assert known_placeholders(nothing) == set()
