@@ -48,10 +48,9 @@ def test_an_image_is_decoded_in_less_than_the_standard_library_takes() -> None:
 
 def test_the_command_loads_only_what_it_needs() -> None:
     assert loaded_by("import imagemill") & {"prefect", "pydantic", "pyarrow", "boto3"} == set()
-    parser = (
-        "from imagemill.cli.command import _parser; from imagemill.cli.options import Parser; _parser(Parser)"
-    )
-    assert loaded_by(parser) & {"prefect", "pyarrow", "boto3", "numpy", "rich"} == set()
+    parser = "from imagemill.cli.parser import parser; parser([{}])"
+    assert loaded_by(parser.format("")) & {"pydantic", "rich"} == set()
+    assert loaded_by(parser.format("'run'")) & {"prefect", "pyarrow", "boto3", "numpy", "rich"} == set()
     run = "import imagemill.cli.running, imagemill.flows.generate_catalog"
     assert (
         loaded_by(run) & {"pandas", "sqlalchemy", "redis", "prefect.server", "prefect_aws", "dask"} == set()

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -135,15 +134,6 @@ _PAIRS = {
 """Options that may be given several times, each with a name and a value; an example of each."""
 
 _TEMPLATES = ("--prompt-template", "--negative-prompt-template")
-
-
-class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are one line."""
-
-    def error(self, message: str) -> NoReturn:
-        """End with exit code 2."""
-        print(f"imagemill: {message}. See {self.prog} --help.", file=sys.stderr)
-        sys.exit(2)
 
 
 def add_options(

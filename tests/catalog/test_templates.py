@@ -18,7 +18,8 @@ from imagemill.catalog.estimate import estimate
 from imagemill.catalog.files import open_catalog
 from imagemill.catalog.plan import Planner, write_plan
 from imagemill.cli.command import main
-from imagemill.cli.options import Parser, add_options, settings_of
+from imagemill.cli.options import add_options, settings_of
+from imagemill.cli.parser import Parser
 from imagemill.errors import InputError
 from imagemill.jobs import Job
 from imagemill.settings import CatalogSettings, PictureSettings

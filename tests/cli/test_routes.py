@@ -13,8 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from imagemill.catalog.makers import makers_of
-from imagemill.cli.command import _parser
-from imagemill.cli.options import Parser
+from imagemill.cli.parser import parser
 from imagemill.cli.routes import apis_of
 from imagemill.emulator import Emulator
 from imagemill.errors import InputError
@@ -88,7 +87,8 @@ def test_a_run_over_two_accounts_is_recorded_by_route_and_found_again_by_either(
 )
 def test_routes_that_cannot_be_used_are_refused_in_a_sentence(given: list[str], words: str) -> None:
     options = [part for each in given for part in ("--route", each)]
-    arguments = _parser(Parser).parse_args(["run", "catalog.parquet", *options])
+    given = ["run", "catalog.parquet", *options]
+    arguments = parser(given).parse_args(given)
     with pytest.raises(InputError) as refused:
         makers_of(*named_routes(apis_of(arguments)), mix=False)  # type: ignore[arg-type] # they are several
     assert words in str(refused.value)
@@ -96,7 +96,8 @@ def test_routes_that_cannot_be_used_are_refused_in_a_sentence(given: list[str], 
 
 
 def test_a_route_and_the_options_of_one_api_exclude_each_other() -> None:
-    arguments = _parser(Parser).parse_args(["run", "c.parquet", "--provider", "fal", "--route", "together"])
+    given = ["run", "c.parquet", "--provider", "fal", "--route", "together"]
+    arguments = parser(given).parse_args(given)
     with pytest.raises(InputError, match="--provider is of a run over one API"):
         apis_of(arguments)
 

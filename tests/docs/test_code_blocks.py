@@ -17,8 +17,7 @@ import pyarrow as pa
 import pytest
 import yaml
 
-from imagemill.cli.command import _parser
-from imagemill.cli.options import Parser
+from imagemill.cli.parser import parser
 from imagemill.emulator import Emulator
 from imagemill.flows.build_dashboard import build_dashboard
 from imagemill.flows.generate_catalog import generate_catalog
@@ -202,7 +201,7 @@ def _parsed(words: list[str]) -> None:
     code = None
     named = [*words, "--help"] if len(words) == 1 else words  # a sentence may name a command alone
     try:
-        _parser(Parser).parse_args(named)
+        parser(named).parse_args(named)
     except SystemExit as exit_:  # as --help ends, and what is refused
         code = exit_.code
     assert not code, words
