@@ -1,11 +1,12 @@
-"""What a run costs as its catalog grows; prints Markdown tables and writes them into growth.md.
+"""What a run costs as its catalog grows; writes the tables into growth.md.
 
     python -m benchmarks.growth [ROWS ...]
 
-Each catalog is planned for an S3 server and a SQLite store, in a process of its own. Then all but one job in
-a thousand are marked done, in the store and in the log, and the command resumes the run against an emulated
-API; at last the whole run is published and measured once more, in a process of its own. Deduplication is
-compared with pandas and DuckDB, which read the same file, in processes of their own.
+With ROWS, such as 10000000, one round of these is printed and nothing recorded. Each catalog is planned for
+an S3 server and a SQLite store, in a process of its own. Then all but one job in a thousand are marked
+done, in the store and in the log, and the command resumes the run against an emulated API; at last the
+whole run is published and measured once more, in a process of its own. Deduplication is compared with
+pandas and DuckDB, which read the same file, in processes of their own.
 """
 
 # ruff: noqa: PLC0415 - a process measures what it imports itself
@@ -13,25 +14,32 @@ compared with pandas and DuckDB, which read the same file, in processes of their
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import random
+import shutil
 import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from benchmarks.emulator_process import EmulatorProcess, emulator_process
+from benchmarks.recording import Figures, Run, Spread, options, record
 from benchmarks.workshop import BUCKET, Round, Workshop, machine, workshop
-from imagemill.emulator import Emulator, Settings
+from imagemill.emulator import Settings
 
 FILE = Path(__file__).with_suffix(".md")
+ROWS = (1_000, 100_000, 1_000_000)
+SIZE = {"width": "256", "height": "256"}
 LEFT = 1000
 """One job in so many is left to do when the run is resumed."""
 
@@ -110,7 +118,7 @@ def publish(*place: str) -> dict[str, float]:
         assert record is not None
         counts = record[1]
         before = peak_mb()
-        changes, publish_s, cpu = timed(lambda: publish_run.fn(session))
+        changes, publish_s, cpu = timed(lambda: publish_run.fn(session, counts))
         summary, measure_s, more = timed(lambda: measure.fn(session, counts, changes))
         assert summary.done == counts.unique
     return {"publish": publish_s, "measure": measure_s, "cpu": cpu + more, "before": before}
@@ -144,23 +152,26 @@ def by_imagemill(catalog: str) -> int:
     return planner.counts.unique
 
 
+CONTENDERS = {"imagemill": by_imagemill, "pandas": by_pandas, "duckdb": by_duckdb}
+
+
 def deduplicate(who: str, catalog: str) -> dict[str, float]:
     """Seconds and unique rows of one of the contenders; its imports are not counted."""
     import pandas as pd
 
     import imagemill.catalog.plan  # noqa: F401
 
-    contender = {"pandas": by_pandas, "duckdb": by_duckdb, "imagemill": by_imagemill}[who]
+    contender = CONTENDERS[who]
     pd.DataFrame({"a": ["b"]}).drop_duplicates()
     before = peak_mb()
     unique, wall, cpu = timed(lambda: contender(catalog))
     return {"unique": unique, "wall": wall, "cpu": cpu, "before": before}
 
 
-def peak_mb() -> float:
-    """This process's peak memory so far; the kernel's other figure counts the parent's too."""
-    status = Path("/proc/self/status").read_text()
-    return int(status.partition("VmHWM:")[2].split()[0]) / 1024
+def peak_mb(process: int | str = "self") -> float:
+    """A process's peak memory so far, 0 once it has ended; the kernel's other figure has the parent's."""
+    found = Path("/proc", str(process), "status").read_text().partition("VmHWM:")[2].split()
+    return int(found[0]) / 1024 if found else 0.0
 
 
 def child(*arguments: str, **environment: str) -> dict[str, float]:
@@ -210,29 +221,34 @@ def fill_bucket(run: Round) -> None:
 
 
 def resume(run: Round) -> dict[str, float]:
-    """Resume the run by the command: seconds from its start to its first request, and to its end."""
+    """Resume the run by the command: seconds to its first request, and to its end; its peak memory."""
     log = run.home / "runs" / run.name / "log.jsonl"
     size = log.stat().st_size
     begun = time.time()
     process = run.start(store="sqlite")
-    first = 0.0
-    while not first and process.poll() is None:
+    first = peak = 0.0
+    while process.poll() is None:
         time.sleep(0.02)
-        with log.open("rb") as lines:
-            lines.seek(size)
-            if b'"event":"sent"' in lines.read():
-                first = time.time() - begun
-    out, _ = process.communicate(timeout=900)
-    summary = json.loads(out)
-    assert summary["pending"] == 0
-    return {"first": first, "all": time.time() - begun, "resumed": summary["done"]}
+        peak = max(peak, peak_mb(process.pid))
+        if not first:
+            with log.open("rb") as lines:
+                lines.seek(size)
+                if b'"event":"sent"' in lines.read():
+                    first = time.time() - begun
+    whole = time.time() - begun
+    ended = run.finish(process)
+    assert ended.code == 0, ended
+    assert ended.summary["pending"] == 0, ended
+    return {"first": first, "all": whole, "peak": peak}
 
 
-def grow(shop: Workshop, emulated: Emulator, rows: int, catalog: Path) -> dict[str, Any]:
+_NUMBERS = itertools.count()
+
+
+def grow(shop: Workshop, emulated: EmulatorProcess, rows: int, catalog: Path, *, dedupe: bool) -> Figures:
     """All measurements of one catalog."""
-    run = Round(
-        shop, f"grow-{rows}", shop.folder / f"grow-{rows}", str(catalog), emulated, "together", [], {}
-    )
+    name = f"grow-{rows}-{next(_NUMBERS)}"
+    run = Round(shop, name, shop.folder / name, str(catalog), emulated, "together", {}, SIZE)
     run.home.mkdir()
     place = (str(catalog), run.name, emulated.base_url, shop.s3.endpoint_url)
     environment = {
@@ -241,70 +257,78 @@ def grow(shop: Workshop, emulated: Emulator, rows: int, catalog: Path) -> dict[s
         "PREFECT_API_URL": shop.prefect_url,
         "TOGETHER_API_KEY": "benchmark",
     }
-    found: dict[str, Any] = {"plan": child("plan", *place, **environment)}
+    found: Figures = {"plan": child("plan", *place, **environment)}
     fill_bucket(run)
     nearly_finish(run)
     found["resume"] = resume(run)
     found["publish"] = child("publish", *place, **environment)
-    found["dedupe"] = {who: child("dedupe", who, str(catalog)) for who in ("imagemill", "pandas", "duckdb")}
-    assert len({one["unique"] for one in found["dedupe"].values()}) == 1
+    shutil.rmtree(run.home)
+    if dedupe:
+        found["dedupe"] = {who: child("dedupe", who, str(catalog)) for who in CONTENDERS}
+        assert len({one["unique"] for one in found["dedupe"].values()}) == 1
     return found
 
 
-_HEAD = (
-    "| rows | plan s | rows/s | CPU us/row | then prepare s | peak MB (before)"
-    " | resume: first request s | publish s | measure s | peak MB (before) |"
-)
+def tables(found: Mapping[str, list[Figures]]) -> str:
+    """The tables: medians, and the least and the most of the rounds."""
+    return "\n".join(_lines(found))
 
 
-def tables(results: dict[int, dict[str, Any]]) -> str:
-    """The results as Markdown."""
-    lines = [
-        f"{machine()}.\n",
-        _HEAD,
-        "|---|---|---|---|---|---|---|---|---|---|",
-    ]
-    for rows, found in results.items():
-        made, after = found["plan"], found["publish"]
-        lines.append(
-            f"| {rows:,} | {made['wall']:.2f} | {rows / made['wall']:,.0f} | {made['cpu'] / rows * 1e6:.1f}"
-            f" | {made['prepare']:.1f}"
-            f" | {made['peak']:.0f} ({made['before']:.0f}) | {found['resume']['first']:.1f}"
-            f" | {after['publish']:.1f} | {after['measure']:.1f}"
-            f" | {after['peak']:.0f} ({after['before']:.0f}) |"
+def _lines(found: Mapping[str, list[Figures]]) -> Iterator[str]:
+    rounds = min(map(len, found.values()))
+    yield f"{machine()}; {rounds} round{'s' if rounds > 1 else ''}.\n"
+    yield (
+        "| rows | plan s | rows/s | CPU us/row | then prepare s | peak MB | resume: first request s | peak MB"
+        " | publish s | measure s | peak MB |"
+    )
+    yield "|---:|" + "---:|" * 10
+    for name, several in found.items():
+        rows = int(name)
+
+        def of(*path: str, scale: float = 1.0, form: str = ".1f", several: list[Figures] = several) -> str:
+            part, key = path
+            return Spread.of([scale * one[part][key] for one in several]).text(form)
+
+        rate = Spread.of([rows / one["plan"]["wall"] for one in several]).text(",.0f")
+        cells = (
+            *(f"{rows:,}", of("plan", "wall", form=".2f"), rate, of("plan", "cpu", scale=1e6 / rows)),
+            *(of("plan", "prepare"), of("plan", "peak", form=".0f")),
+            *(of("resume", "first"), of("resume", "peak", form=".0f")),
+            *(of("publish", "publish"), of("publish", "measure"), of("publish", "peak", form=".0f")),
         )
-    lines += [
-        "\nDeduplication: seconds, times imagemill's, and memory beyond what the imports took.\n",
-        "| rows | unique | imagemill | pandas `drop_duplicates` | DuckDB `GROUP BY` |",
-        "|---|---|---|---|---|",
-    ]
-    for rows, found in results.items():
-        own = found["dedupe"]["imagemill"]
-        cells = [
-            f"{one['wall']:.2f} s ({one['wall'] / own['wall']:.2f}), {one['cpu']:.2f} s CPU,"
-            f" +{one['peak'] - one['before']:.0f} MB"
-            for one in found["dedupe"].values()
-        ]
-        lines.append(f"| {rows:,} | {own['unique']:,} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+        yield f"| {' | '.join(cells)} |"
+    yield "\nDeduplication: memory is what it takes beyond the imports.\n"
+    yield "| rows | contender | seconds | times imagemill's | CPU s | MB |"
+    yield "|---:|---|---:|---:|---:|---:|"
+    for name, several in found.items():
+        for who in several[0].get("dedupe", ()):
+            ours = Spread.of([one["dedupe"]["imagemill"]["wall"] for one in several]).median
+            them = [one["dedupe"][who] for one in several]
+            wall = Spread.of([one["wall"] for one in them])
+            cells = (
+                *(f"{int(name):,}", who, wall.text(), f"{wall.median / ours:.2f}"),
+                Spread.of([one["cpu"] for one in them]).text(),
+                Spread.of([one["peak"] - one["before"] for one in them]).text(".0f"),
+            )
+            yield f"| {' | '.join(cells)} |"
 
 
-def main() -> None:
-    """Measure, print, and write the tables into growth.md, between its marks."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("rows", nargs="*", type=int, default=[1_000, 10_000, 100_000, 1_000_000])
-    results: dict[int, dict[str, Any]] = {}
-    with workshop() as shop, Emulator(Settings(latency_s=0.05, pictures="fast")) as emulated:
-        for rows in parser.parse_args().rows:
+def main() -> int:
+    """Measure in rounds that alternate, and write the tables."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    options(parser, minutes=12)
+    parser.add_argument("rows", nargs="*", type=int)
+    arguments = parser.parse_args()
+    arguments.once |= bool(arguments.rows)
+    sizes = arguments.rows or ROWS
+    with workshop() as shop, emulator_process(Settings(latency_s=0.05, pictures="fast")) as emulated:
+        runs = []
+        for rows in sizes:
             catalog = shop.folder / f"catalog-{rows}.parquet"
             write_catalog(catalog, rows)
-            results[rows] = grow(shop, emulated, rows, catalog)
-            print(rows, json.dumps(results[rows]), file=sys.stderr, flush=True)
-    text = tables(results)
-    print(text)
-    before, _, rest = FILE.read_text().partition("<!-- measured -->")
-    after = rest.partition("<!-- end -->")[2]
-    FILE.write_text(f"{before}<!-- measured -->\n\n{text}\n\n<!-- end -->{after}")
+            dedupe = rows == max(sizes)
+            runs.append(Run(str(rows), partial(grow, shop, emulated, rows, catalog, dedupe=dedupe)))
+        return record(FILE, runs, tables, arguments, sizes=list(sizes))
 
 
 if __name__ == "__main__":
@@ -313,4 +337,4 @@ if __name__ == "__main__":
         figures = {"plan": plan, "publish": publish, "dedupe": deduplicate}[what](*given)
         print(json.dumps({**figures, "peak": peak_mb()}))
     else:
-        main()
+        sys.exit(main())

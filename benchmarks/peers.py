@@ -1,10 +1,10 @@
-"""Runs imagemill beside what a user would take instead; writes the table to benchmarks/peers.md.
+"""Runs imagemill beside what a user would take instead; writes the tables into benchmarks/peers.md.
 
     python -m benchmarks.peers [--quick] [--only NAME ...] [--environments FOLDER]
 
-Each contender is a process of its own. All are given the same catalog, the same emulated API and the same S3
-server, one after the other, in these situations: a limit above what one would set by hand, one below it,
-no limit and no latency (once with few images, to tell the start from the work), and SIGKILL once half of the
+Each contender is a process of its own. All are given the same catalog, the same emulated API and the same
+S3 server, in these situations: a limit that they are told, one that is lower than what they are told, no
+limit and no latency (once with few images, to tell the start from the work), and SIGKILL once half of the
 images have been answered, after which the same command is started again. Peers come from PyPI, each into an
 environment of its own, which is thrown away unless ``--environments`` names a folder to keep them in.
 """
@@ -13,128 +13,136 @@ from __future__ import annotations
 
 import argparse
 import math
+import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
+from dataclasses import replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
 from prefect.settings import get_current_settings
 from prefect.testing.utilities import prefect_test_harness
 
-from benchmarks.side_by_side import (
-    BUCKET,
-    LATENCY_S,
-    Contender,
-    Outcome,
-    Situation,
-    python_of,
-    run,
-    wait_until_quiet,
-)
+from benchmarks.recording import ROUNDS, Figures, Run, Spread, options, record
+from benchmarks.side_by_side import LATENCY_S, Contender, Servers, Situation, python_of, run
 from benchmarks.workshop import machine
-from tests.s3_server import s3_server
 
+FILE = Path(__file__).with_suffix(".md")
 FEW = 50
 """Images of the run that tells the start from the work."""
 MEAN_LATENCY_S = LATENCY_S * math.exp(0.35**2 / 2)
 """Of the emulator's lognormal latency."""
-
-INTRODUCTION = """\
-Each contender is a process of its own, given the same catalog, emulated API (Together's: 1024 x 1024 JPEG in
-the answer, lognormal latency with a median of 0.5 s) and S3 server, one after the other, all on this machine.
-
-- *images/s*: images in the bucket, by the time from the API's first request to its last answer. *wall*: the
-  command from start to end, with imports, records and reports.
-- *at once*: the contender's configured concurrency; `auto` is not configured.
-- *missing*: rows of the catalog without an image in the bucket, after all the contender's own retries.
-- *CPU ms/image*: the CPU of one additional image, in the whole process tree: the CPU of {many:,} images minus
-  that of {few}, divided by the difference. *start and end*: the rest. *all*: the whole run's CPU per image.
-  Servers (API, S3, Prefect's) are not included.
-- *peak memory*: the largest sum of resident memory of the process tree, in the first and third table's runs.
-- *killed*: SIGKILL to all its processes once half of {some:,} images were answered, at a limit of 30 at
-  once; then the same command again. *paid twice*: images on the API's bill beyond one per row. *in flight*:
-  requests that the API was working on at the kill, which it completes and bills all the same.
-"""
+LIMITS = {"limited": 30, "tight": 15}
+"""Requests at once that the emulated account allows."""
 
 _PIECES = tuple(f"{name}=={version(name)}" for name in ("httpx", "boto3"))
+_TOLD = "25"
+"""Requests at once that a contender is told to make, where its user does not know the limit."""
 CONTENDERS = (
-    Contender("bare", "bare loop: httpx and `put_object`", "25"),
-    Contender("guide", "the guide: chunks of 25, checkpoint", "25"),
-    Contender("prefect_map", f"Prefect {version('prefect')}, a task an image, `.map`", "25"),
-    Contender("sdk_loop", f"Together's SDK {version('together')} in a loop", "25"),
-    Contender("ray_data", "Ray Data 2.60.0, `map_batches`", "25", ("ray[data]==2.60.0", *_PIECES)),
-    Contender("daft_udf", "Daft 0.7.26, async UDF", "25", ("daft==0.7.26", *_PIECES)),
+    Contender("bare", "bare loop: httpx and boto3", _TOLD),
+    Contender("bare_obstore", "bare loop: httpx and obstore", _TOLD, script="bare", put_with="obstore"),
+    Contender("guide", "the guide: chunks, checkpoint", _TOLD),
+    Contender("prefect_map", f"Prefect {version('prefect')}, a task per image, `.map`", _TOLD),
+    Contender("sdk_loop", f"Together's SDK {version('together')} in a loop", _TOLD),
+    Contender("ray_data", "Ray Data 2.60.0, `map_batches`", _TOLD, ("ray[data]==2.60.0", *_PIECES)),
+    Contender("daft_udf", "Daft 0.7.26, async UDF", _TOLD, ("daft==0.7.26", *_PIECES)),
     Contender("imagemill", f"imagemill {version('imagemill')}, `imagemill run`", "auto"),
 )
 
 
-def situations(*, quick: bool) -> tuple[Situation, ...]:
-    """All of them; ``quick`` ones only show that it works."""
-    many, some = (300, 300) if quick else (1_000, 500)
-    return (
-        Situation("limited", many, max_concurrent=30),
-        Situation("tight", some, max_concurrent=15),
-        Situation("few", FEW, latency_s=0.0),
-        Situation("free", many, latency_s=0.0),
-        Situation("killed", some, max_concurrent=30, kill=True),
+def situations(*, quick: bool) -> dict[Situation, int]:
+    """All of them, and how many rounds of each the page needs; ``quick`` ones only show that it works."""
+    many, some, free = (100, 100, 200) if quick else (1_000, 300, 500)
+    return {
+        Situation("few", FEW, latency_s=0.0): ROUNDS,
+        Situation("free", free, latency_s=0.0): ROUNDS,
+        # They mostly wait, so that they differ little from round to round, and take long.
+        Situation("limited", many, max_concurrent=LIMITS["limited"]): 1,
+        Situation("tight", some, max_concurrent=LIMITS["tight"]): 1,
+        Situation("killed", some, max_concurrent=LIMITS["limited"], kill=True): 1,
+    }
+
+
+def page(contenders: list[Contender], found: Mapping[str, list[Figures]]) -> str:
+    """The tables."""
+    return "\n".join(_lines(contenders, found))
+
+
+def _lines(contenders: list[Contender], found: Mapping[str, list[Figures]]) -> Iterator[str]:
+    def of(each: Contender, situation: str) -> list[Figures]:
+        return found[f"{each.name} {situation}"]
+
+    rounds = {name: min(len(of(each, name)) for each in contenders) for name in ("free", "limited", "killed")}
+    images = {name: of(contenders[0], name)[0]["images"] for name in ("free", "limited", "tight", "killed")}
+    yield f"{machine()}. Rounds: {rounds['free']} without a limit, {rounds['limited']} at one.\n"
+    yield "## With no limit and no latency\n"
+    yield f"{images['free']:,} images, and {FEW} to tell the start from the work.\n"
+    yield from header(
+        *("contender", "CPU ms per additional image", "times bare, boto3", "times bare, obstore"),
+        *("CPU ms per image, whole run", "CPU s of start and end", "images/s", "peak memory MB", "missing"),
     )
-
-
-def page(outcomes: list[Outcome], contenders: list[Contender]) -> Iterator[str]:
-    """The page of the outcomes, line by line."""
-    found = {(each.contender, each.situation): each for each in outcomes}
-    yield from ("# Compared with the alternatives\n", f"`python -m benchmarks.peers`, {machine()}.\n")
-    images = {each.situation: each.images for each in outcomes}
-    many, some = images["limited"], images["tight"]
-    yield INTRODUCTION.format(many=many, some=some, few=FEW)
-    yield "## At a hidden limit\n"
-    for situation, limit in (("limited", 30), ("tight", 15)):
+    marginal = {
+        each.name: Spread.of(
+            [
+                1000 * (free["cpu_s"] - few["cpu_s"]) / (free["images"] - FEW)
+                for few, free in zip(of(each, "few"), of(each, "free"), strict=False)
+            ]
+        )
+        for each in contenders
+    }
+    for each in contenders:
+        one, cost = of(each, "free"), marginal[each.name]
+        times = [
+            f"{cost.median / marginal[floor].median:.2f}" if floor in marginal else "-"
+            for floor in ("bare", "bare_obstore")
+        ]
+        start_s = Spread.of([few["cpu_s"] for few in of(each, "few")]).median - FEW * cost.median / 1000
+        peaks = [max(f["peak_mb"] for f in of(each, name)) for name in ("limited", "free")]
+        yield row(
+            *(each.label, cost.text(), *times),
+            *(Spread.of([1000 * f["cpu_s"] / f["images"] for f in one]).text(), f"{start_s:.1f}"),
+            Spread.of([(f["images"] - f["missing"]) / f["working_s"] for f in one]).text(".0f"),
+            *(f"{max(peaks):.0f}", f"{max(f['missing'] for f in one):,}"),
+        )
+    yield "\n## At a limit on concurrent requests"
+    known = {
+        "limited": "All but imagemill are told this limit.",
+        "tight": f"It is lower than the {_TOLD} that all but imagemill are told.",
+    }
+    for name, limit in LIMITS.items():
         allowed = limit / MEAN_LATENCY_S
-        yield f"{limit} requests at once, {images[situation]:,} images: {allowed:.1f} images/s are possible."
-        yield ""
+        possible = f"{images[name]:,} images, {allowed:.1f} images/s are possible."
+        yield f"\n{limit} requests at once, {possible} {known[name]}\n"
         yield from header("contender", "at once", "images/s", "of the limit", "429s", "missing", "wall s")
         for each in contenders:
-            one = found[each.name, situation]
-            rate = (one.images - one.missing) / one.working_s
+            several = of(each, name)
+            rates = [(f["images"] - f["missing"]) / f["working_s"] for f in several]
             yield row(
-                *(each.label, each.at_once, f"{rate:.1f}", f"{rate / allowed:.1%}"),
-                *(f"{one.refused / one.requests:.1%}", f"{one.missing:,}", f"{one.wall_s:.0f}"),
+                *(each.label, _at(each, name).at_once, Spread.of(rates).text(".1f")),
+                Spread.of([rate / allowed for rate in rates]).text(".1%"),
+                Spread.of([f["refused"] / f["requests"] for f in several]).text(".1%"),
+                Spread.of([f["missing"] for f in several]).text(",.0f"),
+                Spread.of([f["wall_s"] for f in several]).text(".0f"),
             )
-        yield ""
-    yield "## With no limit and no latency\n"
-    yield from header(
-        *("contender", "images/s", "CPU ms/image", "times bare", "images/CPU s, times Prefect `.map`"),
-        *("CPU s of start and end", "CPU ms/image, all", "peak memory MB", "missing"),
-    )
-    marginal = {each.name: cpu_an_image(found, each.name) for each in contenders}
-    for each in contenders:
-        one, few = found[each.name, "free"], found[each.name, "few"]
-        cpu = marginal[each.name]
-        bare, mapped = (marginal.get(name, math.nan) for name in ("bare", "prefect_map"))
-        peak = max(found[each.name, name].peak_mb for name in ("limited", "free"))
-        yield row(
-            *(each.label, f"{(one.images - one.missing) / one.working_s:.0f}", f"{1000 * cpu:.2f}"),
-            *(f"{cpu / bare:.2f}", f"{mapped / cpu:.1f}", f"{few.cpu_s - FEW * cpu:.1f}"),
-            *(f"{1000 * one.cpu_s / one.images:.2f}", f"{peak:.0f}", f"{one.missing:,}"),
-        )
     yield "\n## Killed half way, and started again\n"
+    yield f"{images['killed']:,} images, 30 requests at once.\n"
     yield from header(
         "contender", "images lost", "images paid twice", "in flight at the kill", "wall s", "exit codes"
     )
     for each in contenders:
-        one = found[each.name, "killed"]
-        codes = ", ".join("killed" if code is None else str(code) for code in one.codes)
+        several = of(each, "killed")
+        codes = ["killed" if code is None else str(code) for f in several for code in f["codes"]]
         yield row(
-            each.label, f"{one.missing:,}", f"{one.twice:,}", str(one.in_flight), f"{one.wall_s:.0f}", codes
+            each.label,
+            *(
+                Spread.of([f[name] for f in several]).text(",.0f")
+                for name in ("missing", "twice", "in_flight")
+            ),
+            *(Spread.of([f["wall_s"] for f in several]).text(".0f"), ", ".join(dict.fromkeys(codes))),
         )
     yield ""
-
-
-def cpu_an_image(found: dict[tuple[str, str], Outcome], name: str) -> float:
-    """CPU seconds of one additional image."""
-    few, many = found[name, "few"], found[name, "free"]
-    return (many.cpu_s - few.cpu_s) / (many.images - few.images)
 
 
 def header(*names: str) -> Iterator[str]:
@@ -148,34 +156,48 @@ def row(*cells: str) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
-def main() -> None:
-    """Run everything, write the table."""
+def _told(situation: str) -> str:
+    """Requests at once that a contender is told: the limit, or a usual number where that is higher."""
+    return str(LIMITS["limited"]) if situation in {"limited", "killed"} else _TOLD
+
+
+def _at(contender: Contender, situation: str) -> Contender:
+    if contender.at_once == "auto":
+        return contender
+    return replace(contender, at_once=_told(situation))
+
+
+def main() -> int:
+    """Measure in rounds that alternate, and write the tables."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="300 images, to see that it works; no table")
+    options(parser, minutes=20)
+    parser.add_argument(
+        "--quick", action="store_true", help="one round of few images, to see that it works; no table"
+    )
     parser.add_argument("--only", nargs="+", choices=[each.name for each in CONTENDERS], default=None)
     parser.add_argument("--environments", type=Path, help="keep the peers' environments in this folder")
     arguments = parser.parse_args()
+    arguments.once |= arguments.quick or arguments.only is not None
     chosen = [each for each in CONTENDERS if arguments.only is None or each.name in arguments.only]
-    outcomes = []
     with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        environments = arguments.environments or folder / "environments"
+        environments = arguments.environments or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         pythons = {each.name: python_of(each, environments.absolute()) for each in chosen}
+        servers = stack.enter_context(Servers())
         stack.enter_context(prefect_test_harness(server_startup_timeout=180))
         prefect_url = str(get_current_settings().api.url)
-        for situation in situations(quick=arguments.quick):
-            # A server of its own for each situation: the disk need not hold all of them.
-            with tempfile.TemporaryDirectory() as data, s3_server(Path(data)) as s3:
-                s3.client().create_bucket(Bucket=BUCKET)
-                for each in chosen:
-                    wait_until_quiet()
-                    outcomes.append(run(each, situation, pythons[each.name], s3, prefect_url, folder))
-    text = "\n".join(page(outcomes, chosen))
-    if arguments.quick or arguments.only:
-        print(text)
-    else:
-        Path(__file__).with_suffix(".md").write_text(text)
+        wanted = situations(quick=arguments.quick)
+        runs = [
+            Run(
+                f"{each.name} {situation.name}",
+                partial(run, _at(each, situation.name), situation, pythons[each.name], servers, prefect_url),
+                rounds,
+            )
+            for situation, rounds in wanted.items()
+            for each in chosen
+        ]
+        sizes = [[situation.name, situation.images] for situation in wanted]
+        return record(FILE, runs, partial(page, chosen), arguments, sizes=sizes)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

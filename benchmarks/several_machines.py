@@ -1,68 +1,107 @@
-"""Holds one account's hidden rate with one to four worker processes; prints and writes several_machines.md.
+"""Holds one account's limit with one to eight worker processes; writes the tables into several_machines.md.
 
     python -m benchmarks.several_machines
 
 A real Dask scheduler and workers, each with a working folder of its own, a Postgres job store, a Prefect
-server and an S3 server, all on this machine. The account answers in 0.5 s (median) and lets 1,800 requests a
-minute through, in a bucket of 10. The last run loses a worker to SIGKILL half way.
+server and an S3 server, all on this machine. One run loses a worker to SIGKILL half way, in another a worker
+stands still for a while.
 """
 
 from __future__ import annotations
 
-import json
+import argparse
 import os
 import signal
+import subprocess
 import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from benchmarks.workshop import Workshop, machine, wait_for, workshop
-from imagemill.emulator import Emulator, Settings
+from benchmarks.emulator_process import EmulatorProcess, emulator_process
+from benchmarks.recording import Figures, Run, Spread, options, record
+from benchmarks.workshop import Ended, Workshop, machine, wait_for, workshop
+from imagemill.emulator import Settings
 from tests.cluster.local_cluster import Cluster
 from tests.servers import PASSWORD, PostgresServer, url_of
 
 FILE = Path(__file__).with_suffix(".md")
-ABOUT = """\
-# Several machines
-
-`python -m benchmarks.several_machines`
-
-Worker processes of a real Dask cluster, each with a working folder of its own, a Postgres job store and
-Prefect's global concurrency limit share one account. *share of the rate*: images, by the time from the API's
-first request to its last answer, of what the account lets through in that time. *paid twice*: images that the
-synchronous API had begun for the worker that was killed. Its shard is taken over once it has been silent for
-six seconds, which is what that run lacks.
-"""
-IMAGES = 3600
-PER_MINUTE = 1800
-BURST = 10
+IMAGES = 1_800
+PER_MINUTE, BURST = 1_800, 10
+STALL_S = 12.0
+"""Longer than the six seconds after which a silent worker's shards are taken over."""
+SHARD_IMAGES = 400
+SHARDS = {"4 shards": 100, "400 shards": 1}
+"""Images per shard of the runs whose difference is the cost of a shard."""
+_TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """One run as the account saw it."""
+@dataclass(frozen=True)
+class Case:
+    """A run on so many workers; what happens to the first of them half way."""
 
-    workers: str
-    seconds: float
-    requests: int
-    rate_limited: int
-    done: int
-    twice: int
-
-    def row(self) -> str:
-        """The run as a row of the table."""
-        share = IMAGES / self.seconds / (PER_MINUTE / 60)
-        return (
-            f"| {self.workers} | {self.seconds:.1f} | {share:.1%} | {self.rate_limited / self.requests:.2%}"
-            f" | {self.done:,} | {self.twice} |"
-        )
+    name: str
+    workers: int
+    signal: int | None = None
 
 
-def run(shop: Workshop, postgres: PostgresServer, workers: int, *, kill: bool = False) -> Outcome:
-    """One run of all images on a cluster of its own."""
-    emulated = Emulator(Settings(latency_s=0.5, pictures="fast", per_minute=PER_MINUTE, burst=BURST))
-    emulated.start()
-    work = shop.round(emulated, "together", [f"machines {n}" for n in range(IMAGES)])
+CASES = (
+    Case("1", 1),
+    Case("4", 4),
+    Case("8", 8),
+    Case("4, one killed half way", 4, signal.SIGKILL),
+    Case(f"4, one stopped half way for {STALL_S:.0f} s", 4, signal.SIGSTOP),
+)
+
+
+def at_limit(case: Case, shop: Workshop, postgres: PostgresServer) -> Figures:
+    """One run at the account's rate, as the account saw it."""
+    limit = Settings(latency_s=0.5, pictures="fast", per_minute=PER_MINUTE, burst=BURST)
+    with emulator_process(limit) as emulated:
+
+        def disturb(process: subprocess.Popen[str], workers: list[subprocess.Popen[bytes]]) -> None:
+            if case.signal is not None:
+                wait_for(lambda: emulated.bill()["images"] >= IMAGES // 2, process)
+                workers[0].send_signal(case.signal)
+            if case.signal == signal.SIGSTOP:
+                time.sleep(STALL_S)
+                workers[0].send_signal(signal.SIGCONT)
+
+        rate = {"shard-size": "100", "max-images-per-minute": str(PER_MINUTE)}
+        ended, _ = _run(shop, postgres, emulated, IMAGES, case.workers, rate, disturb)
+        stats, bill = emulated.stats(), emulated.bill()
+    seconds = stats["last_answer_at"] - stats["first_request_at"]
+    return {
+        "seconds": seconds,
+        "share": IMAGES / seconds / (PER_MINUTE / 60),
+        "refused": stats["rate_limited"] / stats["generation_requests"],
+        "done": ended.summary["done"],
+        "twice": sum(line["count"] - 1 for line in bill["by_key"].values()),
+    }
+
+
+def in_shards(size: int, shop: Workshop, postgres: PostgresServer) -> Figures:
+    """One run without a limit on one worker: its seconds, and the CPU of the scheduler and of the leader."""
+    with emulator_process(Settings(latency_s=0.0, pictures="fast")) as emulated:
+        ended, cpu = _run(shop, postgres, emulated, SHARD_IMAGES, 1, {"shard-size": str(size)})
+        stats = emulated.stats()
+    assert ended.summary["done"] == SHARD_IMAGES, ended
+    return {"seconds": stats["last_answer_at"] - stats["first_request_at"], **cpu}
+
+
+def _run(
+    shop: Workshop,
+    postgres: PostgresServer,
+    emulated: EmulatorProcess,
+    images: int,
+    workers: int,
+    given: Mapping[str, str],
+    disturb: Callable[[subprocess.Popen[str], list[subprocess.Popen[bytes]]], None] | None = None,
+) -> tuple[Ended, Figures]:
+    """One run on a cluster of its own: how it ended, and the CPU of each part, in seconds."""
+    work = shop.round(emulated, "together", [f"machines {n}" for n in range(images)])
     work.environment["IMAGEMILL_STORE_PASSWORD"] = PASSWORD
     environment = {
         **shop.s3.environment,
@@ -70,56 +109,89 @@ def run(shop: Workshop, postgres: PostgresServer, workers: int, *, kill: bool = 
         "IMAGEMILL_STORE_PASSWORD": PASSWORD,
         "TOGETHER_API_KEY": "benchmark",
     }
+    with Cluster(work.home / "cluster", workers, **environment) as cluster:
+        before = _of_children()
+        process = work.start(
+            store=url_of(postgres), **{"task-runner": "dask", "scheduler": cluster.address, **given}
+        )
+        if disturb is not None:
+            disturb(process, cluster.workers)
+        ended = work.finish(process)
+        cpu = {
+            "leader": _of_children() - before,
+            "scheduler": _cpu_s(cluster.scheduler),
+            "worker": _cpu_s(cluster.workers[0]),
+        }
+    if ended.code:
+        sys.exit(ended.err)
+    return ended, cpu
+
+
+def _of_children() -> float:
+    """CPU seconds of all children that have ended."""
+    times = os.times()
+    return times.children_user + times.children_system
+
+
+def _cpu_s(process: subprocess.Popen[bytes] | None) -> float:
+    assert process is not None
     try:
-        with Cluster(work.home / "cluster", workers, **environment) as cluster:
-            process = work.start(
-                store=url_of(postgres),
-                **{
-                    "task-runner": "dask",
-                    "scheduler": cluster.address,
-                    "shard-size": "100",
-                    "max-images-per-minute": str(PER_MINUTE),
-                },
-            )
-            if kill:
-                wait_for(lambda: emulated.bill()["images"] >= IMAGES // 2, process)
-                cluster.workers[0].send_signal(signal.SIGKILL)
-            out, err = process.communicate(timeout=600)
-        if process.returncode:
-            sys.exit(err)
-        stats, bill = emulated.stats(), emulated.bill()
-    finally:
-        emulated.stop()
-    return Outcome(
-        f"{workers}, one killed half way" if kill else str(workers),
-        stats["last_answer_at"] - stats["first_request_at"],
-        stats["generation_requests"],
-        stats["rate_limited"],
-        json.loads(out)["done"],
-        sum(line["count"] - 1 for line in bill["by_key"].values()),
+        stat = Path("/proc", str(process.pid), "stat").read_text().rpartition(")")[2].split()
+    except OSError:  # it was killed
+        return 0.0
+    return (int(stat[11]) + int(stat[12])) * _TICK_S
+
+
+def tables(found: Mapping[str, list[Figures]]) -> str:
+    """The tables."""
+    return "\n".join(_lines(found))
+
+
+def _lines(found: Mapping[str, list[Figures]]) -> Iterator[str]:
+    rounds = min(map(len, found.values()))
+    yield (
+        f"{machine()}; {rounds} round{'s' if rounds > 1 else ''}. {IMAGES:,} images in a run, an account of"
+        f" {PER_MINUTE:,} requests a minute in a bucket of {BURST}.\n"
     )
-
-
-def main() -> None:
-    """Run with one to four workers, and once with three of which one dies."""
-    lines = [
-        f"{machine()}; {IMAGES:,} images a run, {PER_MINUTE:,} requests a minute in a bucket of {BURST}",
-        "",
-        "| workers | seconds | share of the rate | 429s | images done | paid twice |",
-        "|---|---|---|---|---|---|",
+    yield "| workers | seconds | share of the rate | 429s | images done | paid twice |"
+    yield "|---|---:|---:|---:|---:|---:|"
+    for case in CASES:
+        forms = {"seconds": ".1f", "share": ".1%", "refused": ".2%", "done": ",.0f", "twice": ".0f"}
+        cells = [
+            Spread.of([each[name] for each in found[case.name]]).text(form) for name, form in forms.items()
+        ]
+        yield f"| {case.name} | {' | '.join(cells)} |"
+    few, many = (found[name] for name in SHARDS)
+    sizes = list(SHARDS.values())
+    more = SHARD_IMAGES // sizes[1] - SHARD_IMAGES // sizes[0]
+    yield f"\nEach additional shard, from {SHARD_IMAGES} images in {' and in '.join(SHARDS)} on one worker:\n"
+    yield "| seconds | CPU ms, scheduler | CPU ms, leader | CPU ms, worker |"
+    yield "|---:|---:|---:|---:|"
+    cells = [
+        Spread.of([scale * (b[name] - a[name]) / more for a, b in zip(few, many, strict=False)]).text(form)
+        for name, scale, form in (
+            ("seconds", 1, ".3f"),
+            ("scheduler", 1000, ".1f"),
+            ("leader", 1000, ".1f"),
+            ("worker", 1000, ".1f"),
+        )
     ]
-    print("\n".join(lines), flush=True)
+    yield f"| {' | '.join(cells)} |"
+
+
+def main() -> int:
+    """Measure in rounds that alternate, and write the tables. A round takes minutes: the page needs one."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    options(parser, minutes=8)
+    arguments = parser.parse_args()
     with workshop() as shop, PostgresServer() as postgres:
-        for workers in (1, 2, 3, 4):
-            lines.append(run(shop, postgres, workers).row())
-            print(lines[-1], flush=True)
-        lines.append(run(shop, postgres, 3, kill=True).row())
-        print(lines[-1], flush=True)
-    FILE.write_text(
-        "\n".join(["# Several machines", "", "`python -m benchmarks.several_machines`", "", *lines, ""])
-    )
+        runs = [
+            *(Run(case.name, partial(at_limit, case, shop, postgres), 1) for case in CASES),
+            *(Run(name, partial(in_shards, size, shop, postgres), 1) for name, size in SHARDS.items()),
+        ]
+        return record(FILE, runs, tables, arguments, sizes=[IMAGES, PER_MINUTE, STALL_S])
 
 
 if __name__ == "__main__":
     os.environ.setdefault("PREFECT_LOGGING_LEVEL", "ERROR")
-    main()
+    sys.exit(main())

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import httpx
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from benchmarks.process_tree import ProcessTree
-from tests.s3_server import S3Server
+from benchmarks.recording import Figures
+from tests.s3_server import S3Server, s3_server
 
 ROOT = Path(__file__).parents[1]
 BUCKET = "benchmark"
@@ -26,13 +30,16 @@ _PAST_HALF = 12
 """Images after the half at the kill, so that it does not fall where a chunk of 25 ends."""
 LONGEST_S = 900.0
 """No run takes longer than this, in seconds."""
+_IMAGES_A_SERVER = 15_000
+"""So many images are kept before the S3 server begins anew: some 5 GB."""
 
 
 @dataclass(frozen=True)
 class Contender:
     """One row of the table. ``installs`` come from PyPI into an environment of their own.
 
-    ``at_once`` is a number of requests, or ``auto``; ``put_with`` the client for S3, where it has a choice.
+    ``at_once`` is a number of requests, or ``auto``; ``put_with`` the client for S3, where it has a choice;
+    ``script`` the module in ``contenders``, where it is not the name.
     """
 
     name: str
@@ -40,11 +47,12 @@ class Contender:
     at_once: str
     installs: tuple[str, ...] = ()
     put_with: str = "boto3"
+    script: str = ""
 
     def command(self, python: str, told: dict[str, str]) -> list[str]:
         """What is started, and started again."""
         if self.name != "imagemill":
-            return [python, "-m", f"benchmarks.contenders.{self.name}"]
+            return [python, "-m", f"benchmarks.contenders.{self.script or self.name}"]
         return [
             *(python, "-m", "imagemill", "run", told["CATALOG"], "--provider", "together"),
             *("--base-url", told["API_URL"], "--s3-endpoint-url", told["S3_URL"]),
@@ -178,16 +186,47 @@ def missing_rows(s3: S3Server, prefix: str, catalog: Path) -> int:
     return sum(image not in names for image in image_of.values())
 
 
+class Servers:
+    """An S3 server for many runs, which begins anew before the disk is full, and a folder for each run."""
+
+    def __init__(self) -> None:
+        self._stack = ExitStack()
+        self._images = _IMAGES_A_SERVER
+        self._numbers = itertools.count()
+        self._s3: S3Server | None = None
+        self._folder = Path()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """End the server and delete what it holds."""
+        self._stack.close()
+
+    def for_run(self, images: int) -> tuple[S3Server, Path]:
+        """The server and a new, empty folder for a run of so many images."""
+        if self._s3 is None or self._images + images > _IMAGES_A_SERVER:
+            self._stack.close()
+            self._folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory()))
+            self._s3 = self._stack.enter_context(s3_server(self._folder))
+            self._s3.client().create_bucket(Bucket=BUCKET)
+            self._images = 0
+        self._images += images
+        folder = self._folder / f"run-{next(self._numbers)}"
+        folder.mkdir()
+        return self._s3, folder
+
+
 def run(
-    contender: Contender, situation: Situation, python: str, s3: S3Server, prefect_url: str, folder: Path
-) -> Outcome:
-    """One contender in one situation."""
-    prefix = f"{contender.name}-{contender.put_with}-{situation.name}"
-    home = folder / prefix
-    home.mkdir()
-    catalog = folder / f"{situation.images}.parquet"
-    if not catalog.exists():
-        write_catalog(catalog, situation.images)
+    contender: Contender, situation: Situation, python: str, servers: Servers, prefect_url: str
+) -> Figures:
+    """One contender in one situation: an :class:`Outcome`, as a dictionary."""
+    s3, home = servers.for_run(situation.images)
+    prefix = home.name
+    catalog = home / "catalog.parquet"
+    write_catalog(catalog, situation.images)
     with emulated_api(situation) as api, (home / "output.log").open("wb") as output:
         told = {
             "API_URL": api.url,
@@ -240,8 +279,7 @@ def run(
     )
     if codes[-1] != 0:
         print("".join((home / "output.log").read_text().splitlines(keepends=True)[-15:]), file=sys.stderr)
-    print(outcome, file=sys.stderr, flush=True)
-    return outcome
+    return asdict(outcome)
 
 
 def python_of(contender: Contender, environments: Path) -> str:
@@ -255,16 +293,3 @@ def python_of(contender: Contender, environments: Path) -> str:
         install = [str(python), "-m", "pip", "install", "--quiet", *contender.installs]
         subprocess.run(install, check=True, stderr=subprocess.DEVNULL)
     return str(python)
-
-
-def wait_until_quiet() -> None:
-    """Let what the last run left to the servers be done, so that the next one does not pay for it."""
-    for _ in range(60):
-        before = _idle_ticks()
-        time.sleep(1)
-        if _idle_ticks() - before >= 0.9 * (os.cpu_count() or 1) * os.sysconf("SC_CLK_TCK"):
-            return
-
-
-def _idle_ticks() -> int:
-    return int(Path("/proc/stat").read_text().split()[4])

@@ -9,6 +9,8 @@ each, and once a server runs already. The end is that of a run of 1,000 images.
 
 from __future__ import annotations
 
+import argparse
+import itertools
 import os
 import subprocess
 import sys
@@ -17,6 +19,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 
 import orjson
@@ -24,7 +27,7 @@ from prefect.settings import get_current_settings
 from prefect.testing.utilities import prefect_test_harness
 
 from benchmarks.process_tree import ProcessTree
-from benchmarks.recording import QuietMachine, Spread, alternating, record
+from benchmarks.recording import Figures, Run, Spread, options, record
 from benchmarks.side_by_side import BUCKET, ROOT, Contender, Situation, emulated_api, write_catalog
 from benchmarks.workshop import machine
 from tests.s3_server import S3Server, s3_server
@@ -32,11 +35,13 @@ from tests.s3_server import S3Server, s3_server
 FILE = Path(__file__).with_suffix(".md")
 MANY = 1_000
 SERVERS = {"runs already": True, "is temporary": False}
+MANY_IMAGES = f"imagemill, {MANY:,} images"
+ALONE = ("import imagemill", "imagemill --help")
 _IMAGEMILL = Contender("imagemill", "imagemill", "25")
 _LONGEST_S = 120.0
 
 
-def measured(what: str, images: int, s3: S3Server, home: Path, prefect_url: str | None) -> dict[str, float]:
+def measured(what: str, images: int, s3: S3Server, home: Path, prefect_url: str | None) -> Figures:
     """One command: seconds to where its work begins, from its last image to its exit, and in all."""
     catalog = home / "catalog.parquet"
     write_catalog(catalog, images)
@@ -75,17 +80,21 @@ def measured(what: str, images: int, s3: S3Server, home: Path, prefect_url: str 
     return {"first": first - begun, "end": ended - last, "all": ended - begun, "cpu": tree.cpu_s}
 
 
-def tables(found: Mapping[tuple[str, str], list[dict[str, float]]]) -> Iterator[str]:
-    """The tables, line by line."""
-    rounds = len(found["empty", "runs already"])
+def tables(found: Mapping[str, list[Figures]]) -> str:
+    """The tables."""
+    return "\n".join(_lines(found))
+
+
+def _lines(found: Mapping[str, list[Figures]]) -> Iterator[str]:
+    rounds = min(map(len, found.values()))
     yield f"{machine()}; {rounds} rounds. Seconds: the median, and the least and the most in brackets.\n"
     yield "| Prefect's server | what | to the first request | times the whole empty flow | whole | CPU |"
     yield "|---|---|---:|---:|---:|---:|"
     for server in SERVERS:
-        floor = Spread.of([one["all"] for one in found["empty", server]]).median
+        floor = Spread.of([one["all"] for one in found[f"empty, {server}"]]).median
         for what, label in (("empty", "an empty flow"), ("imagemill", "imagemill, one image")):
             one = {
-                name: Spread.of([run[name] for run in found[what, server]])
+                name: Spread.of([run[name] for run in found[f"{what}, {server}"]])
                 for name in ("first", "all", "cpu")
             }
             first = f"{one['first'].median / floor:.2f}" if what == "imagemill" else ""
@@ -93,14 +102,14 @@ def tables(found: Mapping[tuple[str, str], list[dict[str, float]]]) -> Iterator[
             yield f"| {' | '.join(cells)} |"
     yield "\n| command | seconds | CPU |"
     yield "|---|---:|---:|"
-    for command in ("import imagemill", "imagemill --help"):
-        one = {name: Spread.of([run[name] for run in found[command, ""]]) for name in ("all", "cpu")}
+    for command in ALONE:
+        one = {name: Spread.of([run[name] for run in found[command]]) for name in ("all", "cpu")}
         yield f"| `{command}` | {one['all'].text()} | {one['cpu'].text()} |"
-    end = Spread.of([one["end"] for one in found["imagemill", "many"]])
+    end = Spread.of([one["end"] for one in found[MANY_IMAGES]])
     yield f"\nFrom the last of {MANY:,} images to the exit: {end.text()} s, with a server that runs already."
 
 
-def command_alone(command: str) -> dict[str, float]:
+def command_alone(command: str) -> Figures:
     """Seconds and CPU of a command that needs no server."""
     program = ["-c", command] if command.startswith("import") else ["-m", *command.split()]
     begun, before = time.perf_counter(), os.times()
@@ -112,14 +121,10 @@ def command_alone(command: str) -> dict[str, float]:
 
 def main() -> int:
     """Measure in rounds that alternate, and write the tables."""
-    runs = [
-        *((what, server) for server in SERVERS for what in ("empty", "imagemill")),
-        ("imagemill", "many"),
-        ("import imagemill", ""),
-        ("imagemill --help", ""),
-    ]
-    found: dict[tuple[str, str], list[dict[str, float]]] = defaultdict(list)
-    quiet = QuietMachine()
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    options(parser, minutes=8)
+    arguments = parser.parse_args()
+    numbers = itertools.count()
     with (
         tempfile.TemporaryDirectory() as work,
         s3_server(Path(work)) as s3,
@@ -128,20 +133,23 @@ def main() -> int:
         s3.client().create_bucket(Bucket=BUCKET)
         url = str(get_current_settings().api.url)
         os.environ["PREFECT_HOME"] = f"{work}/prefect"
-        for number, run in enumerate([("empty", "is temporary"), *alternating(runs)]):
-            quiet.wait()
-            what, server = run
-            if not server:
-                figures = command_alone(what)
-            else:
-                home = Path(work, f"run-{number}")
-                home.mkdir()
-                images = MANY if server == "many" else 1
-                figures = measured(what, images, s3, home, url if SERVERS.get(server, True) else None)
-            print(run, figures, file=sys.stderr, flush=True)
-            if number:  # the first one makes the temporary server's database
-                found[run].append(figures)
-    return record(FILE, "\n".join(tables(found)), quiet)
+
+        def measure(what: str, images: int, *, server_runs: bool) -> Figures:
+            home = Path(work, f"run-{next(numbers)}")
+            home.mkdir()
+            return measured(what, images, s3, home, url if server_runs else None)
+
+        measure("empty", 1, server_runs=False)  # makes the temporary server's database
+        runs = [
+            *(
+                Run(f"{what}, {server}", partial(measure, what, 1, server_runs=is_running))
+                for server, is_running in SERVERS.items()
+                for what in ("empty", "imagemill")
+            ),
+            Run(MANY_IMAGES, partial(measure, "imagemill", MANY, server_runs=True)),
+            *(Run(command, partial(command_alone, command)) for command in ALONE),
+        ]
+        return record(FILE, runs, tables, arguments, sizes=MANY)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from PIL import Image
 from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, get_current_settings, temporary_settings
 from prefect.testing.utilities import prefect_test_harness
 
+from benchmarks.emulator_process import EmulatorProcess
 from imagemill.emulator import Emulator
 from tests.s3_server import S3Server, s3_server
 
@@ -72,7 +73,7 @@ class Workshop:
 
     def round(
         self,
-        emulated: Emulator,
+        emulated: Emulator | EmulatorProcess,
         provider: str,
         prompts: list[str],
         *,
@@ -107,7 +108,7 @@ class Round:
     name: str
     home: Path
     catalog: str
-    emulated: Emulator
+    emulated: Emulator | EmulatorProcess
     provider: str
     wanted: dict[str, tuple[str, Size]]
     options: dict[str, str]

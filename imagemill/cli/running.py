@@ -13,6 +13,7 @@ from imagemill.catalog.access import catalog_of
 from imagemill.cli.exit_codes import DONE, FAILURES, STOPPED
 from imagemill.cli.interrupts import interrupts_stop_the_run
 from imagemill.cli.prefect_server import wait_for_server
+from imagemill.cli.spared_imports import spare_pandas
 from imagemill.cli.terminal import (
     complain,
     job_lines_shown,
@@ -129,7 +130,10 @@ def check(settings: dict[str, Any]) -> None:
         InputError: something cannot be used.
     """
     refuse_environment()
-    named_judge(settings["quality"], settings["limits"], Pacer(1))
+    quality = settings["quality"]
+    if quality.judge is None or quality.judge_is_model:
+        spare_pandas()
+    named_judge(quality, settings["limits"], Pacer(1))
     run_id = settings["execution"].run_id
     if run_id is None or RunFolder(run_id).read_record() is None:
         for note in catalog_of(settings["catalog"], settings["output"]).usage.notes:

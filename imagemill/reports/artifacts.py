@@ -134,7 +134,7 @@ class RunArtifacts:
         share = 100.0 * finished / summary.unique if summary.unique else 100.0
         final = [_progress(summary.run_id, share), _headline(summary)]
         if summary.metrics is not None and self._metrics.exists():
-            rows = metrics_rows(pq.read_table(self._metrics).to_pylist())
+            rows = metrics_rows(pq.ParquetFile(self._metrics).read().to_pylist())
             text = f"The metrics of run {summary.run_id} over time."
             final.append(_Artifact("metrics", "table", json.dumps(rows), text))
         if summary.refreshed and summary.manifest is not None:

@@ -24,7 +24,7 @@ class Cluster:
         self._folder = folder
         self._environment = {**os.environ, **environment}
         self._count = workers
-        self._scheduler: subprocess.Popen[bytes] | None = None
+        self.scheduler: subprocess.Popen[bytes] | None = None
         self.workers: list[subprocess.Popen[bytes]] = []
 
     def _start(self, name: str, *arguments: str) -> subprocess.Popen[bytes]:
@@ -43,7 +43,7 @@ class Cluster:
     def __enter__(self) -> Self:
         port = self.address.rpartition(":")[2]
         options = ["--host", "127.0.0.1", "--no-dashboard"]
-        self._scheduler = self._start("scheduler", "dask_scheduler", *options, "--port", port)
+        self.scheduler = self._start("scheduler", "dask_scheduler", *options, "--port", port)
         for number in range(self._count):
             self.workers.append(
                 self._start(
@@ -63,8 +63,8 @@ class Cluster:
 
     def kill_scheduler(self) -> None:
         """End the scheduler as a crash would."""
-        assert self._scheduler
-        self._scheduler.kill()
+        assert self.scheduler
+        self.scheduler.kill()
 
     def __exit__(
         self,
@@ -72,7 +72,7 @@ class Cluster:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        for process in [*self.workers, self._scheduler]:
+        for process in [*self.workers, self.scheduler]:
             if process is not None:
                 process.kill()
                 process.wait()
