@@ -386,3 +386,14 @@ def test_its_time_runs_from_a_renewal_whose_answer_was_lost(bucket: ImageBucket,
     run.lease.renew()  # with the ETag that it has now
     assert not run.lease.is_late
     assert run.lost == []
+
+
+def test_a_bucket_that_is_away_at_the_end_is_no_error(
+    bucket: ImageBucket, clock: Clock, front: S3Front
+) -> None:
+    run = Run(bucket, "run", clock)
+    run.lease.take()
+    front.before = lambda _: Answer(403, "AccessDenied")
+    run.lease.give_back()  # it expires
+    front.before = lambda _: None
+    assert lease_in(bucket)["holder"] == "run"

@@ -11,7 +11,7 @@ import anyio
 import pytest
 
 from imagemill.emulator import Emulator
-from imagemill.engine.breaker import Breaker, OutageError
+from imagemill.engine.breaker import PROBE_S, Breaker, OutageError
 from imagemill.errors import ErrorClass
 from tests.cli.test_command import arguments, wait_for
 from tests.conftest import Command, Place
@@ -70,6 +70,48 @@ def test_a_few_failures_are_no_outage() -> None:
         for _ in range(49):
             breaker.record(ErrorClass.TIMEOUT)
         assert not breaker.is_open
+
+    run(scenario)
+
+
+def test_the_share_of_failures_is_exceeded_not_met_from_the_fiftieth_attempt_on() -> None:
+    for failures, opens in ((25, False), (26, True)):
+        breaker = Breaker(0.5, patience_s=60, clock=lambda: 0.0)
+        outcomes = [None] * (50 - failures) + [ErrorClass.TIMEOUT] * failures
+        assert [breaker.record(outcome) for outcome in outcomes] == [False] * 49 + [opens]
+        assert breaker.is_open is opens
+
+
+def test_failures_in_a_row_open_it_where_other_apis_can_step_in() -> None:
+    now = 0.0
+    breaker = Breaker(0.5, patience_s=60, in_a_row=4, clock=lambda: now)
+    for _ in range(2):
+        assert breaker.wait_s() == 0.0
+        assert not any(breaker.record(ErrorClass.TIMEOUT) for _ in range(3))
+        assert not breaker.record(None)
+        assert [breaker.record(ErrorClass.SERVER_ERROR) for _ in range(4)] == [False, False, False, True]
+        assert breaker.wait_s() == PROBE_S
+        now += PROBE_S - 1
+        assert breaker.wait_s() == 1.0
+        assert not breaker.record(ErrorClass.TIMEOUT)  # it stays open
+        breaker.sent()
+        assert breaker.wait_s() == PROBE_S
+        now += 2 * PROBE_S
+        assert breaker.wait_s() == 0.0
+        assert breaker.record(None)
+        assert not breaker.is_open
+
+
+def test_a_stop_wakes_those_who_wait_for_the_api() -> None:
+    async def scenario() -> None:
+        breaker, stopping = Breaker(0.5, patience_s=60, in_a_row=1), anyio.Event()
+        breaker.record(ErrorClass.TIMEOUT)
+        async with anyio.create_task_group() as group:
+            group.start_soon(breaker.admit, stopping)
+            await anyio.sleep(1)
+            stopping.set()
+            breaker.stop()
+        assert anyio.current_time() == 1
 
     run(scenario)
 
