@@ -44,27 +44,32 @@ class Load:
 
 def measure_load(folder: Path, s3: S3Server, images: int, shard_size: int) -> Load:
     """Run ``images`` jobs through a deployment, a worker and a server of their own, all below ``folder``."""
+    with installation(folder) as prefect:
+        prefect.prefect("work-pool", "create", "--type", "process", "imagemill")
+        prefect.prefect("deploy", "-n", "generate-catalog/on-demand")
+        with prefect.worker(**s3.environment, TOGETHER_API_KEY="key"):
+            return load_on(prefect, s3, images, shard_size)
+
+
+def load_on(prefect: Installation, s3: S3Server, images: int, shard_size: int) -> Load:
+    """Run ``images`` jobs through the deployment generate-catalog/on-demand, which has a worker."""
     client = s3.client()
     client.create_bucket(Bucket=BUCKET)
-    prompts = [f"picture {n}" for n in range(images)]
-    pq.write_table(pa.table({"prompt": prompts}), folder / "catalog.parquet")
+    catalog = prefect.folder / "load.parquet"
+    pq.write_table(pa.table({"prompt": [f"picture {n}" for n in range(images)]}), catalog)
     emulated = Emulator(Settings(latency_s=0.0, pictures="fast"))
     emulated.start()
     parameters = {
-        "catalog": {"path": str(folder / "catalog.parquet")},
+        "catalog": {"path": str(catalog)},
         "output": {"uri": f"s3://{BUCKET}/catalog", "s3_endpoint_url": s3.endpoint_url},
         "api": {"provider": "together", "base_url": emulated.base_url},
         "picture": {"width": 256, "height": 256, "format": "jpeg"},
         "execution": {"run_id": "load", "shard_size": shard_size},
     }
     try:
-        with installation(folder) as prefect:
-            prefect.prefect("work-pool", "create", "--type", "process", "imagemill")
-            prefect.prefect("deploy", "-n", "generate-catalog/on-demand")
-            with prefect.worker(**s3.environment, TOGETHER_API_KEY="key"):
-                flow_run = _run(prefect, parameters)
-            seen = _settled(prefect, flow_run["id"])
-            dropped = prefect.log("server").lower().count("queue is full")
+        flow_run = _run(prefect, parameters)
+        seen = _settled(prefect, flow_run["id"])
+        dropped = prefect.log("server").lower().count("queue is full")
         table = client.get_object(Bucket=BUCKET, Key="catalog/runs/load/jobs.parquet")["Body"].read()
     finally:
         emulated.stop()

@@ -25,6 +25,7 @@ from prefect.testing.utilities import prefect_test_harness
 
 from imagemill.cli.command import main
 from imagemill.emulator import Emulator, Settings
+from tests.prefect_database import keep, lay_out
 from tests.s3_server import S3Server, s3_server
 from tests.servers import PostgresServer, RedisServer, redis_program, url_of
 
@@ -33,15 +34,22 @@ _prefixes = itertools.count()
 
 
 @pytest.fixture(scope="session")
-def prefect_server() -> Iterator[str]:
+def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A real Prefect server; its API's address."""
-    # Every flow run would wait a second at its end for its heartbeat.
-    with (
-        temporary_settings({PREFECT_SERVER_ANALYTICS_ENABLED: False}),
-        prefect_test_harness(server_startup_timeout=180),
-        temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}),
-    ):
-        yield str(get_current_settings().api.url)
+    folder = tmp_path_factory.mktemp("prefect-server")
+    database = folder / "prefect-test.db"
+    lay_out(database)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("prefect.testing.utilities.mkdtemp", lambda: str(folder), raising=False)
+        harness = prefect_test_harness(server_startup_timeout=180)
+        # Every flow run would wait a second at its end for its heartbeat.
+        with (
+            temporary_settings({PREFECT_SERVER_ANALYTICS_ENABLED: False}),
+            harness,
+            temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}),
+        ):
+            keep(database)
+            yield str(get_current_settings().api.url)
 
 
 @pytest.fixture(scope="session")

@@ -15,6 +15,7 @@ import httpx
 
 from imagemill.cli.child_process import ended_afterwards
 from tests.patience import PATIENCE_S
+from tests.prefect_database import keep, lay_out
 from tests.servers import free_port
 
 ROOT = Path(__file__).parents[1]
@@ -95,6 +96,8 @@ def installation(folder: Path) -> Iterator[Installation]:
         "IMAGEMILL_HOME": str(folder / "imagemill"),
     }
     made = Installation(url, folder, environment)
+    database = folder / "prefect" / "prefect.db"
+    lay_out(database)
     command = ["server", "start", "--host", "127.0.0.1", "--port", str(port)]
     with made._process("server", *command) as process:
         deadline = time.monotonic() + PATIENCE_S
@@ -107,4 +110,5 @@ def installation(folder: Path) -> Iterator[Installation]:
                 break
         else:
             raise AssertionError(made.log("server"))
+        keep(database)
         yield made

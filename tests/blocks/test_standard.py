@@ -6,7 +6,6 @@ import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from prefect.blocks.core import Block
@@ -15,6 +14,7 @@ from prefect.testing.standard_test_suites import BlockStandardTestSuite
 from imagemill import blocks
 from imagemill.blocks.apis import PROVIDERS
 from imagemill.blocks.store_servers import PostgresServer, RedisServer
+from tests.installation import run_prefect
 
 
 @pytest.mark.parametrize("block", PROVIDERS.values(), ids=list(PROVIDERS))
@@ -56,20 +56,7 @@ def test_the_errors_are_there_without_prefect() -> None:
 
 
 @pytest.mark.slow
-def test_prefect_registers_them(tmp_path: Path) -> None:
-    environment = {
-        **os.environ,
-        "PREFECT_HOME": str(tmp_path),
-        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-        "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
-    }
-    registered = subprocess.run(
-        [sys.executable, "-m", "prefect", "block", "register", "-m", "imagemill.blocks"],
-        env={**environment, "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "true"},
-        capture_output=True,
-        text=True,
-        timeout=180,
-        check=False,
-    )
-    assert registered.returncode == 0, registered.stderr
-    assert "Successfully registered 9 blocks" in registered.stdout
+def test_prefect_registers_them(prefect_server: str) -> None:
+    environment = {**os.environ, "PREFECT_API_URL": prefect_server}
+    registered = run_prefect("block", "register", "-m", "imagemill.blocks", environment=environment)
+    assert "Successfully registered 9 blocks" in registered

@@ -24,11 +24,17 @@ class Cluster:
         self._folder = folder
         self._environment = {**os.environ, **environment}
         self._count = workers
+        self._started = 0
         self.scheduler: subprocess.Popen[bytes] | None = None
         self.workers: list[subprocess.Popen[bytes]] = []
 
+    def logs(self) -> list[str]:
+        """What each process has written so far."""
+        return [log.read_text() for log in self._folder.glob("*/output.log")]
+
     def _start(self, name: str, *arguments: str) -> subprocess.Popen[bytes]:
-        home = self._folder / name
+        self._started += 1
+        home = self._folder / f"{name}{self._started}"
         home.mkdir(parents=True)
         with (home / "output.log").open("wb") as log:
             return subprocess.Popen(
@@ -41,15 +47,20 @@ class Cluster:
             )
 
     def __enter__(self) -> Self:
+        self.complete()
+        return self
+
+    def complete(self) -> None:
+        """Start what has not been started yet or was killed, and wait until all workers are there."""
         port = self.address.rpartition(":")[2]
         options = ["--host", "127.0.0.1", "--no-dashboard"]
-        self.scheduler = self._start("scheduler", "dask_scheduler", *options, "--port", port)
-        for number in range(self._count):
-            self.workers.append(
-                self._start(
-                    f"worker{number}", "dask_worker", self.address, *options, "--no-nanny", "--nthreads", "2"
-                )
-            )
+        if self.scheduler is None or self.scheduler.poll() is not None:
+            self._kill_all()  # workers end with their scheduler, sooner or later
+            self.scheduler = self._start("scheduler", "dask_scheduler", *options, "--port", port)
+        options += ["--no-nanny", "--nthreads", "2"]
+        self.workers = [worker for worker in self.workers if worker.poll() is None]
+        while len(self.workers) < self._count:
+            self.workers.append(self._start("worker", "dask_worker", self.address, *options))
         until = time.monotonic() + PATIENCE_S
         while True:
             try:
@@ -59,12 +70,13 @@ class Cluster:
                 if time.monotonic() > until:
                     raise
             else:
-                return self
+                return
 
     def kill_scheduler(self) -> None:
         """End the scheduler as a crash would."""
         assert self.scheduler
         self.scheduler.kill()
+        self.scheduler.wait()
 
     def __exit__(
         self,
@@ -72,7 +84,11 @@ class Cluster:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        self._kill_all()
+
+    def _kill_all(self) -> None:
         for process in [*self.workers, self.scheduler]:
             if process is not None:
                 process.kill()
                 process.wait()
+        self.workers = []

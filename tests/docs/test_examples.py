@@ -6,6 +6,7 @@ import json
 import os
 import queue
 import re
+import runpy
 import subprocess
 import sys
 import threading
@@ -31,7 +32,7 @@ from imagemill.flows.build_dashboard import build_dashboard
 from imagemill.flows.generate_catalog import generate_catalog
 from imagemill.settings import ApiSettings
 from tests.cli.test_command import wait_for
-from tests.conftest import Place
+from tests.conftest import Command, Place
 from tests.patience import PATIENCE_S
 from tests.reports.past_runs import run_row
 from tests.reports.test_dashboard import put_rows
@@ -58,12 +59,40 @@ def example(prefect_server: str, place: Place) -> Callable[..., subprocess.Popen
     return start
 
 
+@pytest.fixture
+def run_example(
+    prefect_server: str,  # noqa: ARG001 - it is configured already
+    place: Place,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> Callable[..., Command]:
+    """Runs an example to its end in this process: to load Prefect anew takes seconds each time."""
+
+    def run(name: str, *arguments: str) -> Command:
+        capfd.readouterr()
+        code: object = 0
+        with monkeypatch.context() as patch:
+            patch.setenv("AWS_ENDPOINT_URL", place.s3.endpoint_url)
+            patch.setattr(sys, "argv", [name, *arguments])
+            try:
+                runpy.run_path(str(EXAMPLES / name), run_name="__main__")
+            except SystemExit as end:
+                code = end.code
+        if isinstance(code, str):
+            sys.stderr.write(f"{code}\n")
+            code = 1
+        return Command(int(str(code or 0)), *capfd.readouterr())
+
+    return run
+
+
 @pytest.mark.slow
 def test_first_run_and_metrics_with_duckdb(
     place: Place,
     emulator: Callable[..., Emulator],
     catalog: Callable[..., str],
     example: Callable[..., subprocess.Popen[str]],
+    run_example: Callable[..., Command],
     tmp_path: Path,
 ) -> None:
     process = example("first_run.py", catalog(prompt=["a", "b", "a"]), place.uri, emulator().base_url)
@@ -76,36 +105,29 @@ def test_first_run_and_metrics_with_duckdb(
             target = tmp_path / name
             target.parent.mkdir(parents=True)
             target.write_bytes(place.read(name))
-    process = example("metrics_with_duckdb.py", str(tmp_path / "metrics"))
-    out, err = process.communicate(timeout=PATIENCE_S)
-    assert process.returncode == 0, err
-    assert "together" in out
+    assert "together" in run_example("metrics_with_duckdb.py", str(tmp_path / "metrics")).out
 
 
 def test_vision_judge(
     place: Place,
     emulator: Callable[..., Emulator],
     catalog: Callable[..., str],
-    example: Callable[..., subprocess.Popen[str]],
+    run_example: Callable[..., Command],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("IMAGEMILL_JUDGE_KEY", "the-judges-own-key")
     url = emulator(pictures="full").base_url
     prompts = ["fine", "poor #score:0.5"]
-    process = example("vision_judge.py", catalog(prompt=prompts), place.uri, url, f"{url}/judge/v1")
-    out, err = process.communicate(timeout=PATIENCE_S)
-    assert process.returncode == 0, err
-    assert re.match(r"2 judged for \$0\.00\d\d, 1 suspect\n2 of 2 images for \$0\.00\d\d: s3://", out)
+    done = run_example("vision_judge.py", catalog(prompt=prompts), place.uri, url, f"{url}/judge/v1")
+    assert done.code == 0, done.err
+    assert re.match(r"2 judged for \$0\.00\d\d, 1 suspect\n2 of 2 images for \$0\.00\d\d: s3://", done.out)
 
 
 @pytest.mark.slow
-def test_first_run_says_what_cannot_be_used(
-    place: Place, example: Callable[..., subprocess.Popen[str]]
-) -> None:
-    process = example("first_run.py", "nowhere.parquet", place.uri)
-    _, err = process.communicate(timeout=PATIENCE_S)
-    assert process.returncode == 1
-    assert "The catalog 'nowhere.parquet' does not exist." in err.splitlines()
+def test_first_run_says_what_cannot_be_used(place: Place, run_example: Callable[..., Command]) -> None:
+    refused = run_example("first_run.py", "nowhere.parquet", place.uri)
+    assert refused.code == 1
+    assert "The catalog 'nowhere.parquet' does not exist." in refused.err.splitlines()
 
 
 @pytest.mark.slow
@@ -148,19 +170,19 @@ def test_saved_blocks_hold_all_keys(
     place: Place,
     emulator: Callable[..., Emulator],
     catalog: Callable[..., str],
-    example: Callable[..., subprocess.Popen[str]],
+    run_example: Callable[..., Command],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    out, err = example("save_blocks.py", place.uri, "postgresql://mill@db.example.com/jobs").communicate()
-    assert yaml.safe_load(out.partition("\n\n")[2]) == {
+    saved = run_example("save_blocks.py", place.uri, "postgresql://mill@db.example.com/jobs")
+    assert yaml.safe_load(saved.out.partition("\n\n")[2]) == {
         "job": {
             "catalog": {"path": "catalog.parquet"},
             "output": {"uri": place.uri, "s3_bucket_block": "images"},
             "api": {"block": "imagemill-together/main"},
             "execution": {"store": "block:imagemill-postgres-store/jobs"},
         }
-    }, err
-    assert "# or: api: &api {block: imagemill-fal/main}" in out
+    }, saved.err
+    assert "# or: api: &api {block: imagemill-fal/main}" in saved.out
     for name in place.s3.environment:
         monkeypatch.delenv(name)
     fal = image_api(ApiSettings(block="imagemill-fal/main", model="fal-ai/flux/dev"))
@@ -210,17 +232,19 @@ def test_alerts_reach_whom_the_automations_name(
     emulator: Callable[..., Emulator],
     catalog: Callable[..., str],
     letters: tuple[str, queue.Queue[dict[str, Any]]],
-    example: Callable[..., subprocess.Popen[str]],
+    run_example: Callable[..., Command],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     url, came = letters
-    _, err = example(ALERT, "regressions").communicate(timeout=PATIENCE_S)
-    assert err == "Nowhere to send alerts: export ALERT_WEBHOOK_URL, or pass a block: --block email/oncall.\n"
-    _, err = example(ALERT, "stops", "--block", "email/nobody").communicate(timeout=PATIENCE_S)
-    assert err == "There is no saved block 'email/nobody'. List them with: prefect block ls\n"
+    assert run_example(ALERT, "regressions").err == (
+        "Nowhere to send alerts: export ALERT_WEBHOOK_URL, or pass a block: --block email/oncall.\n"
+    )
+    assert run_example(ALERT, "stops", "--block", "email/nobody").err == (
+        "There is no saved block 'email/nobody'. List them with: prefect block ls\n"
+    )
     Secret(value="none").save("mute")
-    _, err = example(ALERT, "stops", "--block", "secret/mute").communicate(timeout=PATIENCE_S)
-    assert err.startswith("The block 'secret/mute' cannot send messages. ")
+    mute = run_example(ALERT, "stops", "--block", "secret/mute")
+    assert mute.err.startswith("The block 'secret/mute' cannot send messages. ")
     letter = {"text": "to another: {{subject}}"}
     CustomWebhookNotificationBlock(name="other", url=url, json_data=letter).save("other")
     monkeypatch.setenv("ALERT_WEBHOOK_URL", url)
@@ -228,8 +252,10 @@ def test_alerts_reach_whom_the_automations_name(
         ["regressions", "--block", "custom-webhook/other"],  # the next one replaces it
         ["regressions"], ["failures"], ["stops"], ["spend", "0.06"],
     ):  # fmt: skip
-        out, err = example(ALERT, *arguments).communicate(timeout=PATIENCE_S)
-        assert out.startswith(f"The automation imagemill-{arguments[0]} sends its messages through"), err
+        made = run_example(ALERT, *arguments)
+        assert made.out.startswith(f"The automation imagemill-{arguments[0]} sends its messages through"), (
+            made
+        )
     assert url not in repr(CustomWebhookNotificationBlock.load("imagemill-alerts"))
 
     def next_letter() -> list[str]:
@@ -284,11 +310,11 @@ def test_scheduled_refresh_is_scheduled(
 
 
 @pytest.mark.slow
-def test_a_run_whose_machine_died_is_started_again(example: Callable[..., subprocess.Popen[str]]) -> None:
+def test_a_run_whose_machine_died_is_started_again(run_example: Callable[..., Command]) -> None:
     """Two flow runs send a heartbeat, as Prefect's engine does, and are silent then; one has ended."""
     for _ in range(2):  # the second replaces the first
-        out, err = example("automations/restart.py", "10").communicate(timeout=PATIENCE_S)
-        assert out.endswith("starts runs again that have been silent for 10 seconds.\n"), err
+        made = run_example("automations/restart.py", "10")
+        assert made.out.endswith("starts runs again that have been silent for 10 seconds.\n"), made
     with get_client(sync_client=True) as client:
         assert len(client.read_automations_by_name("imagemill-restart")) == 1
         flow_id = client.create_flow(generate_catalog)

@@ -6,128 +6,19 @@ import json
 import re
 import time
 import uuid
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import httpx
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
-import yaml
 
-from imagemill.emulator import Emulator, Settings
-from tests.conftest import BUCKET, Place, needs_chromium
-from tests.installation import ROOT, Installation, installation
+from tests.conftest import needs_chromium
+from tests.flows.conftest import Office
 from tests.patience import PATIENCE_S
-from tests.s3_server import S3Server
 
 playwright = pytest.importorskip("playwright.sync_api")
 
 pytestmark = [pytest.mark.slow, needs_chromium]
-
-
-@dataclass
-class Office:
-    """A whole installation, what its worker reaches, and where its catalogs lie."""
-
-    prefect: Installation
-    place: Place
-    emulated: Emulator
-    folder: Path
-
-    def catalog(self, name: str, rows: int) -> str:
-        path = self.folder / f"{name}.parquet"
-        prompts = [f"{name} {n}" for n in range(rows)]
-        pq.write_table(pa.table({"id": prompts, "prompt": prompts}), path)
-        return str(path)
-
-    def place_of(self, name: str) -> Place:
-        """An output of its own: a manifest belongs to one catalog."""
-        return Place(self.place.s3, f"{self.place.uri}/{name}")
-
-    def call(self, method: str, path: str, **document: Any) -> Any:
-        body = document or None
-        deadline = time.monotonic() + PATIENCE_S
-        while True:
-            answer = httpx.request(method, f"{self.prefect.api}{path}", json=body, timeout=30)
-            busy = answer.status_code == httpx.codes.SERVICE_UNAVAILABLE  # the server's SQLite
-            if not busy or time.monotonic() > deadline:
-                return answer.raise_for_status().json()
-            time.sleep(0.2)
-
-    def deployment(self, name: str) -> str:
-        return str(self.call("GET", f"/deployments/name/{name}")["id"])
-
-    def start(self, name: str, **parameters: Any) -> str:
-        """Start a run of a deployment; its flow run's id."""
-        path = f"/deployments/{self.deployment(name)}/create_flow_run"
-        return str(self.call("POST", path, parameters=parameters)["id"])
-
-    def flow_run(self, flow_run_id: str) -> dict[str, Any]:
-        found: dict[str, Any] = self.call("GET", f"/flow_runs/{flow_run_id}")
-        return found
-
-    def wait(self, what: str, met: Callable[[], Any]) -> Any:
-        """The first true answer of ``met``."""
-        deadline = time.monotonic() + PATIENCE_S
-        while time.monotonic() < deadline:
-            if found := met():
-                return found
-            time.sleep(0.2)
-        raise AssertionError(f"{what}\n{self.prefect.log('worker')[-4000:]}")
-
-    def wait_for(self, flow_run_id: str, *states: str) -> dict[str, Any]:
-        """The flow run, once it is in one of these states."""
-
-        def met() -> dict[str, Any] | None:
-            found = self.flow_run(flow_run_id)
-            return found if found["state_name"] in states else None
-
-        found: dict[str, Any] = self.wait(f"no {states}: {self.flow_run(flow_run_id)['state']}", met)
-        return found
-
-    def runs_of(self, deployment: str) -> list[dict[str, Any]]:
-        """The flow runs of a deployment that are not its schedule's."""
-        wanted = {"deployments": {"id": {"any_": [self.deployment(deployment)]}}}
-        found = self.call("POST", "/flow_runs/filter", **wanted)
-        return [run for run in found if not run["auto_scheduled"]]
-
-    def set_latency(self, seconds: float) -> None:
-        self.emulated.configure(latency_s=seconds)
-
-
-@pytest.fixture(scope="module")
-def office(s3: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Office]:
-    """prefect.yaml as a user would edit it: their bucket, their API; deployed, and worked on."""
-    folder = tmp_path_factory.mktemp("office")
-    place = Place(s3, f"s3://{BUCKET}/office")
-    emulated = Emulator(Settings(latency_s=0.4, max_concurrent=8, pictures="fast"))
-    emulated.start()
-    try:
-        with installation(folder) as prefect:
-            office = Office(prefect, place, emulated, folder)
-            project = yaml.safe_load((ROOT / "prefect.yaml").read_text())
-            for deployment in project["deployments"]:
-                parameters = {**deployment.get("parameters", {})}  # the file's deployments share theirs
-                deployment["parameters"] = parameters
-                if "output" in parameters:
-                    parameters["output"] = office.place_of(deployment["name"]).settings()
-                if "api" in parameters:
-                    parameters["api"] = {"provider": "fal", "base_url": emulated.base_url}
-                if "catalog" in parameters:
-                    parameters["picture"] = {"width": 256, "height": 256}
-                if "refresh" in parameters:
-                    parameters["refresh"] = {"only_paths": [f"{folder}/*"]}
-            (folder / "prefect.yaml").write_text(yaml.safe_dump(project))
-            prefect.prefect("work-pool", "create", "--type", "process", "imagemill")
-            prefect.prefect("deploy", "--all", "--prefect-file", str(folder / "prefect.yaml"))
-            environment = {**s3.environment, "FAL_KEY": "key", "PREFECT_WORKER_QUERY_SECONDS": "1"}
-            with prefect.worker(**environment):
-                yield office
-    finally:
-        emulated.stop()
 
 
 class Ui:
@@ -212,7 +103,7 @@ def test_the_nightly_refresh_is_scheduled(office: Office, ui: Ui) -> None:
 
 
 def test_a_run_is_started_from_the_form_and_watched_to_its_report(office: Office, ui: Ui) -> None:
-    office.set_latency(0.4)
+    office.set_latency(1.5)  # so long that the run does not end before its progress was seen
     ui.open_form("generate-catalog/on-demand")
     ui.fill("Path", "products.parquet")
     ui.shoot("form")
@@ -233,6 +124,7 @@ def test_a_run_is_started_from_the_form_and_watched_to_its_report(office: Office
     ui.sees("imagemill-progress")
     ui.open_artifact(flow_run_id, "imagemill-progress")
     office.wait("no progress", lambda: 0 < ui.progress() < 100)
+    office.set_latency(0)
 
     ended = office.wait_for(flow_run_id, "Completed", "Failed", "Crashed")
     ui.open_run(flow_run_id)
@@ -284,6 +176,7 @@ def test_a_run_cancelled_in_the_ui_goes_on_under_its_run_id_and_pays_nothing_twi
     assert "refresh.lease" not in place.objects()
     assert office.emulated.bill()["images"] < paid_before + 150
 
+    office.set_latency(0)
     again = office.start("refresh-catalog/nightly", **work)
     ended = office.wait_for(again, "Completed", "Failed", "Crashed")
     assert "150 of 150 images are done" in ended["state"]["message"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Awaitable, Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import anyio
@@ -67,9 +68,9 @@ def bucket() -> Iterator[ImageBucket]:
 def work_all(bucket: ImageBucket, tmp_path: Path) -> Callable[..., list[Outcome]]:
     """Work off jobs with the real engine, store, bucket and HTTP client; only the clock is fast.
 
-    ``work_all(api, jobs, limit_usd, spent_usd, transport=, fast=, interrupt_after_s=, fence=)``: the cost
-    limit, what of it was spent before, a network that loses answers, whether the clock is fast, when to
-    interrupt, and which jobs are still this process's.
+    ``work_all(api, jobs, limit_usd, spent_usd, transport=, fast=, always_fast=, interrupt_after_s=, fence=)``
+    takes the cost limit, what of it was spent before, a network that loses answers, whether the clock is fast
+    (also while this process is busy), when to interrupt, and which jobs are still this process's.
     """
 
     async def interrupt(engine: Engine, after_s: float) -> None:
@@ -124,10 +125,11 @@ def work_all(bucket: ImageBucket, tmp_path: Path) -> Callable[..., list[Outcome]
         *,
         transport: httpx.AsyncBaseTransport | None = None,
         fast: bool = True,
+        always_fast: bool = False,
         interrupt_after_s: float | None = None,
         fence: Callable[[int], Awaitable[bool]] | None = None,
     ) -> list[Outcome]:
-        run = run_fast if fast else anyio.run
+        run = partial(run_fast, always=always_fast) if fast else anyio.run
         return run(inside, api, jobs, CostLimit(limit_usd, spent_usd), transport, interrupt_after_s, fence)
 
     return work

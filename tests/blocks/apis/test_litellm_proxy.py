@@ -26,6 +26,7 @@ from imagemill.engine.engine import StopKind
 from imagemill.errors import ErrorClass
 from imagemill.jobs import Job, JobStatus
 from tests.blocks.apis.variants import Outcome, make_job
+from tests.prefect_database import CACHE
 
 Work = Callable[[ImageApi, Job], Outcome]
 
@@ -71,11 +72,10 @@ router_settings:
 
 def installed() -> Path:
     """The interpreter of LiteLLM's own environment, which is made where there is none yet."""
-    cache = Path(os.environ.get("IMAGEMILL_TEST_CACHE") or Path.home() / ".cache" / "imagemill-tests")
-    folder = cache / f"litellm-{VERSION}"
+    folder = CACHE / f"litellm-{VERSION}"
     python, done = folder / "bin" / "python", folder / "installed"
-    cache.mkdir(parents=True, exist_ok=True)
-    with (cache / f"{folder.name}.lock").open("w") as lock:
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with (CACHE / f"{folder.name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if done.exists():
             return python

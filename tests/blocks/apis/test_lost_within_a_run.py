@@ -133,7 +133,7 @@ def failed_in_the_queue(api: ImageApi, emulator: Emulator, work_all: WorkAll, **
     emulator.configure(latency_s=6.0, latency_sigma=0)
     api.request_timeout_s = 50.0  # a second of the emulator's
     jobs = [make_job(api, f"Fox {n}", number=n, **more) for n in range(10)]
-    ended = [outcome.job for outcome in work_all(api, jobs)]
+    ended = [outcome.job for outcome in work_all(api, jobs, always_fast=True)]
     assert {job.status for job in ended} == {JobStatus.FAILED}
     assert {job.error_class for job in ended} == {ErrorClass.TIMEOUT}
     assert all(job.request_id for job in ended)

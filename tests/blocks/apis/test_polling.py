@@ -16,7 +16,7 @@ from imagemill.blocks.apis.base import ImageApi
 from imagemill.blocks.apis.polling import CompletionTimes
 from imagemill.errors import ApiError, ErrorClass
 from tests.blocks.apis.variants import make_job
-from tests.fast_clock import run_fast
+from tests.virtual_time import run
 
 
 def looks_and_delay(times: CompletionTimes, latencies: list[float], skip: int = 200) -> tuple[float, float]:
@@ -113,7 +113,7 @@ def generate_with(
                 return anyio.current_time() - begun, error
         return anyio.current_time() - begun, None
 
-    return run_fast(generate)
+    return run(generate)
 
 
 def replicate_with(handler: Handler) -> tuple[float, ApiError | None]:

@@ -18,7 +18,7 @@ from imagemill.blocks.apis import (
 )
 from imagemill.errors import ApiError, ErrorClass
 from tests.blocks.apis.variants import make_job
-from tests.fast_clock import run_fast
+from tests.virtual_time import run
 
 PICTURE = b"picture"
 
@@ -46,7 +46,7 @@ def ask(
                 return error
         return None
 
-    return asked, stored, run_fast(generate)
+    return asked, stored, run(generate)
 
 
 def answer(**content: object) -> httpx.Response:

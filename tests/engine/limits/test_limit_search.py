@@ -10,6 +10,9 @@ from imagemill.blocks.apis import Together
 from imagemill.engine.limits.pacer import Limit, Pacer
 from tests.engine.limits.hidden_account import Account, DynamicRate, Step, simulate
 
+pytestmark = pytest.mark.no_cover
+"""To trace what only computes triples its time; tests/engine/limits/test_pacer.py covers the same lines."""
+
 STEADY = {
     "20 at once": Account([Step(0, 20)], seed=2),
     "50 at once": Account([Step(0, 50)], seed=3),
