@@ -31,6 +31,9 @@ _AWS = (".amazonaws.com", ".amazonaws.com.cn")
 _CREDENTIALS_LAST = timedelta(minutes=5)
 """How long obstore uses credentials before it asks boto3 again, which renews those that expire."""
 
+RETRIES = 8
+"""How often obstore repeats a request that the bucket's server does not answer."""
+
 
 def own_session() -> boto3.Session:
     """boto3's session by its own search for configuration.
@@ -142,7 +145,7 @@ class S3Connection:
         self._address = client.meta.endpoint_url
         return client
 
-    def store(self, *, retries: int = 8) -> S3Store:
+    def store(self, *, retries: int | None = None) -> S3Store:
         """An obstore of the bucket, set up as boto3 is.
 
         Raises:
@@ -171,7 +174,10 @@ class S3Connection:
             virtual_hosted_style_request=virtual,
             credential_provider=Boto3CredentialProvider(self._session, ttl=_CREDENTIALS_LAST),
             client_options=client,
-            retry_config={"max_retries": retries, "retry_timeout": timedelta(seconds=60)},
+            retry_config={
+                "max_retries": RETRIES if retries is None else retries,
+                "retry_timeout": timedelta(seconds=60),
+            },
             config=self._checksum,
         )
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 
 from imagemill.emulator import Emulator
 from tests.cli.test_command import arguments, wait_for
@@ -16,6 +17,7 @@ from tests.conftest import Command, Place
 from tests.patience import PATIENCE_S
 
 
+@pytest.mark.slow
 def test_a_refresh_from_the_command_line(
     place: Place,
     emulator: Callable[..., Emulator],

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import subprocess
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -168,21 +170,28 @@ def test_images_that_the_bucket_did_not_take_are_kept_and_not_paid_again(
     place: Place,
     emulator: Callable[..., Emulator],
     catalog: Callable[..., str],
-    start_command: Callable[..., subprocess.Popen[str]],
     command: Callable[..., Command],
     own_home: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("imagemill.s3.connection.RETRIES", 3)  # else it is waited for for most of a minute
     emulated = emulator(latency_s=0.2)
     path = catalog(prompt=[f"p{n}" for n in range(300)])
     with FaultProxy(urlsplit(place.s3.endpoint_url).port or 0) as proxy:
         given = arguments(place, emulated, "--s3-endpoint-url", f"http://127.0.0.1:{proxy.port}")
         given += ["--run-id", "away", "--json"]
-        process = start_command("run", path, *given)
-        wait_for(lambda: emulated.bill()["images"] >= 60, process)
-        proxy.away = True
-        _, err = process.communicate(timeout=PATIENCE_S)
-        assert process.returncode == 3, err
-        assert "imagemill resume away" in err
+
+        def go_away() -> None:
+            while emulated.bill()["images"] < 60:
+                time.sleep(0.02)
+            proxy.away = True
+
+        going = threading.Thread(target=go_away)
+        going.start()
+        stopped = command("run", path, *given)
+        going.join(PATIENCE_S)
+        assert stopped.code == 3, stopped.err
+        assert "imagemill resume away" in stopped.err
         assert list((own_home / "runs" / "away" / "unsaved").iterdir())
         proxy.away = False
         done = command("run", path, *given)

@@ -32,6 +32,7 @@ PROMPTS = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("prefect_server")
 def test_each_is_applied_once_and_found_by_later_runs(
     place: Place,
@@ -116,6 +117,7 @@ def test_each_is_applied_once_and_found_by_later_runs(
     assert (later.unchanged, manifest()) == (8, rows)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("prefect_server")
 def test_an_older_run_changes_pictures_but_not_the_manifest(
     place: Place, emulator: Callable[..., Emulator], catalog: Callable[..., str]

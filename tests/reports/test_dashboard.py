@@ -67,6 +67,7 @@ def events_of(server: str, resource_id: str, least: int) -> list[dict[str, Any]]
         time.sleep(0.1)
 
 
+@pytest.mark.slow
 def test_all_runs_are_drawn_and_a_regression_is_told_once(prefect_server: str, place: Place) -> None:
     rows = past_runs()
     put_rows(place, rows)

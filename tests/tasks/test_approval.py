@@ -79,6 +79,7 @@ def test_an_expensive_run_waits_for_approval(
         assert "was not approved" in str(states[0].message)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("prefect_server")
 def test_a_refresh_that_would_take_too_much_waits_for_approval(
     place: Place, emulator: Callable[..., Emulator], catalog: Callable[..., str]
