@@ -167,7 +167,7 @@ class Round:
                 found = client.get_object(Bucket=BUCKET, Key=f"{self.name}/{job['image']}")
                 with Image.open(io.BytesIO(found["Body"].read())) as image:
                     image.load()
-                lost += image.size != (job["width"], job["height"])
+                lost += image.size != self.wanted[job["id"]][1]
             except Exception:  # noqa: BLE001 - whatever it is, the image is not there
                 lost += 1
         client.close()

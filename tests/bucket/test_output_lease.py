@@ -109,6 +109,7 @@ def test_renewals_keep_it_as_long_as_the_run_takes(bucket: ImageBucket, clock: C
     run.renew(clock, 40)  # twenty minutes
     run.lease.check()
     assert run.lost == []
+    assert lease_in(bucket)["expires_at"].endswith("+00:00")  # whatever this machine's time zone
     expires = datetime.fromisoformat(lease_in(bucket)["expires_at"]).timestamp()
     assert expires == pytest.approx(time.time() + EXPIRY_S, abs=10)
 
@@ -397,3 +398,19 @@ def test_a_bucket_that_is_away_at_the_end_is_no_error(
     run.lease.give_back()  # it expires
     front.before = lambda _: None
     assert lease_in(bucket)["holder"] == "run"
+
+
+def test_a_lease_that_cannot_be_renewed_lets_nothing_be_written(
+    bucket: ImageBucket, clock: Clock, front: S3Front
+) -> None:
+    run = Run(bucket, "run", clock)
+    run.lease.take()
+    asked = len(front.asked)
+    run.lease.check()
+    assert len(front.asked) == asked  # it is fresh
+    clock.sleep(EXPIRY_S + 1)
+    front.before = lambda _: Answer(403, "AccessDenied")
+    for _ in range(2):
+        with pytest.raises(StoreUnavailableError, match="It could not be renewed in time"):
+            run.lease.check()
+    assert len(run.lost) == 1

@@ -46,6 +46,7 @@ def test_thirty_rows_that_fail_in_different_words_stop_it_too() -> None:
     assert said[-1] is not None
     assert said[-1].startswith(
         "The first 30 rows failed, the latest so, which no row can help: no ßßßßß here."
+        " Check --model, the size of the images and further fields of the request."
     )
 
 
@@ -53,6 +54,26 @@ def test_words_that_vary_with_the_row_are_alike() -> None:
     watch = SetupFault(0.8)
     said = [watch.failed(job(n), refused(f"Seed {n} of 'row {n}' is \"x{n}\" `y{n}`")) for n in range(ALIKE)]
     assert said[-1] is not None
+
+
+def test_pictures_that_are_wrong_in_other_words_are_alike() -> None:
+    watch = SetupFault(0.8)
+    errors = [ApiError(ErrorClass.INVALID_IMAGE, "wrong " * n, code="wrong_size") for n in range(ALIKE)]
+    said = [watch.failed(job(n), error) for n, error in enumerate(errors)]
+    assert said[-1] is not None
+
+
+def test_what_is_on_its_way_may_bring_an_image_and_is_waited_for() -> None:
+    async def scenario() -> None:
+        watch = SetupFault(0.8)
+        for number in range(ALIKE + 1):
+            await watch.admit(job(number), anyio.Event())
+        assert not any(watch.failed(job(number), WRONG_SIZE) for number in range(ALIKE))
+        said = watch.failed(job(ALIKE), ApiError(ErrorClass.TIMEOUT, "late"))
+        assert said is not None
+        assert said.startswith("The first 10 rows failed in the same way")
+
+    run(scenario)
 
 
 def test_after_an_image_a_share_of_the_latest_requests_counts() -> None:

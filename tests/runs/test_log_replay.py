@@ -211,11 +211,14 @@ def test_lines_that_are_cut_damaged_or_of_something_else_are_skipped(written: Ca
         b'{"job":0,"event":"retaken","attempt":9,"at":"2026-11-26T12:00:00.000+00:00"}',
         event("sent", -1),
         event("sent", 9, cost_usd=1e9),
-        b'{"job":0,' + b" " * 1_000_001 + b'"event":"sent"}',
-        b"\xff\x00 no JSON",
+        orjson.dumps({"at": AT, **event("sent", 9)}).replace(b'"event"', b" " * 1_000_001 + b'"event"'),
+        b'\xff\x00 no JSON, "job":0',
     )
     line = last_lines(log, [0])[0]
     assert (line.attempt, line.request_id) == (1, "kept")
+    with log.open("ab") as file:
+        file.write(orjson.dumps({"at": AT, **event("sent", 2, request_id="last")}) + b"\n")
+    assert last_lines(log, [0])[0].request_id == "last"
 
 
 def stands(**fields: Any) -> Job:

@@ -19,6 +19,7 @@ from imagemill.runs.planning import plan_run
 from imagemill.runs.recovery import drop_leftovers, find_images, upload_unsaved
 from imagemill.runs.session import Session, open_session
 from imagemill.settings import RunSettings
+from imagemill.takes import take_of
 from tests.blocks.apis.link_server import picture
 from tests.blocks.apis.variants import make_job
 from tests.conftest import Place
@@ -120,6 +121,7 @@ def test_a_killed_runs_image_has_the_judges_answer_or_says_why_not(
         file.with_suffix(".json").write_bytes(orjson.dumps(receipt.to_metadata()))
         job = resumed(session)
         assert (job.status, job.suspect, job.reused) == (JobStatus.DONE, suspect, maker != "r")
+        assert take_of(job.image or "") == 2
         assert orjson.loads(job.quality or "{}") == quality
 
 
