@@ -102,6 +102,7 @@ class Recorder:
         self.cost_usd = 0.0
         self.lost_images = 0
         self._up_next: Sequence[int] = ()
+        self._names_wanted = anyio.Event()
         self._urgent = anyio.Event()
         self._is_uploaded = False
         self._unsafe: list[anyio.Event] = []
@@ -257,6 +258,16 @@ class Recorder:
         """An image that was paid for could be kept neither in the bucket nor in the run's folder."""
         self.lost_images += 1
         self.event("image_lost", image=name, reason=reason)
+
+    def want_names(self) -> None:
+        """Most of the jobs that :meth:`up_next` named have been sent: name the next ones soon."""
+        self._names_wanted.set()
+        self._urgent.set()
+
+    async def names_wanted(self) -> None:
+        """Wait for :meth:`want_names`."""
+        await self._names_wanted.wait()
+        self._names_wanted = anyio.Event()
 
     async def urgent(self) -> None:
         """Wait until a line should be uploaded soon: one about money, or one that somebody waits for."""

@@ -26,7 +26,7 @@ from imagemill.quality.judge import UNANSWERED, Answer
 from imagemill.runs.log_replay import LastLine, catch_up, last_lines, perhaps_sent, was_unanswered
 from imagemill.runs.records import QUALITY_SCHEMA
 from imagemill.runs.session import Session
-from imagemill.stores import Board, shards
+from imagemill.stores import shards
 from imagemill.takes import REJECTED, is_rejected, take_of
 
 _LOOKED_UP_AT_ONCE = 10_000
@@ -125,7 +125,8 @@ def find_images(session: Session, numbers: Sequence[int], *, begun: bool) -> Seq
     if images:
         keep(session.bucket, session.folder.path, {image.name for image in images.values()})
     lines = last_lines(session.folder.log, numbers)
-    perhaps = {} if isinstance(store, Board) else perhaps_sent(session.folder.log)  # a server's store knows
+    on_cluster = session.settings.execution.task_runner == "dask"  # whose store knows what workers sent
+    perhaps = {} if on_cluster else perhaps_sent(session.folder.log)
     if not images and not lines and not perhaps and not session.wait(store.totals).attempts:
         return numbers  # nothing was ever sent
 

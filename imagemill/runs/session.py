@@ -86,8 +86,8 @@ class Session:
     """
 
     __slots__ = (
-        "_begun", "bucket", "catalog", "cost", "engine", "folder", "lease", "log", "maker", "portal",
-        "recorder", "settings", "store",
+        "_begun", "_half_named", "_last_named", "bucket", "catalog", "cost", "engine", "folder", "lease",
+        "log", "maker", "portal", "recorder", "settings", "store",
     )  # fmt: skip
 
     def __init__(
@@ -119,6 +119,7 @@ class Session:
         self.portal = portal
         self.lease: OutputLease | None = None
         self._begun = begun
+        self._half_named = self._last_named = -1
 
     @property
     def api(self) -> ImageApi:
@@ -173,28 +174,48 @@ class Session:
         """Tell the bucket which of these jobs come first, before any of them is sent."""
         self.engine.line_up(unfinished)
         if self.log is not None:
-            await _send(self.log, self.recorder, self._up_next())
+            await self._send_log(self.log)
 
-    def _up_next(self) -> list[int]:
-        """The jobs that the engine may send before the log is uploaded again; a server's store has them."""
-        return [] if isinstance(self.store, Board) else self.engine.up_next()
+    @property
+    def _names_jobs(self) -> bool:
+        """Whether the log names the jobs that come next. On a cluster, workers send them."""
+        return self.settings.execution.task_runner != "dask"
+
+    async def _send_log(self, log: LeaderLog) -> None:
+        """Upload the log's new lines, and the names of jobs that may be sent before the next ones."""
+        names = self.engine.up_next() if self._names_jobs else []
+        if await _send(log, self.recorder, names) and names:
+            self._half_named, self._last_named = names[len(names) // 2], max(names)
 
     async def keep_sending_log(self) -> None:
         """Upload the log's new lines every few seconds, until cancelled; lines about money sooner."""
         while self.log is not None:
-            await anyio.sleep(SEND_AGAIN_S)
+            with anyio.move_on_after(SEND_AGAIN_S):
+                await self.recorder.names_wanted()
             with anyio.move_on_after(SEND_EVERY_S - SEND_AGAIN_S):
                 await self.recorder.urgent()
-            await _send(self.log, self.recorder, self._up_next())
+            await self._send_log(self.log)
 
-    async def holds_output(self, _job: int) -> bool:
+    async def may_send(self, job: int) -> bool:
+        """Wait until the log in the bucket has named the job: another machine may have to ask about it.
+
+        A bucket that is away is waited for a few seconds; it takes no images either.
+        """
+        await self.holds_output()
+        if self._names_jobs and self.log is not None and self.log.is_open:
+            if job > self._half_named:
+                self.recorder.want_names()
+            if job > self._last_named:
+                await self.recorder.until_safe()
+        return True
+
+    async def holds_output(self) -> None:
         """If the output's lease expired while this process was suspended, wait until it is ours again.
 
         The lease's own thread renews it, or stops the run.
         """
         while self.lease is not None and self.lease.is_late and self.engine.stopped is None:  # noqa: ASYNC110
             await anyio.sleep(0.1)
-        return True
 
     async def may_upload(self) -> None:
         """Wait as :meth:`holds_output` does, before an image is uploaded.
@@ -202,7 +223,7 @@ class Session:
         Raises:
             StoreUnavailableError: another run holds the output, and may have uploaded that picture.
         """
-        await self.holds_output(0)
+        await self.holds_output()
         if self.lease is not None:
             self.lease.refuse_if_lost()
 
@@ -267,7 +288,7 @@ def open_session(settings: RunSettings, joining: Joining | None = None) -> Itera
         if joining is None:
             lease = output_lease(bucket, settings.run_id, session.give_way, patience_s=_patience_s())
             session.lease = stack.enter_context(lease)
-            session.engine.fence = session.holds_output
+            session.engine.fence = session.may_send
             session.engine.before_upload = session.may_upload
             if session.log is not None:
                 session.log.is_open = True
@@ -418,15 +439,19 @@ async def _running(parts: _Parts, joining: Joining | None) -> AsyncIterator[Sess
         yield session
 
 
-async def _send(log: LeaderLog, recorder: Recorder, up_next: Sequence[int]) -> None:
-    """Upload the log's new lines, if the bucket takes them; else they go with the next ones."""
-    if log.is_open:
-        recorder.up_next(up_next)
-        unsafe = recorder.uploading()
-        with suppress(StoreUnavailableError, OSError):
-            await log.send()
-            for event in unsafe:
-                event.set()
+async def _send(log: LeaderLog, recorder: Recorder, up_next: Sequence[int]) -> bool:
+    """Upload the log's new lines; whether the bucket took them. Else they go with the next ones."""
+    if not log.is_open:
+        return False
+    recorder.up_next(up_next)
+    unsafe = recorder.uploading()
+    try:
+        await log.send()
+    except (StoreUnavailableError, OSError):
+        return False
+    for event in unsafe:
+        event.set()
+    return True
 
 
 async def _send_last(log: LeaderLog) -> None:

@@ -22,7 +22,7 @@ from tests.runs.test_crash import run_arguments, settled
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "api",
-    [("fal", "memory")],
+    [("fal", "memory"), ("together", "sqlite"), ("runware", "redis")],
     ids="-".join,
 )
 def test_a_run_goes_on_in_other_pods(
@@ -36,9 +36,10 @@ def test_a_run_goes_on_in_other_pods(
     api: tuple[str, str],
 ) -> None:
     provider, store = api
-    pods = [{"IMAGEMILL_HOME": str(tmp_path / name)} for name in ("drained", "lost", "last")]
-    emulated = emulator(latency_s=0.7, max_concurrent=15)
-    path = catalog(prompt=[*[f"p{n}" for n in range(200)], "bad #fault:400*9"])
+    keys = {"RUNWARE_API_KEY": "test-key-runware"}
+    pods = [{"IMAGEMILL_HOME": str(tmp_path / name), **keys} for name in ("drained", "lost", "last")]
+    emulated = emulator(latency_s=0.5, max_concurrent=15)
+    path = catalog(prompt=[*[f"p{n}" for n in range(150)], "bad #fault:400*9"])
     kept = ("--store", store_url(store))
     resume = (
         *("resume", "killed", "--output", place.uri, "--s3-endpoint-url", place.s3.endpoint_url, *kept),
@@ -46,27 +47,28 @@ def test_a_run_goes_on_in_other_pods(
     )
 
     drained = start_command(*run_arguments(place, emulated, provider, path), *kept, **pods[0])
-    wait_for(lambda: emulated.bill()["images"] >= 50, drained)
+    wait_for(lambda: emulated.bill()["images"] >= 40, drained)
     drained.send_signal(signal.SIGTERM)
     drained.communicate(timeout=PATIENCE_S)
     assert drained.returncode == 3
     lost = start_command(*resume, **pods[1])
-    wait_for(lambda: emulated.bill()["images"] >= 120, lost)
+    wait_for(lambda: emulated.bill()["images"] >= 90, lost)
     lost.send_signal(signal.SIGKILL)
     lost.communicate()
     settled(emulated)
     before = [json.loads(line) for line in lines_in_bucket(place)]
-    assert sum(line["event"] == "done" for line in before) >= 50
+    assert sum(line["event"] == "done" for line in before) >= 40
 
     done = command(*resume, **pods[2])
 
     assert done.code == 1, done.err
     summary, bill = done.json, emulated.bill()
-    assert [summary[name] for name in ("done", "failed", "pending", "generated")] == [200, 1, 0, 200]
+    assert [summary[name] for name in ("done", "failed", "pending", "generated")] == [150, 1, 0, 150]
     charged = {line["prompt"]: line["count"] for line in bill["by_key"].values()}
     doubts = {job["prompt"]: job["unanswered"] for job in jobs(place)}
     assert sum(doubts.values()) == summary["unanswered"]
-    assert all(count <= 1 + doubts[prompt] for prompt, count in charged.items())
+    twice = {prompt: count for prompt, count in charged.items() if count > 1 + doubts[prompt]}
+    assert not twice
     if provider == "fal":  # it lists what it has taken
         assert set(charged.values()) == {1}
         assert summary["cost_usd"] == pytest.approx(bill["usd"], abs=1e-9)
