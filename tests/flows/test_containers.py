@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 import botocore.session
@@ -13,22 +20,41 @@ import prefect.server.api
 import pytest
 import yaml
 from botocore.validate import ParamValidator
+from docker.types import HostConfig
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.client.schemas.objects import FlowRun, StateType
+from prefect.exceptions import PrefectHTTPStatusError
 from prefect.flows import load_flow_from_entrypoint
 from prefect.utilities.templating import apply_values
+from prefect_aws import AwsClientParameters, AwsCredentials, S3Bucket
+from pydantic import SecretStr
 
+from imagemill.blocks import RedisServer
+from imagemill.emulator import Emulator
+from tests.cli.test_command import wait_for
+from tests.conftest import BUCKET, Place
 from tests.installation import ROOT
+from tests.patience import PATIENCE_S
+from tests.s3_server import ACCESS_KEY, SECRET_KEY
+from tests.servers import PASSWORD, url_of
+from tests.servers import RedisServer as RunningRedis
 
 DEPLOY = ROOT / "deploy"
 PROJECT: dict[str, Any] = yaml.safe_load((DEPLOY / "prefect.yaml").read_text())
 PREFECTS = files(prefect.server.api) / "collections_data" / "views" / "aggregate-worker-metadata.json"
-TEMPLATES = {"kubernetes": "kubernetes-job.json", "ecs": "ecs-task.json"}
+TEMPLATES = {
+    "docker": "docker-container.json",
+    "kubernetes": "kubernetes-job.json",
+    "ecs": "ecs-task.json",
+}
 GRACE_S = 90
 """What a stop takes at most: 20 s for requests in flight, then uploads."""
 
 
 def template_of(kind: str, *, ours: bool = True) -> dict[str, Any]:
-    """The base job template of a pool: ours where we have one, else Prefect's."""
-    if ours and kind in TEMPLATES:
+    """The base job template of a pool: ours, or Prefect's."""
+    if ours:
         document: dict[str, Any] = json.loads((DEPLOY / TEMPLATES[kind]).read_text())
         return document
     for workers in json.loads(PREFECTS.read_text()).values():
@@ -55,6 +81,16 @@ def test_job_variables_are_those_that_prefect_knows(kind: str) -> None:
     given = PROJECT["definitions"]["pools"][kind]["job_variables"]
     assert given.keys() <= template["variables"]["properties"].keys()
     jsonschema.validate(given, template["variables"])
+
+
+def test_the_docker_container_has_no_rights() -> None:
+    job = job_of("docker")
+    own = job.pop("container_create_kwargs")
+    assert job.keys() <= template_of("docker", ours=False)["job_configuration"].keys()
+    made = HostConfig("1.41", **{name: value for name, value in own.items() if name != "user"})
+    assert made["ReadonlyRootfs"]
+    assert (made["CapDrop"], made["SecurityOpt"]) == (["ALL"], ["no-new-privileges"])
+    assert own["user"] == "1000:1000"
 
 
 def test_the_kubernetes_job_is_one_with_no_rights_and_time_to_stop() -> None:
@@ -99,3 +135,167 @@ def test_a_deployment_needs_nothing_of_this_machine(deployment: dict[str, Any]) 
     assert deployment["entrypoint"].replace(".", "/") == same["entrypoint"].replace(".py:", "/")
     for name in ("description", "schedules", "concurrency_limit", "triggers"):
         assert deployment.get(name) == same.get(name)
+
+
+IMAGE = "registry/imagemill:0.2.0"
+
+
+@pytest.fixture(scope="module")
+def deployed(prefect_server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]:
+    """deploy/prefect.yaml on a server, once per kind of pool; what to build and push is left out."""
+    text = (DEPLOY / "prefect.yaml").read_text().replace("{{ built.image }}", IMAGE)
+    kinds = list(PROJECT["definitions"]["pools"])
+    deployments = list[dict[str, Any]]()
+    with get_client(sync_client=True) as client:
+        for kind in kinds:
+            chosen = yaml.safe_load(
+                text.replace("{<<: *kubernetes} # or", f"{{<<: *{kind}, name: pods-{kind}}} # or")
+            )
+            deployments += [{**each, "name": f"{each['name']}-{kind}"} for each in chosen["deployments"]]
+            template = template_of(kind)
+            client.create_work_pool(
+                WorkPoolCreate(name=f"pods-{kind}", type=kind, base_job_template=template)
+            )
+        file = tmp_path_factory.mktemp("deploy") / "prefect.yaml"
+        file.write_text(json.dumps({**PROJECT, "build": None, "push": None, "deployments": deployments}))
+        subprocess.run(  # without a question about the image that is built elsewhere
+            [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all", "--prefect-file", str(file)],
+            env={**os.environ, "PREFECT_API_URL": prefect_server},
+            stdin=subprocess.DEVNULL,
+            cwd=ROOT,
+            check=True,
+        )
+        yield kinds
+        for kind in kinds:
+            client.delete_work_pool(f"pods-{kind}")
+
+
+@pytest.mark.slow
+def test_each_variant_can_be_deployed(deployed: list[str]) -> None:
+    assert deployed == ["docker", "kubernetes", "ecs"]
+    with get_client(sync_client=True) as client:
+        for kind in deployed:
+            for each in PROJECT["deployments"]:
+                flow = each["entrypoint"].rpartition(".")[2].replace("_", "-")
+                made = client.read_deployment_by_name(f"{flow}/{each['name']}-{kind}")
+                assert made.work_pool_name == f"pods-{kind}"
+                assert made.job_variables["image"] == IMAGE
+                assert (made.pull_steps, made.entrypoint) == ([], each["entrypoint"])
+        with pytest.raises(PrefectHTTPStatusError, match="mem_limit"):  # it is held to the pool's schema
+            client.create_deployment(
+                made.flow_id, "wrong", work_pool_name="pods-docker", job_variables={"mem_limit": 2}
+            )
+
+
+class Pod:
+    """What a worker starts for a flow run: the image's command, its job's environment, an empty disk."""
+
+    def __init__(self, flow_run: FlowRun, disk: Path, server: str, job_env: dict[str, str]) -> None:
+        disk.mkdir()
+        with (disk / "pod.log").open("wb") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "prefect", "flow-run", "execute"],
+                env={
+                    **{name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")},
+                    **job_env,
+                    "PREFECT_API_URL": server,
+                    "PREFECT__FLOW_RUN_ID": str(flow_run.id),
+                    **dict.fromkeys(("HOME", "TMPDIR"), str(disk)),
+                    "IMAGEMILL_HOME": str(disk / "imagemill"),
+                    "PREFECT_HOME": str(disk / "prefect"),
+                },
+                cwd=disk,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                text=True,
+            )
+        self._log = disk / "pod.log"
+
+    @property
+    def said(self) -> str:
+        return self._log.read_text()
+
+    def end(self) -> int:
+        return self.process.wait(PATIENCE_S)
+
+
+@pytest.fixture
+def pod(prefect_server: str, tmp_path: Path) -> Iterator[Callable[[FlowRun], Pod]]:
+    """Starts the next pod of a flow run."""
+    job_env = PROJECT["definitions"]["pools"]["kubernetes"]["job_variables"]["env"]
+    made = list[Pod]()
+
+    def start(flow_run: FlowRun) -> Pod:
+        made.append(Pod(flow_run, tmp_path / f"pod-{len(made)}", prefect_server, job_env))
+        return made[-1]
+
+    yield start
+    for each in made:
+        if each.process.poll() is None:
+            each.process.kill()
+            each.process.wait()
+
+
+@pytest.mark.slow
+def test_a_pod_that_is_told_to_stop_hands_its_run_to_the_next(
+    deployed: list[str],
+    place: Place,
+    emulator: Callable[..., Emulator],
+    catalog: Callable[..., str],
+    redis_server: RunningRedis,
+    pod: Callable[[FlowRun], Pod],
+) -> None:
+    """The next one starts at once, while the first is still closing: its leases are waited for."""
+    keys = AwsCredentials(
+        aws_access_key_id=ACCESS_KEY,
+        aws_secret_access_key=SecretStr(SECRET_KEY),
+        aws_client_parameters=AwsClientParameters(endpoint_url=place.s3.endpoint_url),
+    )
+    S3Bucket(bucket_name=BUCKET, credentials=keys).save("images", overwrite=True)
+    store = RedisServer(url=url_of(redis_server, None), password=SecretStr(PASSWORD))
+    store.save("pods", overwrite=True)
+    emulated = emulator(latency_s=1.5, latency_sigma=0, max_concurrent=10)
+    deployment = f"generate-catalog/on-demand-{deployed[1]}"
+    with get_client(sync_client=True) as client:
+        flow_run = client.create_flow_run_from_deployment(
+            client.read_deployment_by_name(deployment).id,
+            parameters={
+                "catalog": {"path": catalog(prompt=[f"p{n}" for n in range(100)])},
+                "api": {"provider": "together", "base_url": emulated.base_url},
+                "output": {"uri": place.uri, "s3_bucket_block": "images"},
+                "picture": {"width": 256, "height": 256},
+                "execution": {"store": "block:imagemill-redis-store/pods"},
+            },
+        )
+        first = pod(flow_run)
+        wait_for(lambda: emulated.bill()["images"] >= 20, first.process)
+        first.process.send_signal(signal.SIGTERM)
+        told = time.monotonic()
+        wait_for(lambda: state_of(client, flow_run) is StateType.SCHEDULED, first.process)
+        second = pod(flow_run)
+        assert first.end() == 0, first.said
+        took_s = time.monotonic() - told
+        assert "Flow run successfully rescheduled." in first.said
+        assert took_s < 30  # after which Prefect kills; a kubelet waits longer
+        paid = emulated.bill()["images"]
+        assert 20 <= paid < 100
+        assert second.end() == 0, second.said
+        state = client.read_flow_run(flow_run.id).state
+    assert state is not None
+    assert state.is_completed(), state
+    summary = state.result()
+    assert [getattr(summary, name) for name in ("done", "pending", "generated", "unanswered")] == [
+        100,
+        0,
+        100,
+        0,
+    ]
+    bill = emulated.bill()
+    assert bill["images"] == 100  # what was in flight came home
+    assert summary.cost_usd == pytest.approx(bill["usd"], abs=1e-9)
+
+
+def state_of(client: Any, flow_run: FlowRun) -> StateType | None:
+    state = client.read_flow_run(flow_run.id).state
+    return state and state.type
