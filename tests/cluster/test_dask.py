@@ -45,12 +45,12 @@ def cluster(shared_cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> Cluster
 @pytest.fixture
 def arguments(
     place: Place, catalog: Callable[..., str], store_url: Callable[[str], str], cluster: Cluster
-) -> Callable[[Emulator, str, str], list[str]]:
-    """The command line of a run of 300 rows on the cluster, with a job store of this kind."""
+) -> Callable[..., list[str]]:
+    """The command line of a run on the cluster, with a job store of this kind."""
 
-    def make(emulated: Emulator, run_id: str, store: str) -> list[str]:
+    def make(emulated: Emulator, run_id: str, store: str, rows: int = 300) -> list[str]:
         return [
-            *("run", catalog(prompt=[f"p{n}" for n in range(300)]), "--run-id", run_id, "--json"),
+            *("run", catalog(prompt=[f"p{n}" for n in range(rows)]), "--run-id", run_id, "--json"),
             *("--provider", "together", "--base-url", emulated.base_url, "--width", "256", "--height", "256"),
             *("--output", place.uri, "--s3-endpoint-url", place.s3.endpoint_url),
             *("--store", store_url(store), "--task-runner", "dask", "--scheduler", cluster.address),
@@ -64,7 +64,7 @@ def arguments(
 def test_three_workers_hold_one_rate(
     place: Place,
     emulator: Callable[..., Emulator],
-    arguments: Callable[[Emulator, str, str], list[str]],
+    arguments: Callable[..., list[str]],
     command: Callable[..., Command],
     cluster: Cluster,
 ) -> None:
@@ -89,32 +89,32 @@ def test_three_workers_hold_one_rate(
 @pytest.mark.slow
 def test_workers_together_keep_to_the_budget_and_a_resume_goes_on(
     emulator: Callable[..., Emulator],
-    arguments: Callable[[Emulator, str, str], list[str]],
+    arguments: Callable[..., list[str]],
     command: Callable[..., Command],
 ) -> None:
     emulated = emulator(latency_s=0.1)
-    given = arguments(emulated, "budget", "redis")
+    given = arguments(emulated, "budget", "redis", 600)
     image_usd = Together(api_key="k").price_usd(256, 256, 4)
 
-    stopped = command(*given, "--max-cost", str(100.5 * image_usd))
+    stopped = command(*given, "--max-cost", str(200.5 * image_usd))
 
     assert stopped.code == 3, stopped.err
     assert "limit" in stopped.err
-    assert 90 <= emulated.bill()["images"] <= 100
+    assert 190 <= emulated.bill()["images"] <= 200
     assert stopped.json["done"] == emulated.bill()["images"]
 
-    done = command("resume", "budget", "--max-cost", str(300.5 * image_usd), "--json")
+    done = command("resume", "budget", "--max-cost", str(600.5 * image_usd), "--json")
 
     assert done.code == 0, done.err
-    assert (done.json["done"], done.json["pending"]) == (300, 0)
-    assert emulated.bill()["images"] == 300
+    assert (done.json["done"], done.json["pending"]) == (600, 0)
+    assert emulated.bill()["images"] == 600
 
 
 @pytest.mark.slow
 def test_a_killed_worker_costs_nothing_but_time(
     place: Place,
     emulator: Callable[..., Emulator],
-    arguments: Callable[[Emulator, str, str], list[str]],
+    arguments: Callable[..., list[str]],
     start_command: Callable[..., subprocess.Popen[str]],
     cluster: Cluster,
 ) -> None:
@@ -140,7 +140,7 @@ def test_a_killed_worker_costs_nothing_but_time(
 def test_a_run_whose_scheduler_dies_goes_on_in_threads(
     place: Place,
     emulator: Callable[..., Emulator],
-    arguments: Callable[[Emulator, str, str], list[str]],
+    arguments: Callable[..., list[str]],
     command: Callable[..., Command],
     start_command: Callable[..., subprocess.Popen[str]],
     cluster: Cluster,
