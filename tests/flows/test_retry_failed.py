@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -72,7 +74,10 @@ def test_another_machine_finds_the_run_by_its_output(
         retry_failed("moved")
     with pytest.raises(InputError, match=r"base_url http://127"):  # where the record would send the key
         retry_failed("moved", output=place.settings())
-    summary = retry_failed("moved", output=place.settings(), base_url=emulated.base_url)
+    store = Path(f"{tmp_path}/another-store.db")
+    given: dict[str, Any] = {"base_url": emulated.base_url, "execution": {"store": f"sqlite:{store}"}}
+    summary = retry_failed("moved", output=place.settings(), **given)
+    assert store.exists()
     # The images' receipts, or else the log, say which of them this run has paid for.
     assert (summary.done, summary.generated, summary.reused) == (3, 2, 1)
     assert emulated.bill()["images"] == 3
