@@ -554,11 +554,12 @@ class Engine:
             image = await route.api.generate(route.http, job, watch)
             took_s = self._clock() - sent
             slot.served = True
-            route.served(sent, sent + took_s)
+            route.served(took_s)
             purchase.charge(image.cost_usd, image.cost_source)
             self._note_health(route, None)
             await self._uploads.acquire()
         except ApiError as error:
+            route.throughput.failed()
             if not work.is_own_trouble(error):
                 self._note_health(route, None if error.code == QUEUE_TIMEOUT else error.error_class)
             slot.refused = error.error_class is ErrorClass.RATE_LIMITED

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from dataclasses import dataclass, field
 
 import anyio
@@ -17,10 +16,8 @@ from imagemill.engine.lost_requests import LostRequests
 from imagemill.engine.recorder import Recorder
 from imagemill.engine.setup_fault import SetupFault
 from imagemill.engine.stops import Stop, StopKind
+from imagemill.engine.throughput import Throughput
 from imagemill.jobs import Job
-
-_SERVED_KEPT = 2_000
-"""How many images of a route are remembered to tell its rate."""
 
 _ASKABLE = frozenset({StopKind.OUT_OF_BUDGET, StopKind.SETUP})
 """Why a route takes no more jobs although it can still be asked about the requests that it has."""
@@ -47,8 +44,7 @@ class Route:
     closed: Stop | None = None
     closing: anyio.Event = field(default_factory=anyio.Event)
     is_given_up: bool = False
-    served_at: deque[float] = field(default_factory=lambda: deque(maxlen=_SERVED_KEPT))
-    begun_at: float | None = None
+    throughput: Throughput = field(default_factory=Throughput)
     _makes: dict[tuple[object, ...], bool] = field(default_factory=dict)
 
     @classmethod
@@ -105,12 +101,10 @@ class Route:
         self.breaker.stop()
         self.setup.stop()
 
-    def served(self, sent: float, now: float) -> None:
-        """A request of then was answered with its image now, in monotonic seconds."""
-        self.lost.took(now - sent)
-        self.served_at.append(now)
-        if self.begun_at is None:
-            self.begun_at = sent
+    def served(self, took_s: float) -> None:
+        """A request was answered with its image after so long."""
+        self.lost.took(took_s)
+        self.throughput.served(took_s)
 
     def makes(self, job: Job, *, negative_prompts: bool) -> bool:
         """Whether the model here makes the job's picture; ``negative_prompts``: its key holds one if set."""

@@ -214,6 +214,7 @@ class Routes:
                 if (route := self._route_for(waiting.work, full)) is not None:
                     waiting.turn = route, route.pacer.take()
                     route.breaker.sent()
+                    route.throughput.sent(self._clock())
                     waiting.woken.set()
                 elif waiting.kind is not None:
                     left_out.add(waiting.kind)
@@ -266,7 +267,22 @@ class Routes:
             case "cheapest":
                 return [*probed, *self._cheap_enough(work, up)]
             case "fastest":
-                return [*probed, *sorted(up, key=lambda route: route.price(work.job))]
+                quick = [route for route in up if not self._comes_late(route, up)]
+                return [*probed, *sorted(quick, key=lambda route: route.price(work.job))]
+
+    def _comes_late(self, route: Route, routes: list[Route]) -> bool:
+        """Whether the others have made all that is left before this one would have made its next image.
+
+        So the last images are not waited for at a slow route while the fast ones have nothing left to do.
+        """
+        made, latency_s = 0.0, route.throughput.latency_s
+        for other in routes:
+            ahead_s = latency_s - other.throughput.latency_s
+            if ahead_s > 0 and other.throughput.latency_s:
+                wait_s = _wait_s(other)
+                ahead_s -= wait_s if wait_s < math.inf else 0.0
+                made += max(0.0, ahead_s) * other.throughput.per_s(self._clock())
+        return made > 0 and made >= self._schedule.unsent(self._routes)
 
     def _cheap_enough(self, work: Work, routes: list[Route]) -> list[Route]:
         """The cheapest routes, and so many of the next as the deadline takes."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from bisect import bisect_right
 from collections.abc import Callable, Collection, Iterable
 
 from imagemill.engine.route import Route
@@ -14,9 +13,6 @@ far before the next dearer one, and so on. It shrinks with what is left, so that
 
 _LAST_S = 2.0
 """The last requests leave this many times the slowest image's time before the deadline."""
-
-_RATE_WINDOW_S = (10.0, 600.0)
-"""A route's rate is measured over a quarter of the time left, within these bounds, in seconds."""
 
 
 class Schedule:
@@ -38,6 +34,10 @@ class Schedule:
         self._clock = clock
         self._begun: tuple[float, int] | None = None
 
+    def unsent(self, routes: Iterable[Route]) -> int:
+        """How many jobs are neither finished nor on their way."""
+        return self._left() - sum(route.pacer.in_flight for route in routes)
+
     def needs_more(self, cheaper: Collection[Route], dearer: int, routes: Iterable[Route]) -> bool:
         """Whether routes that are dearer than these should help, ``dearer`` steps in price up."""
         if self._deadline == math.inf:
@@ -49,19 +49,8 @@ class Schedule:
         left_s = last_at - now
         if left_s <= 0:
             return True
-        unsent = self._left() - sum(route.pacer.in_flight for route in routes)
+        unsent = self.unsent(routes)
         behind = unsent - jobs * left_s / (last_at - begun)
         if behind <= dearer * _SLACK * unsent:
             return False
-        least_s, most_s = _RATE_WINDOW_S
-        window_s = min(max(0.25 * left_s, least_s), most_s)
-        return unsent > left_s * sum(_per_s(route, now, window_s) for route in cheaper)
-
-
-def _per_s(route: Route, now: float, window_s: float) -> float:
-    """Images per second that a route has served lately."""
-    since = max(now - window_s, route.begun_at if route.begun_at is not None else now)
-    served = len(route.served_at) - bisect_right(route.served_at, since)
-    if served == route.served_at.maxlen:
-        since = route.served_at[0]
-    return served / (now - since) if now > since else 0.0
+        return unsent > left_s * sum(route.throughput.per_s(now) for route in cheaper)

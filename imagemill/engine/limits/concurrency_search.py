@@ -27,6 +27,8 @@ class WindowSearch:
         self._ceiling = ceiling
         self._ramping = not known
         self.probing = False
+        self.looks = False
+        """Whether the next request may be the one more than what fitted, after a while of it."""
         self._step = 1
         self._changed_at: float | None = None
         self._probe_after_s = PROBE_EVERY_S if known else _FIRST_PROBE_S
@@ -48,6 +50,7 @@ class WindowSearch:
         elif now - self._changed_at >= self._probe_after_s:
             self.probing, self._step = True, 1
             self._grow(1, now)
+            self.looks = True
 
     def refused(self, in_flight: int, now: float) -> None:
         """This many at once were too many."""
@@ -56,7 +59,7 @@ class WindowSearch:
             self._probe_after_s = min(2.0 * self._probe_after_s, longest_s)
         elif self._ramping:
             self._probe_after_s = _FIRST_PROBE_S
-        self._ramping = self.probing = False
+        self._ramping = self.probing = self.looks = False
         self._changed_at = now
         if in_flight <= self.limit:
             self._set(in_flight - 1)
@@ -78,4 +81,5 @@ class WindowSearch:
         self._changed_at = now
 
     def _set(self, limit: int) -> None:
+        self.looks = False
         self.limit = min(max(1, limit), self._ceiling)

@@ -21,6 +21,9 @@ on their way for a while, it also lets in some with as many in flight, but this 
 _CROWDED = 3
 """So many refusals in a row among the largest numbers are about the number."""
 
+_LOOK_PACE = 1.25
+"""While one request more at once is tried, requests leave at most at so many times their latest pace."""
+
 _STORM = 3
 _LONGEST_PAUSE_S = 2.0
 
@@ -35,7 +38,10 @@ class Limit:
 
 @dataclass(slots=True)
 class Sent:
-    """A request as it left: how many were in flight with it, and whether the pace had held it back."""
+    """A request as it left: how many were in flight with it, and whether the pace had held it back.
+
+    ``is_look``: it tried one more at once, well apart from those before it.
+    """
 
     number: int
     at: float
@@ -43,6 +49,7 @@ class Sent:
     paced: bool
     round: int
     refused: bool = False
+    is_look: bool = False
 
 
 class LimitSearch:
@@ -71,9 +78,11 @@ class LimitSearch:
 
     def sent(self, in_flight: int, now: float, *, paced: bool) -> Sent:
         """A request leaves; ``in_flight`` counts it."""
-        number = self.rate.sent(now, paced=paced and self.busy.pace == 1.0)
+        number = self.rate.sent(now, paced=paced and self.busy.pace == 1.0 and not self._is_spaced)
         self.busy.sent(number)
         sent = Sent(number, now, in_flight, paced, self._round)
+        if self._is_spaced and in_flight >= self.window.limit:
+            sent.is_look, self.window.looks = True, False
         self._open.append(sent)
         return sent
 
@@ -135,15 +144,26 @@ class LimitSearch:
     @property
     def per_s(self) -> float:
         """Requests a second, as of now."""
-        return self.busy.pace * self.rate.per_s
+        pace = self.busy.pace * self.rate.per_s
+        return min(pace, _LOOK_PACE * self.rate.recent_per_s) if self._is_spaced else pace
+
+    @property
+    def _is_spaced(self) -> bool:
+        """Whether requests keep apart, because one more at once is about to be tried.
+
+        If it is refused, the number was the reason: sent right after another, it might exceed a rate as well.
+        """
+        return self.window.looks and not self.rate.bound
 
     def _is_about_number(self, sent: Sent) -> bool:
         """Whether a 429 came because of the number in flight: there were unusually many."""
         if sent.in_flight == 1:
             return False
+        if sent.is_look:
+            return True
         if sent.in_flight < self.window.limit and self._levels:
             as_many = sum(level >= sent.in_flight for level in self._levels)
-            if as_many > (_CROWD * len(self._levels) if self.rate.bound else 0):
+            if as_many > max(_CROWD * len(self._levels), 0 if self.rate.bound else 1):
                 self._fewer_in_vain = self._crowded = 0
                 return False
             # Among ten refusals for the rate one looks like this: the next one in a row hardly does.

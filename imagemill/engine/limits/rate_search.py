@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 
 START_PER_S = 20.0
 """The first pace, in requests per second: the first ten leave within the time of one image, not at once, for
 a token bucket with room for one would refuse nine of them."""
 
 _RAMP_DOUBLING_S, _RAMP_REQUESTS = 0.6, 4
-"""Seconds, and requests at the first pace, in which the pace doubles until something is refused."""
+"""The pace doubles in so many seconds, and not in fewer requests, until something is refused."""
 _CREEP = 2.5e-5
 """Growth with each request just after a refusal."""
 _CUBE = 65.0
@@ -22,6 +23,8 @@ seconds the pace would outgrow the limit every seventy."""
 _FALL = 0.8
 """What the first refusal leaves of the pace."""
 _STORM_FALL = 0.5
+_RECENT = 12
+"""Requests over which the pace of late is taken."""
 _LEAST_CUT, _MOST_CUT = 0.01, 0.15
 
 
@@ -36,8 +39,9 @@ class RateSearch:
     def __init__(self, per_s: float = START_PER_S, *, known: bool = False) -> None:
         self.per_s = per_s
         self.bound = known
-        self._ramp_s = max(_RAMP_DOUBLING_S, _RAMP_REQUESTS / per_s)
+        self._doubling_s = _RAMP_DOUBLING_S
         self._sent = 0
+        self._recent: deque[float] = deque(maxlen=_RECENT)
         self._second_began = 0.0
         self._this_second = 0
         self._last_second = 0.0
@@ -49,6 +53,7 @@ class RateSearch:
     def sent(self, now: float, *, paced: bool) -> int:
         """A request leaves; ``paced`` says that the pace held it back. Its number."""
         self._sent += 1
+        self._recent.append(now)
         if now - self._second_began >= 1.0:
             self._last_second = self._this_second / (now - self._second_began)
             self._this_second, self._second_began = 0, now
@@ -57,7 +62,7 @@ class RateSearch:
         if not paced:
             return self._sent
         if not self.bound:
-            self.per_s *= 2.0 ** (1.0 / (self._ramp_s * self.per_s))
+            self.per_s *= 2.0 ** (1.0 / max(self._doubling_s * self.per_s, _RAMP_REQUESTS))
         else:
             self._quiet += 1.0 + min(waited_s, _LONGEST_QUIET_S)
             self.per_s *= 1.0 + _CREEP * (1.0 + (self._quiet / _CUBE) ** 3)
@@ -68,10 +73,16 @@ class RateSearch:
         """Whether the pace is near what is sent, or far above it and without effect."""
         return self.per_s < (1.4 if self.bound else 2.0) * self._measured(self._latest)
 
+    @property
+    def recent_per_s(self) -> float:
+        """Requests per second, over the last few of them."""
+        span_s = self._latest - self._recent[0] if self._recent else 0.0
+        return (len(self._recent) - 1) / span_s if span_s else self.per_s
+
     def doubted(self) -> None:
         """A refusal that may be about the rate: slow down, and grow more carefully."""
         self.per_s = min(self.per_s, max(_FALL * self.per_s, self._measured(self._latest)))
-        self._ramp_s = 4.0 * _RAMP_DOUBLING_S
+        self._doubling_s = 4.0 * _RAMP_DOUBLING_S
 
     def refused(self, number: int, sent_at: float, now: float) -> None:
         """The request of this number, sent at this time, was too soon."""
@@ -94,7 +105,7 @@ class RateSearch:
     def restored(self, per_s: float, bound: bool) -> None:  # noqa: FBT001 - both as they were
         """What was thought of the rate lately was wrong."""
         self.per_s, self.bound = per_s, bound
-        self._ramp_s = max(_RAMP_DOUBLING_S, _RAMP_REQUESTS / per_s)
+        self._doubling_s = _RAMP_DOUBLING_S
 
     def fallen(self, now: float) -> None:
         """Refusal upon refusal, whatever the reason: slow down."""

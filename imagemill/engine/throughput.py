@@ -1,0 +1,44 @@
+"""What a route does lately: requests per second, and how long an image takes."""
+
+from __future__ import annotations
+
+import math
+
+_KEPT_S = 20.0
+"""Older requests count less: by 1/e after so many seconds."""
+_LATENCIES = 10.0
+
+
+class Throughput:
+    """How much a route makes, and how fast; a pure object."""
+
+    def __init__(self) -> None:
+        self.latency_s = 0.0
+        """Mean seconds from a request to its image, the vendor's queue included; 0 before the first."""
+        self._at: float | None = None
+        self._seconds = self._sent = 0.0
+
+    def per_s(self, now: float) -> float:
+        """Requests per second that did not fail."""
+        self._pass(now)
+        return self._sent / self._seconds if self._seconds else 0.0
+
+    def sent(self, now: float) -> None:
+        """A request leaves."""
+        self._pass(now)
+        self._at, self._sent = now, self._sent + 1.0
+
+    def failed(self) -> None:
+        """A request brought no image."""
+        self._sent = max(0.0, self._sent - 1.0)
+
+    def served(self, took_s: float) -> None:
+        """A request was answered with its image after so long."""
+        self.latency_s += (took_s - self.latency_s) / (_LATENCIES if self.latency_s else 1.0)
+
+    def _pass(self, now: float) -> None:
+        """Time passes, once there was a first request."""
+        if self._at is not None:
+            kept = math.exp((self._at - now) / _KEPT_S)
+            self._seconds = kept * self._seconds + now - self._at
+            self._sent, self._at = kept * self._sent, now
