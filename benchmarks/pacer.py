@@ -30,6 +30,10 @@ def _cap(rng: random.Random, seed: int, **more: float) -> Account:
     return Account([Step(0, rng.randint(20, 50))], seed, **more)
 
 
+def _small_cap(rng: random.Random, seed: int) -> Account:
+    return Account([Step(0, rng.randint(3, 10))], seed)
+
+
 def _rate(burst: int | None = None, **more: float) -> Maker:
     def make(rng: random.Random, seed: int) -> Account:
         return Account([Step(0, None, rng.uniform(300, 3000), burst or rng.randint(2, 10))], seed, **more)
@@ -65,6 +69,7 @@ KINDS: dict[str, Maker] = {
     "the same, latency doubles with load": lambda rng, seed: _cap(rng, seed, load=1.0),
     "the same, 5 ms on the way": lambda rng, seed: _cap(rng, seed, transit_s=0.005),
     "the same, 10 % refused at any pace": lambda rng, seed: _cap(rng, seed, busy=0.1),
+    "3 to 10 at once": _small_cap,
     "300 to 3,000 a minute, bucket 2 to 10": _rate(),
     "the same, Retry-After": _rate(retry_after=True),
     "the same, 5 ms on the way ": _rate(transit_s=0.005),
