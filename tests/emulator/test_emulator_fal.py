@@ -77,7 +77,7 @@ def test_the_queue(fal: Ask, client: httpx.Client, emulator: Emulator, decode: D
 def test_the_queue_takes_every_submit_and_only_its_slots_run(
     fal: Ask, client: httpx.Client, emulator: Emulator, until: Until
 ) -> None:
-    emulator.configure(latency_s=0.1, latency_sigma=0, max_concurrent=2)
+    emulator.configure(latency_s=0.5, latency_sigma=0, max_concurrent=2)
     submits = [fal(seed=seed) for seed in range(9)]
     assert {submit.status_code for submit in submits} == {200}
     positions = [submit.json()["queue_position"] for submit in submits]
