@@ -22,7 +22,7 @@ from tests.runs.test_crash import run_arguments, settled
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "api",
-    [("fal", "memory"), ("together", "sqlite"), ("runware", "redis")],
+    [("fal", "memory"), ("together", "sqlite"), ("runware", "redis"), ("fal", "postgres")],
     ids="-".join,
 )
 def test_a_run_goes_on_in_other_pods(
