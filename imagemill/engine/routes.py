@@ -287,11 +287,11 @@ class Routes:
     def _cheap_enough(self, work: Work, routes: list[Route]) -> list[Route]:
         """The cheapest routes, and so many of the next as the deadline takes."""
         chosen: list[Route] = []
-        dearer = 0
+        step = 0
         for route in sorted(routes, key=lambda route: route.price(work.job)):
             if chosen and route.price(work.job) > chosen[-1].price(work.job):
-                dearer += 1
-                if not self._schedule.needs_more(chosen, dearer, self._routes):
+                step += 1
+                if not self._schedule.needs_more(chosen, route, step, self._routes):
                     break
             chosen.append(route)
         return chosen

@@ -1,4 +1,4 @@
-"""The even pace that finishes a run by its deadline: who is behind it may turn to dearer routes."""
+"""What finishes a run by its deadline: cheap routes all the time, and dear ones for the rest."""
 
 from __future__ import annotations
 
@@ -8,19 +8,23 @@ from collections.abc import Callable, Collection, Iterable
 from imagemill.engine.route import Route
 
 _SLACK = 0.01
-"""How far a run may fall behind its pace before a dearer route helps, as a share of the images left; twice as
-far before the next dearer one, and so on. It shrinks with what is left, so that the end is in time."""
+"""How far a run may fall behind an even pace before a dearer route helps, as a share of the images left;
+twice as far before the next dearer one, and so on. It shrinks with what is left: the end is in time."""
 
-_LAST_S = 2.0
-"""The last requests leave this many times the slowest image's time before the deadline."""
+_LAST = 2.0
+"""A route's last requests leave this many times its slowest image's time before the deadline."""
+
+_YOUNG_S = 6.0
+"""A route that has worked for less, in seconds, may well become twice as fast: its limit is looked for."""
 
 
 class Schedule:
     """How far a run should have come by now, and whether its cheaper routes get it there.
 
     The cheapest way to a deadline uses the cheaper routes to their limits all the time, and the dearer ones
-    for the rest only. Dearer images are therefore spread evenly: bought early, on a guess at the cheaper
-    routes' rate, each mistake would be paid for; bought late, a route that fails would cost the deadline.
+    for the rest only. A dearer route is turned to once the run is behind an even pace and the cheaper ones
+    would not catch up. From then on it works to its limit too, until they can finish the rest: a route that
+    is used now and then shows no limit, and the next dearer one would be turned to on too low a guess.
 
     Args:
         deadline: when the run should be finished, by the clock; None: whenever the cheapest route is ready.
@@ -33,24 +37,36 @@ class Schedule:
         self._left = left
         self._clock = clock
         self._begun: tuple[float, int] | None = None
+        self._helping: set[Route] = set()
 
     def unsent(self, routes: Iterable[Route]) -> int:
         """How many jobs are neither finished nor on their way."""
         return self._left() - sum(route.pacer.in_flight for route in routes)
 
-    def needs_more(self, cheaper: Collection[Route], dearer: int, routes: Iterable[Route]) -> bool:
-        """Whether routes that are dearer than these should help, ``dearer`` steps in price up."""
+    def needs_more(
+        self, cheaper: Collection[Route], dearer: Route, step: int, routes: Iterable[Route]
+    ) -> bool:
+        """Whether a route that is dearer than these, ``step`` steps in price up, should help."""
         if self._deadline == math.inf:
             return False
         now = self._clock()
         begun, jobs = self._begun = self._begun or (now, self._left())
-        routes = list(routes)
-        last_at = self._deadline - _LAST_S * max(route.lost.slowest_s for route in routes)
-        left_s = last_at - now
+        left_s = min(self._left_s(route, now) for route in cheaper)
         if left_s <= 0:
             return True
         unsent = self.unsent(routes)
-        behind = unsent - jobs * left_s / (last_at - begun)
-        if behind <= dearer * _SLACK * unsent:
-            return False
-        return unsent > left_s * sum(route.throughput.per_s(now) for route in cheaper)
+        behind = unsent - jobs * left_s / (left_s + now - begun)
+        if unsent <= left_s * sum(_capacity(route, now) for route in cheaper):
+            self._helping.discard(dearer)
+        elif behind > step * _SLACK * unsent:
+            self._helping.add(dearer)
+        return dearer in self._helping
+
+    def _left_s(self, route: Route, now: float) -> float:
+        """The seconds in which the route may send requests whose images come in time."""
+        return self._deadline - now - _LAST * route.lost.slowest_s
+
+
+def _capacity(route: Route, now: float) -> float:
+    """Images per second that a route may be expected to make."""
+    return route.throughput.per_s(now) * (2.0 if route.throughput.age_s(now) < _YOUNG_S else 1.0)

@@ -16,6 +16,7 @@ class Throughput:
         self.latency_s = 0.0
         """Mean seconds from a request to its image, the vendor's queue included; 0 before the first."""
         self._at: float | None = None
+        self._since = math.inf
         self._seconds = self._sent = 0.0
 
     def per_s(self, now: float) -> float:
@@ -23,8 +24,13 @@ class Throughput:
         self._pass(now)
         return self._sent / self._seconds if self._seconds else 0.0
 
+    def age_s(self, now: float) -> float:
+        """Seconds since the first request; less than 0 before it."""
+        return now - self._since
+
     def sent(self, now: float) -> None:
         """A request leaves."""
+        self._since = min(self._since, now)
         self._pass(now)
         self._at, self._sent = now, self._sent + 1.0
 

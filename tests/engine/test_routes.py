@@ -216,6 +216,20 @@ def test_cheapest_pays_the_dearer_only_for_what_the_deadline_takes(over: Callabl
     assert ended.made_by["dear"] < 1.5 * (800 - by_the_cheap)  # nor is a minute enough to measure a rate
 
 
+def test_a_dear_route_is_spared_where_a_middling_one_is_fast_enough(over: Callable[..., Ended]) -> None:
+    accounts = {
+        "dear": together("dear-key", usd=0.01, max_concurrent=20),
+        "middling": together("middling-key", usd=0.004, max_concurrent=12),
+        "cheap": together("cheap-key", usd=0.001, max_concurrent=5),
+    }
+    allowed_by_two = (5 + 12) / 0.55 * 60
+    ended = over(accounts, int(0.7 * allowed_by_two), policy="cheapest", hours=60 / 3600)
+    assert set(ended.statuses) == {"done"}
+    assert ended.seconds <= 60
+    assert ended.made_by.get("dear", 0) < 0.03 * len(ended.jobs)
+    assert ended.made_by["cheap"] > 0.9 * 5 / 0.55 * 60
+
+
 def test_a_route_with_its_share_spent_leaves_the_rest_to_the_others(over: Callable[..., Ended]) -> None:
     accounts = {"first": together("first-key", usd=0.01), "second": together("second-key", usd=0.02)}
     ended = over(accounts, 120, policy="failover", shares={"first": 0.5})
