@@ -75,7 +75,7 @@ def open_run(settings: RunSettings) -> Iterator[Run]:
         for notice in dict.fromkeys(route.api.notice for route in session.engine.routes):
             if notice:
                 get_run_logger().warning("%s", notice)
-        on_dask = settings.execution.task_runner == "dask"
+        on_dask = settings.execution.on_dask
         membership = stack.enter_context(leading(session)) if on_dask else None
         artifacts = stack.enter_context(shown_in_prefect(session))
         stack.enter_context(session.recorder.telemetry.run())

@@ -39,7 +39,7 @@ def check_cluster(execution: ExecutionSettings) -> None:
     Raises:
         InputError: it cannot.
     """
-    if execution.task_runner != "dask":
+    if not execution.on_dask:
         return
     if find_spec("prefect_dask") is None:
         raise InputError("Running on Dask needs an extra: pip install 'imagemill[dask]'.")

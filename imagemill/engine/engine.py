@@ -31,7 +31,7 @@ from imagemill.engine.image_check import Picture, check_picture
 from imagemill.engine.judging import Judging
 from imagemill.engine.limits.pacer import Slot, SlotWatch
 from imagemill.engine.purchase import Purchase
-from imagemill.engine.receipt import Receipt, image_metadata
+from imagemill.engine.receipt import RECEIPT_SUFFIX, Receipt, drop_with_receipt, image_metadata
 from imagemill.engine.recorder import Recorder
 from imagemill.engine.route import Route
 from imagemill.engine.routes import Routes
@@ -463,7 +463,7 @@ class Engine:
             await self._keep(job, made.name, content, receipt)
             work.kept = made
         if may_fail and self._judging is not None:
-            self._drop_here(made.name)
+            drop_with_receipt(self._unsaved / Path(made.name).name)
         if fails:
             if not work.redone:
                 job.quality = made.found.quality
@@ -622,16 +622,10 @@ class Engine:
         """Keep an image in the run's folder, whole or not at all: a resume uploads it with its receipt."""
         file = self._unsaved / Path(name).name
         try:
-            write_whole(file.with_suffix(".json"), orjson.dumps(receipt.to_metadata()))
+            write_whole(file.with_suffix(RECEIPT_SUFFIX), orjson.dumps(receipt.to_metadata()))
             write_whole(file, content)
         except OSError as error:
             self._recorder.lost_image(name, error.strerror or type(error).__name__)
-
-    def _drop_here(self, name: str) -> None:
-        """Drop what :meth:`_save_here` kept: the image is in the bucket, or is not wanted."""
-        file = self._unsaved / Path(name).name
-        for path in (file, file.with_suffix(".json")):
-            path.unlink(missing_ok=True)
 
     async def _keep(self, job: Job, name: str, content: bytes, receipt: Receipt) -> None:
         try:

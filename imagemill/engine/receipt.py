@@ -10,9 +10,13 @@ import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Self
 
 from imagemill.jobs import Job
+
+RECEIPT_SUFFIX = ".json"
+"""Of the receipt beside an image that is kept in the run's folder."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +106,12 @@ def image_metadata(job: Job, receipt: Receipt | None, *, vendor: str = "") -> di
     if vendor:
         made_from["vendor"] = vendor
     return made_from | (receipt.to_metadata() if receipt else {})
+
+
+def drop_with_receipt(file: Path) -> None:
+    """Delete an image that was kept in the run's folder, and then its receipt."""
+    for path in (file, file.with_suffix(RECEIPT_SUFFIX)):
+        path.unlink(missing_ok=True)
 
 
 def _source_of(text: str) -> str:

@@ -8,8 +8,8 @@ from collections.abc import Callable, Collection, Iterable
 from imagemill.engine.route import Route
 
 _SLACK = 0.01
-"""How far a run may fall behind an even pace before a dearer route helps, as a share of the images left;
-twice as far before the next dearer one, and so on. It shrinks with what is left: the end is in time."""
+"""How far a run may fall behind an even pace before a dearer route joins in, as a share of the images left;
+twice as far before the next one, and so on. It shrinks with what is left, so the run ends in time."""
 
 _LAST = 2.0
 """A route's last requests leave this many times its slowest image's time before the deadline."""
@@ -22,9 +22,9 @@ class Schedule:
     """How far a run should have come by now, and whether its cheaper routes get it there.
 
     The cheapest way to a deadline uses the cheaper routes to their limits all the time, and the dearer ones
-    for the rest only. A dearer route is turned to once the run is behind an even pace and the cheaper ones
+    for the rest only. A dearer route joins in once the run is behind an even pace and the cheaper ones
     would not catch up. From then on it works to its limit too, until they can finish the rest: a route that
-    is used now and then shows no limit, and the next dearer one would be turned to on too low a guess.
+    is used now and then shows no limit, and its rate would be guessed too low when the next one is judged.
 
     Args:
         deadline: when the run should be finished, by the clock; None: whenever the cheapest route is ready.
@@ -46,7 +46,7 @@ class Schedule:
     def needs_more(
         self, cheaper: Collection[Route], dearer: Route, step: int, routes: Iterable[Route]
     ) -> bool:
-        """Whether a route that is dearer than these, ``step`` steps in price up, should help."""
+        """Whether ``dearer`` should join these routes; ``step`` counts the higher prices, from 1."""
         if self._deadline == math.inf:
             return False
         now = self._clock()

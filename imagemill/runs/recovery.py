@@ -18,7 +18,7 @@ from imagemill.bucket.image_bucket import StoredImage, image_name
 from imagemill.bucket.superseded import keep
 from imagemill.durable import drop_parts
 from imagemill.engine.image_check import check_picture
-from imagemill.engine.receipt import Receipt, image_metadata
+from imagemill.engine.receipt import RECEIPT_SUFFIX, Receipt, drop_with_receipt, image_metadata
 from imagemill.errors import ApiError, ErrorClass
 from imagemill.jobs import Job, JobStatus
 from imagemill.quality.inspection import Finding
@@ -30,8 +30,6 @@ from imagemill.stores import shards
 from imagemill.takes import REJECTED, is_rejected, take_of
 
 _LOOKED_UP_AT_ONCE = 10_000
-_RECEIPT = ".json"
-"""What the receipt beside an image in the run's folder ends in."""
 
 
 def upload_unsaved(session: Session) -> None:
@@ -43,7 +41,7 @@ def upload_unsaved(session: Session) -> None:
     """
     files: dict[str, list[Path]] = {}
     for file in session.folder.unsaved.glob("[!.]*.*"):
-        if file.suffix != _RECEIPT:
+        if file.suffix != RECEIPT_SUFFIX:
             files.setdefault(file.name.partition(".")[0], []).append(file)
     if not files:
         return
@@ -52,7 +50,7 @@ def upload_unsaved(session: Session) -> None:
         for file in files.pop(job.key):
             if job.key in there and take_of(there[job.key].name) >= take_of(file.name):
                 session.recorder.event("unsaved_ignored", image=file.name, kept=there[job.key].name)
-                _drop(file)
+                drop_with_receipt(file)
             else:
                 _upload_unsaved(session, job, file)
     for file in chain.from_iterable(files.values()):
@@ -60,7 +58,7 @@ def upload_unsaved(session: Session) -> None:
 
 
 def _upload_unsaved(session: Session, job: Job, file: Path) -> None:
-    receipt = _receipt_in(file.with_suffix(_RECEIPT))
+    receipt = _receipt_in(file.with_suffix(RECEIPT_SUFFIX))
     try:
         content = file.read_bytes()
         picture = check_picture(content, job.width, job.height, exact=session.api_of(job).profile.sizes.exact)
@@ -71,13 +69,7 @@ def _upload_unsaved(session: Session, job: Job, file: Path) -> None:
     else:
         name = image_name(job.key, picture.extension, take_of(file.name))
         session.wait(session.bucket.put_image, name, content, image_metadata(job, receipt))
-    _drop(file)
-
-
-def _drop(file: Path) -> None:
-    """Drop an image in the run's folder, and then its receipt."""
-    file.unlink(missing_ok=True)
-    file.with_suffix(_RECEIPT).unlink(missing_ok=True)
+    drop_with_receipt(file)
 
 
 def drop_leftovers(session: Session) -> None:
@@ -88,8 +80,8 @@ def drop_leftovers(session: Session) -> None:
     unsaved = session.folder.unsaved
     for folder in (session.folder.path, unsaved):
         drop_parts(folder)
-    kept = {file.stem for file in unsaved.glob("*.*") if file.suffix != _RECEIPT}
-    for receipt in unsaved.glob(f"*{_RECEIPT}"):
+    kept = {file.stem for file in unsaved.glob("*.*") if file.suffix != RECEIPT_SUFFIX}
+    for receipt in unsaved.glob(f"*{RECEIPT_SUFFIX}"):
         if receipt.stem not in kept:
             receipt.unlink(missing_ok=True)
 
@@ -125,8 +117,8 @@ def find_images(session: Session, numbers: Sequence[int], *, begun: bool) -> Seq
     if images:
         keep(session.bucket, session.folder.path, {image.name for image in images.values()})
     lines = last_lines(session.folder.log, numbers)
-    on_cluster = session.settings.execution.task_runner == "dask"  # whose store knows what workers sent
-    perhaps = {} if on_cluster else perhaps_sent(session.folder.log)
+    on_dask = session.settings.execution.on_dask  # whose store knows what workers sent
+    perhaps = {} if on_dask else perhaps_sent(session.folder.log)
     if not images and not lines and not perhaps and not session.wait(store.totals).attempts:
         return numbers  # nothing was ever sent
 

@@ -179,7 +179,7 @@ class Session:
     @property
     def _names_jobs(self) -> bool:
         """Whether the log names the jobs that come next. On a cluster, workers send them."""
-        return self.settings.execution.task_runner != "dask"
+        return not self.settings.execution.on_dask
 
     async def _send_log(self, log: LeaderLog) -> None:
         """Upload the log's new lines, and the names of jobs that may be sent before the next ones."""
@@ -335,7 +335,7 @@ def _open_store(
         named, rows=jobs, run_id=settings.run_id, folder=folder.path, password=password, join=join
     )
     store.patience_s = _patience_s()
-    if settings.execution.task_runner == "dask" and not isinstance(store, Board):
+    if settings.execution.on_dask and not isinstance(store, Board):
         raise InputError("A run on Dask needs a job store in Postgres or Redis.")
     return store
 

@@ -74,6 +74,11 @@ class ExecutionSettings(SettingsGroup):
     _store_password: SecretStr | None = PrivateAttr(default=None)
 
     @property
+    def on_dask(self) -> bool:
+        """Whether shards run on a Dask cluster."""
+        return self.task_runner == "dask"
+
+    @property
     def store_password(self) -> SecretStr | None:
         """The password that the store's address was given with; it leaves this process with nothing."""
         return self._store_password
@@ -95,7 +100,7 @@ class ExecutionSettings(SettingsGroup):
 
     @model_validator(mode="after")
     def _fit_for_dask(self) -> ExecutionSettings:
-        if self.task_runner != "dask":
+        if not self.on_dask:
             return self
         if not self.scheduler:
             raise ValueError("a run on Dask needs the scheduler's address, such as tcp://HOST:8786")

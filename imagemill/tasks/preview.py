@@ -47,7 +47,7 @@ def preview_within(session: Session, prepared: Prepared, limit_usd: float) -> st
     Raises:
         InputError: there is nobody to ask for approval.
     """
-    on_dask = session.settings.execution.task_runner == "dask"
+    on_dask = session.settings.execution.on_dask
     if prepared.cost_usd <= limit_usd or on_dask:
         return ""
     refuse_without_server()  # before the preview is paid for
