@@ -76,6 +76,15 @@ def test_a_command_that_makes_columns_does_not_load_pandas() -> None:
         assert "pandas" in loaded_by(f"{spare}; {make}; {frame}")
 
 
+def test_a_command_has_one_allocator_for_all_its_threads() -> None:
+    command = "from imagemill.cli.command import main; main(['models', '--json'])"
+    pool = "import pyarrow as pa, sys; print(pa.default_memory_pool().backend_name, file=sys.stderr)"
+    ended = subprocess.run(
+        [sys.executable, "-c", f"{command}; {pool}"], check=True, capture_output=True, text=True
+    )
+    assert ended.stderr.split() == ["system"]
+
+
 def test_an_image_costs_one_request_and_less_cpu_than_in_a_bare_loop(
     place: Place, catalog: Callable[..., str]
 ) -> None:

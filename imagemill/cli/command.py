@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from imagemill.cli.allocators import keep_little
 from imagemill.cli.exit_codes import DONE, STOPPED, UNUSABLE
 from imagemill.cli.parser import parser
 
@@ -18,6 +19,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given[:1] == ["emulator"]:
         # The emulator is a separate program that nothing here imports: replace this process by it.
         os.execv(sys.executable, [sys.executable, "-m", "imagemill.emulator", *given[1:]])  # noqa: S606
+    keep_little()
     _prepare_prefect()
     chosen = parser(given).parse_args(given)
     from imagemill.cli.terminal import complain

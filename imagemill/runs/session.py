@@ -17,6 +17,7 @@ from contextlib import (
     suppress,
 )
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TypeVar
 
@@ -280,7 +281,11 @@ def open_session(settings: RunSettings, joining: Joining | None = None) -> Itera
             learn_models(settings, apis, folder)
             maker, accounts = maker_of(settings, apis), accounts_of(settings, apis)
             show = current_caller().show
-            portal = stack.enter_context(start_blocking_portal(name="imagemill-engine"))
+            portal = stack.enter_context(
+                start_blocking_portal(
+                    name="imagemill-engine", backend_options={"use_uvloop": find_spec("uvloop") is not None}
+                )
+            )
             parts = _Parts(
                 settings, folder, maker, accounts, bucket, catalog, store, show, portal, begun, judge
             )
