@@ -24,10 +24,8 @@ import pyarrow.parquet as pq
 
 from imagemill.cli.child_process import ended_afterwards
 from imagemill.cli.exit_codes import DONE, FAILURES, STOPPED
-from imagemill.cli.running import run
 from imagemill.cli.terminal import complain, say, show_summary, stderr
 from imagemill.errors import InputError
-from imagemill.flows.generate_catalog import generate_catalog
 from imagemill.formatting import money
 from imagemill.runs.summary import RunStoppedError, RunSummary
 from imagemill.settings import (
@@ -77,6 +75,10 @@ def demo(folder: Path, *, images: int, as_json: bool) -> int:
         _server("imagemill.emulator", *_ACCOUNT, log=Path(work) / "api.log") as api,
         _environment({**_KEYS, "IMAGEMILL_HOME": work}),
     ):
+        # Imported while the servers start.
+        from imagemill.cli.running import run
+        from imagemill.flows.generate_catalog import generate_catalog
+
         base_url, s3_url = _address(api), _address(s3)
         outcome = run(
             lambda: generate_catalog(
