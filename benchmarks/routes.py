@@ -119,8 +119,10 @@ def main(images: int) -> None:
         for first in ("quick", "queue"):
             found = accounts()
             over = {first: found.pop(first), **found}
-            ended = one(over, images // 6, policy="failover", meanwhile=trouble(over[first], 30.0, **changes))
-            row(f"`failover`, {first} {name} after 30 s", over, ended, "")
+            count = images // 6
+            at_s = min(30.0, count / per_s(first) / 2)  # before it has made them all
+            ended = one(over, count, policy="failover", meanwhile=trouble(over[first], at_s, **changes))
+            row(f"`failover`, {first} {name} after {at_s:.0f} s", over, ended, "")
 
 
 if __name__ == "__main__":

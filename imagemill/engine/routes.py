@@ -76,6 +76,7 @@ class Routes:
         self._schedule = Schedule(deadline, left, clock)
         self._waiting: list[_Waiting] = []
         self._stopped = self._matching = False
+        self._wakes_at = -math.inf
         self.on_spent: Callable[[Route], None] = lambda _: None
         """Called where the next image does not fit into a route's part of the budget."""
         self.are_several = len(self._routes) > 1
@@ -193,10 +194,14 @@ class Routes:
             raise OutageError
         now = self._clock()
         waits = [waiting.work.not_before.get(route, 0.0) - now for route in routes]
-        if self._waiting[0] is waiting:
+        is_first = self._waiting[0] is waiting
+        if is_first:
             waits += [_wait_s(route) for route in self._routes]
             waits.append(1.0)  # a deadline comes nearer, patience ends
-        return min((wait_s for wait_s in waits if wait_s > 0), default=math.inf)
+        wait_s = min((wait_s for wait_s in waits if wait_s > 0), default=math.inf)
+        if is_first:
+            self._wakes_at = now + wait_s
+        return wait_s
 
     def _match(self) -> None:
         """Give the routes that have room to the jobs that wait, first come, first served."""
@@ -220,6 +225,8 @@ class Routes:
                     left_out.add(waiting.kind)
         finally:
             self._matching = False
+        if self._clock() + min(map(_wait_s, full), default=math.inf) < self._wakes_at:
+            self._waiting[0].woken.set()  # a route has room sooner than the first waits
 
     def _kind_of(self, work: Work) -> Hashable:
         """What decides which routes a job may take."""
@@ -288,10 +295,14 @@ class Routes:
         """The cheapest routes, and so many of the next as the deadline takes."""
         chosen: list[Route] = []
         step = 0
-        for route in sorted(routes, key=lambda route: route.price(work.job)):
-            if chosen and route.price(work.job) > chosen[-1].price(work.job):
+        in_turn = sorted(routes, key=lambda route: route.price(work.job))
+        dearest_usd = in_turn[-1].price(work.job)
+        for route in in_turn:
+            usd = route.price(work.job)
+            if chosen and usd > chosen[-1].price(work.job):
                 step += 1
-                if not self._schedule.needs_more(chosen, route, step, self._routes):
+                dearest = usd == dearest_usd
+                if not self._schedule.needs_more(chosen, route, step, self._routes, is_dearest=dearest):
                     break
             chosen.append(route)
         return chosen

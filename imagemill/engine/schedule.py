@@ -11,7 +11,10 @@ _SLACK = 0.01
 """How far a run may fall behind an even pace before a dearer route joins in, as a share of the images left;
 twice as far before the next one, and so on. It shrinks with what is left, so the run ends in time."""
 
-_LAST = 2.0
+_CLEAR = 1.05
+"""If the cheaper routes would not catch up at so many times their rate either, nobody waits for the slack."""
+
+_LAST = 1.25
 """A route's last requests leave this many times its slowest image's time before the deadline."""
 
 _YOUNG_S = 6.0
@@ -22,9 +25,10 @@ class Schedule:
     """How far a run should have come by now, and whether its cheaper routes get it there.
 
     The cheapest way to a deadline uses the cheaper routes to their limits all the time, and the dearer ones
-    for the rest only. A dearer route joins in once the run is behind an even pace and the cheaper ones
-    would not catch up. From then on it works to its limit too, until they can finish the rest: a route that
-    is used now and then shows no limit, and its rate would be guessed too low when the next one is judged.
+    for the rest only. A dearer route joins in once the cheaper ones would clearly not finish in time, or
+    would not and the run is behind an even pace. From then on it works to its limit too, until they can
+    finish the rest: a route that is used now and then shows no limit, and its rate would be guessed too low
+    when the next one is judged.
 
     Args:
         deadline: when the run should be finished, by the clock; None: whenever the cheapest route is ready.
@@ -44,29 +48,41 @@ class Schedule:
         return self._left() - sum(route.pacer.in_flight for route in routes)
 
     def needs_more(
-        self, cheaper: Collection[Route], dearer: Route, step: int, routes: Iterable[Route]
+        self,
+        cheaper: Collection[Route],
+        dearer: Route,
+        step: int,
+        routes: Iterable[Route],
+        *,
+        is_dearest: bool,
     ) -> bool:
-        """Whether ``dearer`` should join these routes; ``step`` counts the higher prices, from 1."""
+        """Whether ``dearer`` should join these routes; ``step`` counts the higher prices, from 1.
+
+        The dearest can make up for it later; what the others could have made until then, it makes.
+        """
         if self._deadline == math.inf:
             return False
         now = self._clock()
         begun, jobs = self._begun = self._begun or (now, self._left())
-        left_s = min(self._left_s(route, now) for route in cheaper)
-        if left_s <= 0:
-            return True
         unsent = self.unsent(routes)
-        behind = unsent - jobs * left_s / (left_s + now - begun)
-        if unsent <= left_s * sum(_capacity(route, now) for route in cheaper):
+        likely = possible = 0.0
+        for route in cheaper:
+            made = self._left_s(route, now) * route.throughput.per_s(now)
+            likely += made
+            possible += made * (2.0 if _is_young(route, now) else _CLEAR)
+        left_s = max(self._left_s(route, now) for route in cheaper)
+        behind = unsent - jobs * left_s / (left_s + now - begun) if left_s else unsent
+        may_wait = is_dearest and any(_is_young(route, now) for route in cheaper)
+        if unsent <= likely:
             self._helping.discard(dearer)
-        elif behind > step * _SLACK * unsent:
+        elif behind > step * _SLACK * unsent or (unsent > possible and not may_wait):
             self._helping.add(dearer)
         return dearer in self._helping
 
     def _left_s(self, route: Route, now: float) -> float:
         """The seconds in which the route may send requests whose images come in time."""
-        return self._deadline - now - _LAST * route.lost.slowest_s
+        return max(0.0, self._deadline - now - _LAST * route.throughput.slowest_s)
 
 
-def _capacity(route: Route, now: float) -> float:
-    """Images per second that a route may be expected to make."""
-    return route.throughput.per_s(now) * (2.0 if route.throughput.age_s(now) < _YOUNG_S else 1.0)
+def _is_young(route: Route, now: float) -> bool:
+    return route.throughput.age_s(now) < _YOUNG_S

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from imagemill.engine.purchase import Purchase
 from imagemill.engine.recorder import Recorder
 from imagemill.engine.route import Route
 from imagemill.engine.routes import Routes
+from imagemill.engine.schedule import Schedule
 from imagemill.engine.telemetry import Telemetry
 from imagemill.engine.work import Work
 from imagemill.jobs import Job, JobStatus
@@ -230,6 +232,24 @@ def test_a_dear_route_is_spared_where_a_middling_one_is_fast_enough(over: Callab
     assert ended.made_by["cheap"] > 0.9 * 5 / 0.55 * 60
 
 
+def test_only_the_dearest_route_waits_until_the_limits_of_the_cheaper_ones_show(recorder: Recorder) -> None:
+    cheap, dearer = (
+        Route.of(together(name).api, httpx.AsyncClient(), Pacer(None), Breaker(0.5, 60.0), recorder)
+        for name in ("cheap-key", "dearer-key")
+    )
+    now = 0.0
+    schedule = Schedule(350.0, lambda: 12_000, lambda: now)
+
+    def is_needed(*, is_dearest: bool) -> bool:
+        return schedule.needs_more([cheap], dearer, 1, [cheap, dearer], is_dearest=is_dearest)
+
+    while now < 1.0:  # 10 a second, and 35 are needed
+        cheap.throughput.sent(now)
+        now += 0.1
+    assert not is_needed(is_dearest=True)  # it can make up for it later
+    assert is_needed(is_dearest=False)  # what it does not make now, the dearest is paid for
+
+
 def test_a_route_with_its_share_spent_leaves_the_rest_to_the_others(over: Callable[..., Ended]) -> None:
     accounts = {"first": together("first-key", usd=0.01), "second": together("second-key", usd=0.02)}
     ended = over(accounts, 120, policy="failover", shares={"first": 0.5})
@@ -329,6 +349,34 @@ def test_thousands_of_jobs_wait_for_a_route_at_no_cost(recorder: Recorder) -> No
     run(go_all)
     assert gone == {"one": 1_000}
     assert time.process_time() - begun < 8.0  # it was two minutes when each looked at all the others
+
+
+def test_a_route_that_its_pace_alone_holds_back_is_used_as_soon_as_it_may(recorder: Recorder) -> None:
+    pacers = {"paced": Pacer(1, per_minute=200.0), "busy": Pacer(1)}
+    routes = Routes(
+        [
+            Route.of(together(name).api, httpx.AsyncClient(), pacer, Breaker(0.5, 60.0), recorder, name=name)
+            for name, pacer in pacers.items()
+        ],
+        "fastest",
+    )
+    sent: list[float] = []
+
+    async def go(job: Job) -> None:
+        work = Work(job, Purchase(job, 0.001, CostLimit(None), recorder), routes.first)
+        route, slot = await routes.turn(work, anyio.Event())
+        sent.append(anyio.current_time())
+        await anyio.sleep(0.2 if route is routes.first else 100.0)
+        route.pacer.release(slot)
+
+    async def go_all() -> None:
+        async with anyio.create_task_group() as group:
+            for job in jobs_of(8):
+                group.start_soon(go, job)
+
+    run(go_all)
+    gaps = [later - sooner for sooner, later in pairwise(sent)]
+    assert max(gaps) == pytest.approx(0.3)  # the next change was waited for, up to a second
 
 
 def test_what_only_one_route_makes_is_made_once_that_is_back(tmp_path: Path) -> None:

@@ -192,7 +192,7 @@ class LimitSearch:
 
     def _fewer(self, sent: Sent, now: float) -> float:
         """Let fewer in flight; slow down as well where the pace may have been the reason."""
-        paced = sent.paced and (self.rate.holds_back or sent.in_flight <= START)
+        paced = sent.paced and not sent.is_look and (self.rate.holds_back or sent.in_flight <= START)
         probed = self.window.probing and sent.in_flight >= self.window.limit
         self._about_number = True
         self.window.refused(sent.in_flight, now)
