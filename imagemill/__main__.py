@@ -2,6 +2,6 @@
 
 import sys
 
-from imagemill.cli.command import main
+from imagemill.cli.command import process
 
-sys.exit(main())
+sys.exit(process())

@@ -8,9 +8,15 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from imagemill.cli.allocators import keep_little
 from imagemill.cli.exit_codes import DONE, STOPPED, UNUSABLE
+from imagemill.cli.memory import collect, few_collections, keep_little
 from imagemill.cli.parser import parser
+
+
+def process() -> int:
+    """Run the command as a process of its own; its exit code."""
+    with few_collections():
+        return main()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -29,6 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     run = _COMMANDS[chosen.command]
     try:
         if chosen.command not in _FLOWS or getattr(chosen, "dry_run", False):
+            collect()
             return run(chosen)
         from imagemill.cli.prefect_server import own_server
 

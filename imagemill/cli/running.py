@@ -12,6 +12,7 @@ from imagemill.bucket.access import open_bucket
 from imagemill.catalog.access import catalog_of
 from imagemill.cli.exit_codes import DONE, FAILURES, STOPPED
 from imagemill.cli.interrupts import interrupts_stop_the_run
+from imagemill.cli.memory import collect
 from imagemill.cli.prefect_server import wait_for_server
 from imagemill.cli.spared_imports import spare_pandas
 from imagemill.cli.terminal import (
@@ -99,6 +100,7 @@ def run(flow: Callable[[], R], log_format: str | None = None) -> R | RunStoppedE
     showing = job_lines_shown(log_format) if log_format else progress_shown()
     with showing as show, interrupts_stop_the_run(caller := Caller(show)), called_by(caller):
         wait_for_server()
+        collect()
         try:
             # Prefect's heartbeat costs every run a second at its end, and someone watches this run anyway.
             with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
@@ -112,6 +114,7 @@ def draw_and_show(output: OutputSettings, regressions: RegressionSettings, *, as
     refuse_environment()
     open_bucket(output).close()
     wait_for_server()
+    collect()
     with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
         summary: DashboardSummary = build_dashboard(output=output, regressions=regressions)
     if as_json:
