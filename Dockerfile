@@ -1,18 +1,25 @@
-# syntax=docker/dockerfile:1
 # imagemill and its locked packages, for a user without rights. It writes to /data and nowhere else:
 #   docker build -t imagemill .
 #   docker run --rm --read-only -v imagemill-data:/data imagemill imagemill demo
-FROM python:3.11-slim AS build
+FROM python:3.11-slim AS packages
 # Extras to install, such as [dask].
 ARG EXTRAS=
 WORKDIR /src
-COPY requirements.lock pyproject.toml README.md LICENSE ./
+COPY requirements.lock pyproject.toml ./
+# All but the package itself: a layer that is built and pushed again only when the locked packages change.
+RUN install -D /dev/null imagemill/__init__.py && touch README.md LICENSE \
+    && python -m venv /opt/imagemill \
+    && /opt/imagemill/bin/pip install --no-cache-dir --constraint requirements.lock ".${EXTRAS}" \
+    && /opt/imagemill/bin/pip uninstall --yes imagemill
+
+FROM packages AS build
+COPY README.md LICENSE ./
 COPY imagemill imagemill
-RUN python -m venv /opt/imagemill \
-    && /opt/imagemill/bin/pip install --no-cache-dir --constraint requirements.lock ".${EXTRAS}"
+RUN /opt/imagemill/bin/pip install --no-cache-dir --no-deps --prefix /opt/package .
 
 FROM python:3.11-slim
-COPY --from=build /opt/imagemill /opt/imagemill
+COPY --from=packages /opt/imagemill /opt/imagemill
+COPY --from=build /opt/package /opt/imagemill
 # Temporary files go to /data too, so that the root file system can be read-only.
 ENV PATH=/opt/imagemill/bin:$PATH \
     HOME=/data \

@@ -42,6 +42,8 @@ def forget_runs(arguments: argparse.Namespace) -> int:
         ids = [run.run_id for run in forgotten]
         print(json.dumps({"forgotten": ids if is_meant else [], "found": ids, "kept": kept}))
         return FAILURES if arguments.run_ids and kept else DONE
+    if not found:
+        say(f"No run is older than {arguments.older_than}.")
     for run_id, why in kept.items():
         complain(f"Run {run_id} is kept: {why}.")
     if forgotten and not is_meant:

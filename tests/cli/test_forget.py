@@ -102,6 +102,9 @@ def test_old_runs_are_forgotten_and_nothing_else(
     unsaved.unlink()
     assert main(["forget", "stopped", "young", "--unfinished", *where]) == 0
     assert sorted(name for name in place.objects() if not name.startswith("runs/busy/")) == sorted(PICTURES)
+    capsys.readouterr()
+    assert main(["forget", "--older-than", "9000d", *where[:-1]]) == 0
+    assert "No run is older than 9000d." in "".join(capsys.readouterr())
 
 
 @pytest.mark.parametrize(

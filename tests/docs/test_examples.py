@@ -23,7 +23,7 @@ from prefect.blocks.notifications import CustomWebhookNotificationBlock
 from prefect.blocks.system import Secret
 from prefect.client.orchestration import get_client
 from prefect.events import emit_event
-from prefect.states import Completed, Running
+from prefect.states import Completed, Crashed, Running
 
 from imagemill.blocks.loading import image_api
 from imagemill.emulator import Emulator
@@ -311,31 +311,32 @@ def test_scheduled_refresh_is_scheduled(
 
 @pytest.mark.slow
 def test_a_run_whose_machine_died_is_started_again(run_example: Callable[..., Command]) -> None:
-    """Two flow runs send a heartbeat, as Prefect's engine does, and are silent then; one has ended."""
+    """Three flow runs send a heartbeat, as Prefect's engine does; one is silent then, one crashed."""
     for _ in range(2):  # the second replaces the first
         made = run_example("automations/restart.py", "10")
-        assert made.out.endswith("starts runs again that have been silent for 10 seconds.\n"), made
+        assert made.out == "Runs are started again that crash, or have been silent for 10 seconds.\n", made
     with get_client(sync_client=True) as client:
-        assert len(client.read_automations_by_name("imagemill-restart")) == 1
+        for name in ("imagemill-restart", "imagemill-restart-crashed"):
+            assert len(client.read_automations_by_name(name)) == 1
         flow_id = client.create_flow(generate_catalog)
         deployment_id = client.create_deployment(flow_id, "restarted")
         flow = {"prefect.resource.role": "flow", "prefect.resource.name": "generate-catalog"}
         flow["prefect.resource.id"] = f"prefect.flow.{flow_id}"
         deployment = {"prefect.resource.role": "deployment"}
         deployment["prefect.resource.id"] = f"prefect.deployment.{deployment_id}"
-        died, ended = (client.create_flow_run_from_deployment(deployment_id).id for _ in range(2))
-        for run in (died, ended):
+        died, ended, crashed = (client.create_flow_run_from_deployment(deployment_id).id for _ in range(3))
+        for run in (died, ended, crashed):
             client.set_flow_run_state(run, Running(), force=True)
             resource = {"prefect.resource.id": f"prefect.flow-run.{run}"}
             emit_event("prefect.flow-run.heartbeat", resource, related=[flow, deployment])
         client.set_flow_run_state(ended, Completed(), force=True)
+        client.set_flow_run_state(crashed, Crashed(), force=True)
 
         deadline = time.monotonic() + PATIENCE_S
-        while client.read_flow_run(died).state_name == "Running" and time.monotonic() < deadline:
-            time.sleep(0.5)
-        again = client.read_flow_run(died)
-        assert (again.state_name, again.state.message) == (
-            "AwaitingRetry", "Its machine has been silent: it is resumed.",
-        )  # fmt: skip
-        assert again.next_scheduled_start_time <= datetime.now(UTC)
+        for run, why in ((crashed, "It crashed"), (died, "Its machine has been silent")):
+            while client.read_flow_run(run).state_name != "AwaitingRetry" and time.monotonic() < deadline:
+                time.sleep(0.5)
+            again = client.read_flow_run(run)
+            assert (again.state_name, again.state.message) == ("AwaitingRetry", f"{why}: it is resumed.")
+            assert again.next_scheduled_start_time <= datetime.now(UTC)
         assert client.read_flow_run(ended).state_name == "Completed"

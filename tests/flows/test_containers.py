@@ -26,14 +26,17 @@ from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.exceptions import PrefectHTTPStatusError
 from prefect.flows import load_flow_from_entrypoint
+from prefect.states import AwaitingRetry
 from prefect.utilities.templating import apply_values
 from prefect_aws import AwsClientParameters, AwsCredentials, S3Bucket
 from pydantic import SecretStr
 
 from imagemill.blocks import RedisServer
+from imagemill.cli.child_process import ended_afterwards
 from imagemill.emulator import Emulator
 from tests.cli.test_command import wait_for
 from tests.conftest import BUCKET, Place
+from tests.docker_daemon import DockerDaemon, docker_daemon, why_not
 from tests.installation import ROOT
 from tests.patience import PATIENCE_S
 from tests.s3_server import ACCESS_KEY, SECRET_KEY
@@ -48,6 +51,7 @@ TEMPLATES = {
     "kubernetes": "kubernetes-job.json",
     "ecs": "ecs-task.json",
 }
+POD_ENV: dict[str, str] = PROJECT["definitions"]["env"]
 GRACE_S = 90
 """What a stop takes at most: 20 s for requests in flight, then uploads."""
 
@@ -223,11 +227,10 @@ class Pod:
 @pytest.fixture
 def pod(prefect_server: str, tmp_path: Path) -> Iterator[Callable[[FlowRun], Pod]]:
     """Starts the next pod of a flow run."""
-    job_env = PROJECT["definitions"]["pools"]["kubernetes"]["job_variables"]["env"]
     made = list[Pod]()
 
     def start(flow_run: FlowRun) -> Pod:
-        made.append(Pod(flow_run, tmp_path / f"pod-{len(made)}", prefect_server, job_env))
+        made.append(Pod(flow_run, tmp_path / f"pod-{len(made)}", prefect_server, POD_ENV))
         return made[-1]
 
     yield start
@@ -247,12 +250,7 @@ def test_a_pod_that_is_told_to_stop_hands_its_run_to_the_next(
     pod: Callable[[FlowRun], Pod],
 ) -> None:
     """The next one starts at once, while the first is still closing: its leases are waited for."""
-    keys = AwsCredentials(
-        aws_access_key_id=ACCESS_KEY,
-        aws_secret_access_key=SecretStr(SECRET_KEY),
-        aws_client_parameters=AwsClientParameters(endpoint_url=place.s3.endpoint_url),
-    )
-    S3Bucket(bucket_name=BUCKET, credentials=keys).save("images", overwrite=True)
+    save_bucket_block(place)
     store = RedisServer(url=url_of(redis_server, None), password=SecretStr(PASSWORD))
     store.save("pods", overwrite=True)
     emulated = emulator(latency_s=1.5, latency_sigma=0, max_concurrent=10)
@@ -293,6 +291,121 @@ def test_a_pod_that_is_told_to_stop_hands_its_run_to_the_next(
     assert summary["cost_usd"] == pytest.approx(bill["usd"], abs=1e-9)
 
 
+def save_bucket_block(place: Place) -> None:
+    """The block that the deployments name."""
+    keys = AwsCredentials(
+        aws_access_key_id=ACCESS_KEY,
+        aws_secret_access_key=SecretStr(SECRET_KEY),
+        aws_client_parameters=AwsClientParameters(endpoint_url=place.s3.endpoint_url),
+    )
+    S3Bucket(bucket_name=BUCKET, credentials=keys).save("images", overwrite=True)
+
+
 def state_of(client: Any, flow_run: FlowRun) -> StateType | None:
     state = client.read_flow_run(flow_run.id).state
     return state and state.type
+
+
+@pytest.fixture(scope="module")
+def docker() -> Iterator[DockerDaemon]:
+    """A real daemon with the project's image."""
+    if reason := why_not():
+        pytest.skip(reason)
+    with docker_daemon() as daemon:
+        try:
+            daemon.build(IMAGE)
+        except RuntimeError as error:
+            pytest.skip(str(error))
+        yield daemon
+
+
+@pytest.mark.slow
+def test_the_image_runs_the_demo_as_a_user_without_rights(docker: DockerDaemon) -> None:
+    asked = ["--read-only", "--volume", "demo:/data", "--health-interval", "2s"]
+    container = docker.docker("run", "--detach", *asked, IMAGE, "imagemill", "demo", "--images", "60")
+    seen = set[str]()
+    state = ("inspect", "--format", "{{.State.Status}} {{.State.Health.Status}}", container)
+    while (found := docker.docker(*state)).startswith("running "):
+        seen.add(found.removeprefix("running "))
+        time.sleep(0.5)
+    assert docker.docker("wait", container) == "0", docker.docker("logs", container)
+    assert seen == {"starting", "healthy"}
+    assert "The emulated API charged" in docker.docker("logs", container)
+    inside = "id -u; touch /opt/x /tmp/x; find / -xdev -name .git -o -xdev -name .env; ls /data"
+    shown = docker.docker("run", "--rm", *asked[:3], IMAGE, "sh", "-c", inside).splitlines()
+    assert shown == ["1000", "imagemill", "imagemill-demo", "prefect"]
+
+
+@pytest.fixture
+def docker_worker(prefect_server: str, docker: DockerDaemon, tmp_path: Path) -> Iterator[Path]:
+    """A worker of the docker pool; its log."""
+    log = tmp_path / "worker.log"
+    with log.open("wb") as out:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "prefect", "worker", "start", "--pool", "pods-docker"],
+            env={
+                **os.environ,
+                "PREFECT_API_URL": prefect_server,
+                "PREFECT_WORKER_QUERY_SECONDS": "1",
+                "DOCKER_HOST": docker.host,
+            },
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=out,
+        )
+    with ended_afterwards(process, 15):
+        yield log
+
+
+@pytest.mark.slow
+def test_a_container_that_is_stopped_or_killed_is_followed_by_another(
+    deployed: list[str],
+    place: Place,
+    emulator: Callable[..., Emulator],
+    catalog: Callable[..., str],
+    docker: DockerDaemon,
+    docker_worker: Path,
+) -> None:
+    """``docker stop`` hands the run over, and after ``docker kill`` a retry goes on with it."""
+    save_bucket_block(place)
+    emulated = emulator(latency_s=1.5, latency_sigma=0, max_concurrent=10)
+    s3 = place.s3.client()
+    s3.upload_file(catalog(prompt=[f"p{n}" for n in range(100)]), BUCKET, f"{place.prefix}catalog.parquet")
+    s3.close()
+    with get_client(sync_client=True) as client:
+        flow_run = client.create_flow_run_from_deployment(
+            client.read_deployment_by_name(f"generate-catalog/on-demand-{deployed[0]}").id,
+            parameters={
+                "catalog": {"path": f"{place.uri}/catalog.parquet"},
+                "api": {"provider": "together", "base_url": emulated.base_url},
+                "output": {"uri": place.uri, "s3_bucket_block": "images"},
+                "picture": {"width": 256, "height": 256},
+            },
+            job_variables={"env": {**POD_ENV, "TOGETHER_API_KEY": "a-key-of-the-emulator"}},
+        )
+
+        def until(holds: Callable[[], bool]) -> None:
+            deadline = time.monotonic() + PATIENCE_S
+            while not holds():
+                assert time.monotonic() < deadline, docker_worker.read_text()
+                time.sleep(0.1)
+
+        def container(images: int) -> str:
+            """The container of the run, once this many images are paid for."""
+            until(lambda: emulated.bill()["images"] >= images)
+            return docker.docker("ps", "-q", "--filter", f"label=io.prefect.flow-run-id={flow_run.id}")
+
+        docker.docker("stop", "--time", str(GRACE_S), container(20))
+        assert 20 <= emulated.bill()["images"] < 100
+        docker.docker("kill", container(emulated.bill()["images"] + 20))
+        until(lambda: state_of(client, flow_run) is StateType.CRASHED)
+        client.set_flow_run_state(flow_run.id, AwaitingRetry())
+        until(lambda: state_of(client, flow_run) is StateType.COMPLETED)
+    log = docker_worker.read_text()
+    assert "Flow run successfully rescheduled." in log
+    (name,) = (name for name in place.objects() if name.endswith("summary.json"))
+    summary = json.loads(place.read(name))
+    assert (summary["done"], summary["pending"]) == (100, 0)
+    again = emulated.bill()["images"] - 100  # what was in flight when it was killed, and is counted
+    assert 0 <= again <= min(10, summary["unanswered"])
+    assert sum(name.startswith("images/") for name in place.objects()) == 100
