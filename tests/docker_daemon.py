@@ -19,6 +19,7 @@ CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "imagem
 """Keeps layers from one run of the tests to the next, where the machine is kept."""
 BASE = "python:3.11-slim"
 _PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy")
+_FETCH = ("sh", "-c", "python -m venv /try && /try/bin/pip download --no-deps --dest /try hatchling")
 _CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
 
 
@@ -55,7 +56,11 @@ class DockerDaemon(Server):
             self._make_base()
         proxies = [f"--build-arg={name}" for name in _PROXIES if name in os.environ]
         how = ("build", "--network", "host", *proxies)
-        self.docker(*how, "--target", "packages", "--tag", "imagemill-packages", str(ROOT))  # is kept
+        packages = self._run(
+            *how, "--target", "packages", "--tag", "imagemill-packages", str(ROOT)
+        )  # is kept
+        if packages.returncode and self._run("run", "--rm", "--network", "host", BASE, *_FETCH).returncode:
+            raise RuntimeError("a container has no access to a package index here")
         self.docker(*how, "--tag", image, str(ROOT))
 
     def _make_base(self) -> None:
