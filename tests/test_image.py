@@ -142,7 +142,8 @@ class Container:
             for step in stage.run:
                 self._run(self.inside(step), source, here, shell=True)
         for (_, copied), target in final.copied:
-            shutil.copytree(self.inside(copied), self.inside(target), symlinks=True, dirs_exist_ok=True)
+            if copied != target:  # all stages share one root
+                shutil.copytree(self.inside(copied), self.inside(target), symlinks=True, dirs_exist_ok=True)
         for step in final.run:
             self._run(self.inside(step), source, here, shell=True)
         (site,) = self.root.glob("opt/*/lib/python*/site-packages")
