@@ -146,7 +146,7 @@ class Container:
                 shutil.copytree(self.inside(copied), self.inside(target), symlinks=True, dirs_exist_ok=True)
         for step in final.run:
             self._run(self.inside(step), source, here, shell=True)
-        (site,) = self.root.glob("opt/*/lib/python*/site-packages")
+        (site,) = self.root.glob("opt/imagemill/lib/python*/site-packages")
         wheel = next(site.glob("imagemill-*.dist-info")) / "METADATA"
         needed = [line for line in wheel.read_text().splitlines() if line.startswith("Requires-Dist: ")]
         own = [line.partition(": ")[2] for line in needed if "extra ==" not in line]
