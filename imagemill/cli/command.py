@@ -47,8 +47,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except StoreUnavailableError as error:
         complain(f"{error} Run the same command again: finished images are kept.")
         return STOPPED
-    except KeyboardInterrupt:
-        complain("Interrupted before anything was sent to the API.")
+    except KeyboardInterrupt as interrupt:
+        complain(str(interrupt) or "Interrupted before anything was sent to the API.")
         return STOPPED
     except Exception as error:
         if (shown := without_secrets(error)) is not error:

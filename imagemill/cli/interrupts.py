@@ -3,34 +3,49 @@
 from __future__ import annotations
 
 import signal
-import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
 from imagemill.cli.terminal import stderr
+from imagemill.engine.recorder import Progress
 from imagemill.runs.caller import Caller
 
 
-@contextmanager
-def interrupts_stop_the_run(caller: Caller) -> Iterator[None]:
-    """Let Ctrl-C and SIGTERM stop the run cleanly, or end it if nothing has been sent to the API yet.
+class InterruptedCaller(Caller):
+    """A caller whose runs Ctrl-C and SIGTERM stop cleanly.
 
-    A second signal ends the process immediately.
+    A second signal ends the process immediately, and so does the first while there is nothing to stop.
     """
 
-    def stop(number: int, _frame: FrameType | None) -> None:
-        again = interrupted.is_set()
-        interrupted.set()
-        if again or not caller.interrupt("Interrupted."):
-            signal.signal(number, signal.SIG_DFL)
-            raise KeyboardInterrupt
-        stderr.print("Stopping: requests in flight may finish; Ctrl-C again to leave them.", style="yellow")
+    def __init__(self, show: Callable[[Progress], None] | None = None) -> None:
+        super().__init__(show)
+        self._interrupted = self._has_run = False
 
-    interrupted = threading.Event()
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    @contextmanager
+    def interrupting(self, stop: Callable[[str], None]) -> Iterator[None]:
+        """Let signals call ``stop`` while the block runs, and Prefect take none of them."""
+        self._has_run = True
+        with super().interrupting(stop), self.signals():
+            yield
+
+    @contextmanager
+    def signals(self) -> Iterator[None]:
+        """Handle signals while the block runs."""
+        before = {number: signal.signal(number, self._stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _stop(self, number: int, _frame: FrameType | None) -> None:
+        again, self._interrupted = self._interrupted, True
+        if again or not self.interrupt("Interrupted."):
+            signal.signal(number, signal.SIG_DFL)
+            raise KeyboardInterrupt(
+                "Interrupted. Finished images are kept. Run the same command again."
+                if self._has_run
+                else "Interrupted before anything was sent to the API."
+            )
+        stderr.print("Stopping: requests in flight may finish; Ctrl-C again to leave them.", style="yellow")

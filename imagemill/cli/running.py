@@ -11,7 +11,7 @@ from imagemill.blocks.loading import image_api
 from imagemill.bucket.access import open_bucket
 from imagemill.catalog.access import catalog_of
 from imagemill.cli.exit_codes import DONE, FAILURES, STOPPED
-from imagemill.cli.interrupts import interrupts_stop_the_run
+from imagemill.cli.interrupts import InterruptedCaller
 from imagemill.cli.memory import collect
 from imagemill.cli.prefect_server import wait_for_server
 from imagemill.cli.spared_imports import spare_pandas
@@ -35,7 +35,7 @@ from imagemill.quality.named_judge import named_judge
 from imagemill.reports.dashboard import DashboardSummary
 from imagemill.reports.preview import Preview
 from imagemill.runs.accounts import named_routes
-from imagemill.runs.caller import Caller, called_by
+from imagemill.runs.caller import called_by
 from imagemill.runs.environment import refuse_environment
 from imagemill.runs.folder import RunFolder
 from imagemill.runs.recorded_settings import settings_to_go_on
@@ -98,7 +98,7 @@ def preview_and_show(flow: Callable[[], Preview], *, as_json: bool, log_format: 
 def run(flow: Callable[[], R], log_format: str | None = None) -> R | RunStoppedError:
     """Run a flow with its progress, or one line per job, on stderr. A stop is returned, not raised."""
     showing = job_lines_shown(log_format) if log_format else progress_shown()
-    with showing as show, interrupts_stop_the_run(caller := Caller(show)), called_by(caller):
+    with showing as show, called_by(caller := InterruptedCaller(show)), caller.signals():
         wait_for_server()
         collect()
         try:

@@ -49,8 +49,9 @@ def test_a_run_goes_on_in_other_pods(
     drained = start_command(*run_arguments(place, emulated, provider, path), *kept, **pods[0])
     wait_for(lambda: emulated.bill()["images"] >= 40, drained)
     drained.send_signal(signal.SIGTERM)
-    drained.communicate(timeout=PATIENCE_S)
+    _, err = drained.communicate(timeout=PATIENCE_S)
     assert drained.returncode == 3
+    assert "imagemill resume killed" in err
     lost = start_command(*resume, **pods[1])
     wait_for(lambda: emulated.bill()["images"] >= 90, lost)
     lost.send_signal(signal.SIGKILL)
