@@ -11,6 +11,9 @@ from imagemill.formatting import money
 _SET_ASIDE = 10
 """Images whose price one process of several sets aside at once."""
 
+_NEAR = 100
+"""Within so many images of the limit a process sets aside one at a time: what one keeps, another lacks."""
+
 
 class BudgetSpentError(Exception):
     """No further image fits under the limit."""
@@ -27,8 +30,9 @@ class CostLimit:
     may yet be charged counts as that much dearer. What is in flight before the first such charge was promised
     too little: only so much can the limit be exceeded by.
 
-    Where several processes share the limit, each spends only what it has set aside by ``set_aside``, which
-    says whether so much still fits; a negative amount is given back.
+    Where several processes share the limit, each spends only what it has set aside by ``set_aside``. It takes
+    an amount, and how much must still be free beyond it, and says whether that fits; a negative amount is
+    given back.
     """
 
     def __init__(
@@ -37,12 +41,13 @@ class CostLimit:
         spent_usd: float = 0.0,
         doubtful_usd: float = 0.0,
         *,
-        set_aside: Callable[[float], Awaitable[bool]] | None = None,
+        set_aside: Callable[[float, float], Awaitable[bool]] | None = None,
     ) -> None:
         self.limit_usd = limit_usd
         self._set_aside = set_aside if limit_usd is not None else None
         self._allowed_usd = 0.0 if self._set_aside else limit_usd
         self._asking = anyio.Lock()
+        self._is_near = False
         self.spent_usd = spent_usd
         self.promised_usd = 0.0
         self.doubtful_usd = doubtful_usd
@@ -119,25 +124,27 @@ class CostLimit:
         self._notify()
 
     async def give_back(self) -> None:
-        """Nothing more will be sent: what was set aside and is not spent is there for the others."""
+        """What was set aside and is not spent is there for the others; who needs more sets it aside again."""
         if self._set_aside and self._allowed_usd is not None:
-            left = self._allowed_usd - self.committed_usd
-            self._allowed_usd -= left
-            if left > 0:
-                await self._set_aside(-left)
+            async with self._asking:
+                left = self._allowed_usd - self.committed_usd
+                if left > 0:
+                    self._allowed_usd -= left
+                    await self._set_aside(-left, 0.0)
 
     async def _ask_for_more(self, price_usd: float) -> bool:
         if self._set_aside is None or self._allowed_usd is None:
             return False
         async with self._asking:
             while not self.fits(price_usd):  # it may, where somebody else has asked meanwhile
-                for images in (_SET_ASIDE, 1):
-                    usd = images * price_usd * self._dearer
-                    if await self._set_aside(usd):
-                        self._allowed_usd += usd
-                        break
-                else:
-                    return False
+                image_usd = price_usd * self._dearer
+                usd = _SET_ASIDE * image_usd
+                self._is_near = self._is_near or not await self._set_aside(usd, _NEAR * image_usd)
+                if self._is_near:
+                    usd = image_usd
+                    if not await self._set_aside(usd, 0.0):
+                        return False
+                self._allowed_usd += usd
         return True
 
     def fits(self, price_usd: float) -> bool:

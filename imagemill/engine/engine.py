@@ -190,6 +190,7 @@ class Engine:
                             break
             self._shards.remove(scope)
             await self._store.commit()
+            await self._cost.give_back()
         except StoreUnavailableError as error:
             self.stop(StopKind.UNAVAILABLE, str(error))
         finally:

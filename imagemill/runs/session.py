@@ -484,8 +484,8 @@ async def _keep_leasing(rate: LeasedRate, engine: Engine, pacer: Pacer) -> None:
         engine.stop(StopKind.UNAVAILABLE, str(error))
 
 
-def _set_aside(board: Board, limit_usd: float | None) -> Callable[[float], Awaitable[bool]]:
-    async def set_aside(usd: float) -> bool:
-        return await board.commit_usd(usd, limit_usd or 0.0)
+def _set_aside(board: Board, limit_usd: float | None) -> Callable[[float, float], Awaitable[bool]]:
+    async def set_aside(usd: float, spare_usd: float) -> bool:
+        return await board.commit_usd(usd, (limit_usd or 0.0) - spare_usd)
 
     return set_aside

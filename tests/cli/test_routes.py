@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import re
+import subprocess
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +21,7 @@ from imagemill.emulator import Emulator
 from imagemill.errors import InputError
 from imagemill.runs.accounts import accounts_of, named_routes, named_settings
 from imagemill.settings import LimitSettings, RouteSettings, RunSettings, only_route
+from tests.cli.test_command import wait_for
 from tests.conftest import Command, Place
 
 
@@ -73,6 +76,94 @@ def test_a_run_over_two_accounts_is_recorded_by_route_and_found_again_by_either(
     assert (again.json["generated"], again.json["reused"]) == (0, 40)
     alone = command("run", path, *given, "--route", route("fal", second), "--limit", "3", "--json")
     assert (alone.json["generated"], alone.json["reused"]) == (3, 0)  # a run over one keeps its vendor's keys
+
+
+@pytest.mark.slow
+def test_a_killed_run_over_two_accounts_goes_on_with_another_deadline_and_agrees_with_the_bill(
+    place: Place,
+    emulator: Callable[..., Emulator],
+    catalog: Callable[..., str],
+    command: Callable[..., Command],
+    start_command: Callable[..., subprocess.Popen[str]],
+    tmp_path: Path,
+) -> None:
+    gpu, queue = emulator(latency_s=0.3), emulator(latency_s=0.3, max_concurrent=4)
+    path = catalog(prompt=[f"p{n}" for n in range(120)])
+    routes = [
+        *("--route", route("together", gpu, name="gpu", concurrency=4)),
+        *("--route", route("fal", queue)),
+    ]
+    out = [
+        "--output",
+        place.uri,
+        "--s3-endpoint-url",
+        place.s3.endpoint_url,
+        "--width",
+        "512",
+        "--height",
+        "512",
+    ]
+    process = start_command("run", path, *out, *routes, "--run-id", "r", "--json", "--store", "sqlite")
+    wait_for(lambda: min(gpu.bill()["images"], queue.bill()["images"]) >= 10, process)
+    process.kill()
+    process.communicate()
+
+    done = command("resume", "r", "--route-policy", "cheapest", "--max-hours", "0.5", "--json")
+
+    assert done.code == 0, done.err
+    assert (done.json["done"], done.json["pending"]) == (120, 0)
+    assert [each["count"] for each in queue.bill()["by_key"].values() if each["count"] > 1] == []
+    charged = gpu.bill()["images"] + queue.bill()["images"]
+    assert 120 <= charged <= 120 + 4  # what was on its way to an API that cannot be asked
+    assert len([name for name in place.objects() if name.startswith("images/")]) == 120
+    jobs = table(place, "runs/r/jobs.parquet").to_pylist()
+    made = Counter(job["route"] for job in jobs)
+    assert set(made) == {"gpu", "fal"}
+
+    bill = tmp_path / "bill.csv"
+    lines = [f"{job['request_id']},0.002" for job in jobs if job["route"] == "fal"]
+    bill.write_text("\n".join(["request_id,cost_usd", *lines]))
+    compared = command("reconcile", "r", "--route", "fal", "--from", str(bill), "--json")
+    assert compared.code == 0, compared.err
+    assert compared.json["reasons"]["agreed"]["requests"] == made["fal"]
+
+    checked = command("check", *out, *routes)
+    assert checked.code == 0, checked.err
+    assert {"gpu", "fal"} <= set(re.findall(r"[a-z]+", checked.out))
+
+
+@pytest.mark.slow
+def test_a_route_that_is_given_up_gets_nothing_more(
+    place: Place,
+    emulator: Callable[..., Emulator],
+    catalog: Callable[..., str],
+    command: Callable[..., Command],
+) -> None:
+    gpu, queue = emulator(latency_s=0.1), emulator(latency_s=0.1)
+    path = catalog(prompt=[f"p{n}" for n in range(60)])
+    out = [
+        "--output",
+        place.uri,
+        "--s3-endpoint-url",
+        place.s3.endpoint_url,
+        "--width",
+        "512",
+        "--height",
+        "512",
+    ]
+    routes = ["--route", route("together", gpu, name="gpu"), "--route", route("fal", queue)]
+    stopped = command("run", path, *out, *routes, "--run-id", "r", "--max-cost", "0.041", "--json")
+    assert stopped.code == 3, stopped.err
+    charged = queue.bill()["images"]
+    assert charged + gpu.bill()["images"] == 20
+
+    unknown = command("resume", "r", "--give-up", "nobody", "--max-cost", "1", "--json")
+    assert unknown.code == 2
+    assert "The run has no route 'nobody' to give up: its routes are gpu, fal." in unknown.err
+    done = command("resume", "r", "--give-up", "fal", "--max-cost", "1", "--json")
+    assert done.code == 0, done.err
+    assert done.json["done"] == 60
+    assert (queue.bill()["images"], gpu.bill()["images"]) == (charged, 60 - charged)
 
 
 @pytest.mark.parametrize(

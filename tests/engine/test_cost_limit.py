@@ -74,8 +74,8 @@ def test_what_a_dead_worker_spent_counts_once() -> None:
     """Several processes share a limit of ten images; one took five over, and died with three done."""
     set_aside = [5 * 0.01]
 
-    async def fits(usd: float) -> bool:
-        if sum(set_aside) + usd > 0.10 + 1e-9:
+    async def fits(usd: float, spare_usd: float) -> bool:
+        if sum(set_aside) + usd + spare_usd > 0.10 + 1e-9:
             return False
         set_aside.append(usd)
         return True
@@ -120,7 +120,8 @@ def test_what_a_resume_recovers_adds_up_and_counts_against_the_limit() -> None:
 def test_what_was_set_aside_and_is_not_spent_is_given_back_once() -> None:
     asked: list[float] = []
 
-    async def fits(usd: float) -> bool:
+    async def fits(usd: float, spare_usd: float) -> bool:
+        del spare_usd
         asked.append(round(usd, 6))
         return True
 
@@ -137,5 +138,27 @@ def test_what_was_set_aside_and_is_not_spent_is_given_back_once() -> None:
         assert asked == [0.1, -0.07, 0.1]  # of what was given back nothing is left to spend
         await CostLimit(None, set_aside=fits).give_back()
         assert len(asked) == 3
+
+    run(scenario)
+
+
+def test_near_the_limit_no_process_keeps_what_another_needs() -> None:
+    taken: list[float] = []
+
+    async def fits(usd: float, spare_usd: float) -> bool:
+        if sum(taken) + usd + spare_usd > 1.005:
+            return False
+        taken.append(usd)
+        return True
+
+    async def scenario() -> None:
+        ready, busy = (CostLimit(1.005, set_aside=fits) for _ in range(2))
+        await ready.promise(0.01)  # its shard has one job
+        ready.settle(0.01, charged_usd=0.01)
+        for _ in range(99):
+            await busy.promise(0.01)
+            busy.settle(0.01, charged_usd=0.01)
+        with pytest.raises(BudgetSpentError):
+            await busy.promise(0.01)
 
     run(scenario)

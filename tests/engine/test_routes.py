@@ -98,6 +98,18 @@ def test_fastest_adds_up_the_limits_of_three_accounts(over: Callable[..., Ended]
     assert 600 / ended.seconds > 0.6 * allowed  # a short run, most of which is the search for the limits
 
 
+def test_the_last_images_are_not_waited_for_at_a_slow_route(over: Callable[..., Ended]) -> None:
+    accounts = {
+        "fast": together("fast-key", max_concurrent=10, latency_sigma=0.0),
+        "slow": together("slow-key", max_concurrent=10, latency_s=8.0, latency_sigma=0.0),
+    }
+    ended = over(accounts, 600, concurrency=10)
+    assert ended.statuses == {"done": 600}
+    assert ended.made_by["slow"] >= 20
+    last = {name: max(at for at, _ in account.charged) for name, account in accounts.items()}
+    assert last["slow"] < last["fast"] + 1.0
+
+
 @pytest.mark.parametrize("kind", [together, fal])
 def test_failover_survives_a_first_route_that_dies_and_comes_back(
     over: Callable[..., Ended], kind: Callable[..., Account]

@@ -24,6 +24,7 @@ from imagemill.flows.generate_catalog import generate_catalog
 from imagemill.reports.alert_events import emit_alerts
 from imagemill.reports.dashboard import publish_dashboard, render_dashboard
 from imagemill.reports.regressions import find_regressions
+from imagemill.reports.vendors import compare_vendors
 from imagemill.runs.history import History, RunRow, history_of
 from imagemill.settings import OutputSettings, RegressionSettings
 from tests.conftest import Place
@@ -255,3 +256,40 @@ def test_the_command(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
     assert json.loads(capsys.readouterr().out)["regressions"] == []
     assert main(["dashboard"]) == 2
     assert "--output s3://BUCKET/PREFIX" in capsys.readouterr().err
+
+
+def test_vendors_are_compared_over_weeks_in_runs_over_one_api_and_over_several() -> None:
+    def made(route: str, by: str, images: int, usd: float, per_minute: float, failed: int) -> dict[str, Any]:
+        return {
+            "route": route,
+            "made_by": by,
+            "images": images,
+            "failed": failed,
+            "images_per_minute": per_minute,
+            "error_rate": failed / (images + failed),
+            "p50_latency_s": 0.5,
+            "p95_latency_s": 0.9,
+            "cost_usd": usd,
+            "measured": images,
+            "suspect": 0,
+            "requests": images + failed,
+        }
+
+    parts = [made("a", "fal/flux", 60, 0.18, 300.0, 0), made("b", "together/flux", 30, 0.03, 500.0, 10)]
+    rows = [
+        run_row(0, provider="together", model="flux", images_per_minute=700.0),
+        run_row(7, provider="several", generated=90, failed=10, routes=json.dumps(parts)),
+        run_row(8, provider="several", routes="[damaged"),
+    ]
+    everything, latest, first = compare_vendors(rows)
+    fal, together = everything.vendors
+    assert (fal.made_by, fal.runs, fal.images, fal.cost_usd) == ("fal/flux", 1, 60, 0.18)
+    assert (together.runs, together.images, together.images_per_minute) == (2, 130, 600.0)
+    assert together.error_rate == pytest.approx(10 / 140)
+    assert {"images_per_minute", "cost_per_image_usd"} <= together.best
+    assert "error_rate" in fal.best
+    assert latest.monday is not None
+    assert [vendor.made_by for vendor in latest.vendors] == ["fal/flux", "together/flux"]
+    assert [vendor.made_by for vendor in first.vendors] == ["together/flux"]
+    assert compare_vendors(rows[:1]) == []  # with one vendor there is nothing to compare
+    assert "Vendors" in page(rows).text
