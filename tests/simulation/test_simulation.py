@@ -8,6 +8,8 @@ import sys
 
 import pytest
 
+from tests.simulation.world import DiedError, Killed, Machine, Process, World
+
 
 def play(*options: str) -> subprocess.CompletedProcess[str]:
     """Play seeds in a process of its own, as the command that replays one does."""
@@ -39,3 +41,21 @@ def test_a_fault_that_is_put_back_is_found_with_the_command_that_replays_it() ->
     assert played.returncode == 1
     assert "is done, and images/" in played.stderr
     assert "Replay it with: python -m tests.simulation 0\n" in played.stderr
+
+
+def test_nothing_is_left_of_a_process_that_dies_before_its_thread_begins() -> None:
+    world = World(0)
+    process = Process(world, Machine("machine"), dies_at=1, on_death=lambda: None)
+    done: list[str] = []
+
+    async def die() -> None:
+        with pytest.raises(Killed):
+            process.point("write")
+        over = process.spawn(lambda: done.append("a write"))
+        await world.gone(process)
+        with pytest.raises(DiedError):
+            await over
+
+    world.run(die())
+    world.close()
+    assert done == []

@@ -149,6 +149,8 @@ class Process:
         def main() -> None:
             _process.set(self)
             try:
+                if not self.alive:  # killed before this began
+                    raise Killed  # noqa: TRY301 - handed on
                 result = function()
             except BaseException as error:  # noqa: BLE001 - handed on
                 if not over.done():
@@ -283,7 +285,9 @@ class World:
 
         def end() -> None:
             for waiting in list(process.greenlets):
-                if not waiting.dead and waiting is not greenlet.getcurrent():
+                # One that has not begun is false, and ends by itself: to throw into it would end it without
+                # its `finally`, and raise here.
+                if waiting and waiting is not greenlet.getcurrent():
                     waiting.throw(Killed)
             for task in list(process.tasks):
                 task.cancel()
