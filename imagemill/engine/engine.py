@@ -654,6 +654,7 @@ class Engine:
             work.is_lost = route.lost.can_look and job.request_id is None and is_doubtful(error)
             job.request_id = None
             work.purchase.end()
+        work.mark_booked()
         if self._closes(work, error):
             if several and self.stopped is None:
                 if job.request_id is None:
@@ -754,6 +755,7 @@ class Engine:
         """Leave a job pending for a resume, its request id with it, unless its request was withdrawn."""
         if work.watch is not None and work.watch.withdrawn:
             work.job.request_id = None
+        work.mark_booked()
         is_ours = work.job.status not in TERMINAL and not work.taken_over
         if is_ours and work.kept is not None and work.job.request_id is not None:
             work.purchase.doubt()  # the job ends here: nobody will ask about it

@@ -39,6 +39,11 @@ class Purchase:
         self._share_usd = 0.0
         self._is_in_share = expected and not charged
 
+    @property
+    def is_charged(self) -> bool:
+        """Whether the API charged for the request, and that is booked."""
+        return self._charged
+
     def move(self, price_usd: float, share: CostLimit | None = None) -> None:
         """The request goes to a route with this price; ``share`` is the route's part of the budget.
 

@@ -9,6 +9,7 @@ import anyio
 import httpx
 
 from imagemill.blocks.apis.error_codes import CANCELLED, UNPAID
+from imagemill.blocks.apis.generated_image import PAID
 from imagemill.engine.limits.pacer import SlotWatch
 from imagemill.engine.purchase import Purchase
 from imagemill.engine.route import Route
@@ -101,6 +102,12 @@ class Work:
         """Whether the API answers, and an earlier request of this job's still brings no image."""
         answered = self.watch is not None and self.watch.state is not RequestState.SENT
         return self.asked and (answered or error.code == "image_link")
+
+    def mark_booked(self) -> None:
+        """Mark the request that the job keeps, if it is booked: a resume must not book it again."""
+        request_id = self.job.request_id
+        if request_id is not None and self.purchase.is_charged and not self.route.api.is_paid(request_id):
+            self.job.request_id = f"{PAID}{request_id}"
 
     def keeps_request(self, error: ApiError) -> bool:
         """Whether the API still has the job's request after this error."""

@@ -9,10 +9,11 @@ from typing import Any
 import anyio
 import pytest
 
-from imagemill.blocks.apis import Runware, Together
+from imagemill.blocks.apis import Fal, Runware, Together
 from imagemill.engine.recorder import Recorder
+from imagemill.errors import StoreUnavailableError
 from imagemill.jobs import JobStatus
-from tests.engine.accounts import Account, jobs_of, run_over
+from tests.engine.accounts import Account, Ended, Images, jobs_of, run_over
 from tests.virtual_time import run
 
 
@@ -58,3 +59,28 @@ def test_a_second_request_leaves_once_the_log_of_the_first_survives_the_machine(
     least_s = {"there": 1.5, "away": 5.0, "not used": 0.0}[bucket]
     assert least_s <= second - first < least_s + 1.0
     assert all(upload < second for upload in uploads)
+
+
+def test_a_picture_that_nothing_could_keep_is_booked_once_though_a_resume_fetches_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The API still has it: asked again it charges nothing (seed 6887 of the simulator)."""
+    api = Fal(api_key="k", base_url="http://first.test", usd_per_image=0.003)
+    account = Account(api, latency_s=0.5)
+    (tmp_path / "unsaved").touch()  # no folder: the disk takes nothing either
+
+    async def away(*_: object) -> None:
+        raise StoreUnavailableError("the bucket cannot be reached")
+
+    async def twice() -> tuple[Ended, Ended]:
+        with monkeypatch.context() as bucket:
+            bucket.setattr(Images, "put_image", away)
+            stopped = await run_over(tmp_path, {"first": account}, jobs_of(1, api.model))
+        return stopped, await run_over(tmp_path, {"first": account}, stopped.jobs)
+
+    stopped, resumed = run(twice)
+    left, done = stopped.jobs[0], resumed.jobs[0]
+    assert (left.status, left.cost_usd) == (JobStatus.PENDING, 0.003)
+    assert (done.status, done.cost_usd, done.unanswered) == (JobStatus.DONE, 0.003, 0)
+    assert resumed.cost.spent_usd == 0.0
+    assert (account.posted, len(account.charged)) == (1, 1)
