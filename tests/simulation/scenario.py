@@ -111,6 +111,9 @@ UNLISTED = SYNCHRONOUS | {"bfl"}
 CLIENT_NAMED = frozenset({"runware"})
 """APIs whose requests have names that the client derives from run, picture and attempt."""
 
+LISTS = frozenset({"fal", "replicate"})
+"""APIs that list past requests, whichever run sent them."""
+
 LISTS_ENDED = frozenset({"fal"})
 """APIs that list a request only once it has ended."""
 
