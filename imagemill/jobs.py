@@ -171,7 +171,8 @@ class Job:
         self.request_id = request_id
         if self.unanswered:
             self.unanswered -= 1
-            self.unanswered_usd = max(0.0, plus(self.unanswered_usd, -price_usd))
+            left_usd = max(0.0, plus(self.unanswered_usd, -price_usd))
+            self.unanswered_usd = left_usd if self.unanswered else 0.0  # its route may be no dear one
 
     def requeue(self) -> None:
         """The attempt brought no picture: another one follows, be it after a resume."""

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TypeVar
 
 import anyio
@@ -26,7 +27,9 @@ from imagemill.engine.routes import Routes
 from imagemill.engine.setup_fault import SetupFault
 from imagemill.errors import InputError
 from imagemill.runs.folder import RunFolder
+from imagemill.runs.log_replay import costs_of, last_lines
 from imagemill.runs.remembered_limit import read_limit
+from imagemill.runs.route_costs import count_in_shares
 from imagemill.settings import ApiSettings, LimitSettings, RouteSettings, RunSettings
 from imagemill.stores import JobStore
 
@@ -163,11 +166,15 @@ async def routes_to(
     store: JobStore,
     limits: LimitSettings,
     given_up: Collection[str] = (),
+    *,
+    log: Path,
 ) -> Routes:
-    """The routes to the accounts of a run; nothing more is bought at, or asked of, those ``given_up``."""
+    """The routes to the accounts of a run; nothing more is bought at, or asked of, those ``given_up``.
+
+    ``log`` is the run's, which knows what jobs cost at routes that they have left.
+    """
     before = await store.totals()
     several = len(accounts) > 1
-    spent = await _spent(store, accounts)
     routes = [
         Route.of(
             account.api,
@@ -181,34 +188,35 @@ async def routes_to(
             recorder,
             setup=SetupFault(limits.setup_fault_share, worked=before.done > 0 and not several),
             name=account.name,
-            share=CostLimit(account.share_usd, *spent[account.name])
-            if account.share_usd is not None
-            else None,
+            share=CostLimit(account.share_usd) if account.share_usd is not None else None,
         )
         for account, pacer, http in zip(accounts, pacers, clients, strict=True)
     ]
     for route in routes:
         if route.name in given_up:
             route.give_up()
-    return Routes(
+    all_routes = Routes(
         routes,
         limits.route_policy,
         deadline=_deadline(limits),
         left=lambda: recorder.unique - recorder.done - recorder.failed,
     )
+    await _count_spent(store, all_routes, log)
+    return all_routes
 
 
-async def _spent(store: JobStore, accounts: Sequence[Account]) -> dict[str, tuple[float, float]]:
-    """What the jobs of each route with a part of the budget have cost, and may have cost, in USD."""
-    spent = {account.name: (0.0, 0.0) for account in accounts}
-    if all(account.share_usd is None for account in accounts):
-        return spent
+async def _count_spent(store: JobStore, routes: Routes, log: Path) -> None:
+    """Count what all jobs have cost, and may have cost, against the routes' parts of the budget."""
+    if all(route.share is None for route in routes):
+        return
+    moved = [
+        job.number async for jobs in store.all_jobs() for job in jobs if job.attempts > 1 or job.unanswered
+    ]
+    lines = last_lines(log, moved)
     async for jobs in store.all_jobs():
         for job in jobs:
-            if job.route in spent:
-                usd, doubtful_usd = spent[job.route]
-                spent[job.route] = usd + job.cost_usd, doubtful_usd + job.unanswered_usd
-    return spent
+            if job.cost_usd or job.unanswered:
+                count_in_shares(routes, job, costs_of(job, lines.get(job.number)))
 
 
 def _deadline(limits: LimitSettings) -> float | None:

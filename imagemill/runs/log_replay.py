@@ -25,6 +25,7 @@ from imagemill.engine.job_log import CUT, UP_NEXT
 from imagemill.errors import ErrorClass
 from imagemill.jobs import CostSource, Job, JobStatus
 from imagemill.quality.judge import Answer, opinion_of
+from imagemill.runs.route_costs import RouteCosts
 
 _NUMBER = re.compile(rb'"job":([0-9]{1,18})\b')
 _PLACEHOLDER = b'"event":"placeholder"'
@@ -42,7 +43,7 @@ class LastLine:
 
     ``request_ids`` are those of all lines about the job, ``refused`` the attempts that a rate limit refused,
     with their routes, and ``answers`` the judge's, by the attempt whose picture it was asked about.
-    ``begun_at`` is when the job's first line was written.
+    ``begun_at`` is when the job's first line was written, ``costs`` what the lines say of each route's.
     """
 
     job: int
@@ -69,6 +70,7 @@ class LastLine:
     request_ids: set[str] = field(default_factory=set, init=False)
     refused: dict[int, str] = field(default_factory=dict, init=False)
     answers: dict[int, Answer] = field(default_factory=dict, init=False)
+    costs: RouteCosts = field(default_factory=RouteCosts, init=False)
 
     def note(self, before: LastLine | None) -> None:
         """Collect what all lines up to this one hold."""
@@ -84,6 +86,23 @@ class LastLine:
         if self.event == "judged":
             opinion = None if self.score is None else opinion_of(self.score, self.words)
             self.answers[self.attempt] = Answer(opinion, self.failure or "")
+        sums = self.cost_usd or 0.0, self.unanswered_usd or 0.0, self.unanswered or 0
+        if self.event != "sent":
+            self.costs = (before.costs if before else self.costs).at(
+                *sums, charged_by=self.route, doubtful_at=self.route
+            )
+        elif before is None:
+            self.costs = self.costs.at(*sums, charged_by=self.route, doubtful_at=None)
+        else:  # to send costs nothing yet: what it has come to was before
+            self.costs = before.costs.at(*sums, charged_by=before.route, doubtful_at=before.next_doubt_at)
+
+    @property
+    def next_doubt_at(self) -> str | None:
+        """The route of a request that came into doubt after this line; None where it may be any.
+
+        After a failed attempt the next may have gone anywhere, and its line been lost with a machine.
+        """
+        return None if self.event in {"attempt_failed", "failed", "reopened"} else self.route
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,6 +230,16 @@ def catch_up(job: Job, line: LastLine | None) -> bool:
     job.unanswered = max(job.unanswered, line.unanswered or 0)
     job.unanswered_usd = max(job.unanswered_usd, line.unanswered_usd or 0.0)
     return True
+
+
+def costs_of(job: Job, line: LastLine | None) -> RouteCosts:
+    """What a job has cost at each route, by its sums in the store and its last line in the log."""
+    if line is None or (job.attempts <= 1 and not job.unanswered):  # it has been at one route only
+        at = None if job.unanswered and not job.attempts else job.route
+        before = RouteCosts()
+    else:
+        at, before = job.route if job.attempts > line.attempt else line.next_doubt_at, line.costs
+    return before.at(job.cost_usd, job.unanswered_usd, job.unanswered, charged_by=job.route, doubtful_at=at)
 
 
 def was_unanswered(job: Job, line: LastLine | None) -> bool:

@@ -23,8 +23,9 @@ from imagemill.errors import ApiError, ErrorClass
 from imagemill.jobs import Job, JobStatus
 from imagemill.quality.inspection import Finding
 from imagemill.quality.judge import UNANSWERED, Answer
-from imagemill.runs.log_replay import LastLine, catch_up, last_lines, perhaps_sent, was_unanswered
+from imagemill.runs.log_replay import LastLine, catch_up, costs_of, last_lines, perhaps_sent, was_unanswered
 from imagemill.runs.records import QUALITY_SCHEMA
+from imagemill.runs.route_costs import count_in_shares
 from imagemill.runs.session import Session
 from imagemill.stores import shards
 from imagemill.takes import REJECTED, is_rejected, take_of
@@ -130,7 +131,7 @@ def find_images(session: Session, numbers: Sequence[int], *, begun: bool) -> Seq
     for jobs in _batches(session, numbers):
         _tell_refusals(session, jobs, lines)
         doubtful_usd = sum(job.unanswered_usd for job in jobs)
-        known_usd = {job.number: (job.cost_usd, job.unanswered_usd) for job in jobs}
+        known = {job.number: costs_of(job, lines.get(job.number)) for job in jobs}
         found = {job.number: image for job in jobs if (image := _image_of(job, images)) is not None}
         receipts = _receipts(session, [image.name for image in found.values()] if begun else [])
         changed = [
@@ -141,10 +142,12 @@ def find_images(session: Session, numbers: Sequence[int], *, begun: bool) -> Seq
         doubted = [job for job in jobs if _doubt(session, job, lines.get(job.number), perhaps)]
         lost = [job for job in jobs if _is_lost(job)]
         if lost:
-            known = {job.number: lines[job.number].request_ids for job in lost if job.number in lines}
-            session.wait(session.engine.find_lost, lost, known)
+            ids = {job.number: lines[job.number].request_ids for job in lost if job.number in lines}
+            session.wait(session.engine.find_lost, lost, ids)
         session.cost.recover(doubtful_usd=sum(job.unanswered_usd for job in jobs) - doubtful_usd)
-        _count_in_shares(session, jobs, known_usd)
+        for job in jobs:  # what the store had missed
+            costs = costs_of(job, lines.get(job.number))
+            count_in_shares(session.engine.routes, job, costs, known[job.number])
         session.portal.call(session.engine.expect, [job for job in jobs if _is_asked(job)])
         if changed or doubted or lost:
             session.wait(save, list({job.number: job for job in (*changed, *doubted, *lost)}.values()))
@@ -159,7 +162,7 @@ def _doubt(session: Session, job: Job, line: LastLine | None, perhaps: Mapping[i
         return False
     if not session.settings.routes and session.api.name_of(job) is not None:
         return False  # sent again, the request has the same name; at another route it has not
-    job.lose_answer(_price(session, job))
+    job.lose_answer(max(route.price(job) for route in session.engine.routes))  # any may have had it
     job.started_at = job.started_at or at.timestamp()  # from when on the API's list is read
     return True
 
@@ -171,16 +174,6 @@ def _tell_refusals(session: Session, jobs: Sequence[Job], lines: Mapping[int, La
         for job in jobs:
             if (line := lines.get(job.number)) is not None:
                 route.api.was_refused(job, list(line.refused.values()).count(name))
-
-
-def _count_in_shares(
-    session: Session, jobs: Sequence[Job], known_usd: Mapping[int, tuple[float, float]]
-) -> None:
-    """Count against each route's part of the budget what the store had missed."""
-    for job in jobs:
-        if (share := session.engine.routes.of(job).share) is not None:
-            usd, unanswered_usd = known_usd[job.number]
-            share.recover(spent_usd=job.cost_usd - usd, doubtful_usd=job.unanswered_usd - unanswered_usd)
 
 
 def _image_of(job: Job, images: Mapping[str, StoredImage]) -> StoredImage | None:

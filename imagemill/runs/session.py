@@ -401,7 +401,14 @@ async def _running(parts: _Parts, joining: Joining | None) -> AsyncIterator[Sess
             rows = PlannedRows(parts.folder.plan)
             judging = Judging(judge, settings.quality.judge_threshold, cost, recorder, rows)
         routes = await routes_to(
-            accounts, pacers, clients, recorder, store, limits, settings.execution.give_up
+            accounts,
+            pacers,
+            clients,
+            recorder,
+            store,
+            limits,
+            settings.execution.give_up,
+            log=parts.folder.log,
         )
         routes.parks = routes.parks and joining is None
         engine = Engine(
