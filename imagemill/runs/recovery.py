@@ -155,12 +155,18 @@ def find_images(session: Session, numbers: Sequence[int], *, begun: bool) -> Seq
 
 
 def _doubt(session: Session, job: Job, line: LastLine | None, perhaps: Mapping[int, datetime]) -> bool:
-    """Count a request of a pending job that a lost machine may have sent, once; whether there is one."""
+    """Count a request that a lost machine may have sent, once; whether there is one.
+
+    Its job is pending, or has the picture of another run, for which nobody will ask about this request.
+    """
     at = perhaps.get(job.number)
     counted = job.unanswered > (line.unanswered or 0 if line is not None else 0)
-    if at is None or counted or job.status is not JobStatus.PENDING or job.request_id is not None:
+    if at is None or counted or job.request_id is not None:
         return False
-    if not session.settings.routes and session.api.name_of(job) is not None:
+    if job.status is not JobStatus.PENDING and not (job.status is JobStatus.DONE and job.reused):
+        return False
+    named = not session.settings.routes and session.api.name_of(job) is not None
+    if named and job.status is JobStatus.PENDING:
         return False  # sent again, the request has the same name; at another route it has not
     job.lose_answer(max(route.price(job) for route in session.engine.routes))  # any may have had it
     job.started_at = job.started_at or at.timestamp()  # from when on the API's list is read
