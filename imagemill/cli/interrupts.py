@@ -11,6 +11,8 @@ from imagemill.cli.terminal import stderr
 from imagemill.engine.recorder import Progress
 from imagemill.runs.caller import Caller
 
+_AFTER_RUN = "Interrupted. Finished images are kept. Run the same command again."
+
 
 class InterruptedCaller(Caller):
     """A caller whose runs Ctrl-C and SIGTERM stop cleanly.
@@ -43,9 +45,5 @@ class InterruptedCaller(Caller):
         again, self._interrupted = self._interrupted, True
         if again or not self.interrupt("Interrupted."):
             signal.signal(number, signal.SIG_DFL)
-            raise KeyboardInterrupt(
-                "Interrupted. Finished images are kept. Run the same command again."
-                if self._has_run
-                else "Interrupted before anything was sent to the API."
-            )
+            raise KeyboardInterrupt(_AFTER_RUN if self._has_run else "")
         stderr.print("Stopping: requests in flight may finish; Ctrl-C again to leave them.", style="yellow")

@@ -26,6 +26,7 @@ from imagemill.engine.route import Route
 from imagemill.engine.routes import Routes
 from imagemill.engine.setup_fault import SetupFault
 from imagemill.errors import InputError
+from imagemill.jobs import Job
 from imagemill.runs.folder import RunFolder
 from imagemill.runs.log_replay import costs_of, last_lines
 from imagemill.runs.remembered_limit import read_limit
@@ -209,14 +210,16 @@ async def _count_spent(store: JobStore, routes: Routes, log: Path) -> None:
     """Count what all jobs have cost, and may have cost, against the routes' parts of the budget."""
     if all(route.share is None for route in routes):
         return
-    moved = [
-        job.number async for jobs in store.all_jobs() for job in jobs if job.attempts > 1 or job.unanswered
-    ]
-    lines = last_lines(log, moved)
+    moved: list[Job] = []
     async for jobs in store.all_jobs():
         for job in jobs:
-            if job.cost_usd or job.unanswered:
-                count_in_shares(routes, job, costs_of(job, lines.get(job.number)))
+            if job.attempts > 1 or job.unanswered:
+                moved.append(job)
+            elif job.cost_usd:
+                count_in_shares(routes, job, costs_of(job, None))
+    lines = last_lines(log, [job.number for job in moved])
+    for job in moved:
+        count_in_shares(routes, job, costs_of(job, lines.get(job.number)))
 
 
 def _deadline(limits: LimitSettings) -> float | None:
