@@ -25,6 +25,12 @@ from tests.cli.test_command import wait_for
 from tests.conftest import Command, Place
 
 
+def output(place: Place) -> list[str]:
+    """Where the pictures go, and their size."""
+    size = ("--width", "512", "--height", "512")
+    return ["--output", place.uri, "--s3-endpoint-url", place.s3.endpoint_url, *size]
+
+
 def route(vendor: str, emulated: Emulator, **more: object) -> str:
     given = {"base_url": emulated.base_url, "usd_per_image": 0.002, **more}
     return ",".join([vendor, *(f"{name}={value}" for name, value in given.items())])
@@ -93,16 +99,7 @@ def test_a_killed_run_over_two_accounts_goes_on_with_another_deadline_and_agrees
         *("--route", route("together", gpu, name="gpu", concurrency=4)),
         *("--route", route("fal", queue)),
     ]
-    out = [
-        "--output",
-        place.uri,
-        "--s3-endpoint-url",
-        place.s3.endpoint_url,
-        "--width",
-        "512",
-        "--height",
-        "512",
-    ]
+    out = output(place)
     process = start_command("run", path, *out, *routes, "--run-id", "r", "--json", "--store", "sqlite")
     wait_for(lambda: min(gpu.bill()["images"], queue.bill()["images"]) >= 10, process)
     process.kill()
@@ -141,16 +138,7 @@ def test_a_route_that_is_given_up_gets_nothing_more(
 ) -> None:
     gpu, queue = emulator(latency_s=0.1), emulator(latency_s=0.1)
     path = catalog(prompt=[f"p{n}" for n in range(60)])
-    out = [
-        "--output",
-        place.uri,
-        "--s3-endpoint-url",
-        place.s3.endpoint_url,
-        "--width",
-        "512",
-        "--height",
-        "512",
-    ]
+    out = output(place)
     routes = ["--route", route("together", gpu, name="gpu"), "--route", route("fal", queue)]
     stopped = command("run", path, *out, *routes, "--run-id", "r", "--max-cost", "0.041", "--json")
     assert stopped.code == 3, stopped.err
