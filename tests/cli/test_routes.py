@@ -50,16 +50,7 @@ def test_a_run_over_two_accounts_is_recorded_by_route_and_found_again_by_either(
 ) -> None:
     first, second = emulator(latency_s=0.05), emulator(latency_s=0.05)
     path = catalog(prompt=[f"p{n}" for n in range(40)], made_by=["ours"] * 40)
-    given = [
-        "--output",
-        place.uri,
-        "--s3-endpoint-url",
-        place.s3.endpoint_url,
-        "--width",
-        "512",
-        "--height",
-        "512",
-    ]
+    given = output(place)
     routes = ["--route", route("together", first, name="gpu"), "--route", route("fal", second)]
     ran = command("run", path, *given, *routes, "--run-id", "both", "--json")
     assert ran.code == 0, ran.err
