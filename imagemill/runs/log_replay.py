@@ -97,6 +97,11 @@ class LastLine:
             self.costs = before.costs.at(*sums, charged_by=before.route, doubtful_at=before.next_doubt_at)
 
     @property
+    def is_in_doubt(self) -> bool:
+        """Whether a request was sent, and nothing is known of it since: not even an id to ask about."""
+        return self.event == "sent" and self.request_id is None
+
+    @property
     def next_doubt_at(self) -> str | None:
         """The route of a request that came into doubt after this line; None where it may be any.
 
@@ -153,22 +158,23 @@ def last_lines(log: Path, jobs: Iterable[int]) -> dict[int, LastLine]:
     return found
 
 
-def perhaps_sent(log: Path) -> dict[int, datetime]:
-    """The jobs that a process may have sent after the last line that it could upload; since when, by number.
+def perhaps_sent(log: Path) -> dict[int, list[datetime]]:
+    """The jobs that processes may have sent after the last line that they could upload, by number.
 
-    They are those that it had named as the next ones, and those whose retry was due. A job that a later
-    process has taken up is not among them: its lines count what was in doubt.
+    Each has a time for each process: the one since when. They are those that it had named as the next ones
+    and of which it wrote no line since, and those whose retry was due. A job that a later process has taken
+    up is not among them: its lines count what was in doubt.
     """
-    found: dict[int, datetime] = {}
+    found: dict[int, list[datetime]] = {}
     if not holds(log, _CUT):
         return found
-    known: set[int] = set()
     retries: dict[int, datetime] = {}
     up_next: dict[int, datetime] = {}
     with log.open("rb") as lines:
         while text := lines.readline(_LONGEST_LINE):
             if _CUT in text:
-                found |= retries | {n: at for n, at in up_next.items() if n not in known}
+                for job, at in (retries | up_next).items():
+                    found.setdefault(job, []).append(at)
                 retries, up_next = {}, {}
             elif _UP_NEXT in text:
                 with contextlib.suppress(ValidationError):
@@ -176,9 +182,8 @@ def perhaps_sent(log: Path) -> dict[int, datetime]:
                     up_next = dict.fromkeys(named.jobs, named.at)
             elif number := _NUMBER.search(text):
                 job = int(number[1])
-                known.add(job)
-                found.pop(job, None)
-                retries.pop(job, None)
+                for since in (found, retries, up_next):
+                    since.pop(job, None)
                 if _ATTEMPT_FAILED in text:
                     with contextlib.suppress(ValidationError):
                         failed = _RETRY.validate_json(text)

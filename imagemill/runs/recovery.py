@@ -154,22 +154,26 @@ def find_images(session: Session, numbers: Sequence[int], *, begun: bool) -> Seq
     return session.wait(store.unfinished_numbers) if images or lines else numbers
 
 
-def _doubt(session: Session, job: Job, line: LastLine | None, perhaps: Mapping[int, datetime]) -> bool:
-    """Count a request that a lost machine may have sent, once; whether there is one.
+def _doubt(
+    session: Session, job: Job, line: LastLine | None, perhaps: Mapping[int, Sequence[datetime]]
+) -> bool:
+    """Count the requests that lost machines may have sent, once; whether there are any.
 
-    Its job is pending, or has the picture of another run, for which nobody will ask about this request.
+    The job is pending, or has the picture of another run, for which nobody will ask about these requests.
     """
-    at = perhaps.get(job.number)
-    counted = job.unanswered > (line.unanswered or 0 if line is not None else 0)
-    if at is None or counted or job.request_id is not None:
+    since = perhaps.get(job.number, ())
+    of_line = 0 if line is None else (line.unanswered or 0) + line.is_in_doubt
+    lost = of_line + len(since) - job.unanswered
+    if not since or lost <= 0 or job.request_id is not None:
         return False
     if job.status is not JobStatus.PENDING and not (job.status is JobStatus.DONE and job.reused):
         return False
     named = not session.settings.routes and session.api.name_of(job) is not None
     if named and job.status is JobStatus.PENDING:
         return False  # sent again, the request has the same name; at another route it has not
-    job.lose_answer(max(route.price(job) for route in session.engine.routes))  # any may have had it
-    job.started_at = job.started_at or at.timestamp()  # from when on the API's list is read
+    for _ in range(lost):
+        job.lose_answer(max(route.price(job) for route in session.engine.routes))  # any may have had it
+    job.started_at = job.started_at or min(since).timestamp()  # from when on the API's list is read
     return True
 
 

@@ -179,9 +179,9 @@ def test_what_a_lost_machine_may_have_sent_is_what_it_had_named_and_the_retries_
     jobs = [make_job(api) for _ in range(5)]
     for number, job in enumerate(jobs):
         job.number = number
+    recorder.up_next([0, 1, 2])
     jobs[0].start(0.0)
     recorder.sent(jobs[0])
-    recorder.up_next([0, 1, 2])
     jobs[3].start(0.0)
     recorder.sent(jobs[3])
     recorder.attempt_failed(jobs[3], ApiError(ErrorClass.RATE_LIMITED, "later", code="429"), 1.0)

@@ -305,8 +305,25 @@ def test_what_a_lost_machine_may_have_sent_is_dated_and_survives_damaged_lines(
         {"event": "log_cut"},
     )
     since = {1: failed, 2: named, 3: named}
-    assert perhaps_sent(log) == {job: datetime.fromisoformat(at) for job, at in since.items()}
+    assert perhaps_sent(log) == {job: [datetime.fromisoformat(at)] for job, at in since.items()}
     assert perhaps_sent(log.with_name("none")) == {}
+
+
+def test_each_machine_that_is_lost_may_have_sent_a_request_of_what_it_had_named_last(
+    written: Callable[..., Path],
+) -> None:
+    log = written(
+        {"event": "up_next", "jobs": [0, 1], "at": "2026-11-26T11:00:00.000+00:00"},
+        event("sent", job=0),
+        event("sent", job=1),
+        {"event": "up_next", "jobs": [0, 1], "at": "2026-11-26T12:00:00.000+00:00"},  # by a restarted process
+        event("sent", 2, job=1),
+        {"event": "log_cut"},
+        {"event": "up_next", "jobs": [0, 1], "at": "2026-11-26T13:00:00.000+00:00"},
+        {"event": "log_cut"},
+    )
+    hours = {job: [at.hour for at in since] for job, since in perhaps_sent(log).items()}
+    assert hours == {0: [12, 13], 1: [13]}
 
 
 def test_placeholders_and_words_are_found_in_a_log_and_in_no_log_at_all(written: Callable[..., Path]) -> None:

@@ -236,6 +236,19 @@ def test_what_a_lost_machine_may_have_sent_is_in_doubt_where_another_run_made_th
         assert (job.status, job.reused, job.cost_usd, job.unanswered) == (JobStatus.DONE, True, 0.0, 1)
 
 
+def test_a_request_without_an_answer_and_what_lost_machines_may_have_sent_since_are_all_counted_once(
+    place: Place, catalog: Callable[..., str]
+) -> None:
+    """Seeds 1514 and 6963: sent, sent again after a restart, and that line was lost with the machine."""
+    with open_session(settings(place, catalog(prompt=["a"]))) as session:
+        job = killed_at_work(session)
+        session.recorder.sent(job)
+        for _ in range(2):
+            session.recorder.event("up_next", jobs=[0])
+            session.recorder.event("log_cut")
+        assert [resumed(session).unanswered for _ in range(2)] == [3, 3]
+
+
 def test_a_job_that_failed_is_not_bought_again_where_only_the_log_knows(
     place: Place, catalog: Callable[..., str]
 ) -> None:
