@@ -97,6 +97,12 @@ class LastLine:
             self.costs = before.costs.at(*sums, charged_by=before.route, doubtful_at=before.next_doubt_at)
 
     @property
+    def has_failed(self) -> bool:
+        """Whether the job has failed; a prompt that the API refused has, also without the last line."""
+        refused = self.event == "attempt_failed" and self.error_class is ErrorClass.CONTENT_FILTERED
+        return refused or self.event == "failed"
+
+    @property
     def is_in_doubt(self) -> bool:
         """Whether a request was sent, and nothing is known of it since: not even an id to ask about."""
         return self.event == "sent" and self.request_id is None

@@ -19,7 +19,7 @@ from imagemill.bucket.superseded import keep
 from imagemill.durable import drop_parts
 from imagemill.engine.image_check import check_picture
 from imagemill.engine.receipt import RECEIPT_SUFFIX, Receipt, drop_with_receipt, image_metadata
-from imagemill.errors import ApiError, ErrorClass
+from imagemill.errors import RETRY_RULES, ApiError, ErrorClass, Outcome
 from imagemill.jobs import Job, JobStatus
 from imagemill.quality.inspection import Finding
 from imagemill.quality.judge import UNANSWERED, Answer
@@ -230,13 +230,14 @@ def _settle(
         )
     elif image is not None:
         _settle_found(session, job, image, receipt, line, missed=missed)
-    elif missed and line is not None and line.event == "failed" and line.error_class is not None:
+    elif missed and line is not None and line.has_failed and line.error_class and not job.has_picture:
         job.fail(
             line.at.timestamp(),
             error_class=line.error_class,
             code=line.error_code or "",
             message=line.message or "",
-            retryable=line.retryable is not False,
+            retryable=RETRY_RULES[line.error_class].outcome is Outcome.RETRYABLE
+            and line.retryable is not False,
         )
     elif missed:
         if was_unanswered(job, line):

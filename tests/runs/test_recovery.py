@@ -249,16 +249,20 @@ def test_a_request_without_an_answer_and_what_lost_machines_may_have_sent_since_
         assert [resumed(session).unanswered for _ in range(2)] == [3, 3]
 
 
+@pytest.mark.parametrize("killed_after", ["attempt_failed", "failed"])
 def test_a_job_that_failed_is_not_bought_again_where_only_the_log_knows(
-    place: Place, catalog: Callable[..., str]
+    place: Place, catalog: Callable[..., str], killed_after: str
 ) -> None:
+    """Seeds 5510 and 15771: the process died between the line of the refusal and that of the failure."""
     with open_session(settings(place, catalog(prompt=["a"]))) as session:
         job = killed_at_work(session, request_id="request-1", cost_usd=0.0)
         job.request_id = None
         job.pay(PRICE_USD, CostSource.LIST)
-        flagged = {"error_class": ErrorClass.CONTENT_FILTERED, "code": "flagged", "message": "flagged"}
-        job.fail(2.0, retryable=False, **flagged)
-        session.recorder.gave_up(job)
+        flagged = ApiError(ErrorClass.CONTENT_FILTERED, "flagged", code="flagged")
+        session.recorder.attempt_failed(job, flagged, None)
+        if killed_after == "failed":
+            job.fail(2.0, error_class=flagged.error_class, code="flagged", message="flagged", retryable=False)
+            session.recorder.gave_up(job)
         job = resumed(session)
         assert (job.status, job.error_code, job.retryable) == (JobStatus.FAILED, "flagged", False)
         assert (job.request_id, job.cost_usd) == (None, PRICE_USD)
