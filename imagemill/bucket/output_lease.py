@@ -88,6 +88,7 @@ class OutputLease:
         self._nonce = uuid.uuid4().hex
         self._process = Holder.here()
         self._server_ahead_s = 0.0
+        self._wall_ahead_s = 0.0
         self._etag: str | None = None
         self._renewed_at = 0.0
         self._why_lost: str | None = None
@@ -149,6 +150,9 @@ class OutputLease:
             return
         try:
             try:
+                if abs(self._wall() - self._clock() - self._wall_ahead_s) > _CLOCKS_AGREE_S:
+                    self._look_again()  # the clock was set: what is the server's time by it now?
+                    self.refuse_if_lost()
                 if not self._bucket.conditional and not self._is_ours():
                     self._lose("Another run took it over.")
                     return
@@ -224,6 +228,7 @@ class OutputLease:
         content, etag, server_now = found
         now = self._wall() if server_now is None else server_now
         self._server_ahead_s = now - self._wall()
+        self._wall_ahead_s = self._wall() - self._clock()
         try:
             lease = orjson.loads(content)
             return _Found(

@@ -313,6 +313,17 @@ def test_a_clock_that_is_wrong_takes_nothing_over(bucket: ImageBucket, clock: Cl
         ahead.take()
 
 
+def test_a_clock_that_is_set_back_meanwhile_gives_nothing_away(bucket: ImageBucket, clock: Clock) -> None:
+    """Seed 15713: the renewals after that had expired when they were written, and another run began."""
+    set_back_s = 0.0
+    run = OutputLease(bucket, "run", print, clock=clock, wall=lambda: time.time() - set_back_s)
+    run.take()
+    set_back_s = 850.0
+    run.renew()
+    with pytest.raises(InputError, match="Run run is writing"):
+        Run(bucket, "second", clock).lease.take()
+
+
 def test_without_conditional_writes_the_last_of_two_has_it(bucket: ImageBucket, clock: Clock) -> None:
     bucket.conditional = False
     first, second = Run(bucket, "first", clock), Run(bucket, "second", clock)
