@@ -13,6 +13,7 @@ import anyio
 import httpx
 
 from imagemill.blocks.apis import ImageApi
+from imagemill.engine.breaker import Breaker
 from imagemill.engine.recorder import Recorder
 from imagemill.errors import ApiError, ErrorClass
 from imagemill.jobs import Job
@@ -26,16 +27,20 @@ LEAST_S = 10.0
 _LATENCIES = 2.0
 """It is looked for this many times as long as the slowest request has taken."""
 
-_UNREADABLE = 2.0
-"""If the list cannot be read, it is given up after this many times the patience."""
+_UNREADABLE_S = 60.0
+"""How long a list that cannot be read is tried at least, in seconds, and for twice the patience.
+
+While the API is down it is tried for as long as the run waits for that.
+"""
 
 
 class LostRequests:
     """The search for lost requests; one for all jobs of a process."""
 
-    def __init__(self, api: ImageApi, http: httpx.AsyncClient, recorder: Recorder) -> None:
+    def __init__(self, api: ImageApi, http: httpx.AsyncClient, breaker: Breaker, recorder: Recorder) -> None:
         self._api = api
         self._http = http
+        self._breaker = breaker
         self._recorder = recorder
         self.slowest_s = 0.0
         """How long the slowest of the latest requests took, its time in the vendor's queue included."""
@@ -75,11 +80,16 @@ class LostRequests:
                 await stopping.wait()
                 break
             request_id, is_read = await self._look(job, known)
-            is_over = is_read or anyio.current_time() - begun > _UNREADABLE * self.patience_s
+            is_over = is_read or self._is_unreadable(anyio.current_time() - begun)
             if request_id is not None or (is_last and is_over):
                 return request_id
             pause_s = FIRST_LOOK_S if is_last and left_s > 0 else 2 * pause_s
         return None
+
+    def _is_unreadable(self, tried_s: float) -> bool:
+        """Whether a list that could not be read for so long is given up."""
+        may_come_back = self._breaker.is_open and not self._breaker.has_given_up
+        return not may_come_back and tried_s > max(_UNREADABLE_S, 2 * self.patience_s)
 
     async def find_now(self, jobs: Collection[Job], known: Mapping[int, Collection[str]]) -> dict[int, str]:
         """One look for many jobs: request ids by the jobs' numbers.

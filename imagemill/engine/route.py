@@ -61,7 +61,7 @@ class Route:
         share: CostLimit | None = None,
     ) -> Route:
         """A route to an API; by default by its vendor's name."""
-        lost = LostRequests(api, http, recorder)
+        lost = LostRequests(api, http, breaker, recorder)
         watch = setup or SetupFault(share=0.8)
         return cls(name or api.provider, api, http, pacer, breaker, watch, lost, share)
 

@@ -14,16 +14,19 @@ import orjson
 import pytest
 
 from imagemill.blocks.apis import Fal
+from imagemill.engine.breaker import Breaker
 from imagemill.engine.job_log import JobLog
 from imagemill.engine.limits.pacer import Pacer
 from imagemill.engine.lost_requests import FIRST_LOOK_S, LEAST_S, LostRequests
 from imagemill.engine.recorder import Recorder
 from imagemill.engine.telemetry import Telemetry
+from imagemill.errors import ErrorClass
 from imagemill.jobs import Job
 from tests.blocks.apis.variants import make_job
 from tests.virtual_time import run
 
 Answer = Callable[[], httpx.Response]
+OUTAGE_S = 300.0
 
 
 class List(httpx.AsyncBaseTransport):
@@ -35,6 +38,7 @@ class List(httpx.AsyncBaseTransport):
         self.ended: dict[str, tuple[float, Job]] = {}
         """By id, when a request appears in the list and the job that it is of."""
         self.refusal: Answer | None = None
+        self.breaker = Breaker(0.5, OUTAGE_S, in_a_row=1)
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         self.read_at.append(round(anyio.current_time() - self.begun, 1))
@@ -74,7 +78,7 @@ def looking(tmp_path: Path) -> Callable[..., Any]:
             await anyio.sleep(1000.0)
             listed.begun = anyio.current_time()
             async with httpx.AsyncClient(transport=listed, timeout=None) as http:
-                result = await look(LostRequests(api, http, recorder), listed)
+                result = await look(LostRequests(api, http, listed.breaker, recorder), listed)
             recorder.close()
             return result
 
@@ -173,18 +177,32 @@ def test_a_reading_that_fails_proves_nothing(looking: Callable[..., Any], tmp_pa
         pauses = [later - earlier for earlier, later in pairwise(listed.read_at)]
         assert min(pauses) >= FIRST_LOOK_S
 
-        listed.refusal = lambda: httpx.Response(502)
-        found, after_s = await find(lost, lost_job(1))
-        assert found is None
-        assert after_s >= 2 * PATIENCE_S
-        assert lost.can_look
-
     looking(look)
     events = [orjson.loads(line) for line in (tmp_path / "log").read_bytes().splitlines()]
     refused = [event["reason"] for event in events if event["event"] == "requests_not_listed"]
     assert refused
     assert all("502" in reason for reason in refused)
     assert {"found": 1, "lost": 1}.items() <= next(e for e in events if e.get("found")).items()
+
+
+def test_a_list_that_cannot_be_read_is_given_up_after_a_minute_or_the_apis_outage(
+    looking: Callable[..., Any],
+) -> None:
+    """Seeds 10478 and 15727: two readings that failed, and what the list had was paid for again."""
+
+    async def look(lost: LostRequests, listed: List) -> None:
+        listed.refusal = lambda: httpx.Response(502)
+        found, after_s = await find(lost, lost_job())
+        assert found is None
+        assert 60 <= after_s < 2 * 60
+
+        listed.breaker.record(ErrorClass.SERVER_ERROR)
+        found, after_s = await find(lost, lost_job())
+        assert found is None
+        assert after_s >= OUTAGE_S - 1
+        assert lost.can_look
+
+    looking(look)
 
 
 @pytest.mark.parametrize("status", [401, 403, 422])
