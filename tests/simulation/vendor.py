@@ -266,6 +266,12 @@ class _Exchange:
         """How long the client waits for the next bytes."""
         return float(self.request.extensions["timeout"]["read"])
 
+    @property
+    def status(self) -> int:
+        """The answer's status, once it has begun; 0 where it never will."""
+        lost = self.started.cancelled() or self.started.exception()
+        return 0 if lost else self.started.result()[0]
+
     async def head(self) -> tuple[int, list[tuple[bytes, bytes]]]:
         """Status and headers of the answer."""
         late = self.started.get_loop().call_later(self.patience_s, self._give_up)
@@ -334,10 +340,7 @@ class _Network(httpx.AsyncBaseTransport):
             raise httpx.ReadError("the connection was reset", request=request)
         world.outside_later(there, lambda: self._deliver(vendor, request, content, exchange))
         if fate == "repeated":
-            again = _Exchange(request, world.loop.create_future())
-            world.outside_later(
-                there + rng.expovariate(1), lambda: self._deliver(vendor, request, content, again)
-            )
+            world.outside_later(there + rng.expovariate(1), lambda: self._repeat(vendor, exchange, content))
         try:
             status, headers = await exchange.head()
             if fate == "lost_answer":
@@ -353,6 +356,12 @@ class _Network(httpx.AsyncBaseTransport):
             stream=_Body(exchange, cut=fate == "cut_answer", request=request, vendor=vendor),
             request=request,
         )
+
+    def _repeat(self, vendor: Vendor, exchange: _Exchange, content: bytes) -> None:
+        """Deliver a request once more, unless its answer was a refusal: that is passed on, by any gateway."""
+        if not exchange.started.done() or exchange.status < 400:
+            again = _Exchange(exchange.request, vendor.world.loop.create_future())
+            self._deliver(vendor, exchange.request, content, again)
 
     @staticmethod
     def _fate(vendor: Vendor, request: httpx.Request) -> str | None:
