@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple, NoReturn
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -87,10 +88,10 @@ def standing(bucket: ImageBucket, plan: Path, matched: Mapping[str, str]) -> Sta
     Raises:
         InputError: the manifest cannot be read.
     """
-    planned = _Planned(plan)
     with bucket.open(MANIFEST) as file:
         if file is None:
             return None
+        planned = _Planned(plan)
         try:
             # A refusal ends the process, which pyarrow's own threads would abort at its exit.
             return _standing(bucket, planned, pq.ParquetFile(file, pre_buffer=False), matched)
@@ -103,20 +104,31 @@ class _Planned:
 
     def __init__(self, plan: Path) -> None:
         names = identity_columns(pq.read_schema(plan))
-        self.ids, self.usable_ids = DigestIndex(), DigestIndex()
-        self.keys, self.prompts = DigestIndex(), DigestIndex()
+        self._ids, self.keys, self.prompts = DigestIndex(), DigestIndex(), DigestIndex()
         self.usable = 0
         self.numbered = True
+        numbers = [np.empty(0, np.int32)]
         for batch in read_batches(plan, [*names, "row", "key", "prompt"]):
             self.numbered = (
                 self.numbered and pc.all(pc.equal(batch["row"].cast(pa.string()), batch["id"])).as_py()
             )
-            usable = batch.filter(batch["key"].is_valid())
-            self.ids.number(identities(batch))
-            self.usable_ids.number(identities(usable))
+            is_usable = batch["key"].is_valid()
+            usable = batch.filter(is_usable)
+            numbers.append(self._ids.number(identities(batch))[is_usable.to_numpy(zero_copy_only=False)])
             self.keys.number(text_digests(usable["key"].to_pylist()))
-            self.prompts.number(text_digests(usable["prompt"].to_pylist()))
+            if self.numbered:
+                self.prompts.number(text_digests(usable["prompt"].to_pylist()))
             self.usable += usable.num_rows
+        self._is_usable = np.zeros(
+            len(self._ids) + 1, bool
+        )  # the last one stands for an id that is not there
+        for several in numbers:
+            self._is_usable[several] = True
+
+    def known(self, digests: bytes) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+        """Which of these ids the plan has, and which of them in a row that can become an image."""
+        places = self._ids.places(digests)
+        return places >= 0, self._is_usable[places]
 
 
 def _standing(
@@ -131,14 +143,14 @@ def _standing(
         some = batch.filter(pc.and_(active, batch["key"].is_valid()))
         digests = identities(some)
         rows += some.num_rows
-        known, usable = planned.ids.places(digests) >= 0, planned.usable_ids.places(digests) >= 0
+        known, usable = planned.known(digests)
         retired += int((~known).sum())
         rejected += int((known & ~usable).sum())
         if planned.numbered:
             usable = planned.prompts.places(text_digests(some["prompt"].to_pylist())) >= 0
         else:
             without_image = batch.filter(pc.and_(active, batch["key"].is_null()))
-            shared += int((planned.usable_ids.places(identities(without_image)) >= 0).sum())
+            shared += int(planned.known(identities(without_image))[1].sum())
         shared += int(usable.sum())
         keys = text_digests(some["key"].to_pylist())
         gone = planned.keys.places(keys) < 0

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import TypeAlias
 
@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from imagemill.engine.job_log import lines_with
 from imagemill.parquet import read_batches
 from imagemill.takes import REJECTED
 from imagemill.usd import PICOS
@@ -64,6 +65,7 @@ Whole: TypeAlias = npt.NDArray[np.int64]
 Flags: TypeAlias = npt.NDArray[np.bool_]
 
 _NEVER = -1
+_COUNTED = (b'"event":"pace"', b'"event":"attempt_failed"')
 _PACE = ("requests", "rate_limited", "retries", "concurrency")
 
 
@@ -204,21 +206,18 @@ class Pace:
         numbers = [array("q") for _ in _PACE]
         names: dict[str, int] = {}
         errors: Counter[str] = Counter()
-        with log.open("rb") as lines:
-            for line in lines:
-                if b'"event":"pace"' not in line and b'"event":"attempt_failed"' not in line:
-                    continue
-                try:
-                    event = orjson.loads(line)
-                except orjson.JSONDecodeError:
-                    continue  # cut short by a kill
-                if event["event"] == "pace":
-                    moments.append(round(datetime.fromisoformat(event["at"]).timestamp() * 1000))
-                    workers.append(names.setdefault(event.get("worker", ""), len(names)))
-                    for name, values in zip(_PACE, numbers, strict=True):
-                        values.append(event[name])
-                elif event["event"] == "attempt_failed":
-                    errors[event["error_class"]] += 1
+        for line in chain.from_iterable(lines_with(log, kind) for kind in _COUNTED):
+            try:
+                event = orjson.loads(line)
+            except orjson.JSONDecodeError:
+                continue  # cut short by a kill
+            if event["event"] == "pace":
+                moments.append(round(datetime.fromisoformat(event["at"]).timestamp() * 1000))
+                workers.append(names.setdefault(event.get("worker", ""), len(names)))
+                for name, values in zip(_PACE, numbers, strict=True):
+                    values.append(event[name])
+            elif event["event"] == "attempt_failed":
+                errors[event["error_class"]] += 1
         at_ms, worker, *columns = (np.frombuffer(values, np.int64) for values in (moments, workers, *numbers))
         return cls(at_ms, worker, **dict(zip(_PACE, columns, strict=True)), errors=errors)
 

@@ -32,7 +32,7 @@ from imagemill.runs.log_replay import costs_of, last_lines
 from imagemill.runs.remembered_limit import read_limit
 from imagemill.runs.route_costs import count_in_shares
 from imagemill.settings import ApiSettings, LimitSettings, RouteSettings, RunSettings
-from imagemill.stores import JobStore
+from imagemill.stores import JobStore, JobTotals
 
 AnyApi = TypeVar("AnyApi", bound=ApiSettings)
 
@@ -165,6 +165,7 @@ async def routes_to(
     clients: Sequence[httpx.AsyncClient],
     recorder: Recorder,
     store: JobStore,
+    before: JobTotals,
     limits: LimitSettings,
     given_up: Collection[str] = (),
     *,
@@ -172,9 +173,9 @@ async def routes_to(
 ) -> Routes:
     """The routes to the accounts of a run; nothing more is bought at, or asked of, those ``given_up``.
 
-    ``log`` is the run's, which knows what jobs cost at routes that they have left.
+    ``before`` are the store's totals; ``log`` is the run's, which knows what jobs cost at routes that they
+    have left.
     """
-    before = await store.totals()
     several = len(accounts) > 1
     routes = [
         Route.of(

@@ -9,11 +9,11 @@ lines that were uploaded, and they name the jobs that may have been sent after t
 from __future__ import annotations
 
 import contextlib
-import mmap
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -21,7 +21,7 @@ import orjson
 from pydantic import Field, TypeAdapter, ValidationError
 
 from imagemill.blocks.apis.generated_image import PAID
-from imagemill.engine.job_log import CUT, UP_NEXT
+from imagemill.engine.job_log import CUT, UP_NEXT, lines_with, pieces
 from imagemill.errors import ErrorClass
 from imagemill.jobs import CostSource, Job, JobStatus
 from imagemill.quality.judge import Answer, opinion_of
@@ -32,8 +32,6 @@ _PLACEHOLDER = b'"event":"placeholder"'
 _ATTEMPT_FAILED = b'"event":"attempt_failed"'
 _CUT, _UP_NEXT = (f'"event":"{name}"'.encode() for name in (CUT, UP_NEXT))
 _DIGEST = re.compile(rb'"digest":"([0-9a-f]{32})"')
-_LONGEST_LINE = 1_000_000
-"""No line of ours is longer, in bytes: a longer one is read in pieces, which are skipped."""
 _Usd = Annotated[float, Field(ge=0, lt=1e6)]
 
 
@@ -138,15 +136,15 @@ _SUMS = ("cost_usd", "cost_source", "unanswered", "unanswered_usd", "judge_usd")
 
 def last_lines(log: Path, jobs: Iterable[int]) -> dict[int, LastLine]:
     """The last line of each of these jobs, by number; jobs that were never sent have none."""
-    wanted = set(jobs)
+    wanted = {b"%d" % job for job in jobs}
     found: dict[int, LastLine] = {}
-    if not wanted or not log.exists():
-        return found
-    with log.open("rb") as lines:
-        while text := lines.readline(_LONGEST_LINE):
+    for piece in pieces(log) if wanted else ():
+        if wanted.isdisjoint(_NUMBER.findall(piece)):
+            continue  # most of the log of a run that is nearly done
+        for text in piece.splitlines():
             number = _NUMBER.search(text)
-            if number is None or int(number[1]) not in wanted:
-                continue  # most lines of a run that is nearly done; parsing them would take ten times as long
+            if number is None or number[1] not in wanted:
+                continue
             try:
                 line = orjson.loads(text)
             except orjson.JSONDecodeError:
@@ -159,7 +157,7 @@ def last_lines(log: Path, jobs: Iterable[int]) -> dict[int, LastLine]:
                 missing = [name for name in _SUMS if getattr(event, name) is None]
                 event = replace(event, **{name: getattr(before, name) for name in missing})
             event.note(before)
-            if event.job in wanted:
+            if b"%d" % event.job in wanted:
                 found[event.job] = event
     return found
 
@@ -176,48 +174,36 @@ def perhaps_sent(log: Path) -> dict[int, list[datetime]]:
         return found
     retries: dict[int, datetime] = {}
     up_next: dict[int, datetime] = {}
-    with log.open("rb") as lines:
-        while text := lines.readline(_LONGEST_LINE):
-            if _CUT in text:
-                for job, at in (retries | up_next).items():
-                    found.setdefault(job, []).append(at)
-                retries, up_next = {}, {}
-            elif _UP_NEXT in text:
+    for text in chain.from_iterable(piece.splitlines() for piece in pieces(log)):
+        if _CUT in text:
+            for job, at in (retries | up_next).items():
+                found.setdefault(job, []).append(at)
+            retries, up_next = {}, {}
+        elif _UP_NEXT in text:
+            with contextlib.suppress(ValidationError):
+                named = _NAMED.validate_json(text)
+                up_next = dict.fromkeys(named.jobs, named.at)
+        elif number := _NUMBER.search(text):
+            job = int(number[1])
+            for since in (found, retries, up_next):
+                since.pop(job, None)
+            if _ATTEMPT_FAILED in text:
                 with contextlib.suppress(ValidationError):
-                    named = _NAMED.validate_json(text)
-                    up_next = dict.fromkeys(named.jobs, named.at)
-            elif number := _NUMBER.search(text):
-                job = int(number[1])
-                for since in (found, retries, up_next):
-                    since.pop(job, None)
-                if _ATTEMPT_FAILED in text:
-                    with contextlib.suppress(ValidationError):
-                        failed = _RETRY.validate_json(text)
-                        if failed.retry_in_s is not None:
-                            retries[job] = failed.at
+                    failed = _RETRY.validate_json(text)
+                    if failed.retry_in_s is not None:
+                        retries[job] = failed.at
     return found
 
 
 def holds(log: Path, text: bytes) -> bool:
-    """Whether this text is anywhere in the log."""
-    if not log.exists() or not log.stat().st_size:
-        return False
-    with log.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        return content.find(text) >= 0
+    """Whether this text, of a line or less, is anywhere in the log."""
+    return any(text in piece for piece in pieces(log))
 
 
 def known_placeholders(log: Path) -> set[str]:
-    """The digests of the placeholders that the run has found. The log of a million jobs takes a second."""
-    found: set[str] = set()
-    if not log.exists() or not log.stat().st_size:
-        return found
-    with log.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as text:
-        place = -1
-        while (place := text.find(_PLACEHOLDER, place + 1)) >= 0:
-            line = text[place : text.find(b"\n", place)]
-            if digest := _DIGEST.search(line):
-                found.add(digest[1].decode())
-    return found
+    """The digests of the placeholders that the run has found."""
+    digests = (_DIGEST.search(line) for line in lines_with(log, _PLACEHOLDER))
+    return {digest[1].decode() for digest in digests if digest}
 
 
 def catch_up(job: Job, line: LastLine | None) -> bool:

@@ -104,7 +104,9 @@ def _jobs_of(session: Session, keys: Collection[str]) -> list[Job]:
     return session.wait(find)
 
 
-def find_images(session: Session, numbers: Sequence[int], *, begun: bool) -> Sequence[int]:
+def find_images(
+    session: Session, numbers: Sequence[int], *, begun: bool, asked: bool = True
+) -> Sequence[int]:
     """Find images and requests of these unfinished jobs; the numbers of the jobs that remain unfinished.
 
     A job whose image is in the bucket is done; one that failed according to the log stays failed. If the run
@@ -112,6 +114,7 @@ def find_images(session: Session, numbers: Sequence[int], *, begun: bool) -> Seq
     log could record that. A request that was in flight when a process died, and whose id is unknown, is
     looked for in the API's list of requests. If it is not found, it is counted as unanswered: it will be sent
     again, and the API may charge for both. So is one that a machine may have sent just before it was lost.
+    Jobs that nobody ``asked`` for, as far as the store knows, are only read where bucket or log have some.
     """
     store = session.store
     images = session.bucket.images(job.key for jobs in _batches(session, numbers) for job in jobs)
@@ -120,7 +123,7 @@ def find_images(session: Session, numbers: Sequence[int], *, begun: bool) -> Seq
     lines = last_lines(session.folder.log, numbers)
     on_dask = session.settings.execution.on_dask  # whose store knows what workers sent
     perhaps = {} if on_dask else perhaps_sent(session.folder.log)
-    if not images and not lines and not perhaps and not session.wait(store.totals).attempts:
+    if not (images or lines or perhaps or asked):
         return numbers  # nothing was ever sent
 
     async def save(jobs: list[Job]) -> None:

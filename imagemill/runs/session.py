@@ -64,7 +64,7 @@ from imagemill.runs.folder import RunFolder
 from imagemill.runs.log_parts import SEND_AGAIN_S, SEND_EVERY_S, LeaderLog, catch_up_with_others
 from imagemill.runs.log_replay import known_placeholders
 from imagemill.settings import RunSettings
-from imagemill.stores import Board, JobStore, open_store
+from imagemill.stores import Board, JobStore, JobTotals, open_store
 
 T = TypeVar("T")
 
@@ -81,14 +81,15 @@ class Session:
     """A run's open resources. ``portal`` runs coroutines on the run's event loop, from any thread.
 
     ``maker`` is the API that makes the pictures, or what stands for several. ``catalog`` is None if the
-    run was already planned; ``lease`` is that of the process that leads the run.
+    run was already planned; ``lease`` is that of the process that leads the run. ``before`` are the store's
+    totals as it was opened.
 
     Not a dataclass: Prefect would walk through its fields whenever a task is given one.
     """
 
     __slots__ = (
-        "_begun", "_half_named", "_last_named", "bucket", "catalog", "cost", "engine", "folder", "lease",
-        "log", "maker", "portal", "recorder", "settings", "store",
+        "_begun", "_half_named", "_last_named", "before", "bucket", "catalog", "cost", "engine", "folder",
+        "lease", "log", "maker", "portal", "recorder", "settings", "store",
     )  # fmt: skip
 
     def __init__(
@@ -119,6 +120,7 @@ class Session:
         self.log = log
         self.portal = portal
         self.lease: OutputLease | None = None
+        self.before = JobTotals()
         self._begun = begun
         self._half_named = self._last_named = -1
 
@@ -406,6 +408,7 @@ async def _running(parts: _Parts, joining: Joining | None) -> AsyncIterator[Sess
             clients,
             recorder,
             store,
+            before,
             limits,
             settings.execution.give_up,
             log=parts.folder.log,
@@ -447,6 +450,7 @@ async def _running(parts: _Parts, joining: Joining | None) -> AsyncIterator[Sess
             portal=parts.portal,
             begun=parts.begun,
         )
+        session.before = before
         watch.start_soon(session.keep_sending_log)
         yield session
 

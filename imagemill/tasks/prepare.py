@@ -62,7 +62,9 @@ def prepare(session: Session, *, reviewed: bool = False) -> Prepared:
         session.folder.forget_summary()
         drop_leftovers(session)
         upload_unsaved(session)
-        unfinished = find_images(session, session.wait(session.store.unfinished_numbers), begun=begun)
+        unfinished = session.wait(session.store.unfinished_numbers)
+        asked = session.before.attempts > 0
+        unfinished = find_images(session, unfinished, begun=begun, asked=asked)
         return left_to_do(session, counts, unfinished, loss, newer)
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from imagemill.blocks.apis import Runware, Together
 from imagemill.blocks.apis.generated_image import PAID
-from imagemill.engine.job_log import JobLog
+from imagemill.engine.job_log import JobLog, lines_with
 from imagemill.engine.limits.pacer import Pacer
 from imagemill.engine.recorder import Recorder
 from imagemill.engine.telemetry import Telemetry
@@ -219,6 +219,21 @@ def test_lines_that_are_cut_damaged_or_of_something_else_are_skipped(written: Ca
     with log.open("ab") as file:
         file.write(orjson.dumps({"at": AT, **event("sent", 2, request_id="last")}) + b"\n")
     assert last_lines(log, [0])[0].request_id == "last"
+
+
+def test_lines_are_found_wherever_they_are_in_a_long_log(written: Callable[..., Path]) -> None:
+    padding = "x" * 500
+    log = written(*[event("sent", 1, job=job, request_id=f"{job} {padding}") for job in range(2_000)])
+    found = last_lines(log, range(2_000))
+    assert {job: line.request_id for job, line in found.items()} == {
+        job: f"{job} {padding}" for job in range(2_000)
+    }
+    assert last_lines(log, [1_234, 5_000]).keys() == {1_234}
+    lines = log.read_bytes().splitlines(keepends=True)
+    for job in range(0, 2_000, 50):
+        assert list(lines_with(log, b'"job":%d,' % job)) == [lines[job]]
+    assert list(lines_with(log, padding.encode())) == lines
+    assert holds(log, lines[-1])
 
 
 def stands(**fields: Any) -> Job:
