@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from imagemill.jobs import is_constant
 
 ROWS = 16_384
 
@@ -21,11 +23,22 @@ def read_batches(file: Path, columns: Sequence[str] | None = None) -> Iterator[p
         yield from source.iter_batches(ROWS, columns=columns)
 
 
-class RowWriter:
-    """Writes a file in row groups of about 16,384 rows, however many rows each write has."""
+def column_of(values: Any, kind: pa.DataType) -> pa.Array:  # noqa: ANN401
+    """Values as a column; the same one in all rows is converted once."""
+    if isinstance(values, (list, tuple)) and is_constant(values):
+        return pa.repeat(pa.scalar(values[0], kind), len(values))
+    return pa.array(values, kind)
 
-    def __init__(self, file: Path, schema: pa.Schema) -> None:
-        self._writer = pq.ParquetWriter(file, schema, compression="zstd")
+
+class RowWriter:
+    """Writes a file in row groups of about 16,384 rows, however many rows each write has.
+
+    ``unique`` columns hardly repeat a value: they get no dictionary, which would only take time.
+    """
+
+    def __init__(self, file: Path, schema: pa.Schema, *, unique: Collection[str] = ()) -> None:
+        repeated = [name for name in schema.names if name not in unique]
+        self._writer = pq.ParquetWriter(file, schema, compression="zstd", use_dictionary=repeated)
         self._waiting: list[pa.Table] = []
         self._rows = 0
 

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from imagemill.bucket.image_bucket import ImageBucket, copy_name, image_names
 from imagemill.catalog.plan import PLAN_SCHEMA
-from imagemill.jobs import JobStatus, has_picture
+from imagemill.jobs import JobStatus, has_picture, is_constant
 from imagemill.parquet import read_batches
 from imagemill.takes import seed_of, take_of
 
@@ -78,12 +78,15 @@ class Outcomes:
     def add(self, jobs: Mapping[str, Sequence[Any]]) -> None:
         """Add the next jobs, in order of their numbers, as columns: their ``OUTCOME_FIELDS`` at least."""
         statuses, error_codes, images, suspects, routes = (jobs[name] for name in OUTCOME_FIELDS)
-        kinds = [image.rpartition("/")[2].partition(".")[2] if image else None for image in images]
+        kinds = [image.partition(".")[2] if image else None for image in images]  # folders have no dots
+        columns = statuses, error_codes, kinds, suspects, routes
         seen = self._seen
-        rows = list(zip(statuses, error_codes, kinds, suspects, routes, strict=True))
+        shared = all(map(is_constant, columns))
+        rows = list(zip(*[column[:1] if shared else column for column in columns], strict=True))
         for row in set(rows).difference(seen):
             seen[row] = self._endings.setdefault(_ending(*row), len(self._endings))
-        self._of_job.extend([seen[row] for row in rows])
+        places = array("i", [seen[row] for row in rows])
+        self._of_job.extend(places * (len(kinds) // len(rows)) if rows else places)
 
     def of(self, jobs: pa.Array | pa.ChunkedArray) -> pa.Table:
         """How these jobs ended, a column for each field of :class:`Ending`; null is a rejected row."""

@@ -25,8 +25,8 @@ from imagemill.catalog.shared_judge import judge_of
 from imagemill.catalog.templates import varied_column
 from imagemill.catalog.variations import Variations
 from imagemill.errors import InputError
-from imagemill.jobs import INPUT_FIELDS, Job, NewJobs, is_constant
-from imagemill.parquet import read_batches
+from imagemill.jobs import INPUT_FIELDS, Job, NewJobs
+from imagemill.parquet import column_of, read_batches
 from imagemill.settings import CATALOG_COLUMNS, PARAM_PREFIX, PictureSettings
 
 PLAN_SCHEMA = pa.schema(
@@ -443,15 +443,8 @@ def _texts(column: pa.ChunkedArray, places: list[int]) -> list[str | None]:
 
 
 def _table(columns: Sequence[Any], schema: pa.Schema) -> pa.Table:
-    arrays = [_array(values, field.type) for values, field in zip(columns, schema, strict=True)]
+    arrays = [column_of(values, field.type) for values, field in zip(columns, schema, strict=True)]
     return pa.Table.from_arrays(arrays, schema=schema)
-
-
-def _array(values: Any, kind: pa.DataType) -> pa.Array:  # noqa: ANN401
-    """Values as a column; the same one in all rows is converted once."""
-    if isinstance(values, list) and is_constant(values):
-        return pa.repeat(pa.scalar(values[0], kind), len(values))
-    return pa.array(values, kind)
 
 
 def planned_jobs(plan_file: Path, model: str, image_format: str) -> Iterator[NewJobs]:

@@ -21,7 +21,7 @@ from imagemill.bucket.manifest import Outcomes, variants_of
 from imagemill.formatting import counted
 from imagemill.jobs import KEPT, TERMINAL, has_picture, next_take
 from imagemill.media_types import JSON_LINES, PARQUET
-from imagemill.parquet import RowWriter, read_batches
+from imagemill.parquet import RowWriter, column_of, read_batches
 from imagemill.quality.measures import Measures
 from imagemill.quality.near_duplicates import near_duplicates
 from imagemill.quality.verdicts import Verdict
@@ -79,6 +79,9 @@ QUALITY_SCHEMA = pa.schema(
 _FIELDS = [*(name for name in JOBS_SCHEMA.names if name != "made_by"), "prompt", "quality"]
 """The fields of a job that its row in jobs.parquet is made from."""
 
+_UNIQUE = frozenset({"number", "id", "key", "request_id", "image", "started_at", "finished_at", "seed"})
+"""Columns that hardly repeat a value."""
+
 _LOOKS = ("brightness", "contrast", "colourfulness")
 """Measures that near-duplicates share, beside the hash of their composition."""
 
@@ -117,7 +120,7 @@ def write_records(session: Session) -> Outcomes:
     jobs_file, failed_file = session.folder.path / "jobs.parquet", session.folder.path / "failed.parquet"
     outcomes, alike = Outcomes(), AlikePictures()
     schema = pa.schema([*JOBS_SCHEMA, *QUALITY_SCHEMA, *NEIGHBOUR_SCHEMA])
-    with RowWriter(jobs_file, schema) as writer:
+    with RowWriter(jobs_file, schema, unique=_UNIQUE) as writer:
         for jobs in _columns_of(session, _FIELDS):
             measured = _measures(jobs["quality"])
             alike.add(jobs, measured)
@@ -175,7 +178,7 @@ class AlikePictures:
         if not (neighbours >= 0).any():
             return
         copy, start = file.with_suffix(".marked"), 0
-        with RowWriter(copy, pq.read_schema(file)) as writer:
+        with RowWriter(copy, pq.read_schema(file), unique=_UNIQUE) as writer:
             for batch in read_batches(file):
                 near = neighbours[start : start + batch.num_rows]
                 here = pa.array(near >= 0)
@@ -184,21 +187,22 @@ class AlikePictures:
                 before = pc.if_else(pc.equal(known, ""), "", pc.binary_join_element_wise(known, "", ","))
                 more = pc.binary_join_element_wise(before, Verdict.NEAR_DUPLICATE, "")
                 suspect = pc.if_else(here, more, known)
-                place = batch.schema.get_field_index("suspect")
-                table = pa.Table.from_batches([batch]).set_column(place, "suspect", suspect)
-                other = table.schema.get_field_index("near_duplicate_of")
+                table = _with(pa.Table.from_batches([batch]), "suspect", suspect)
                 jobs = pa.array(near, pa.int64(), mask=near < 0)
-                writer.write(table.set_column(other, "near_duplicate_of", jobs))
+                writer.write(_with(table, "near_duplicate_of", jobs))
         copy.replace(file)
 
 
 def _columns_of(session: Session, names: Sequence[str], *, failed_only: bool = False) -> Iterator[Columns]:
+    """The jobs' columns in batches, each of which is read while the one before it is worked on."""
     batches = session.store.all_columns(names, failed_only=failed_only)
 
     async def following() -> Columns | None:
         return await anext(batches, None)
 
-    while (columns := session.wait(following)) is not None:
+    under_way = session.portal.start_task_soon(following)
+    while (columns := under_way.result()) is not None:
+        under_way = session.portal.start_task_soon(following)
         yield columns
 
 
@@ -210,30 +214,38 @@ def _table(jobs: Columns, schema: pa.Schema) -> pa.Table:
     for field in schema:
         values = jobs[field.name]
         if pa.types.is_timestamp(field.type):
-            ms = pc.round(pc.multiply(pa.array(values, pa.float64()), 1000.0))
+            ms = pc.round(pc.multiply(column_of(values, pa.float64()), 1000.0))
             columns.append(ms.cast(pa.int64()).cast(field.type))
         else:
-            values_of = [value or None for value in values] if field.name in _NULLS else values
-            columns.append(pa.array(values_of, field.type))
+            column = column_of(values, field.type)
+            if field.name in _NULLS:
+                column = pc.if_else(pc.equal(column, ""), pa.scalar(None, field.type), column)
+            columns.append(column)
     return pa.Table.from_arrays(columns, schema=schema)
 
 
 def _pictures(jobs: Columns, makers: Mapping[str, str]) -> pa.Table:
     """The rows of jobs.parquet, with the seed of the picture that each job has, and who made it."""
-    count, seeds, suspects = len(jobs["number"]), jobs["seed"], jobs["suspect"]
-    later = [  # the first takes have their own seed
-        place
-        for place, (status, image) in enumerate(zip(jobs["status"], jobs["image"], strict=True))
-        if image is not None and (status not in TERMINAL or image.count(".") > 1)
-    ]
-    if later:
-        seeds = list(seeds)
-        for place in later:
+    made_by = list(map(makers.get, jobs["route"])) if makers else [None] * len(jobs["number"])
+    table = _table(jobs | {"made_by": made_by}, JOBS_SCHEMA)
+    if KEPT in jobs["suspect"]:
+        suspects = table["suspect"]
+        table = _with(table, "suspect", pc.if_else(pc.equal(suspects, KEPT), "", suspects))
+    images = table["image"]
+    ended = pc.is_in(table["status"], pa.array([str(status) for status in TERMINAL]))
+    is_first = pc.and_(ended, pc.less_equal(pc.count_substring(images, "."), 1))  # with the job's own seed
+    later = np.flatnonzero(pc.and_(images.is_valid(), pc.invert(is_first)).fill_null(False).to_numpy())
+    if later.size:
+        seeds = list(jobs["seed"])
+        for place in later.tolist():
             seeds[place] = seed_of(seeds[place], next_take(jobs["status"][place], jobs["image"][place]))
-    if KEPT in suspects:
-        suspects = ["" if suspect == KEPT else suspect for suspect in suspects]
-    made_by = list(map(makers.get, jobs["route"])) if makers else [None] * count
-    return _table(jobs | {"seed": seeds, "suspect": suspects, "made_by": made_by}, JOBS_SCHEMA)
+        table = _with(table, "seed", pa.array(seeds, pa.int64()))
+    return table
+
+
+def _with(table: pa.Table, name: str, column: pa.Array | pa.ChunkedArray) -> pa.Table:
+    place = table.schema.get_field_index(name)
+    return table.set_column(place, table.schema.field(place), column)
 
 
 def publish_records(session: Session) -> None:

@@ -4,8 +4,8 @@ One table holds the jobs of all runs, one the runs themselves, one their leases.
 ``synchronous=NORMAL``: a commit survives the death of the process. What a power cut could undo is found again
 on resume, because an image is in the bucket before its job is done.
 
-The two operations that touch a million jobs, adding them and reading their numbers, use the drivers directly:
-multi-row statements in SQLite, which run without Python's lock, and asyncpg's COPY.
+What touches a million jobs uses the drivers directly: to add them, multi-row statements in SQLite, which run
+without Python's lock, and asyncpg's COPY; to read them as columns, the drivers' own rows.
 """
 
 from __future__ import annotations
@@ -53,6 +53,8 @@ _INPUT_TEXTS, _STATE_TEXTS = (
     for names in (INPUT_FIELDS, STATE_FIELDS)
 )
 _INSERTED = ["run_id", *INPUT_FIELDS, *STATE_FIELDS]
+_TRUTH = {0: False, 1: True}
+"""What SQLite keeps for a truth value; NULL stays one."""
 _PAGE = 50_000
 _ROWS_A_STATEMENT = 500
 """Up to fourteen values per row. More rows are slower again; SQLite allows 32,766 values per statement."""
@@ -153,31 +155,31 @@ class SqlStore(JobStore):
                 .order_by(JOBS.c.number)
                 .limit(batch_size)
             )
-            rows = await self._rows(query)
+            rows = await self.patiently(self._raw_rows, query)
             if not rows:
                 return
-            numbers, *columns = _unescaped(rows, [JOBS.c.number.name, *names])
+            numbers, *columns = _columns(rows, [JOBS.c.number.name, *names])
             yield dict(zip(names, columns, strict=True))
             last = numbers[-1]
 
     async def totals(self) -> JobTotals:
-        rows = await self._rows(_totals_of(self._run_id))
-        counts = dict.fromkeys(JobStatus, 0)
-        for status, _, count, *_ in rows:
-            counts[JobStatus(status)] += count
-        rejected = sum(int(row[9]) for row in rows)
+        (row,) = await self._rows(_totals_of(self._run_id))
+        count, done, failed, rejected, reused, attempts, retries, unanswered, *picos = (
+            int(n or 0) for n in row
+        )
+        cost, unanswered_cost, judge_cost = picos
         return JobTotals(
-            done=counts[JobStatus.DONE],
-            failed=counts[JobStatus.FAILED] - rejected,
+            done=done,
+            failed=failed - rejected,
             rejected=rejected,
-            pending=counts[JobStatus.PENDING] + counts[JobStatus.RUNNING],
-            reused=sum(n for status, reused, n, *_ in rows if reused and status == JobStatus.DONE),
-            attempts=sum(int(row[3]) for row in rows),
-            retries=sum(int(row[4]) for row in rows),
-            cost_usd=of_picos(sum(int(row[5]) + int(row[8]) for row in rows)),
-            unanswered=sum(int(row[6]) for row in rows),
-            unanswered_usd=of_picos(sum(int(row[7]) for row in rows)),
-            judge_usd=of_picos(sum(int(row[8]) for row in rows)),
+            pending=count - done - failed,
+            reused=reused,
+            attempts=attempts,
+            retries=retries,
+            cost_usd=of_picos(cost + judge_cost),
+            unanswered=unanswered,
+            unanswered_usd=of_picos(unanswered_cost),
+            judge_usd=of_picos(judge_cost),
         )
 
     async def _rows(self, query: sa.Executable) -> list[tuple[Any, ...]]:
@@ -187,6 +189,14 @@ class SqlStore(JobStore):
 
         return await self.patiently(read)
 
+    async def _raw_rows(self, query: sa.Select[Any]) -> Sequence[Sequence[Any]]:
+        """The same without SQLAlchemy's work on each row."""
+        compiled = query.compile(dialect=self._engine.dialect)
+        values = [compiled.params[name] for name in compiled.positiontup or ()]
+        async with self._engine.connect() as connection:
+            raw = await connection.get_raw_connection()
+            return await self._fetch(raw.driver_connection, str(compiled), values)
+
     async def _change(self, *statements: sa.Executable) -> None:
         async def change() -> None:
             async with self._engine.begin() as connection:
@@ -194,6 +204,10 @@ class SqlStore(JobStore):
                     await connection.execute(statement)
 
         await self.patiently(change)
+
+    @abstractmethod
+    async def _fetch(self, driver: Any, query: str, values: list[Any]) -> Sequence[Sequence[Any]]:  # noqa: ANN401
+        """The rows of a query, through the driver's own connection."""
 
     @abstractmethod
     async def _add_columns(self, driver: Any, columns: list[Sequence[Any]]) -> None:  # noqa: ANN401
@@ -267,6 +281,12 @@ class SqliteStore(SqlStore):
                 f"The job store sqlite:{self._path} cannot be opened ({reason_of(error)}). Use a path that"
                 " can be written: --store sqlite:PATH."
             ) from error
+
+    async def _fetch(self, driver: Any, query: str, values: list[Any]) -> Sequence[Sequence[Any]]:  # noqa: ANN401
+        try:
+            return list(await driver.execute_fetchall(query, values))
+        except sqlite3.Error as error:
+            raise OSError(str(error)) from error
 
     async def _add_columns(self, driver: Any, columns: list[Sequence[Any]]) -> None:  # noqa: ANN401
         shared = (False, *[is_constant(column) for column in columns[1:]])  # the first one is the number
@@ -355,6 +375,9 @@ class PostgresStore(SqlStore, PostgresBoard):
             return f"it has not answered within {CONNECT_S:.0f} s"
         return reason_of(error)
 
+    async def _fetch(self, driver: Any, query: str, values: list[Any]) -> Sequence[Sequence[Any]]:  # noqa: ANN401
+        return list(await driver.fetch(query, *values))
+
     async def _add_columns(self, driver: Any, columns: list[Sequence[Any]]) -> None:  # noqa: ANN401
         records = [(self._run_id, *row, *FRESH_STATE) for row in zip(*columns, strict=True)]
         await driver.copy_records_to_table(JOBS.name, records=records, columns=_INSERTED)
@@ -410,26 +433,18 @@ def _update_of(run_id: str) -> sa.Update:
 
 
 @lru_cache(maxsize=8)
-def _totals_of(run_id: str) -> sa.Select[Any]:
-    """The query for the sums over a run's jobs, by status and by whether their pictures were reused."""
-    retries = sa.case((JOBS.c.attempts > 1, JOBS.c.attempts - 1), else_=0)
-    is_rejected = sa.and_(JOBS.c.status == JobStatus.FAILED, JOBS.c.error_code == REJECTED)
-    return (
-        sa.select(
-            JOBS.c.status,
-            JOBS.c.reused,
-            sa.func.count(),
-            sa.func.sum(JOBS.c.attempts),
-            sa.func.sum(retries),
-            _picos_of(JOBS.c.cost_usd),
-            sa.func.sum(JOBS.c.unanswered),
-            _picos_of(JOBS.c.unanswered_usd),
-            _picos_of(JOBS.c.judge_usd),
-            sa.func.sum(sa.case((is_rejected, 1), else_=0)),
-        )
-        .where(JOBS.c.run_id == run_id)
-        .group_by(JOBS.c.status, JOBS.c.reused)
-    )
+def _totals_of(run_id: str) -> sa.Executable:
+    """The query for the sums over a run's jobs; ungrouped, for SQLite would sort them."""
+    done, failed = JOBS.c.status == JobStatus.DONE, JOBS.c.status == JobStatus.FAILED
+    counted = [done, failed, sa.and_(failed, JOBS.c.error_code == REJECTED), sa.and_(done, JOBS.c.reused)]
+    return sa.select(
+        sa.func.count(),
+        *[sa.func.sum(sa.case((condition, 1), else_=0)) for condition in counted],
+        sa.func.sum(JOBS.c.attempts),
+        sa.func.sum(sa.case((JOBS.c.attempts > 1, JOBS.c.attempts - 1), else_=0)),
+        sa.func.sum(JOBS.c.unanswered),
+        *[_picos_of(usd) for usd in (JOBS.c.cost_usd, JOBS.c.unanswered_usd, JOBS.c.judge_usd)],
+    ).where(JOBS.c.run_id == run_id)
 
 
 def _picos_of(column: sa.Column[float]) -> sa.ColumnElement[int]:
@@ -462,16 +477,19 @@ def _escaped(values: tuple[Any, ...], texts: list[int]) -> tuple[Any, ...]:
 def _jobs(rows: Sequence[tuple[Any, ...]]) -> list[Job]:
     if not rows:
         return []
-    columns = _unescaped(rows, JOB_FIELDS)
+    columns = _columns(rows, JOB_FIELDS)
     columns[_STATUS] = [JobStatus(status) for status in columns[_STATUS]]
     return [Job(*values) for values in zip(*columns, strict=True)]
 
 
-def _unescaped(rows: Sequence[tuple[Any, ...]], names: Sequence[str]) -> list[Sequence[Any]]:
-    """The columns of rows, as they were before they were escaped."""
+def _columns(rows: Sequence[Sequence[Any]], names: Sequence[str]) -> list[Sequence[Any]]:
+    """The columns of rows, their texts as they were before they were escaped, and truth values as such."""
     columns: list[Sequence[Any]] = list(zip(*rows, strict=True))
     for index, name in enumerate(names):
-        if isinstance(JOBS.c[name].type, sa.Text) and MARK in "".join(filter(None, columns[index])):
+        kind = JOBS.c[name].type
+        if isinstance(kind, sa.Boolean):
+            columns[index] = list(map(_TRUTH.get, columns[index]))
+        elif isinstance(kind, sa.Text) and MARK in "".join(filter(None, columns[index])):
             columns[index] = [None if text is None else unescape(text) for text in columns[index]]
     return columns
 

@@ -6,8 +6,10 @@ import sqlite3
 import sys
 import traceback
 from contextlib import closing
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import anyio
 import pytest
@@ -159,6 +161,27 @@ async def test_all_jobs_come_in_order_and_batches(make: Make) -> None:
             numbers += [one.number for one in batch]
         assert numbers == list(range(700))
         assert max(sizes) <= 100
+
+
+async def test_columns_of_jobs_are_their_fields(make: Make) -> None:
+    async with make() as store:
+        await planned(store, [replace(job(number), prompt=f"nul \0 {number}") for number in range(7)])
+        store.save(done(3))
+        for number in (2, 5):
+            failed = job(number)
+            failed.start(1.0)
+            failed.fail(3.0, error_class="timeout", code="c", message="\0", retryable=number == 2)
+            store.save(failed)
+        await store.commit()
+        jobs = await everything(store)
+        for chosen, failed_only in ((jobs, False), ([jobs[2], jobs[5]], True)):
+            found: dict[str, list[Any]] = {name: [] for name in JOB_FIELDS}
+            async for batch in store.all_columns(JOB_FIELDS, failed_only=failed_only, batch_size=2):
+                assert len(batch["id"]) <= 2
+                for name, values in batch.items():
+                    found[name].extend(values)
+            assert found == {name: [getattr(one, name) for one in chosen] for name in JOB_FIELDS}
+            assert {type(value) for value in found["retryable"]} <= {bool, type(None)}
 
 
 async def test_totals(make: Make) -> None:
