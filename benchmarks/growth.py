@@ -43,6 +43,9 @@ SIZE = {"width": "256", "height": "256"}
 LEFT = 1000
 """One job in so many is left to do when the run is resumed."""
 
+_LEAN = {"ARROW_DEFAULT_MEMORY_POOL": "system", "MALLOC_ARENA_MAX": "2"}
+"""What the command sets for itself: see :mod:`imagemill.cli.memory`."""
+
 _DUPLICATES = 0.12
 _THINGS = ("ceramic mug", "linen shirt", "oak chair", "brass lamp", "wool blanket", "glass vase")
 _PLACES = ("on a wooden table", "by a window", "in a bright studio", "on marble", "in a garden at dusk")
@@ -104,6 +107,19 @@ def plan(*place: str) -> dict[str, float]:
         (counts, _), wall, cpu = timed(lambda: plan_run(session))
         _, prepare_s, _ = timed(lambda: prepare.fn(session))  # what it does beside planning
     return {"unique": counts.unique, "wall": wall, "cpu": cpu, "prepare": prepare_s, "before": before}
+
+
+def upload_log(*place: str) -> dict[str, float]:
+    """Upload the log so far, as a run does every few seconds, though in larger parts."""
+    from imagemill.bucket.access import open_bucket
+    from imagemill.runs.folder import RunFolder
+    from imagemill.runs.log_parts import LeaderLog
+
+    settings = settings_of(*place)
+    bucket = open_bucket(settings.output)
+    LeaderLog(bucket, RunFolder(settings.run_id))
+    bucket.close()
+    return {}
 
 
 def publish(*place: str) -> dict[str, float]:
@@ -175,10 +191,10 @@ def peak_mb(process: int | str = "self") -> float:
 
 
 def child(*arguments: str, **environment: str) -> dict[str, float]:
-    """Measure something in a process of its own."""
+    """Measure something in a process of its own, which keeps as little memory as the command's."""
     command = [sys.executable, "-m", "benchmarks.growth", "--one", *arguments]
     output = subprocess.run(
-        command, check=True, stdout=subprocess.PIPE, env={**os.environ, **environment}
+        command, check=True, stdout=subprocess.PIPE, env={**os.environ, **_LEAN, **environment}
     ).stdout
     found: dict[str, float] = json.loads(output.splitlines()[-1])
     return found
@@ -260,6 +276,7 @@ def grow(shop: Workshop, emulated: EmulatorProcess, rows: int, catalog: Path, *,
     found: Figures = {"plan": child("plan", *place, **environment)}
     fill_bucket(run)
     nearly_finish(run)
+    child("upload_log", *place, **environment)
     found["resume"] = resume(run)
     found["publish"] = child("publish", *place, **environment)
     shutil.rmtree(run.home)
@@ -331,10 +348,16 @@ def main() -> int:
         return record(FILE, runs, tables, arguments, sizes=list(sizes))
 
 
+_PARTS = {"plan": plan, "upload_log": upload_log, "publish": publish, "dedupe": deduplicate}
+
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--one"]:
+        from imagemill.cli.spared_imports import spare_pandas
+
         what, *given = sys.argv[2:]
-        figures = {"plan": plan, "publish": publish, "dedupe": deduplicate}[what](*given)
+        if what != "dedupe":
+            spare_pandas()
+        figures = _PARTS[what](*given)
         print(json.dumps({**figures, "peak": peak_mb()}))
     else:
         sys.exit(main())
