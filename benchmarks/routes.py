@@ -3,8 +3,8 @@
     python -m benchmarks.routes [IMAGES]
 
 In virtual time, through the real engine and the emulator. *allowed* is the sum of what the accounts' limits
-allow, *optimum* what the images cost if the cheaper accounts are used to the full until the deadline. IMAGES
-is 12,000.
+allow, *optimum* what the images cost if the cheaper accounts are used to the full until the deadline. *Limits
+known* is a second run, which starts from the limits that the first found. IMAGES is 12,000.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from typing import Any
 import anyio
 
 from imagemill.blocks.apis import Fal, Together
+from imagemill.engine.limits.pacer import Limit
 from tests.engine.accounts import Account, Ended, jobs_of, run_over
 from tests.virtual_time import run
 
@@ -31,13 +32,14 @@ LIMITS = {"cheap": (8, 1.0, 0.001), "quick": (12, 0.5, 0.002), "queue": (10, 0.8
 """Concurrent requests, median latency in seconds, and USD per image of each account."""
 
 
-def accounts() -> dict[str, Account]:
-    """Three accounts, of which one queues what the others refuse."""
+def accounts(known: Mapping[str, Limit] = {}) -> dict[str, Account]:
+    """Three accounts, of which one queues what the others refuse; ``known`` are limits of an earlier run."""
     found = {}
     for name, (most, latency_s, usd) in LIMITS.items():
         kind = Fal if name == "queue" else Together
         api = kind(api_key=f"benchmark-{name}", base_url=f"http://{name}.test", usd_per_image=usd)
         found[name] = Account(api, max_concurrent=most, latency_s=latency_s, latency_sigma=_SIGMA)
+        found[name].known = known.get(name)
     return found
 
 
@@ -100,17 +102,21 @@ def main(images: int) -> None:
     over = accounts()
     ended = one(over, images)
     row("`fastest`", over, ended, f"{images / ended.seconds / allowed:.1%} of allowed")
+    known = ended.learned
+    over = accounts(known)
+    ended = one(over, images)
+    row("`fastest`, limits known", over, ended, f"{images / ended.seconds / allowed:.1%} of allowed")
     over = accounts()
     ended = one(over, images // 4, policy="cheapest")
     row("`cheapest`", over, ended, f"{ended.cost.spent_usd / (images // 4 * 0.001):.1%} of optimum")
-    for share in (0.5, 0.8):
+    for share, limits in ((0.5, {}), (0.8, {}), (0.8, known)):
         seconds = images / (share * allowed)
-        over = accounts()
+        over = accounts(limits)
         ended = one(over, images, policy="cheapest", hours=seconds / 3600)
         best = optimum_usd(images, seconds)
         late = "" if ended.seconds <= seconds else f", {ended.seconds - seconds:.0f} s late"
         result = f"{ended.cost.spent_usd / best:.1%} of optimum{late}"
-        row(f"`cheapest`, deadline {seconds:,.0f} s", over, ended, result)
+        row(f"`cheapest`, deadline {seconds:,.0f} s{', limits known' if limits else ''}", over, ended, result)
     for name, changes in {
         "dies for 60 s": {"down": True, "back_s": 60.0},
         "has no credit": {"refuses": 402},

@@ -13,7 +13,7 @@ from imagemill.errors import InputError
 from imagemill.formatting import counted, money
 from imagemill.settings import LimitSettings
 
-SAY_YOUR_PRICE = "Set your own with --usd-per-image or --usd-per-megapixel"
+SAY_YOUR_PRICE = "Set your own with --usd-per-image or --usd-per-megapixel, or in a route as usd_per_image"
 """What to do if a price is unknown."""
 
 

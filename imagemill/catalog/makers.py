@@ -98,9 +98,9 @@ class Makers:
 
     @property
     def price_in_words(self) -> str:
-        """Each route's price rule."""
+        """Each route's price rule; a plan counts with the dearest."""
         words = (f"{maker.name}: {maker.api.price_in_words}" for maker in self.makers)
-        return "; ".join(" ".join(each.split()) for each in words)
+        return f"at most, of {'; '.join(' '.join(each.split()) for each in words)}"
 
     def refusal(self, width: int, height: int, steps: int) -> str | None:
         """Why none of them makes this; None where one does."""

@@ -180,6 +180,8 @@ def _say_routes(summary: RunSummary) -> None:
             f"{route.route}: {route.images:,} images, {route.images_per_minute:,.1f} a minute,"
             f" {route.error_rate:.2%} failed, p95 {p95}, {money(route.cost_usd)}"
         )
+        if route.stopped is not None and summary.stopped is None:  # which says it of all of them
+            say(f"{route.route} takes no more jobs in this run. {route.stopped}")
 
 
 def suspects_in_words(summary: RunSummary) -> str:

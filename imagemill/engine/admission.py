@@ -205,11 +205,7 @@ class Admission:
 
     def _why_none_is_left(self) -> tuple[StopKind, str]:
         """Why routes take no jobs any more, one after another."""
-        stops = {
-            route.name: route.closed or Stop(StopKind.UNAVAILABLE, route.why_down)
-            for route in self._routes
-            if route.closed is not None or route.is_down
-        }
+        stops = {route.name: route.stop for route in self._routes if route.stop is not None}
         kinds = {stop.kind for stop in stops.values()}
         words = " ".join(f"{name}: {stop.reason}" for name, stop in stops.items())
         return kinds.pop() if len(kinds) == 1 else StopKind.UNAVAILABLE, f"No route is left. {words}"

@@ -20,6 +20,9 @@ LEAST = 50
 """The breaker does not open before this many attempts."""
 PROBE_S = 5.0
 """Seconds between two probes."""
+RARE_PROBE_S = 60.0
+"""The same once the API has been down for longer than the run waits, and the run goes on elsewhere: each
+probe may be charged although its answer never comes."""
 
 OUTAGE = frozenset({ErrorClass.SERVER_ERROR, ErrorClass.TIMEOUT})
 """The error classes with which an API that is down fails."""
@@ -92,7 +95,7 @@ class Breaker:
 
     def sent(self) -> None:
         """A request leaves: while the breaker is open, the next probe has to wait."""
-        self._next_probe_at = self._clock() + PROBE_S
+        self._next_probe_at = self._clock() + (RARE_PROBE_S if self.has_given_up else PROBE_S)
 
     async def admit(self, stopping: anyio.Event) -> None:
         """Wait until a request may be sent; while the breaker is open, as a probe.

@@ -246,6 +246,10 @@ class Engine:
         """Why jobs have no route left, if any has none."""
         return self._admission.why_stranded
 
+    async def stopped_routes(self) -> dict[str, str]:
+        """Why routes take no more jobs, by their names."""
+        return {route.name: route.stop.reason for route in self.routes if route.stop is not None}
+
     @property
     def judge_usd(self) -> float:
         """About what the judge's opinion on one picture costs."""
@@ -298,7 +302,7 @@ class Engine:
                 self._admission.close(route, StopKind.SETUP, f"{route.api.no_such_model().message}.")
             elif RETRY_RULES[error.error_class].outcome is Outcome.STOP:
                 kind = StopKind(error.error_class.value)
-                self._admission.close(route, kind, f"{STOP_WORDS[kind]}: {error.message}.")
+                self._admission.close(route, kind, f"{STOP_WORDS[kind]}: {error.message.rstrip('.')}.")
         except (httpx.HTTPError, httpx.InvalidURL, TimeoutError):
             pass
 
@@ -650,6 +654,7 @@ class Engine:
         job, route, several = work.job, work.route, self.routes.are_several
         if error.error_class in OUTAGE and not work.is_own_trouble(error):
             route.outage = cut(error.message.rstrip("."))
+            work.let_down.add(route)
         if not work.keeps_request(error):
             work.is_lost = route.lost.can_look and job.request_id is None and is_doubtful(error)
             job.request_id = None
@@ -714,7 +719,7 @@ class Engine:
         if RETRY_RULES[error.error_class].outcome is Outcome.STOP:
             self._recorder.attempt_failed(work.job, error, wait_s)
             kind = StopKind(error.error_class.value)
-            self._admission.close(work.route, kind, f"{STOP_WORDS[kind]}: {error.message}.")
+            self._admission.close(work.route, kind, f"{STOP_WORDS[kind]}: {error.message.rstrip('.')}.")
             return True
         if self._is_set_up_wrongly(work, error):
             self._recorder.attempt_failed(work.job, error, wait_s)

@@ -47,6 +47,7 @@ class LostRequests:
         self._waiting: dict[int, tuple[Job, Collection[str]]] = {}
         self._found: dict[int, str] = {}
         self._reading = anyio.Lock()
+        self._readings, self._is_read = 0, False
         self._refused = False
 
     @property
@@ -101,14 +102,15 @@ class LostRequests:
 
     async def _look(self, job: Job, known: Collection[str]) -> tuple[str | None, bool]:
         """The id of the job's request, if it is found, and whether the list could be read."""
-        is_read = True
         self._waiting[job.number] = (job, known)
+        before = self._readings
         try:
             async with self._reading:
-                if job.number not in self._found:  # or another job's look has found it
-                    found, is_read = await self._read(self._waiting)
+                if job.number not in self._found and self._readings == before:  # or one was begun since
+                    self._readings, self._is_read = self._readings + 1, False
+                    found, self._is_read = await self._read(self._waiting)
                     self._found |= found
-            return self._found.pop(job.number, None), is_read
+                return self._found.pop(job.number, None), self._is_read
         finally:
             del self._waiting[job.number]
 

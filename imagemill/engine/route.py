@@ -81,9 +81,17 @@ class Route:
 
     @property
     def why_down(self) -> str:
-        """The sentence for an API that has been down for too long."""
+        """The sentence for an API that is down."""
         cause = f" ({self.outage})" if self.outage else ""
-        return f"The API has been down for too long: {self.api.base_url} does not work{cause}."
+        since = "has been down for too long" if self.breaker.has_given_up else "is down"
+        return f"The API {since}: {self.api.base_url} does not work{cause}."
+
+    @property
+    def stop(self) -> Stop | None:
+        """Why it makes nothing any more: it is closed, or down; None while it works."""
+        if self.closed is None and self.is_down:
+            return Stop(StopKind.UNAVAILABLE, self.why_down)
+        return self.closed
 
     def close(self, stop: Stop) -> None:
         """Take no more jobs in this run."""

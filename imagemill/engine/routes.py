@@ -238,7 +238,7 @@ class Routes:
         large = tuple(job.seed > route.api.largest_seed for route in self._routes)
         negative = job.negative_prompt is not None
         made = (job.width, job.height, job.steps, job.format, job.params, large, negative)
-        return (*made, frozenset(work.excluded))
+        return (*made, frozenset(work.excluded), frozenset(work.let_down))
 
     def _route_for(self, work: Work, full: set[Route]) -> Route | None:
         """The route that the job takes now; ``full`` collects those without room."""
@@ -265,9 +265,11 @@ class Routes:
         if len(routes) < 2:
             return routes
         up = [route for route in routes if not route.is_down]
-        probed = [route for route in routes if route.is_down]
         if not up:
             return routes
+        probed = [route for route in routes if route.is_down and route not in work.let_down]
+        if self._schedule.unsent(self._routes) <= sum(route.pacer.concurrency for route in up):
+            probed = []  # the others make what is left at once: nothing is gained by a route that comes back
         match self._policy:
             case "failover":
                 return [*probed, up[0]]

@@ -67,7 +67,7 @@ class Schedule:
         unsent = self.unsent(routes)
         likely = possible = 0.0
         for route in cheaper:
-            made = self._left_s(route, now) * route.throughput.per_s(now)
+            made = self._left_s(route, now) * (route.throughput.per_s(now) or route.api.first_per_s)
             likely += made
             possible += made * (2.0 if _is_young(route, now) else _CLEAR)
         left_s = max(self._left_s(route, now) for route in cheaper)

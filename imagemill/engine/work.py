@@ -51,7 +51,8 @@ class Work:
     an earlier request.
 
     ``route`` is that of its latest request, or the one that its next takes. It may go to no route that is
-    ``excluded``, and to those in ``not_before`` only from a moment on, in monotonic seconds.
+    ``excluded``, and to those in ``not_before`` only from a moment on, in monotonic seconds; it probes none
+    that ``let_down`` names, where it has found the API down.
     """
 
     job: Job
@@ -59,6 +60,7 @@ class Work:
     route: Route
     failures: Counter[tuple[str, ErrorClass]] = field(default_factory=Counter)
     excluded: set[Route] = field(default_factory=set)
+    let_down: set[Route] = field(default_factory=set)
     not_before: dict[Route, float] = field(default_factory=dict)
     request_ids: set[str] = field(default_factory=set)
     is_lost: bool = False

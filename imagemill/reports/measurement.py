@@ -24,7 +24,7 @@ from imagemill.reports.metrics import QUALITY, MeasuredJobs, Pace, Savings, metr
 from imagemill.reports.report import FailureGroup, MetricsBucket, Report, render_report
 from imagemill.reports.route_totals import route_totals
 from imagemill.runs.session import Session
-from imagemill.runs.summary import RunSummary
+from imagemill.runs.summary import RouteTotals, RunSummary
 from imagemill.settings import RunSettings
 from imagemill.stores import JobTotals
 
@@ -44,7 +44,7 @@ def publish_measurements(session: Session, counts: PlanCounts, changes: Changes)
     summary = summarize(session, counts, jobs, pace).model_copy(
         update={
             **asdict(changes),
-            "routes": route_totals(folder / "jobs.parquet", session.makers) if session.makers else [],
+            "routes": _routes(session),
             "manifest": bucket.uri_of("manifest.parquet"),
             "metrics": metrics_uri,
             "report": bucket.uri_of(f"{run}/report.html"),
@@ -58,6 +58,13 @@ def publish_measurements(session: Session, counts: PlanCounts, changes: Changes)
     session.folder.write_summary(summary)
     bucket.upload(session.folder.summary, f"{run}/summary.json", JSON)
     return summary
+
+
+def _routes(session: Session) -> list[RouteTotals]:
+    if session.makers is None:
+        return []
+    stops = session.wait(session.engine.stopped_routes)
+    return route_totals(session.folder.path / "jobs.parquet", session.makers, stops)
 
 
 def count(session: Session, counts: PlanCounts) -> RunSummary:

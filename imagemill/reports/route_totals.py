@@ -36,17 +36,17 @@ class _Sums:
     last_s: float = 0.0
 
 
-def route_totals(jobs: Path, makers: Mapping[str, str]) -> list[RouteTotals]:
+def route_totals(jobs: Path, makers: Mapping[str, str], stops: Mapping[str, str]) -> list[RouteTotals]:
     """What each route made of a run, by its jobs.parquet; ``makers`` are vendor and model of each route.
 
-    A job counts where its latest request went.
+    A job counts where its latest request went. ``stops`` say why routes take no more jobs.
     """
     sums: dict[str, _Sums] = defaultdict(_Sums)
     for batch in read_batches(jobs, _COLUMNS):
         for row in batch.to_pylist():
             if row["route"] in makers and not row["reused"]:
                 _add(sums[row["route"]], row)
-    return [_totals(name, makers[name], sums[name]) for name in makers]
+    return [_totals(name, makers[name], sums[name], stops.get(name)) for name in makers]
 
 
 def _add(sums: _Sums, row: Mapping[str, object]) -> None:
@@ -65,7 +65,7 @@ def _add(sums: _Sums, row: Mapping[str, object]) -> None:
             setattr(sums, name, (min if name == "first_s" else max)(getattr(sums, name), moment))
 
 
-def _totals(name: str, made_by: str, sums: _Sums) -> RouteTotals:
+def _totals(name: str, made_by: str, sums: _Sums, stopped: str | None) -> RouteTotals:
     finished, span_s = sums.images + sums.failed, sums.last_s - sums.first_s
     latencies = sums.latencies_s
     return RouteTotals(
@@ -81,4 +81,5 @@ def _totals(name: str, made_by: str, sums: _Sums) -> RouteTotals:
         measured=sums.measured,
         suspect=sums.suspect,
         requests=sums.requests,
+        stopped=stopped,
     )

@@ -111,6 +111,11 @@ def accounts_of(settings: RunSettings, apis: Sequence[ImageApi]) -> list[Account
     """
     limits = settings.limits
     _check_given_up(settings)
+    needing = {
+        "--route-policy cheapest": limits.route_policy == "cheapest",
+        "--max-cost": limits.max_cost_usd is not None,
+        "approve_above_usd": limits.approve_above_usd is not None,
+    }
     fixed = limits.concurrency if isinstance(limits.concurrency, int) else None
     if not settings.routes:
         known = read_limit(apis[0]) if fixed is None else None
@@ -118,11 +123,11 @@ def accounts_of(settings: RunSettings, apis: Sequence[ImageApi]) -> list[Account
     for route, api in zip(settings.routes, apis, strict=True):
         if api.has_price_rule:
             continue
-        if limits.route_policy == "cheapest" or route.max_cost_usd is not None:
-            needs = "--route-policy cheapest" if route.max_cost_usd is None else "its max_cost_usd"
+        needing["its max_cost_usd"] = route.max_cost_usd is not None
+        if needs := [name for name, is_set in needing.items() if is_set]:
             raise InputError(
-                f"The price of route {route.name!r} is unknown, and {needs} needs one: set usd_per_image or"
-                " usd_per_megapixel of the route."
+                f"The price of route {route.name!r} is unknown, and {needs[-1]} needs one: set usd_per_image"
+                " or usd_per_megapixel of the route."
             )
     return [
         Account(
@@ -144,6 +149,18 @@ def _check_given_up(settings: RunSettings) -> None:
         raise InputError(f"The run has no route {unknown[0][:60]!r} to give up: {there}.")
     if names and not set(names) - set(given_up):
         raise InputError("All routes of the run are given up: leave one that makes the pictures.")
+
+
+def refuse_past_deadline(limits: LimitSettings) -> None:
+    """Reject the deadline of a new run that has passed: all would be bought where it costs most.
+
+    Raises:
+        InputError: it has passed.
+    """
+    if limits.finish_by is not None and limits.finish_by <= datetime.now(UTC):
+        raise InputError(
+            f"--finish-by {limits.finish_by.isoformat()} has passed. Give a later time, or none at all."
+        )
 
 
 def pacer_of(account: Account, leased: Rate | None, joint: Rate | None) -> Pacer:

@@ -57,6 +57,7 @@ from imagemill.runs.accounts import (
     maker_of,
     named_settings,
     pacer_of,
+    refuse_past_deadline,
     routes_to,
 )
 from imagemill.runs.caller import at_a_terminal, current_caller
@@ -277,6 +278,8 @@ def open_session(settings: RunSettings, joining: Joining | None = None) -> Itera
         folder = RunFolder(settings.run_id)
         with folder.trouble_named():
             catalog = None if joining else _unplanned_catalog(settings, folder, bucket)
+            if catalog is not None:
+                refuse_past_deadline(settings.limits)
             store = _open_store(settings, folder, catalog, join=joining is not None)
             if joining:
                 folder.fetch_models(bucket, [route.name for route in settings.routes])

@@ -44,6 +44,10 @@ class RouteTotals(BaseModel):
     measured: int = Field(default=0, ge=0, description="Pictures whose quality was measured.")
     suspect: int = Field(ge=0)
     requests: int = Field(ge=0)
+    stopped: str | None = Field(
+        default=None,
+        description="Why it took no more jobs: closed until the next resume, or down at the end.",
+    )
 
 
 class RunSummary(BaseModel):

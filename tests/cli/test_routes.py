@@ -7,6 +7,7 @@ import re
 import subprocess
 from collections import Counter
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from imagemill.catalog.makers import makers_of
+from imagemill.cli.options import settings_of
 from imagemill.cli.parser import parser
-from imagemill.cli.routes import apis_of
+from imagemill.cli.routes import apis_of, limits_to_change
 from imagemill.emulator import Emulator
 from imagemill.errors import InputError
 from imagemill.runs.accounts import accounts_of, named_routes, named_settings
@@ -143,6 +145,8 @@ def test_a_route_that_is_given_up_gets_nothing_more(
     assert done.code == 0, done.err
     assert done.json["done"] == 60
     assert (queue.bill()["images"], gpu.bill()["images"]) == (charged, 60 - charged)
+    stops = {route["route"]: route["stopped"] for route in done.json["routes"]}
+    assert stops == {"gpu": None, "fal": "You gave this route up."}
 
 
 @pytest.mark.parametrize(
@@ -172,6 +176,33 @@ def test_a_route_and_the_options_of_one_api_exclude_each_other() -> None:
         apis_of(arguments)
 
 
+def test_a_new_run_needs_a_deadline_to_come_and_a_resume_may_replace_or_outlive_it(
+    place: Place,
+    catalog: Callable[..., str],
+    emulator: Callable[..., Emulator],
+    command: Callable[..., Command],
+) -> None:
+    emulated = emulator(latency_s=0.05)
+    routes = ["--route", route("together", emulated), "--route", route("fal", emulated)]
+    given = [catalog(prompt=["one"]), *output(place), *routes, "--route-policy", "cheapest", "--json"]
+    late = command("run", *given, "--finish-by", "2020-01-01T00:00:00Z")
+    assert late.code == 2
+    assert "--finish-by 2020-01-01T00:00:00+00:00 has passed." in late.err
+    assert emulated.bill()["images"] == 0
+
+    known = LimitSettings(route_policy="cheapest", finish_by=datetime(2030, 1, 1, tzinfo=UTC))
+    for options, deadlines in {
+        (): (known.finish_by, None),
+        ("--finish-by", "2031-01-01T00:00:00Z"): (datetime(2031, 1, 1, tzinfo=UTC), None),
+        ("--max-hours", "2"): (None, 2.0),
+        ("--route-policy", "failover"): (None, None),
+    }.items():
+        words = ["resume", "r", *options]
+        arguments = parser(words).parse_args(words)
+        limits = settings_of(arguments, "limits", **limits_to_change(arguments, known))
+        assert (limits.finish_by, limits.max_hours) == deadlines
+
+
 def test_a_route_alone_keeps_within_the_runs_own_limits() -> None:
     route = RouteSettings(provider="fal", max_cost_usd=50, max_images_per_minute=30, concurrency=7)
     _, limits = only_route(route, LimitSettings(max_cost_usd=1, max_images_per_minute=600))
@@ -180,11 +211,15 @@ def test_a_route_alone_keeps_within_the_runs_own_limits() -> None:
 
 
 @pytest.mark.parametrize(
-    ("policy", "share", "words"),
-    [("cheapest", None, "--route-policy cheapest needs one"), ("fastest", 1.0, "its max_cost_usd needs one")],
+    ("limits", "share", "words"),
+    [
+        ({"route_policy": "cheapest"}, None, "--route-policy cheapest needs one"),
+        ({}, 1.0, "'openai' is unknown, and its max_cost_usd needs one"),
+        ({"max_cost_usd": 5}, None, "'openai' is unknown, and --max-cost needs one"),
+    ],
 )
 def test_a_route_without_a_price_is_not_taken_for_the_cheapest(
-    monkeypatch: pytest.MonkeyPatch, policy: str, share: float | None, words: str
+    monkeypatch: pytest.MonkeyPatch, limits: dict[str, object], share: float | None, words: str
 ) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "k-of-a-test")
     routes = [
@@ -192,7 +227,9 @@ def test_a_route_without_a_price_is_not_taken_for_the_cheapest(
         {"provider": "openai", "model": "ours", "base_url": "http://gpu:8000/v1", "max_cost_usd": share},
     ]
     given = {"run_id": "r", "catalog": "c", "output": "s3://b/p", "api": "together", "routes": routes}
-    settings, apis = named_settings(RunSettings.model_validate({**given, "limits": {"route_policy": policy}}))
+    settings, apis = named_settings(
+        RunSettings.model_validate({**given, "limits": {"concurrency": 4, **limits}})
+    )
     with pytest.raises(InputError, match=words):
         accounts_of(settings, apis)
     apis[1].usd_per_image = 0.0  # a machine of one's own

@@ -21,7 +21,7 @@ from imagemill.engine.breaker import Breaker
 from imagemill.engine.cost_limit import CostLimit
 from imagemill.engine.engine import Engine, Stop
 from imagemill.engine.job_log import JobLog
-from imagemill.engine.limits.pacer import PaceOfAll, Pacer
+from imagemill.engine.limits.pacer import Limit, PaceOfAll, Pacer
 from imagemill.engine.recorder import Recorder
 from imagemill.engine.route import Route
 from imagemill.engine.routes import Policy, Routes
@@ -40,13 +40,15 @@ _FEEDERS = 4
 class Account(httpx.AsyncBaseTransport):
     """An emulated account, and the network to it.
 
-    ``down`` breaks every connection, ``refuses`` answers all that is posted with this status.
+    ``down`` breaks every connection, ``hangs`` answers nothing, ``refuses`` answers all that is posted with
+    this status. ``known`` is the limit that an earlier run found.
     """
 
     def __init__(self, api: ImageApi, **settings: Any) -> None:
         self.api = api
-        self.down = False
+        self.down = self.hangs = False
         self.refuses: int | None = None
+        self.known: Limit | None = None
         self.charged: list[tuple[float, str]] = []
         self.posted = 0
         self._settings = Settings(pictures="fast", **settings)
@@ -69,8 +71,10 @@ class Account(httpx.AsyncBaseTransport):
             raise httpx.ConnectError("the connection was refused", request=request)
         if request.method == "POST":
             self.posted += 1
-            if self.refuses is not None:
-                return httpx.Response(self.refuses, json={"error": {"message": "no"}}, request=request)
+        if self.hangs:
+            await anyio.sleep_forever()
+        if request.method == "POST" and self.refuses is not None:
+            return httpx.Response(self.refuses, json={"error": {"message": "No."}}, request=request)
         if request.url.path.endswith("/stream"):  # which this transport would only give at its end
             return httpx.Response(404, json={"detail": "no stream"}, request=request)
         assert self._app is not None
@@ -119,7 +123,7 @@ class Jobs(MemoryStore):
 class Ended:
     """What became of a run: its jobs, its stop, how long it took in seconds, and what it spent in USD.
 
-    ``saves`` are the jobs at each moment at which one was saved.
+    ``saves`` are the jobs at each moment at which one was saved, ``learned`` the limits that were found.
     """
 
     jobs: list[Job]
@@ -128,6 +132,7 @@ class Ended:
     cost: CostLimit
     images: dict[str, Mapping[str, str]]
     saves: list[Job] = field(default_factory=list)
+    learned: Mapping[str, Limit] = field(default_factory=dict)
 
     @property
     def statuses(self) -> Counter[str]:
@@ -168,7 +173,7 @@ async def run_over(
     for account in accounts.values():
         account.open()
     pacers = {
-        name: Pacer(concurrency, queues=a.api.queues, first_per_s=a.api.first_per_s)
+        name: Pacer(concurrency, known=a.known, queues=a.api.queues, first_per_s=a.api.first_per_s)
         for name, a in accounts.items()
     }
     recorder = Recorder(
@@ -232,4 +237,5 @@ async def run_over(
         group.cancel_scope.cancel()
         ended = [job async for batch in store.all_jobs() for job in batch]
     recorder.close()
-    return Ended(ended, engine.stopped, seconds, cost, bucket.held, store.saves)
+    found = {name: limit for name, pacer in pacers.items() if (limit := pacer.learned())}
+    return Ended(ended, engine.stopped, seconds, cost, bucket.held, store.saves, found)

@@ -148,6 +148,7 @@ def test_failover_survives_a_first_route_that_is_refused_or_out_of_credit(
     assert both.stopped.kind is kind
     assert "first: " in both.stopped.reason
     assert "second: " in both.stopped.reason
+    assert ".." not in both.stopped.reason
 
 
 def test_what_lies_in_the_queue_of_a_route_that_stays_down_is_left_for_a_resume(
@@ -223,6 +224,11 @@ def test_cheapest_pays_the_dearer_only_for_what_the_deadline_takes(over: Callabl
         }
 
     assert over(accounts(), 100, policy="cheapest").made_by == {"cheap": 100}
+    middling = {"middling": together("middling-key", usd=0.005)}
+    assert over(accounts() | middling, 100, policy="cheapest", hours=1.0).made_by == {"cheap": 100}
+    late = over(accounts(), 100, policy="cheapest", hours=-1.0)  # a resume after its deadline
+    assert late.statuses == {"done": 100}
+    assert late.made_by["dear"] > late.made_by["cheap"]
     ended = over(accounts(), 800, policy="cheapest", hours=60 / 3600)
     assert ended.statuses == {"done": 800}
     assert ended.seconds <= 60
@@ -389,6 +395,22 @@ def test_a_route_that_its_pace_alone_holds_back_is_used_as_soon_as_it_may(record
     run(go_all)
     gaps = [later - sooner for sooner, later in pairwise(sent)]
     assert max(gaps) == pytest.approx(0.3)  # the next change was waited for, up to a second
+
+
+@pytest.mark.parametrize("kind", [Together, Fal])
+def test_a_route_that_never_answers_is_tried_once_per_job_and_ever_more_rarely(
+    over: Callable[..., Ended], kind: type[ImageApi]
+) -> None:
+    """Whatever it is sent may be charged, and the last jobs do not wait for it."""
+    api = kind(api_key="first-key", base_url="http://first.test", usd_per_image=0.002, request_timeout_s=20)
+    mute, works = Account(api), together("second-key", max_concurrent=2)
+    mute.hangs = True
+    ended = over({"first": mute, "second": works}, 600, patience_s=30.0)
+    assert ended.statuses == {"done": 600}
+    assert ended.made_by == {"second": 600}
+    assert max(job.unanswered for job in ended.jobs) == 1
+    assert ended.seconds < 600 * 0.55 / 2 + 80  # the time limit, and the search for what was lost
+    assert mute.posted < 26
 
 
 def test_what_only_one_route_makes_is_made_once_that_is_back(tmp_path: Path) -> None:
