@@ -144,13 +144,17 @@ class Admission:
         await work.purchase.promise()
 
     def spend_no_more(self) -> None:
-        """The budget is spent: the run stops once all that was bought, here or before, is home."""
+        """Nothing more can be bought: the run stops once all that was bought, here or before, is home."""
         self.is_spent = True
-        if not self.expected and not self.at_work:
+        if self.expected or self.at_work:
+            return
+        if self._routes.open:
             self._stop(StopKind.OUT_OF_BUDGET, self._cost.sentence)
+        else:
+            self._stop(*self._why_none_is_left())
 
     def close(self, route: Route, kind: StopKind, reason: str) -> None:
-        """Buy no more at a route; the run stops once none is left."""
+        """Buy no more at a route; the run stops once none is left, and its earlier requests are home."""
         if not self._routes.are_several:
             self._stop(kind, reason)
             return
@@ -158,7 +162,11 @@ class Admission:
             self._recorder.event("route_closed", route=route.name, kind=kind, reason=reason)
             route.close(Stop(kind, reason))
             self._routes.look_again()
-        if not self._routes.open:
+        if self._routes.open:
+            return
+        if self.expected:
+            self.spend_no_more()
+        else:
             self._stop(*self._why_none_is_left())
 
     def strand(self, job: Job, *, perhaps_later: bool) -> None:

@@ -171,6 +171,25 @@ def test_what_lies_in_the_queue_of_a_route_that_stays_down_is_left_for_a_resume(
     assert not paid_twice(first, second)
 
 
+def test_what_lies_in_the_queue_of_a_route_comes_home_before_the_run_stops_for_want_of_money(
+    over: Callable[..., Ended], tmp_path: Path
+) -> None:
+    """Seed 25274: the last route had spent its share, and the summary lacked what the first one had."""
+    first, second = fal("first-key", max_concurrent=10), together("second-key", max_concurrent=10)
+    both = {"first": first, "second": second}
+    ended = over(both, 90, meanwhile=after(2.0, set_down(first, down=True)), policy="failover")
+    left = [job for job in ended.jobs if job.status is JobStatus.PENDING]
+    assert left
+    first.down = False
+    jobs = [*ended.jobs, *jobs_of(95)[90:]]
+    limits = {"limit_usd": 0.002 * len(left) + 0.0015, "shares": {"second": 0.0}}
+    again: Ended = run(lambda: run_over(tmp_path, both, jobs, **limits))
+    assert again.statuses == {"done": 90, "pending": 5}
+    assert again.stopped is not None
+    assert again.stopped.kind is StopKind.OUT_OF_BUDGET
+    assert again.stopped.reason.startswith("No route is left. first: The next image would exceed the limit")
+
+
 def test_what_lies_in_the_queue_of_a_route_that_is_given_up_is_made_elsewhere(
     over: Callable[..., Ended], tmp_path: Path
 ) -> None:
