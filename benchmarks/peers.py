@@ -48,6 +48,11 @@ CONTENDERS = (
     Contender("sdk_loop", f"Together's SDK {version('together')} in a loop", _TOLD),
     Contender("ray_data", "Ray Data 2.60.0, `map_batches`", _TOLD, ("ray[data]==2.60.0", *_PIECES)),
     Contender("daft_udf", "Daft 0.7.26, async UDF", _TOLD, ("daft==0.7.26", *_PIECES)),
+    Contender(
+        "litellm_router", "LiteLLM 1.110.2, `Router`", _TOLD, ("litellm==1.110.2", "pyarrow", *_PIECES)
+    ),
+    Contender("pixeltable_udf", "Pixeltable 0.7.21, async UDF", _TOLD, ("pixeltable==0.7.21", *_PIECES)),
+    Contender("nemo_designer", "NeMo Data Designer 0.9.7", _TOLD, ("data-designer==0.9.7", *_PIECES)),
     Contender("imagemill", f"imagemill {version('imagemill')}, `imagemill run`", "auto"),
 )
 
