@@ -106,8 +106,33 @@ def _cost() -> str:
     return f"{run(loop, Pacer(25)):.1f} µs at a fixed number, {run(loop, Pacer(None)):.1f} µs with `auto`"
 
 
+def _short(task: tuple[int, int, int]) -> list[tuple[float, float]]:
+    """Delivered and refused shares of a short run: told the limit, known from a run before, and new."""
+    images, cap, seed = task
+    before = Pacer(None)
+    simulate(Account([Step(0, cap)], seed + 1_000), images, before)
+    pacers = (Pacer(cap), Pacer(None, known=before.learned()), Pacer(None))
+    found = [simulate(Account([Step(0, cap)], seed), images, pacer) for pacer in pacers]
+    return [(each.delivered, each.refused_share) for each in found]
+
+
+def _short_runs(seeds: int) -> None:
+    """Print what start and end cost a short run, whose client was told the limit, knows it or finds it."""
+    print("\n| images | requests at once | told | known from a run before | 429s | new | 429s |")
+    print("|---|" + "---|" * 6, flush=True)
+    for images in (1_000, 2_000):
+        for cap in (10, 20, 30, 50):
+            with ProcessPoolExecutor(2) as pool:
+                group = list(pool.map(_short, [(images, cap, seed) for seed in range(2 * seeds)]))
+            told, known, new = (
+                [statistics.median(each[way][part] for each in group) for part in (0, 1)] for way in range(3)
+            )
+            shares = f"{known[0]:.1%} | {known[1]:.2%} | {new[0]:.1%} | {new[1]:.2%}"
+            print(f"| {images:,} | {cap} | {told[0]:.1%} | {shares} |", flush=True)
+
+
 def main(seeds: int) -> None:
-    """Run every scenario and print the table."""
+    """Run every scenario and print the tables."""
     print(
         "| hidden limit | runs | delivered: least | median | 429s: most | median | settled s: most | median"
         " | followed s: most | median | jobs failed by 429s |"
@@ -128,6 +153,7 @@ def main(seeds: int) -> None:
             f" | {sum(found.failed_by_429 for found in group)} |",
             flush=True,
         )
+    _short_runs(seeds)
     print(f"\nAn acquire and its release, in virtual time: {_cost()}.")
 
 

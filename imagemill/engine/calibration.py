@@ -72,6 +72,9 @@ class Calibration(BaseModel):
     host: str
     concurrency: int
     per_minute: float | None
+    took_per_s: float | None = Field(
+        default=None, description="Requests per second that it took, if no limit on their rate was seen."
+    )
     limit_seen: bool
     images: int = Field(description="Images that were paid for, or may have been.")
     cost_usd: float
@@ -159,6 +162,7 @@ async def calibrate(api: ImageApi, http: httpx.AsyncClient, budget: Budget) -> C
         host=httpx.URL(api.base_url).netloc.decode(),
         concurrency=limit.concurrency,
         per_minute=limit.per_minute,
+        took_per_s=limit.took_per_s,
         limit_seen=learned is not None or refused,
         images=allowance.spent,
         cost_usd=round(

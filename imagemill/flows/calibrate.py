@@ -44,7 +44,7 @@ def calibrate(
     account = image_api(api)
     found = anyio.run(measure_account, account, budget)
     if found.limit_seen:
-        write_limit(account, Limit(found.concurrency, found.per_minute))
+        write_limit(account, Limit(found.concurrency, found.per_minute, found.took_per_s))
         get_run_logger().info("Stored in the Variable %s.", variable_name(account))
     create_table_artifact(
         [level.model_dump() for level in found.levels],

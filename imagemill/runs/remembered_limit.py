@@ -37,6 +37,11 @@ class KnownLimit(BaseModel):
     per_minute: float | None = Field(
         default=None, gt=0, description="Images per minute; null if no limit was seen."
     )
+    took_per_s: float | None = Field(
+        default=None,
+        gt=0,
+        description="Requests per second that it took, if no limit on their rate was seen.",
+    )
     kind: Literal["refuse", "queue", "rate"] = Field(
         default="refuse",
         description="What the API does with more: refuse it, queue it, or refuse what exceeds a rate that"
@@ -76,10 +81,11 @@ def read_limit(api: ImageApi, *, now: datetime | None = None) -> Limit | None:
     age = (now or datetime.now(UTC)) - found.measured_at
     if age > KEPT_FOR or found.host != host_of(api):
         return None
+    left = max(0.0, 1 - age / _MOVES_WITHIN) if api.rate_moves else 1.0
     if found.kind != "rate" or found.per_minute is None:
-        return Limit(found.concurrency, found.per_minute)
-    left = found.per_minute * (1 - age / _MOVES_WITHIN)
-    return Limit(found.concurrency, left) if left > 60 * api.first_per_s else None
+        return Limit(found.concurrency, found.per_minute, left * (found.took_per_s or 0.0) or None)
+    per_minute = left * found.per_minute
+    return Limit(found.concurrency, per_minute) if per_minute > 60 * api.first_per_s else None
 
 
 def write_limit(api: ImageApi, limit: Limit) -> KnownLimit:
@@ -87,6 +93,7 @@ def write_limit(api: ImageApi, limit: Limit) -> KnownLimit:
     found = KnownLimit(
         concurrency=limit.concurrency,
         per_minute=limit.per_minute,
+        took_per_s=limit.took_per_s,
         kind="queue" if api.queues else "rate" if api.rate_moves and limit.per_minute else "refuse",
         measured_at=datetime.now(UTC),
         host=host_of(api),

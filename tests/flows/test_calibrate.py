@@ -50,7 +50,7 @@ def test_an_account_is_measured_within_its_budget(emulator: Callable[..., Emulat
     kept = read_limit(api_of(emulated))
     assert kept is not None
     rate = found.per_minute and pytest.approx(found.per_minute, rel=1e-2)  # it fades
-    assert kept == Limit(found.concurrency, rate)
+    assert (kept.concurrency, kept.per_minute) == (found.concurrency, rate)
 
 
 def test_time_is_a_budget_too(emulator: Callable[..., Emulator]) -> None:
@@ -70,6 +70,10 @@ def test_what_is_known_is_used_while_it_is_fresh_and_of_the_same_host(
     assert known is not None
     assert known == Limit(33, pytest.approx(1200.0, rel=1e-3))  # it fades: the rate follows recent use
     assert read_limit(api, now=datetime.now(UTC) + timedelta(days=31)) is None
+    write_limit(api, Limit(33, took_per_s=60.0))
+    known, later = read_limit(api), read_limit(api, now=datetime.now(UTC) + timedelta(hours=1))
+    assert known == Limit(33, None, pytest.approx(60.0, rel=1e-3))
+    assert later == Limit(33)
     assert read_limit(api_of(emulator())) is None
     other = {"api_key": "another-account"}, {"model": "black-forest-labs/FLUX.1-schnell-Free"}
     for given in other:

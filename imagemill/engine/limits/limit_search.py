@@ -30,10 +30,14 @@ _LONGEST_PAUSE_S = 2.0
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """What an account takes: requests at once, and images a minute (None: no limit on the rate seen)."""
+    """What an account takes: requests at once, and images a minute (None: no limit on the rate seen).
+
+    ``took_per_s``: requests a second that it took where no limit on the rate was seen.
+    """
 
     concurrency: int
     per_minute: float | None = None
+    took_per_s: float | None = None
 
 
 @dataclass(slots=True)
@@ -63,6 +67,8 @@ class LimitSearch:
 
     def __init__(self, known: Limit | None = None, first_per_s: float = START_PER_S) -> None:
         rate = known.per_minute / 60.0 if known and known.per_minute else None
+        if known and known.took_per_s:
+            first_per_s = max(first_per_s, known.took_per_s)
         self.window = WindowSearch(known.concurrency if known else START, known=known is not None)
         self.rate = RateSearch(rate or first_per_s, known=rate is not None)
         self.busy = BusyShare()
@@ -214,7 +220,7 @@ class LimitSearch:
     def learned(self) -> Limit:
         """What was found so far."""
         if not self.rate.bound:
-            return Limit(self.window.limit)
+            return Limit(self.window.limit, took_per_s=round(self.rate.most_per_s, 1) or None)
         # The number in force may be far from what the rate ever needed.
         most = max(self._levels, default=self.window.limit)
         return Limit(max(1, min(self.window.limit, most)), round(60.0 * self.rate.per_s, 1))

@@ -45,6 +45,8 @@ class RateSearch:
         self._second_began = 0.0
         self._this_second = 0
         self._last_second = 0.0
+        self.most_per_s = 0.0
+        """The most requests sent in a second, those that were refused included."""
         self._latest = 0.0
         self._cut_at = -math.inf
         self._cut_number = 0
@@ -56,6 +58,7 @@ class RateSearch:
         self._recent.append(now)
         if now - self._second_began >= 1.0:
             self._last_second = self._this_second / (now - self._second_began)
+            self.most_per_s = max(self.most_per_s, self._last_second)
             self._this_second, self._second_began = 0, now
         self._this_second += 1
         waited_s, self._latest = now - self._latest, now

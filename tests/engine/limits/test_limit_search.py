@@ -73,11 +73,25 @@ def test_what_one_run_learned_the_next_starts_from() -> None:
 
 
 def test_a_known_number_is_used_from_the_first_request() -> None:
+    first = Pacer(None)
+    simulate(Account([Step(0, 40)], seed=7), 1000, first)
+    known = first.learned()
+    assert known is not None
+    assert known.per_minute is None
     account = Account([Step(0, 40)])
-    found = simulate(account, 1000, Pacer(None, known=Limit(40)))
-    assert found.concurrency in {40, 41}
-    assert found.refused <= 8
+    found = simulate(account, 1000, Pacer(None, known=known))
+    assert found.concurrency in {39, 40, 41}
+    assert found.refused <= 4
     assert found.wall_s < 1000 / Step(0, 40).per_s + 2.5
+    assert sum(at < 1.0 for at in account.served_at) > 30  # 10 to 15 where the pace has to be found again
+
+
+def test_a_known_account_whose_limit_has_fallen_since_costs_few_refusals() -> None:
+    known = Limit(50, took_per_s=Step(0, 50).per_s)
+    for step in (Step(0, 20), Step(0, None, 600, 3)):
+        found = simulate(Account([step]), 1000, Pacer(None, known=known))
+        assert found.refused <= 35
+        assert found.failed_by_429 == 0
 
 
 @pytest.mark.parametrize("cap", [20, 50])
