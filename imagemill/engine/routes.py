@@ -96,6 +96,10 @@ class Routes:
         """The route of a run that has only one."""
         return self._routes[0]
 
+    def unsent(self) -> int:
+        """How many jobs are neither finished nor on their way."""
+        return self._schedule.unsent(self._routes)
+
     @property
     def open(self) -> list[Route]:
         """The routes that take jobs."""
@@ -291,7 +295,7 @@ class Routes:
                 wait_s = _wait_s(other)
                 ahead_s -= wait_s if wait_s < math.inf else 0.0
                 made += max(0.0, ahead_s) * other.throughput.per_s(self._clock())
-        return made > 0 and made >= self._schedule.unsent(self._routes)
+        return made > 0 and made >= self.unsent()
 
     def _cheap_enough(self, work: Work, routes: list[Route]) -> list[Route]:
         """The cheapest routes, and so many of the next as the deadline takes."""

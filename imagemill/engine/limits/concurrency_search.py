@@ -33,7 +33,7 @@ class WindowSearch:
         self._changed_at: float | None = None
         self._probe_after_s = PROBE_EVERY_S if known else _FIRST_PROBE_S
 
-    def admitted(self, in_flight: int, now: float) -> None:
+    def admitted(self, in_flight: int, now: float, *, may_look: bool = True) -> None:
         """A request was let in; ``in_flight`` counts it and those beside it when it was sent."""
         if self._changed_at is None:
             self._changed_at = now
@@ -47,7 +47,7 @@ class WindowSearch:
         if self.probing:
             self._step = min(2 * self._step, max(1, self.limit // 4))
             self._grow(self._step, now)
-        elif now - self._changed_at >= self._probe_after_s:
+        elif may_look and now - self._changed_at >= self._probe_after_s:
             self.probing, self._step = True, 1
             self._grow(1, now)
             self.looks = True

@@ -92,12 +92,12 @@ class LimitSearch:
         self._open.append(sent)
         return sent
 
-    def admitted(self, sent: Sent, now: float) -> None:
-        """The request was let in."""
+    def admitted(self, sent: Sent, now: float, *, may_look: bool = True) -> None:
+        """The request was let in; ``may_look``: one request more than what fits may be tried."""
         self._settle(now)
         if sent.round == self._round:
             self._streak = 0
-            self.window.admitted(sent.in_flight, now)
+            self.window.admitted(sent.in_flight, now, may_look=may_look)
 
     def refused(self, sent: Sent, now: float) -> float:
         """The request came back with a 429. Seconds that everybody should pause."""

@@ -85,6 +85,9 @@ class Pacer:
         self._paced = False
         self.on_change: Callable[[], None] | None = None
         """Called when a request may perhaps be sent, for who does not wait in :meth:`acquire`."""
+        self.unsent: Callable[[], float] = lambda: math.inf
+        """How many jobs wait for a request: for the last ones no limit is looked for. A look that is refused
+        is the last to come home, and nothing is left that could use what it finds."""
         self.in_flight = 0
         self.rate_limited = 0
 
@@ -169,7 +172,7 @@ class Pacer:
                 pause_s = min(retry_after_s, _LONGEST_HOLD_S)
             self._paused_until = max(self._paused_until, now + pause_s)
         elif self._search and slot.sent:
-            self._search.admitted(slot.sent, now)
+            self._search.admitted(slot.sent, now, may_look=self.unsent() > self.in_flight)
         self.in_flight -= 1
         self.move(slot, None)
         self.look_again()

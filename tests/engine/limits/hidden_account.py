@@ -191,6 +191,7 @@ async def _work(account: Account, pacer: Pacer, images: int) -> tuple[int, int]:
     rng = random.Random(account.seed + 1)
     numbers = iter(range(images))
     failed = failed_by_429 = 0
+    pacer.unsent = lambda: images - len(account.served_at) - failed - pacer.in_flight
 
     async def job(slot: object) -> None:
         nonlocal failed, failed_by_429
