@@ -7,6 +7,7 @@ dead process are recognized.
 
 from __future__ import annotations
 
+import math
 import os
 import socket
 import uuid
@@ -71,7 +72,7 @@ class Membership:
             InputError: they do not leave, or the run has no leader.
         """
         await (self._take_the_lead() if self._leads else self._report_to_the_leader())
-        await self._exchange()
+        self._share_out(await self._exchange())
 
     async def _take_the_lead(self) -> None:
         with anyio.move_on_after(LEADER_STALE_S) as patience:
@@ -204,11 +205,17 @@ class Membership:
         if self._leads:
             self.stranded |= {n.owner: reason for n in notes if (reason := n.content["stranded"])}
             self._recorder.follow([n.content["tally"] for n in notes if not n.content["leads"]])
-        if self._rates:
-            working = sum(1 for n in notes if n.content["shards"] and _is_fresh(n))
-            # In the first seconds, the others may not have joined yet.
-            for rate in self._rates:
-                rate.share = 1.0 / max(1, working, self._expected if self._beats <= 3 else 1)
+        self._share_out(notes)
+
+    def _share_out(self, notes: list[Note]) -> None:
+        """Take this process's part of the account's rate, and of the jobs that are left."""
+        working = sum(1 for n in notes if n.content["shards"] and _is_fresh(n))
+        # In the first seconds, the others may not have joined yet.
+        part = 1.0 / max(1, working, self._expected if self._beats <= 3 else 1)
+        for rate in self._rates:
+            rate.share = part
+        if not self._leads and (leader := _leader(notes)) is not None:
+            self._recorder.expect(math.ceil(part * leader.content["tally"]["left"]))
 
 
 @asynccontextmanager

@@ -112,11 +112,21 @@ class Recorder:
         self.unique, self.done, self.failed, self.cost_usd = unique, done, failed, cost_usd
         self._begun = (done, failed, cost_usd)
 
+    def expect(self, left: int) -> None:
+        """So many jobs are left for this process, one of several that work on the run."""
+        self.unique = self.done + self.failed + left
+
+    @property
+    def left(self) -> int:
+        """Jobs that are not finished: the run's, or this process's part if it is one of several."""
+        return self.unique - self.done - self.failed
+
     def tally(self) -> dict[str, Any]:
         """What this process has done so far, for the one that leads the run; plain JSON."""
         return {
             "done": self.done,
             "failed": self.failed,
+            "left": self.left,
             "cost_usd": self.cost_usd,
             "retries": self._retries,
             "errors": dict(self._errors),

@@ -218,7 +218,7 @@ async def routes_to(
         routes,
         limits.route_policy,
         deadline=_deadline(limits),
-        left=lambda: recorder.unique - recorder.done - recorder.failed,
+        left=lambda: recorder.left,
     )
     for pacer in pacers:
         pacer.unsent = all_routes.unsent

@@ -329,6 +329,11 @@ def test_the_leader_sees_what_the_others_do_and_why_their_jobs_have_no_route(
             await anyio.sleep(2.1 * BEAT_S)
             assert (leader.recorder.done, leader.recorder.cost_usd) == (2, 0.75)
             assert leader.membership.stranded == {"b": b.engine.stranded.reason}
+            assert [process.recorder.left for process in (leader, a, b)] == [7, 7, 7]
+            await a.membership.claim(SHARD)
+            await b.membership.claim(OTHER)
+            await anyio.sleep(2.1 * BEAT_S)
+            assert [process.recorder.left for process in (leader, a, b)] == [7, 4, 4]
             assert a.membership.stranded == {}
 
     run(scenario)
