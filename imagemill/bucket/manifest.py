@@ -41,6 +41,10 @@ _COLUMNS_METADATA = b"imagemill.columns"
 """That of the catalog's columns that were used, by imagemill's names, as JSON."""
 
 
+_UNIQUE = frozenset({"id", "prompt", "seed", "key", "uri", "copy_uri"})
+"""Columns that hardly repeat a value: they get no dictionary."""
+
+
 class Publisher(NamedTuple):
     """A run that publishes a manifest. ``planned_at`` is in ISO format, in UTC; "" if it is not known."""
 
@@ -168,8 +172,9 @@ def write_manifest(
                 table = table.append_column(MADE_BY, _made_by(planned, outcomes, makers, before))
             for field in carried:
                 table = table.append_column(pa.field(names[field.name], field.type), planned[field.name])
+            repeated = [name for name in table.column_names if name not in _UNIQUE]
             writer = writer or pq.ParquetWriter(
-                file, table.schema.with_metadata(known_by), compression="zstd"
+                file, table.schema.with_metadata(known_by), compression="zstd", use_dictionary=repeated
             )
             writer.write_table(table)
         if writer is None:
@@ -240,7 +245,9 @@ def _manifest_table(bucket: ImageBucket, planned: pa.Table, outcomes: Outcomes, 
     if pc.any(pc.greater(endings["take"], 1)).as_py():
         seeds = map(seed_of, planned["seed"].to_pylist(), endings["take"].to_pylist())
         columns["seed"] = pa.array(seeds, planned["seed"].type)
-    return pa.table(columns | {"variant": pa.array(variants_of(planned), pa.int32())})
+    has_variants = "variant" in planned.schema.names  # not in the plan of an earlier version
+    variants = planned["variant"] if has_variants else pa.repeat(pa.scalar(1, pa.int32()), planned.num_rows)
+    return pa.table(columns | {"variant": variants})
 
 
 def variants_of(planned: pa.Table | pa.RecordBatch) -> list[int]:

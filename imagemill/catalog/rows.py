@@ -212,7 +212,9 @@ def _names(values: list[Any], numbers: Sequence[int], reasons: dict[int, str]) -
 
 
 def _prompts(values: list[str | None], reasons: dict[int, str]) -> list[str]:
-    prompts = [normalized(value) if value else "" for value in values]
+    texts = [value or "" for value in values]
+    # ASCII has one form only: mostly there is nothing but the outer white space to look for.
+    prompts = list(map(str.strip if all(map(str.isascii, texts)) else normalized, texts))
     if not all(prompts) or max(map(len, prompts), default=0) > MAX_PROMPT_LENGTH:
         for place, prompt in enumerate(prompts):
             if not prompt:

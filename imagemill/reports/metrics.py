@@ -243,19 +243,24 @@ class Savings:
             texts = planned["params"] if "params" in names else pa.nulls(planned.num_rows, pa.string())
             params = texts.fill_null("").dictionary_encode()
             sides = [planned[name].to_numpy() for name in ("width", "height", "steps")]
-            priced = np.stack([*sides, params.indices.to_numpy()], axis=1)
-            known, which = np.unique(priced, axis=0, return_inverse=True)
+            which, several = _kinds(*sides, params.indices.to_numpy())
             words = params.dictionary.to_pylist()
-            prices = np.array(
-                [
-                    price_usd(width, height, steps, words[code])
-                    for width, height, steps, code in known.tolist()
-                ]
-            )
+            prices = [
+                price_usd(width, height, steps, words[code])
+                for width, height, steps, code in several.tolist()
+            ]
             if numbers.size:
-                price[numbers] = prices[which.reshape(-1)]
+                price[numbers] = np.array(prices)[which]
         duplicates = np.maximum(rows - 1, 0)
         return cls(duplicates, duplicates * price)
+
+
+def _kinds(*columns: Whole) -> tuple[Whole, Whole]:
+    """Which combination of values each row has, and these combinations, a row each; mostly there is one."""
+    if len(columns[0]) and all((column == column[0]).all() for column in columns):
+        return np.zeros(len(columns[0]), np.int64), np.array([[column[0] for column in columns]])
+    several, which = np.unique(np.stack(columns, axis=1), axis=0, return_inverse=True)
+    return which.reshape(-1), several
 
 
 def working_s(jobs: MeasuredJobs, pace: Pace) -> float:

@@ -136,10 +136,13 @@ _SUMS = ("cost_usd", "cost_source", "unanswered", "unanswered_usd", "judge_usd")
 
 def last_lines(log: Path, jobs: Iterable[int]) -> dict[int, LastLine]:
     """The last line of each of these jobs, by number; jobs that were never sent have none."""
-    wanted = {b"%d" % job for job in jobs}
+    wanted: set[bytes] = set()
     found: dict[int, LastLine] = {}
-    for piece in pieces(log) if wanted else ():
-        if wanted.isdisjoint(_NUMBER.findall(piece)):
+    for piece in pieces(log):
+        numbers = _NUMBER.findall(piece)
+        if numbers and not wanted:
+            wanted = {b"%d" % job for job in jobs}
+        if wanted.isdisjoint(numbers):
             continue  # most of the log of a run that is nearly done
         for text in piece.splitlines():
             number = _NUMBER.search(text)
