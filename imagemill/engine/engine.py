@@ -206,7 +206,7 @@ class Engine:
         if self._admission.is_spent and job.request_id is None:
             return True
         waits_apart = self.routes.are_several and not self.routes.is_free(job)  # it must hold up no other job
-        if waits_apart or (work.is_lost and work.route.lost.can_look):
+        if waits_apart or (work.is_lost and any(route.lost.can_look for route in self.routes)):
             group.start_soon(self._work, work, None)
             return True
         slot = await self._admission.admit(work)
@@ -277,12 +277,15 @@ class Engine:
         ``known`` are the ids of the jobs' earlier requests, by the jobs' numbers: these were answered.
         """
         self._answered.update(known)
-        for route in self.routes:
-            sent = [job for job in jobs if self.routes.of(job) is route]
-            found = await route.lost.find_now(sent, known) if sent and not route.is_given_up else {}
-            for job in sent:
-                if request_id := found.get(job.number):
-                    job.find_request(request_id, route.price(job))
+        for is_own in (True, False):  # a lost machine may have sent it to any route
+            for route in self.routes:
+                lost = [job for job in jobs if job.request_id is None]
+                lost = [job for job in lost if (self.routes.of(job) is route) is is_own]
+                found = await route.lost.find_now(lost, known) if lost and not route.is_given_up else {}
+                for job in lost:
+                    if request_id := found.get(job.number):
+                        job.find_request(request_id, route.price(job))
+                        self.routes.place(job, route)
 
     async def check_account(self) -> None:
         """Ask each API, free of charge, whether it will sell images for this key and of this model.
@@ -397,12 +400,32 @@ class Engine:
         """Look for the job's lost request where the API lists requests; then ask about it, or send anew."""
         if work.is_lost:
             work.is_lost = False
-            request_id = await work.route.lost.find(work.job, work.request_ids, self._stopping)
+            request_id = await self._find(work)
             if request_id is not None:
                 work.purchase.found(request_id)
                 work.request_ids.add(request_id)
                 self._store.save(work.job)
         return await self._admission.admit(work)
+
+    async def _find(self, work: Work) -> str | None:
+        """The id of the job's lost request; of one that an earlier process sent, at whichever route it is."""
+        found: str | None = None
+
+        async def look(route: Route) -> None:
+            nonlocal found
+            request_id = await route.lost.find(work.job, work.request_ids, self._stopping)
+            if request_id is not None and found is None:
+                found = request_id
+                if route is not work.route:
+                    work.go(route)
+                    self.routes.place(work.job, route)
+                group.cancel_scope.cancel()
+
+        routes = [work.route] if work.watch else [route for route in self.routes if not route.is_given_up]
+        async with anyio.create_task_group() as group:
+            for route in routes:
+                group.start_soon(look, route)
+        return found
 
     async def _attempt(self, work: Work, slot: Slot) -> None:
         """One request, and its image checked and uploaded.

@@ -109,6 +109,11 @@ class Routes:
         """The route that the job's latest request took; the first, if it took none."""
         return self._named.get(job.route, self._routes[0])
 
+    def place(self, job: Job, route: Route) -> None:
+        """The job's request is at this route: the picture is of its model."""
+        if self.are_several:
+            job.route, job.model = route.name, route.api.model
+
     def candidates(self, work: Work) -> list[Route]:
         """The routes that the job may take, now or later."""
         if work.job.request_id is not None:

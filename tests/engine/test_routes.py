@@ -211,6 +211,31 @@ def test_what_lies_in_the_queue_of_a_route_that_is_given_up_is_made_elsewhere(
     assert paid_twice(first, second).keys() <= {str(number) for number in left}
 
 
+@pytest.mark.parametrize("ends_after_s", [0.5, 8.0])
+def test_what_a_lost_machine_may_have_sent_is_looked_for_at_all_routes(
+    tmp_path: Path, ends_after_s: float
+) -> None:
+    """Seed 26236: it had gone to the second account, and only the first one's list was read."""
+    first, second = fal("first-key"), fal("second-key", latency_s=ends_after_s, latency_sigma=0.0)
+    (job,) = jobs_of(1, model=second.api.model)
+    job.started_at = time.time()
+    job.lose_answer(0.002)
+
+    async def play() -> Ended:
+        second.open()
+        async with httpx.AsyncClient(transport=second) as http:
+            submitted = await http.post(
+                f"{second.api.base_url}/{job.model}", json=second.api.body(job), headers=second.api.headers
+            )
+        assert submitted.is_success
+        return await run_over(tmp_path, {"first": first, "second": second}, [job])
+
+    ended: Ended = run(play)
+    assert ended.made_by == {"second": 1}
+    assert (ended.jobs[0].unanswered, ended.cost.spent_usd) == (0, pytest.approx(0.002))
+    assert not paid_twice(first, second)
+
+
 def test_a_request_that_never_ends_fails_its_job_and_is_no_outage(over: Callable[..., Ended]) -> None:
     """Its vendor answers every question about it: nothing is left that a resume could wait for."""
     slow = Fal(api_key="first-key", base_url="http://first.test", usd_per_image=0.002, request_timeout_s=5.0)
