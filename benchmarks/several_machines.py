@@ -182,7 +182,7 @@ def _lines(found: Mapping[str, list[Figures]]) -> Iterator[str]:
 def main() -> int:
     """Measure in rounds that alternate, and write the tables. A round takes minutes: the page needs one."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    options(parser, minutes=8)
+    options(parser, minutes=10)
     arguments = parser.parse_args()
     with workshop() as shop, PostgresServer() as postgres:
         runs = [
