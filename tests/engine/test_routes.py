@@ -457,6 +457,16 @@ def test_a_route_that_never_answers_is_tried_once_per_job_and_ever_more_rarely(
     assert mute.posted < 26
 
 
+def test_jobs_fail_where_every_route_refuses_all_they_get(over: Callable[..., Ended]) -> None:
+    """It took for ever: each refusal halved the pace."""
+    accounts = {"one": together("one-key", faults={"429": 1.0}), "two": fal("two-key", faults={"429": 1.0})}
+    ended = over(accounts, 6)
+    assert ended.statuses == {"failed": 6}
+    assert all(job.retryable and job.error_class == "rate_limited" for job in ended.jobs)
+    assert sum(account.posted for account in accounts.values()) <= 6 * 2 * 4
+    assert ended.seconds < 3600
+
+
 def test_what_only_one_route_makes_is_made_once_that_is_back(tmp_path: Path) -> None:
     jobs = jobs_of(120)
     for job in jobs[::10]:

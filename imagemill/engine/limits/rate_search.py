@@ -23,6 +23,9 @@ seconds the pace would outgrow the limit every seventy."""
 _FALL = 0.8
 """What the first refusal leaves of the pace."""
 _STORM_FALL = 0.5
+_LEAST_PER_S = 1 / 60
+"""No refusal slows down any further, in requests per second: or an account that refuses everything would be
+asked ever more rarely, and its jobs never fail."""
 _RECENT = 12
 """Requests over which the pace of late is taken."""
 _LEAST_CUT, _MOST_CUT = 0.01, 0.15
@@ -101,7 +104,7 @@ class RateSearch:
             return  # sent before the pace was cut for another one
         # One refused of so many is one more than flowed into the bucket meanwhile.
         excess = 1.0 / max(1, number - self._cut_number)
-        self.per_s *= 1.0 - min(max(excess, _LEAST_CUT), _MOST_CUT)
+        self._cut(1.0 - min(max(excess, _LEAST_CUT), _MOST_CUT))
         self._cut_at, self._cut_number = now, self._sent
         self._quiet = 0.0
 
@@ -112,9 +115,13 @@ class RateSearch:
 
     def fallen(self, now: float) -> None:
         """Refusal upon refusal, whatever the reason: slow down."""
-        self.per_s *= _STORM_FALL
+        self._cut(_STORM_FALL)
         self._cut_at = now
         self._quiet = 0.0
+
+    def _cut(self, share: float) -> None:
+        """Leave this share of the pace."""
+        self.per_s = max(share * self.per_s, min(self.per_s, _LEAST_PER_S))
 
     def _measured(self, now: float) -> float:
         """Requests sent per second, of late."""
