@@ -489,9 +489,13 @@ def _columns(rows: Sequence[Sequence[Any]], names: Sequence[str]) -> list[Sequen
         kind = JOBS.c[name].type
         if isinstance(kind, sa.Boolean):
             columns[index] = list(map(_TRUTH.get, columns[index]))
-        elif isinstance(kind, sa.Text) and MARK in "".join(filter(None, columns[index])):
+        elif isinstance(kind, sa.Text) and _has_mark(columns[index]):
             columns[index] = [None if text is None else unescape(text) for text in columns[index]]
     return columns
+
+
+def _has_mark(texts: Sequence[str | None]) -> bool:
+    return MARK in "".join(filter(None, texts[:1] if is_constant(texts) else texts))
 
 
 def _configure_sqlite(connection: Any, _record: object) -> None:  # noqa: ANN401 - any DBAPI's
