@@ -33,13 +33,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from benchmarks.emulator_process import EmulatorProcess, emulator_process
-from benchmarks.recording import Figures, Run, Spread, options, record
+from benchmarks.recording import ROUNDS, Figures, Run, Spread, options, record
 from benchmarks.workshop import BUCKET, Round, Workshop, machine, workshop
 from imagemill.emulator import Settings
 
 FILE = Path(__file__).with_suffix(".md")
 ROWS = (1_000, 100_000, 1_000_000)
 SIZE = {"width": "256", "height": "256"}
+_ROUNDS_OF_LARGEST = 3
 LEFT = 1000
 """One job in so many is left to do when the run is resumed."""
 
@@ -211,11 +212,14 @@ def nearly_finish(run: Round) -> None:
         (LEFT,),
     )
     database.commit()
+    second, at = -1, ""
     with (folder / "log.jsonl").open("a") as log:
         for number, row_id, key in database.execute("SELECT number, id, key FROM imagemill_jobs"):
             if number % LEFT == 0:
                 continue
-            at = time.strftime("%Y-%m-%dT%H:%M:%S.000+00:00", time.gmtime(1.79e9 + number // 50))
+            if number // 50 != second:
+                second = number // 50
+                at = time.strftime("%Y-%m-%dT%H:%M:%S.000+00:00", time.gmtime(1.79e9 + second))
             for event, status, more in (
                 ("sent", "running", ""),
                 ("done", "done", f',"latency_s":0.8,"image":"images/{key[:2]}/{key}.png"'),
@@ -349,8 +353,10 @@ def main() -> int:
         for rows in sizes:
             catalog = shop.folder / f"catalog-{rows}.parquet"
             write_catalog(catalog, rows)
-            dedupe = rows == max(sizes)
-            runs.append(Run(str(rows), partial(grow, shop, emulated, rows, catalog, dedupe=dedupe)))
+            largest = rows == max(sizes)
+            rounds = _ROUNDS_OF_LARGEST if largest else ROUNDS  # five of them as well, if there is time
+            measure = partial(grow, shop, emulated, rows, catalog, dedupe=largest)
+            runs.append(Run(str(rows), measure, rounds))
         return record(FILE, runs, tables, arguments, sizes=list(sizes))
 
 
