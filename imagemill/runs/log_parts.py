@@ -21,6 +21,7 @@ import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 
 import anyio
@@ -29,7 +30,7 @@ import orjson
 
 from imagemill.bucket.image_bucket import ImageBucket, StoredImage
 from imagemill.durable import write_whole
-from imagemill.engine.job_log import CLOSED, CUT, JobLog, ends_in_mid_line
+from imagemill.engine.job_log import CLOSED, CUT, ends_in_mid_line
 from imagemill.errors import StoreUnavailableError
 from imagemill.media_types import JSON_LINES
 from imagemill.runs.folder import RunFolder
@@ -187,13 +188,9 @@ class LeaderLog(LogParts):
         self._turn = anyio.Lock()
         self.is_open = False
         found = self._found() if folder.record.exists() else {}
-        was_cut = self._take_up(found)
+        self._take_up(found)
         generation = 1 + max(map(_generation, [*found, *self._known.have]), default=0)
-        self._begin(_Part(f"g{generation:04}-{uuid.uuid4().hex[:8]}", 0, self._size))
-        if was_cut:
-            log = JobLog(self._run_id, self._file)
-            log.event(CUT)
-            log.close()
+        self._begin(_Part(f"g{generation:04}-{uuid.uuid4().hex[:8]}", 0, self._size - self._cut_size))
 
     async def send(self) -> None:
         """Upload the new lines, unless another process may hold the output.
@@ -255,11 +252,18 @@ class LeaderLog(LogParts):
             self._known.last = part
             self._known.write(self._state)
 
-    def _take_up(self, found: dict[str, list[StoredImage]]) -> bool:
-        """Bring the folder's log and the parts up to date; whether lines may be missing all the same.
+    @property
+    def _cut_size(self) -> int:
+        """The bytes of the line with which the log ends if lines of another machine may be missing there."""
+        if not self._size:
+            return 0
+        with self._file.open("rb") as log:
+            log.seek(max(0, self._size - 1_000))
+            line = log.read().splitlines(keepends=True)[-1]
+        return len(line) if f'"event":"{CUT}"'.encode() in line else 0
 
-        They may if a process on another machine did not close its log.
-        """
+    def _take_up(self, found: dict[str, list[StoredImage]]) -> None:
+        """Bring the folder's log and the parts up to date."""
         last = self._known.last
         if last is not None:
             stored = next((p.size for p in found.get(last.series, ()) if p.name.endswith(last.name)), 0)
@@ -273,10 +277,13 @@ class LeaderLog(LogParts):
             self._send()
             found = self._found()
             self._known.have[last.series] = sum(part.size for part in found.get(last.series, ()))
-        return self._append(found)
+        self._append(found)
 
-    def _append(self, found: dict[str, list[StoredImage]]) -> bool:
-        """Append lines of other processes; whether a leader among them has not closed its log."""
+    def _append(self, found: dict[str, list[StoredImage]]) -> None:
+        """Append lines of other processes, and that some may be missing if a leader has not closed its log.
+
+        It is one writing: a process that is killed between the two would leave a log that seems whole.
+        """
         leaders, workers = b"", list[list[bytes]]()
         for series in sorted(found):
             text = self._missing(series, found[series])
@@ -287,11 +294,13 @@ class LeaderLog(LogParts):
         if leaders or workers:
             merged: Iterator[bytes] = heapq.merge(*workers, key=_time_of)
             torn = self._size > 0 and ends_in_mid_line(self._file)
+            text = b"\n" * torn + leaders + b"".join(merged)
+            if leaders and f'"event":"{CLOSED}"'.encode() not in leaders[:-1].rpartition(b"\n")[2]:
+                at = datetime.now(UTC).isoformat(timespec="milliseconds")
+                text += orjson.dumps({"at": at, "event": CUT, "run_id": self._run_id}) + b"\n"
             with self._file.open("ab") as log:
-                log.write(b"\n" * torn + leaders)
-                log.writelines(merged)
+                log.write(text)
             self._known.write(self._state)
-        return bool(leaders) and f'"event":"{CLOSED}"'.encode() not in leaders[:-1].rpartition(b"\n")[2]
 
     def _missing(self, series: str, parts: Sequence[StoredImage]) -> bytes:
         """The bytes of a series that the log lacks, and has from now on."""

@@ -96,6 +96,22 @@ def test_machines_that_lead_a_run_in_turn_have_each_line_once(
     assert not place.objects()
 
 
+def test_that_lines_may_be_missing_is_said_though_who_found_out_was_killed_at_once(
+    machine: Callable[[str], Machine],
+) -> None:
+    """Seed 31904: the next process on that machine took the log for whole, and paid again."""
+    first, second, third = machine("first"), machine("second"), machine("third")
+    first.start()
+    first.write("a")
+    first.send()
+    second.start()
+    second.start()
+    second.write("b")
+    second.send()
+    third.start()
+    assert third.events == ["a", "log_cut", "b", "log_cut"]
+
+
 def test_lines_that_a_power_cut_took_come_back_from_the_bucket(machine: Callable[[str], Machine]) -> None:
     only = machine("only")
     only.start()
