@@ -20,6 +20,8 @@ from imagemill.jobs import Job
 
 FIRST_LOOK_S = 1.0
 """The wait before the first look within a run, in seconds; it doubles from look to look."""
+_LONGEST_PAUSE_S = 15.0
+"""The longest wait between two looks: who waits for a list that cannot be read notices soon that it can."""
 
 LEAST_S = 10.0
 """How long a lost request is looked for at least, in seconds, before it is sent again."""
@@ -84,7 +86,7 @@ class LostRequests:
             is_over = is_read or self._is_unreadable(anyio.current_time() - begun)
             if request_id is not None or (is_last and is_over):
                 return request_id
-            pause_s = FIRST_LOOK_S if is_last and left_s > 0 else 2 * pause_s
+            pause_s = FIRST_LOOK_S if is_last and left_s > 0 else min(2 * pause_s, _LONGEST_PAUSE_S)
         return None
 
     def _is_unreadable(self, tried_s: float) -> bool:
