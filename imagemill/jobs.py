@@ -255,11 +255,6 @@ FRESH_STATE: tuple[Any, ...] = tuple(field.default for field in fields(Job) if f
 _input_of = attrgetter(*INPUT_FIELDS)
 
 
-def is_constant(column: Sequence[Any]) -> bool:
-    """Whether all values of a column are the same one."""
-    return bool(column) and column[0] == column[-1] and column.count(column[0]) == len(column)
-
-
 class NewJobs(Sequence[Job]):
     """Jobs that nobody has touched yet, kept as columns: a million pass by without becoming objects.
 

@@ -9,8 +9,6 @@ from typing import Any, Self
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from imagemill.jobs import is_constant
-
 ROWS = 16_384
 
 
@@ -21,6 +19,11 @@ def read_batches(file: Path, columns: Sequence[str] | None = None) -> Iterator[p
     """
     with pq.ParquetFile(file, pre_buffer=False) as source:
         yield from source.iter_batches(ROWS, columns=columns)
+
+
+def is_constant(column: Sequence[Any]) -> bool:
+    """Whether all values of a column are the same one."""
+    return bool(column) and column[0] == column[-1] and column.count(column[0]) == len(column)
 
 
 def column_of(values: Any, kind: pa.DataType) -> pa.Array:  # noqa: ANN401

@@ -16,8 +16,8 @@ import pyarrow.parquet as pq
 
 from imagemill.bucket.image_bucket import ImageBucket, copy_name, image_names
 from imagemill.catalog.plan import PLAN_SCHEMA
-from imagemill.jobs import JobStatus, has_picture, is_constant
-from imagemill.parquet import read_batches
+from imagemill.jobs import JobStatus, has_picture
+from imagemill.parquet import is_constant, read_batches
 from imagemill.takes import seed_of, take_of
 
 MANIFEST = "manifest.parquet"

@@ -17,7 +17,7 @@ import pyarrow as pa
 from imagemill.blocks.apis import ImageApi
 from imagemill.catalog.keys import normalized, prompt_seeds
 from imagemill.errors import InputError
-from imagemill.jobs import is_constant
+from imagemill.parquet import is_constant
 from imagemill.settings import PARAM_PREFIX, PictureSettings
 
 MAX_PROMPT_LENGTH = 20_000

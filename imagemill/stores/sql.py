@@ -35,8 +35,8 @@ from imagemill.jobs import (
     Job,
     JobStatus,
     NewJobs,
-    is_constant,
 )
+from imagemill.parquet import is_constant
 from imagemill.store_address import PASSWORD_VARIABLE, StoreAddress
 from imagemill.stores.base import CONNECT_S, Columns, JobState, JobStore, JobTotals, reason_of
 from imagemill.stores.encoding import MARK, escape, is_odd, unescape

@@ -406,6 +406,7 @@ def test_a_container_that_is_stopped_or_killed_is_followed_by_another(
     (name,) = (name for name in place.objects() if name.endswith("summary.json"))
     summary = json.loads(place.read(name))
     assert (summary["done"], summary["pending"]) == (100, 0)
-    again = emulated.bill()["images"] - 100  # what was in flight when it was killed, and is counted
-    assert 0 <= again <= min(10, summary["unanswered"])
+    # What was in flight or being uploaded at the kill, and is counted.
+    again = emulated.bill()["images"] - 100
+    assert 0 <= again <= min(20, summary["unanswered"])
     assert sum(name.startswith("images/") for name in place.objects()) == 100
