@@ -218,11 +218,11 @@ class QuietMachine:
     def watching(self) -> Iterator[_Watch]:
         """See whether a measurement had the cores to itself."""
         watch = _Watch()
-        before, ours = _ticks(), _own_ticks()
+        before, theirs = _ticks(), _ticks_of_others()
         yield watch
         after = _ticks()
-        busy = sum(after[place] - before[place] for place in _BUSY) - (_own_ticks() - ours)
-        others = busy / (sum(after) - sum(before) or 1)
+        used = sum(ticks - theirs.get(pid, 0) for pid, ticks in _ticks_of_others().items())
+        others = used / (sum(after) - sum(before) or 1)
         watch.stolen = _share(before, after, _STOLEN)
         if others > _MOST_OF_OTHERS:
             watch.trouble = f"other processes used {others:.0%} of the cores"
@@ -231,17 +231,19 @@ class QuietMachine:
 
 
 _SET_CHILD_SUBREAPER = 36
-_BUSY, _IDLE, _STOLEN = (0, 1, 2), (3, 4), (7,)
-"""The places in /proc/stat of time spent on processes, of idle time (waiting for a disk included), and of
-stolen time."""
+_IDLE, _STOLEN = (3, 4), (7,)
+"""The places in /proc/stat of idle time (waiting for a disk included), and of stolen time."""
 
 
 def _ticks() -> list[int]:
     return [int(one) for one in Path("/proc/stat").read_text().splitlines()[0].split()[1:9]]
 
 
-def _own_ticks() -> int:
-    """The CPU time of this process and of all that it started, ended ones included, in clock ticks."""
+def _ticks_of_others() -> dict[int, int]:
+    """The CPU time of each process that this one did not start, with its ended children, in clock ticks.
+
+    What was started here is not counted instead: Ray lets the times of its own children go when they end.
+    """
     used: dict[int, int] = {}
     parents: dict[int, int] = {}
     for entry in Path("/proc").iterdir():
@@ -255,7 +257,7 @@ def _own_ticks() -> int:
     ours = {os.getpid()}
     while more := {pid for pid, parent in parents.items() if parent in ours} - ours:
         ours |= more
-    return sum(used[pid] for pid in ours)
+    return {pid: ticks for pid, ticks in used.items() if pid not in ours}
 
 
 def _share(before: Sequence[int], after: Sequence[int], places: Sequence[int]) -> float:
