@@ -230,7 +230,7 @@ def _manifest_table(bucket: ImageBucket, planned: pa.Table, outcomes: Outcomes, 
     endings, copy_uris = outcomes.of(planned["job"]), pa.nulls(planned.num_rows, pa.string())
     if copies:
         extensions = endings["extension"].to_pylist()
-        rows = zip(planned["id"].to_pylist(), extensions, variants_of(planned), strict=True)
+        rows = zip(planned["id"].to_pylist(), extensions, variants_of(planned).to_pylist(), strict=True)
         names = [extension and copy_name(row_id, extension, number) for row_id, extension, number in rows]
         copy_uris = pa.array([name and bucket.uri_of(name) for name in names], pa.string())
     own = {
@@ -245,12 +245,11 @@ def _manifest_table(bucket: ImageBucket, planned: pa.Table, outcomes: Outcomes, 
     if pc.any(pc.greater(endings["take"], 1)).as_py():
         seeds = map(seed_of, planned["seed"].to_pylist(), endings["take"].to_pylist())
         columns["seed"] = pa.array(seeds, planned["seed"].type)
-    has_variants = "variant" in planned.schema.names  # not in the plan of an earlier version
-    variants = planned["variant"] if has_variants else pa.repeat(pa.scalar(1, pa.int32()), planned.num_rows)
-    return pa.table(columns | {"variant": variants})
+    return pa.table(columns | {"variant": variants_of(planned)})
 
 
-def variants_of(planned: pa.Table | pa.RecordBatch) -> list[int]:
+def variants_of(planned: pa.Table | pa.RecordBatch) -> pa.Array | pa.ChunkedArray:
     """The variants of a plan's rows: 1 in the plan of an earlier version."""
-    known: list[int] = planned["variant"].to_pylist() if "variant" in planned.schema.names else []
-    return known or [1] * planned.num_rows
+    if "variant" in planned.schema.names:
+        return planned["variant"]
+    return pa.repeat(pa.scalar(1, pa.int32()), planned.num_rows)

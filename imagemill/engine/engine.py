@@ -304,8 +304,7 @@ class Engine:
             if error.code == NO_SUCH_MODEL:
                 self._admission.close(route, StopKind.SETUP, f"{route.api.no_such_model().message}.")
             elif RETRY_RULES[error.error_class].outcome is Outcome.STOP:
-                kind = StopKind(error.error_class.value)
-                self._admission.close(route, kind, f"{STOP_WORDS[kind]}: {error.message.rstrip('.')}.")
+                self._close_for(route, error)
         except (httpx.HTTPError, httpx.InvalidURL, TimeoutError):
             pass
 
@@ -406,6 +405,11 @@ class Engine:
                 work.request_ids.add(request_id)
                 self._store.save(work.job)
         return await self._admission.admit(work)
+
+    def _close_for(self, route: Route, error: ApiError) -> None:
+        """Buy no more at a route whose API refuses the account."""
+        kind = StopKind(error.error_class.value)
+        self._admission.close(route, kind, f"{STOP_WORDS[kind]}: {error.message.rstrip('.')}.")
 
     async def _find(self, work: Work) -> str | None:
         """The id of the job's lost request; of one that an earlier process sent, at whichever route it is."""
@@ -741,8 +745,7 @@ class Engine:
         wait_s = 0.0 if self.routes.are_several else None
         if RETRY_RULES[error.error_class].outcome is Outcome.STOP:
             self._recorder.attempt_failed(work.job, error, wait_s)
-            kind = StopKind(error.error_class.value)
-            self._admission.close(work.route, kind, f"{STOP_WORDS[kind]}: {error.message.rstrip('.')}.")
+            self._close_for(work.route, error)
             return True
         if self._is_set_up_wrongly(work, error):
             self._recorder.attempt_failed(work.job, error, wait_s)

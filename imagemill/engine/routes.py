@@ -277,7 +277,7 @@ class Routes:
         if not up:
             return routes
         probed = [route for route in routes if route.is_down and route not in work.let_down]
-        if self._schedule.unsent(self._routes) <= sum(route.pacer.concurrency for route in up):
+        if self.unsent() <= sum(route.pacer.concurrency for route in up):
             probed = []  # the others make what is left at once: nothing is gained by a route that comes back
         match self._policy:
             case "failover":

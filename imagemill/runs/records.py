@@ -274,7 +274,7 @@ def copy_images(session: Session, outcomes: Outcomes) -> None:
             endings = outcomes.of(batch["job"])
             columns = (batch["id"], batch["key"], endings["extension"], endings["take"])
             ids, keys, extensions, takes = (column.to_pylist() for column in columns)
-            rows = zip(ids, variants_of(batch), keys, extensions, takes, strict=True)
+            rows = zip(ids, variants_of(batch).to_pylist(), keys, extensions, takes, strict=True)
             for _ in threads.map(copy, [row for row in rows if row[3] is not None]):
                 pass
 
@@ -283,7 +283,7 @@ def delete_rejected_copies(session: Session, outcomes: Outcomes) -> None:
     """Delete the copies of pictures that a person rejected, whatever their format was."""
     for batch in _planned(session):
         error_codes = outcomes.of(batch["job"])["error_code"].to_pylist()
-        rows = zip(batch["id"].to_pylist(), variants_of(batch), error_codes, strict=True)
+        rows = zip(batch["id"].to_pylist(), variants_of(batch).to_pylist(), error_codes, strict=True)
         rejected = [(row_id, variant) for row_id, variant, code in rows if code == REJECTED]
         names = [copy_name(row_id, ext, variant) for row_id, variant in rejected for ext in MEDIA_TYPES]
         if names and (refused := session.bucket.try_delete(names)):
