@@ -1,11 +1,13 @@
 """Whole runs in the simulator, as many seeds as time allows, and faults put back to see that it finds them.
 
     nice python -m benchmarks.simulation [SEEDS] [MINUTES] [PROCESSES]   play the next seeds
+    nice python -m benchmarks.simulation again                           play the violating seeds once more
     nice python -m benchmarks.simulation faults                          put the faults back, one by one
 
-Each call adds to simulation.json, from which it writes simulation.md: what the seeds met, and after how many
-seeds each fault that was put back showed. A call goes on after the last seed that was played; delete
-simulation.json to begin again. It stops at the first violation: exit code 1, and the command that replays it.
+Each call adds to simulation.json, from which it writes simulation.md: what the seeds met, which of them
+violated something and at which commit they no longer did, and after how many seeds each fault that was put
+back showed. A call goes on after the last seed that was played; delete simulation.json to begin again. While
+seeds violate something it ends with exit code 1 and the commands that replay them.
 """
 
 from __future__ import annotations
@@ -29,6 +31,8 @@ CHUNK = 50
 MOST_SEEDS_A_FAULT = 25
 _STATE = Path(__file__).with_suffix(".json")
 _SAVE_EVERY_S = 60.0
+_ROOT = Path(__file__).parents[1]
+_PLAYED = ("imagemill", "tests/simulation")
 _clock = time.perf_counter  # time itself is simulated
 _stack = ExitStack()
 _play: Callable[..., Any]
@@ -39,7 +43,7 @@ class Played(NamedTuple):
 
     end: int
     met: Counter[str]
-    violations: list[str]
+    violations: dict[int, str]
     cpu_s: float
 
 
@@ -57,12 +61,13 @@ def play_seeds(seeds: tuple[int, int]) -> Played:
     from tests.simulation.scenario import drawn  # noqa: PLC0415
 
     met: Counter[str] = Counter()
-    violations = []
+    violations = {}
     begun_s = time.process_time()
     for seed in range(*seeds):
         report = _play(drawn(seed))
         met += report.met
-        violations += [f"seed {seed}: {words}\nReplay it: {report.command}" for words in report.violations]
+        if report.violations:
+            violations[seed] = report.violations[0].partition("\n")[0]
     return Played(seeds[1], met, violations, time.process_time() - begun_s)
 
 
@@ -83,23 +88,28 @@ def _kind(what: str) -> str:
 
 
 def _commit() -> str:
-    asked = ["git", "describe", "--always", "--dirty"]
-    return subprocess.run(asked, cwd=_STATE.parent, capture_output=True, text=True, check=True).stdout.strip()
+    """The last commit that changed what is played, marked if more was changed since."""
+    log = ["git", "log", "-1", "--format=%h", "--", *_PLAYED]
+    commit = subprocess.run(log, cwd=_ROOT, capture_output=True, text=True, check=True).stdout.strip()
+    changed = subprocess.run(["git", "diff", "--quiet", "HEAD", "--", *_PLAYED], cwd=_ROOT, check=False)
+    return f"{commit}-dirty" if changed.returncode else commit
 
 
-def play_more(state: dict[str, Any], seeds: int, minutes: float, processes: int) -> list[str]:
-    """Play so many seeds after those in the state; the violations of the first chunk that has some."""
+def play_more(state: dict[str, Any], seeds: int, minutes: float, processes: int) -> None:
+    """Play so many seeds after those in the state."""
     stretches: list[dict[str, Any]] = state["stretches"]
     first = stretches[-1]["end"] if stretches else 0
-    stretch = {"commit": _commit(), "first": first, "end": first, "cpu_s": 0.0}
-    stretch["on"] = datetime.now(UTC).date().isoformat()
-    stretches.append(stretch)
+    played_at = {"commit": _commit(), "on": datetime.now(UTC).date().isoformat()}
+    if not stretches or not played_at.items() <= stretches[-1].items():
+        stretches.append({**played_at, "first": first, "end": first, "cpu_s": 0.0})
+    stretch = stretches[-1]
     begun = saved = _clock()
     chunks = [(at, min(at + CHUNK, first + seeds)) for at in range(first, first + seeds, CHUNK)]
     with multiprocessing.get_context("spawn").Pool(processes, open_simulator) as pool:
         for played in pool.imap(play_seeds, chunks):
-            if played.violations:
-                return played.violations
+            for seed, words in played.violations.items():
+                state["violating"][str(seed)] = {"at": stretch["commit"], "words": words, "clean_at": None}
+                print(f"seed {seed}: {words}", file=sys.stderr, flush=True)
             stretch |= {"end": played.end, "cpu_s": round(stretch["cpu_s"] + played.cpu_s, 1)}
             for what, count in played.met.items():
                 state["met"][_kind(what)] = state["met"].get(_kind(what), 0) + count
@@ -109,7 +119,20 @@ def play_more(state: dict[str, Any], seeds: int, minutes: float, processes: int)
             if _clock() - begun > 60 * minutes:
                 break
         pool.terminate()
-    return []
+
+
+def play_again(state: dict[str, Any]) -> None:
+    """Play the seeds that violated something once more, and note which no longer do."""
+    commit = _commit()
+    seeds = [int(seed) for seed in state["violating"]]
+    with multiprocessing.get_context("spawn").Pool(None, open_simulator) as pool:
+        for seed, played in zip(seeds, pool.imap(play_seeds, [(s, s + 1) for s in seeds]), strict=True):
+            violating = state["violating"][str(seed)]
+            if seed in played.violations:
+                violating |= {"words": played.violations[seed], "clean_at": None}
+            else:
+                violating["clean_at"] = violating["clean_at"] or commit
+    state["again_commit"] = commit
 
 
 def put_back_all(state: dict[str, Any]) -> None:
@@ -126,6 +149,7 @@ def save(state: dict[str, Any]) -> None:
     """Write the state, and the tables that it makes."""
     _STATE.write_bytes(orjson.dumps(state, option=orjson.OPT_INDENT_2 | orjson.OPT_SORT_KEYS) + b"\n")
     stretches = [stretch for stretch in state["stretches"] if stretch["end"] > stretch["first"]]
+    violating = dict(sorted(state["violating"].items(), key=lambda item: int(item[0])))
     count, cpu_s = (stretches[-1]["end"] if stretches else 0), sum(s["cpu_s"] for s in stretches)
     lines = [
         "# Simulated runs",
@@ -137,7 +161,8 @@ def save(state: dict[str, Any]) -> None:
         "traceback, or a run that does not end. Redis, Postgres and several machines are not simulated:",
         "`tests/stores` and `tests/cluster` test them against real servers.",
         "",
-        f"{count:,} seeds without a violation; {cpu_s / max(1, count):.3f} s of CPU per seed.",
+        f"{count:,} seeds, {cpu_s / max(1, count):.3f} s of CPU each.",
+        f"{len(violating)} violated something when first played, {len(_open(state))} still do.",
         "",
         "| seeds | commit | on | CPU s per seed |",
         "|---|---|---|---|",
@@ -146,6 +171,15 @@ def save(state: dict[str, Any]) -> None:
             f" | {s['cpu_s'] / (s['end'] - s['first']):.3f} |"
             for s in stretches
         ],
+        "",
+        "| violating seed | first played at | no longer at | what was violated |",
+        "|---:|---|---|---|",
+        *[
+            f"| {seed} | {one['at']} | {one['clean_at'] or 'open'} | {one['words'][:110].replace('|', '/')} |"
+            for seed, one in violating.items()
+        ],
+        "",
+        f"All of these were played once more at {state['again_commit']}." if violating else "",
         "",
         "| what the runs met | times |",
         "|---|---:|",
@@ -166,20 +200,29 @@ def save(state: dict[str, Any]) -> None:
     _STATE.with_suffix(".md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
+def _open(state: dict[str, Any]) -> dict[str, str]:
+    """The seeds that still violate something, and what."""
+    return {seed: one["words"] for seed, one in state["violating"].items() if one["clean_at"] is None}
+
+
 def main(what: list[str]) -> int:
-    """Play, and write the tables; 1 where something was violated."""
-    state: dict[str, Any] = {"stretches": [], "met": {}, "faults": {}, "faults_commit": ""}
+    """Play, and write the tables; 1 while seeds violate something."""
+    state: dict[str, Any] = {"stretches": [], "met": {}, "violating": {}, "again_commit": ""}
+    state |= {"faults": {}, "faults_commit": ""}
     if _STATE.exists():
         state |= orjson.loads(_STATE.read_bytes())
-    violations: list[str] = []
     if what == ["faults"]:
         put_back_all(state)
+    elif what == ["again"]:
+        play_again(state)
     else:
         seeds, minutes, processes = [*map(float, what), *(100_000, 600, os.cpu_count() or 1)[len(what) :]]
-        violations = play_more(state, int(seeds), minutes, int(processes))
+        play_more(state, int(seeds), minutes, int(processes))
     save(state)
-    print(*(violations or [_STATE.with_suffix(".md").read_text(encoding="utf-8")]), sep="\n")
-    return 1 if violations else 0
+    print(_STATE.with_suffix(".md").read_text(encoding="utf-8"))
+    for seed, words in _open(state).items():
+        print(f"seed {seed}: {words}\nReplay it: python -m tests.simulation {seed}", file=sys.stderr)
+    return 1 if _open(state) else 0
 
 
 if __name__ == "__main__":
