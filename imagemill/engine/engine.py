@@ -610,7 +610,7 @@ class Engine:
         return image, max(0.0, took_s - watch.queued_s), watch.queued_s
 
     async def _accepted(self, work: Work, request_id: str, charged_usd: float | None = None) -> None:
-        """The API has the request: its id is on disk before anything is asked about it."""
+        """The API has the request: its id goes to disk, but no picture waits for a store that is away."""
         work.job.request_id = request_id
         work.request_ids.add(request_id)
         if charged_usd is not None:
@@ -618,10 +618,9 @@ class Engine:
             work.purchase.charge(
                 charged_usd, expected.source if expected.usd == charged_usd else CostSource.LIST
             )
-        self._recorder.accepted(work.job)  # on disk at once, where a commit takes its time
+        self._recorder.accepted(work.job)  # in the log at once, where a batch takes its time
         try:
-            self._store.save(work.job)
-            await self._store.commit()
+            self._store.save(work.job, durable=True)
         except StoreUnavailableError as error:
             # It is paid for: where its id cannot be kept, its image still goes into the bucket.
             self.stop(StopKind.UNAVAILABLE, str(error))

@@ -100,6 +100,7 @@ class JobStore(ABC):
         self._holder = Holder.here()
         self._renewed_at = 0.0
         self._dirty: dict[int, JobState] = {}
+        self._durable = False
         self._waiters: list[anyio.Event] = []
         self._wake = anyio.Event()
         self._failure: StoreUnavailableError | None = None
@@ -131,8 +132,8 @@ class JobStore(ABC):
     ) -> None:
         await self._stack.aclose()
 
-    def save(self, job: Job) -> None:
-        """Queue a job's state for the next batch.
+    def save(self, job: Job, *, durable: bool = False) -> None:
+        """Queue a job's state for the next batch, which survives a power cut if it is to be ``durable``.
 
         Raises:
             StoreUnavailableError: the store was unavailable for too long, or another process took the run.
@@ -140,6 +141,7 @@ class JobStore(ABC):
         if self._failure is not None:
             raise self._failure
         self._dirty[job.number] = (job.number, *[getattr(job, name) for name in STATE_FIELDS])
+        self._durable |= durable
         self._wake.set()
 
     async def commit(self) -> None:
@@ -183,9 +185,10 @@ class JobStore(ABC):
         self._wake = anyio.Event()
         batch, self._dirty = self._dirty, {}
         waiters, self._waiters = self._waiters, []
+        durable, self._durable = self._durable or bool(waiters), False
         if batch or waiters:
             try:
-                await self.patiently(self._write_leased, list(batch.values()), bool(waiters))
+                await self.patiently(self._write_leased, list(batch.values()), durable)
             except StoreUnavailableError as error:
                 self._fail(error)
             except Exception as error:  # noqa: BLE001 - whatever it is, the engine must stop

@@ -100,9 +100,9 @@ class Jobs(MemoryStore):
         super().__init__(path)
         self.saves: list[Job] = []
 
-    def save(self, job: Job) -> None:
+    def save(self, job: Job, *, durable: bool = False) -> None:
         self.saves.append(replace(job))
-        super().save(job)
+        super().save(job, durable=durable)
 
     async def _checkpoint(self) -> None:
         self._unwritten = False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from imagemill.blocks.apis import Fal, Runware, Together
 from imagemill.engine.recorder import Recorder
 from imagemill.errors import StoreUnavailableError
 from imagemill.jobs import JobStatus
-from tests.engine.accounts import Account, Ended, Images, jobs_of, run_over
+from tests.engine.accounts import Account, Ended, Images, Jobs, jobs_of, run_over
 from tests.virtual_time import run
 
 
@@ -84,3 +85,34 @@ def test_a_picture_that_nothing_could_keep_is_booked_once_though_a_resume_fetche
     assert (done.status, done.cost_usd, done.unanswered) == (JobStatus.DONE, 0.003, 0)
     assert resumed.cost.spent_usd == 0.0
     assert (account.posted, len(account.charged)) == (1, 1)
+
+
+def test_a_picture_is_fetched_and_uploaded_while_the_store_cannot_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its id is in the log: an interrupt on a full disk left what was paid for (seed 30309)."""
+    api = Fal(api_key="k", base_url="http://first.test", usd_per_image=0.003)
+    account = Account(api, latency_s=0.5)
+    write, put_image, uploaded = Jobs._write, Images.put_image, []
+
+    async def full(store: Jobs, *arguments: Any, **more: Any) -> None:
+        if anyio.current_time() - begun < 30.0:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        await write(store, *arguments, **more)
+
+    async def put(images: Images, *arguments: Any) -> None:
+        uploaded.append(anyio.current_time() - begun)
+        await put_image(images, *arguments)
+
+    async def once() -> Ended:
+        nonlocal begun
+        begun = anyio.current_time()
+        return await run_over(tmp_path, {"first": account}, jobs_of(1, api.model))
+
+    begun = 0.0
+    monkeypatch.setattr(Jobs, "_write", full)
+    monkeypatch.setattr(Images, "put_image", put)
+    ended = run(once)
+    assert uploaded[0] < 5.0
+    assert ended.seconds > 30.0
+    assert (ended.statuses["done"], account.posted, len(account.charged)) == (1, 1, 1)

@@ -131,11 +131,11 @@ class Simulation:
     def forgets(self) -> bool:
         """Whether what was known of requests in flight may be lost.
 
-        With a machine, in a power cut, or where the disk was full and the process died or was interrupted,
-        or the bucket was away.
+        With a machine, in a power cut, or where the disk was full and the process died, or the bucket was
+        away.
         """
         met = self.world.met
-        trouble = any(what.startswith(("death", "bucket", "interrupt")) for what in met)
+        trouble = any(what.startswith(("death", "bucket")) for what in met)
         away = any(what.startswith("bucket") for what in met)
         return bool((self.machines_lost and away) or self.power_cuts or (met["disk: full"] and trouble))
 
