@@ -446,7 +446,7 @@ class Engine:
                     raise ApiError(ErrorClass.CONTENT_FILTERED, "the API flagged the image", code="flagged")
                 picture = self._checked(work, image)
                 with anyio.CancelScope(shield=True):  # it is paid for, and kept only after the look
-                    found = await self._look_at(job, image)
+                    found = await self._look_at(work, image)
                 work.route.setup.succeeded(job)
                 name = image_name(job.key, picture.extension, job.take)
                 made = KeptPicture(name, len(image.content), found, latency_s, queued_s)
@@ -468,7 +468,7 @@ class Engine:
             self._take(job, work.kept or made)
             raise ApiError(ErrorClass.INVALID_IMAGE, made.found.in_words, code=SUSPECT)
         self._finish(work, work.kept or made)
-        if self.stopped:
+        if self.stopped or work.route.closed is not None:
             await self._take_back(image.content)
 
     async def _choose(self, work: Work, made: KeptPicture, content: bytes) -> KeptPicture:
@@ -502,11 +502,11 @@ class Engine:
             raise ApiError(ErrorClass.CONTENT_FILTERED, made.found.in_words, code=SUSPECT)
         return made
 
-    async def _look_at(self, job: Job, image: GeneratedImage) -> Finding:
-        """Check whether the picture is suspect, and whether the run pays for a placeholder."""
-        found = await self._inspection.look(image.content, job)
+    async def _look_at(self, work: Work, image: GeneratedImage) -> Finding:
+        """Check whether the picture is suspect, and whether its route is paid for placeholders."""
+        found = await self._inspection.look(image.content, work.job)
         if Verdict.PLACEHOLDER in found.verdicts:
-            self.stop(StopKind.SETUP, PLACEHOLDER)
+            self._admission.close(work.route, StopKind.SETUP, PLACEHOLDER)
             self._recorder.placeholder(digest_of(image.content))
             await self._take_back(image.content)
             raise ApiError(ErrorClass.INVALID_IMAGE, "a placeholder", code=Verdict.PLACEHOLDER)
@@ -525,6 +525,8 @@ class Engine:
                 job.redo()
                 job.suspect, job.quality = Verdict.PLACEHOLDER.value, ""
                 self._store.save(job)
+                if self.routes.are_several:
+                    self._admission.strand(job, perhaps_later=True)
         if names:
             with contextlib.suppress(StoreUnavailableError):
                 await anyio.to_thread.run_sync(self._bucket.try_delete, names)

@@ -29,6 +29,9 @@ WINDOW = 50
 _VARYING = re.compile(r"'[^']*'|\"[^\"]*\"|`[^`]*`|[0-9]+")
 _OF_THE_IMAGE_LINK = frozenset({"image_link_expired", "answer_too_large"})
 
+_BLANK = "blank_image"
+"""A picture of one colour: what an API answers to a prompt that it flags, and a broken server to all."""
+
 _OF_THE_ROW = frozenset({"prompt_too_long", "size"})
 """What an API's own module refuses of a row before anything is sent."""
 
@@ -38,6 +41,7 @@ _ADVICE = {
     "image_host_refused": "",
     "wrong_size": "Ask for a size that the model makes, by --width and --height.",
     "http_404": f"Check --model. {_WRONG_ADDRESS}",
+    _BLANK: "Look at what the model makes of other prompts.",
     UNKNOWN_ANSWER: _WRONG_ADDRESS,
     "bad_base64": _WRONG_ADDRESS,
     "not_an_image": _WRONG_ADDRESS,
@@ -115,8 +119,12 @@ class SetupFault:
     @property
     def is_in_doubt(self) -> bool:
         """Whether the requests on their way must show first whether the run is set up rightly."""
-        most = self._most_alike()
-        return 0 < most < ALIKE <= most + len(self._in_flight) or (most >= ALIKE and bool(self._in_flight))
+        return self._is_undecided(self._most_alike(), ALIKE) or self._is_undecided(self._rows(), ANYHOW)
+
+    def _is_undecided(self, failed: int, enough: int) -> bool:
+        """Whether those on their way decide if as many rows fail as are a fault of the setup."""
+        in_flight = len(self._in_flight)
+        return 0 < failed < enough <= failed + in_flight or (failed >= enough and in_flight > 0)
 
     def _ended(self, job: Job) -> None:
         self._in_flight.discard(job.number)
@@ -134,8 +142,11 @@ class SetupFault:
             rows.setdefault(failure.likeness, set()).add(failure.job.number)
         return max(map(len, rows.values()), default=0)
 
+    def _rows(self) -> int:
+        return len({failure.job.number for failure in self._failures})
+
     def _none_but_failures(self) -> str | None:
-        alike, every = self._most_alike(), len({failure.job.number for failure in self._failures})
+        alike, every = self._most_alike(), self._rows()
         if alike >= ALIKE:
             return self._sentence(f"The first {alike} rows failed in the same way", self._failures[-1].error)
         if every >= ANYHOW:
@@ -163,7 +174,7 @@ def is_suspect(error: ApiError) -> bool:
         return error.code not in _OF_THE_IMAGE_LINK | {SUSPECT}
     if error.code in _OF_THE_ROW:
         return False
-    return error.error_class is ErrorClass.BAD_REQUEST or error.code == UNKNOWN_ANSWER
+    return error.error_class is ErrorClass.BAD_REQUEST or error.code in {UNKNOWN_ANSWER, _BLANK}
 
 
 def _likeness(error: ApiError) -> tuple[str, str]:

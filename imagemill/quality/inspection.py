@@ -22,8 +22,8 @@ SUSPECT = "suspect"
 """The error code of a job whose picture is suspect."""
 
 PLACEHOLDER = (
-    f"The API answered {PROMPTS_ENOUGH} different prompts with the same file, a placeholder: the run stops"
-    " before it pays for more. Ask the vendor, or set --quality off if the pictures are right."
+    f"The API answered {PROMPTS_ENOUGH} different prompts with the same file, a placeholder: no more of them"
+    " are paid for. Ask the vendor, or set --quality off if the pictures are right."
 )
 
 

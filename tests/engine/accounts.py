@@ -41,13 +41,14 @@ class Account(httpx.AsyncBaseTransport):
     """An emulated account, and the network to it.
 
     ``down`` breaks every connection, ``hangs`` answers nothing, ``refuses`` answers all that is posted with
-    this status. ``known`` is the limit that an earlier run found.
+    this status, and ``answers`` whatever is asked. ``known`` is the limit that an earlier run found.
     """
 
     def __init__(self, api: ImageApi, **settings: Any) -> None:
         self.api = api
         self.down = self.hangs = False
         self.refuses: int | None = None
+        self.answers: Callable[[httpx.Request], httpx.Response] | None = None
         self.known: Limit | None = None
         self.charged: list[tuple[float, str]] = []
         self.posted = 0
@@ -73,6 +74,8 @@ class Account(httpx.AsyncBaseTransport):
             self.posted += 1
         if self.hangs:
             await anyio.sleep_forever()
+        if self.answers is not None:
+            return self.answers(request)
         if request.method == "POST" and self.refuses is not None:
             return httpx.Response(self.refuses, json={"error": {"message": "No."}}, request=request)
         if request.url.path.endswith("/stream"):  # which this transport would only give at its end
@@ -91,6 +94,11 @@ class Images(ImageBucket):
         del content
         await anyio.sleep(0.02)
         self.held[name] = dict(metadata)
+
+    def try_delete(self, names: Sequence[str]) -> dict[str, str]:
+        for name in names:
+            del self.held[name]
+        return {}
 
 
 class Jobs(MemoryStore):
@@ -154,7 +162,7 @@ def jobs_of(count: int, model: str = "flux.1-schnell", **fields: Any) -> list[Jo
     ]
 
 
-async def run_over(
+async def run_over(  # noqa: PLR0913 - what a test may vary
     folder: Path,
     accounts: Mapping[str, Account],
     jobs: Sequence[Job],
@@ -165,11 +173,15 @@ async def run_over(
     shares: Mapping[str, float] | None = None,
     patience_s: float = 300.0,
     concurrency: int | None = None,
+    measured: float = 0,
     given_up: Collection[str] = (),
     meanwhile: Callable[[], Awaitable[None]] | None = None,
     uploaded: Callable[[Recorder], Awaitable[None]] | None = None,
 ) -> Ended:
-    """Work jobs off over these accounts; ``meanwhile`` is what happens to them, ``uploaded`` to the log."""
+    """Work jobs off over these accounts; ``meanwhile`` is what happens to them, ``uploaded`` to the log.
+
+    ``measured`` is the share of the CPU time that pictures are looked at in.
+    """
     for account in accounts.values():
         account.open()
     pacers = {
@@ -214,7 +226,7 @@ async def run_over(
             store=store,
             cost=cost,
             recorder=recorder,
-            inspection=Inspection(share=0),
+            inspection=Inspection(share=measured),
             unsaved=folder / "unsaved",
             rng=random.Random(1),
         )

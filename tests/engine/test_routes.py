@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import io
+import random
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
@@ -12,6 +15,7 @@ from typing import Any
 import anyio
 import httpx
 import pytest
+from PIL import Image
 
 from imagemill.blocks.apis import Fal, ImageApi, Together
 from imagemill.engine.breaker import Breaker
@@ -27,7 +31,7 @@ from imagemill.engine.schedule import Schedule
 from imagemill.engine.telemetry import Telemetry
 from imagemill.engine.work import Work
 from imagemill.jobs import Job, JobStatus
-from tests.engine.accounts import Account, Ended, jobs_of, run_over
+from tests.engine.accounts import SIZE, Account, Ended, jobs_of, run_over
 from tests.virtual_time import run
 
 
@@ -455,6 +459,67 @@ def test_a_route_that_never_answers_is_tried_once_per_job_and_ever_more_rarely(
     assert max(job.unanswered for job in ended.jobs) == 1
     assert ended.seconds < 600 * 0.55 / 2 + 80  # the time limit, and the search for what was lost
     assert mute.posted < 26
+
+
+def picture(width: int, *, black: bool = False) -> bytes:
+    noise = Image.effect_noise((width, width), 60.0).convert("RGB")
+    file = io.BytesIO()
+    (Image.new("RGB", noise.size) if black else noise).save(file, "JPEG")
+    return file.getvalue()
+
+
+def with_picture(content: bytes) -> dict[str, Any]:
+    return {"json": {"data": [{"b64_json": base64.b64encode(content).decode()}]}}
+
+
+ODD: dict[str, tuple[dict[str, Any], int]] = {
+    "random bytes": ({"content": random.Random(1).randbytes(500)}, 0),
+    "a proxy's page": ({"html": "<html><h1>Welcome</h1></html>"}, 0),
+    "another shape": ({"json": {"ok": True}}, 0),
+    "nothing": ({"content": b""}, 0),
+    "another size": (with_picture(picture(128)), 10),
+    "a black picture": (with_picture(picture(SIZE, black=True)), 10),
+    "no picture": (with_picture(bytes(3000)), 10),
+    "an endless redirect": ({"status_code": 302, "headers": {"location": "/v1/images/generations"}}, 0),
+}
+"""What an account may answer to everything, and how many images it charges before it is left aside."""
+
+
+@pytest.mark.parametrize("policy", ["fastest", "failover"])
+@pytest.mark.parametrize("what", ODD)
+def test_a_route_that_answers_oddly_is_left_aside(over: Callable[..., Ended], what: str, policy: str) -> None:
+    answer, charged = ODD[what]
+    odd, works = together("odd-key"), together("second-key", usd=0.002, max_concurrent=10)
+    odd.answers = lambda request: httpx.Response(**{"status_code": 200, **answer}, request=request)
+    ended = over({"odd": odd, "works": works}, 60, policy=policy)
+    assert ended.stopped is None
+    assert ended.made_by == {"works": 60}
+    assert odd.posted <= 20
+    assert ended.cost.spent_usd == pytest.approx(60 * 0.002 + charged * 0.001)
+
+
+def test_a_route_that_refuses_every_row_in_other_words_is_left_aside(over: Callable[..., Ended]) -> None:
+    """There was always one more on its way that might have brought an image."""
+    odd, works = together("odd-key"), together("second-key", max_concurrent=10)
+    words = random.Random(1)
+    odd.answers = lambda request: httpx.Response(
+        400, json={"error": {"message": "".join(words.choices("abcdefgh ", k=30))}}, request=request
+    )
+    ended = over({"odd": odd, "works": works}, 120)
+    assert ended.made_by == {"works": 120}
+    assert odd.posted <= 40
+
+
+def test_a_route_that_answers_with_a_placeholder_is_left_aside(over: Callable[..., Ended]) -> None:
+    """The whole run stopped, and the other account with it."""
+    odd, works = together("odd-key"), together("second-key", max_concurrent=10)
+    same = with_picture(picture(SIZE))
+    odd.answers = lambda request: httpx.Response(200, **same, request=request)
+    ended = over({"odd": odd, "works": works}, 60, measured=1e-9)
+    assert ended.stopped is None
+    assert ended.made_by == {"works": 60}
+    assert odd.posted <= 20
+    assert {image["route"] for image in ended.images.values()} == {"works"}
 
 
 def test_jobs_fail_where_every_route_refuses_all_they_get(over: Callable[..., Ended]) -> None:

@@ -155,6 +155,8 @@ def test_a_stop_ends_the_waiting() -> None:
         (ApiError(ErrorClass.BAD_REQUEST, "x", code="prompt_too_long"), False),
         (ApiError(ErrorClass.BAD_REQUEST, "x", code="size"), False),
         (ApiError(ErrorClass.TIMEOUT, "x"), False),
+        (ApiError(ErrorClass.CONTENT_FILTERED, "x", code="blank_image"), True),
+        (ApiError(ErrorClass.CONTENT_FILTERED, "x", code="flagged"), False),
     ],
 )
 def test_what_may_be_the_setups_fault(error: ApiError, suspect: bool) -> None:  # noqa: FBT001

@@ -103,9 +103,8 @@ def parsed(body: bytes) -> dict[str, Any]:
 def unexpected_answer(answer: object) -> ApiError:
     """The error for an answer of another shape than the vendor documents."""
     raw = answer[:80].decode("utf-8", "replace") if isinstance(answer, bytes) else repr(answer)[:80]
-    return ApiError(
-        ErrorClass.SERVER_ERROR, f"an answer of an unknown shape: {printable(raw)}", code=UNKNOWN_ANSWER
-    )
+    words = f"an answer of an unknown shape: {printable(raw)}" if raw else "an empty answer"
+    return ApiError(ErrorClass.SERVER_ERROR, words, code=UNKNOWN_ANSWER)
 
 
 def text_at(answer: object, *path: str | int) -> str | None:
