@@ -20,7 +20,7 @@ import orjson
 from anyio.abc import TaskGroup
 
 from imagemill.blocks.apis import CostSource, GeneratedImage
-from imagemill.blocks.apis.error_codes import NO_SUCH_MODEL, QUEUE_TIMEOUT
+from imagemill.blocks.apis.error_codes import CANCELLED, NO_SUCH_MODEL, QUEUE_TIMEOUT
 from imagemill.blocks.apis.queued import QueuedApi
 from imagemill.bucket.image_bucket import ImageBucket, image_name
 from imagemill.durable import write_whole
@@ -367,7 +367,7 @@ class Engine:
                         return
                     job.requeue()  # a resume must not take it for a request in flight
                     self._store.save(job)
-                    await self._pause(job, wait_s)
+                    await self._pause(work, wait_s)
                     slot = await self._next(work)
                 else:
                     return
@@ -385,12 +385,14 @@ class Engine:
             if self._admission.is_spent:
                 self._admission.spend_no_more()
 
-    async def _pause(self, job: Job, wait_s: float) -> None:
+    async def _pause(self, work: Work, wait_s: float) -> None:
         """Wait before a retry; where another request may be paid for, until what the last came to is safe.
 
-        So a machine that is lost can have sent one request of a job that nobody knows, not two.
+        So a machine that is lost can have sent one request of a job that nobody knows, not two; and a resume
+        elsewhere that still asks about an accepted one would not know that another followed.
         """
-        if job.request_id is None and (job.cost_usd or job.unanswered):
+        job = work.job
+        if job.request_id is None and (job.cost_usd or job.unanswered or work.request_ids):
             await self._recorder.until_safe()
         with anyio.move_on_after(wait_s):
             await self._stopping.wait()
@@ -629,7 +631,7 @@ class Engine:
 
     def _bill(self, work: Work, error: ApiError) -> None:
         """What a request that brought no image costs; nothing is known yet of one that the API keeps."""
-        if work.keeps_request(error):
+        if work.keeps_request(error) or (work.withdrawal is not None and error.code == CANCELLED):
             return
         if error.charged:
             work.purchase.charge(*work.route.api.charge(work.job))

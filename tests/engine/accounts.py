@@ -51,9 +51,14 @@ class Account(httpx.AsyncBaseTransport):
         self.answers: Callable[[httpx.Request], httpx.Response] | None = None
         self.known: Limit | None = None
         self.charged: list[tuple[float, str]] = []
-        self.posted = 0
+        self.posted_at: list[float] = []
         self._settings = Settings(pictures="fast", **settings)
         self._app: httpx.ASGITransport | None = None
+
+    @property
+    def posted(self) -> int:
+        """How many requests were sent, not counting questions about them."""
+        return len(self.posted_at)
 
     def open(self) -> None:
         """Begin, on the running loop's clock."""
@@ -71,7 +76,7 @@ class Account(httpx.AsyncBaseTransport):
         if self.down:
             raise httpx.ConnectError("the connection was refused", request=request)
         if request.method == "POST":
-            self.posted += 1
+            self.posted_at.append(anyio.current_time())
         if self.hangs:
             await anyio.sleep_forever()
         if self.answers is not None:

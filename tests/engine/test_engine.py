@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import errno
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import anyio
+import httpx
+import orjson
 import pytest
 
-from imagemill.blocks.apis import Fal, Runware, Together
+from imagemill.blocks.apis import Fal, ImageApi, Runware, Together
 from imagemill.engine.recorder import Recorder
 from imagemill.errors import StoreUnavailableError
 from imagemill.jobs import JobStatus
@@ -32,11 +35,22 @@ def test_between_two_attempts_a_job_is_pending_with_what_it_was_charged(tmp_path
     assert len(account.charged) == 2
 
 
+@pytest.mark.parametrize(
+    ("api", "fault", "pause_s"),
+    [
+        (Together(api_key="k", base_url="http://first.test"), "garbage", 0.0),
+        (Fal(api_key="k", base_url="http://first.test", usd_per_image=0.003), "fail", 2.0),  # free of charge
+    ],
+    ids=["charged", "accepted"],
+)
 @pytest.mark.parametrize("bucket", ["there", "away", "not used"])
 def test_a_second_request_leaves_once_the_log_of_the_first_survives_the_machine(
-    tmp_path: Path, bucket: str
+    tmp_path: Path, bucket: str, api: ImageApi, fault: str, pause_s: float
 ) -> None:
-    """A resume elsewhere counts one request that nobody knows, not two (seed 1221 of the simulator)."""
+    """A resume elsewhere counts one request that nobody knows, not two (seed 1221 of the simulator).
+
+    It asks about the first one that was accepted, and must know that another followed.
+    """
     uploads: list[float] = []
 
     async def upload(recorder: Recorder) -> None:
@@ -51,13 +65,12 @@ def test_a_second_request_leaves_once_the_log_of_the_first_survives_the_machine(
                 for event in unsafe:
                     event.set()
 
-    api = Together(api_key="k", base_url="http://first.test")
-    account = Account(api, latency_s=0.0, faults={"garbage": 1.0})
+    account = Account(api, latency_s=0.0, faults={fault: 1.0})
     given: dict[str, Any] = {} if bucket == "not used" else {"uploaded": upload}
     ended = run(lambda: run_over(tmp_path, {"first": account}, jobs_of(1, api.model), **given))
     assert (ended.jobs[0].attempts, ended.jobs[0].retries) == (2, 1)
-    (first, _), (second, _) = account.charged
-    least_s = {"there": 1.5, "away": 5.0, "not used": 0.0}[bucket]
+    first, second = account.posted_at
+    least_s = pause_s + {"there": 1.5, "away": 5.0, "not used": 0.0}[bucket]
     assert least_s <= second - first < least_s + 1.0
     assert all(upload < second for upload in uploads)
 
@@ -116,3 +129,29 @@ def test_a_picture_is_fetched_and_uploaded_while_the_store_cannot_be_written(
     assert uploaded[0] < 5.0
     assert ended.seconds > 30.0
     assert (ended.statuses["done"], account.posted, len(account.charged)) == (1, 1, 1)
+
+
+class Cancelling(Account):
+    """An account whose owner cancels the first request at the vendor, where it was being made."""
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        answer = await super().handle_async_request(request)
+        if request.method == "POST" and self.posted == 1:
+            link = orjson.loads(await answer.aread())["cancel_url"]
+            await anyio.sleep(0.2)
+            await super().handle_async_request(httpx.Request("PUT", link, headers=request.headers))
+        return answer
+
+
+def test_a_request_that_was_cancelled_at_the_vendor_may_be_billed(tmp_path: Path) -> None:
+    api = Fal(api_key="k", base_url="http://first.test", usd_per_image=0.003)
+    account = Cancelling(api, faults={"timeout_after_charge": 1.0}, latency_s=0.1)
+
+    async def cured() -> None:
+        await anyio.sleep(0.5)
+        account.studio.configure(replace(account.studio.settings, faults={}))
+
+    ended = run(lambda: run_over(tmp_path, {"first": account}, jobs_of(1, api.model), meanwhile=cured))
+    (job,) = ended.jobs
+    assert (job.status, job.cost_usd) == (JobStatus.DONE, 0.003)
+    assert len(account.charged) == 1 + job.unanswered == 2

@@ -258,7 +258,8 @@ class Fal(QueuedApi):
         """The error that an answer stands for, its code from fal's own header."""
         error = super().error_of(status, headers, body)
         if status == 499:
-            return ApiError(ErrorClass.TIMEOUT, "the request was cancelled", code=CANCELLED)
+            # It may have been in progress then, and be billed.
+            return ApiError(ErrorClass.TIMEOUT, "the request was cancelled", code=CANCELLED, doubtful=True)
         if error_type := headers.get("x-fal-error-type"):
             error.code = self.clean(error_type)[:60]
         return error
