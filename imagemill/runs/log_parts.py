@@ -116,19 +116,22 @@ class WorkerLog(LogParts):
 class _Known:
     """What the folder's log holds: how many bytes of each series, and the part that it wrote last.
 
-    ``published`` is the ETag of the log.jsonl that the folder's log begins with.
+    ``published`` is the ETag of the log.jsonl that the folder's log begins with, ``own`` where in it, in bytes,
+    begins what this machine has written; its first part begins there.
     """
 
     have: dict[str, int] = field(default_factory=dict)
     last: _Part | None = None
     published: str | None = None
+    own: int | None = None
 
     @classmethod
     def read(cls, file: Path) -> _Known:
         try:
             document = orjson.loads(file.read_bytes())
             last = document["last"]
-            return cls(dict(document["have"]), last and _Part(**last), document.get("published"))
+            have, last = dict(document["have"]), last and _Part(**last)
+            return cls(have, last, document.get("published"), document.get("own"))
         except (FileNotFoundError, orjson.JSONDecodeError, KeyError, TypeError, ValueError):
             return cls()
 
@@ -190,7 +193,10 @@ class LeaderLog(LogParts):
         found = self._found() if folder.record.exists() else {}
         self._take_up(found)
         generation = 1 + max(map(_generation, [*found, *self._known.have]), default=0)
-        self._begin(_Part(f"g{generation:04}-{uuid.uuid4().hex[:8]}", 0, self._size - self._cut_size))
+        if self._known.own is None:
+            self._known.own = self._size - self._cut_size
+            self._known.write(self._state)
+        self._begin(_Part(f"g{generation:04}-{uuid.uuid4().hex[:8]}", 0, self._known.own))
 
     async def send(self) -> None:
         """Upload the new lines, unless another process may hold the output.
@@ -264,19 +270,21 @@ class LeaderLog(LogParts):
 
     def _take_up(self, found: dict[str, list[StoredImage]]) -> None:
         """Bring the folder's log and the parts up to date."""
-        last = self._known.last
+        last, held = self._known.last, self._known.own or 0
         if last is not None:
             stored = next((p.size for p in found.get(last.series, ()) if p.name.endswith(last.name)), 0)
-            if self._size < last.start + stored:  # a power cut took lines that the bucket has
-                published = self._bucket.download(f"runs/{self._run_id}/{self._file.name}", self._file)
-                self._known, last = _Known(published=published), None
-                if published is None:
-                    self._file.write_bytes(b"")
+            held = last.start + stored
+        if self._size < held:  # a power cut took lines that the bucket has
+            published = self._bucket.download(f"runs/{self._run_id}/{self._file.name}", self._file)
+            self._known, last = _Known(published=published), None
+            if published is None:
+                self._file.write_bytes(b"")
         if last is not None:
-            self._part, self._sent = last, last.start + stored
+            self._part, self._sent = last, held
             self._send()
             found = self._found()
             self._known.have[last.series] = sum(part.size for part in found.get(last.series, ()))
+            self._known.own = None
         self._append(found)
 
     def _append(self, found: dict[str, list[StoredImage]]) -> None:
@@ -300,6 +308,7 @@ class LeaderLog(LogParts):
                 text += orjson.dumps({"at": at, "event": CUT, "run_id": self._run_id}) + b"\n"
             with self._file.open("ab") as log:
                 log.write(text)
+            self._known.own = self._size - self._cut_size
             self._known.write(self._state)
 
     def _missing(self, series: str, parts: Sequence[StoredImage]) -> bytes:

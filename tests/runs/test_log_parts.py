@@ -112,6 +112,23 @@ def test_that_lines_may_be_missing_is_said_though_who_found_out_was_killed_at_on
     assert third.events == ["a", "log_cut", "b", "log_cut"]
 
 
+def test_that_lines_may_be_missing_is_uploaded_though_who_found_out_was_turned_away(
+    machine: Callable[[str], Machine],
+) -> None:
+    """A process that another one's lease keeps out closes its log all the same."""
+    first, second, third = machine("first"), machine("second"), machine("third")
+    first.start()
+    first.write("a")
+    first.send()
+    second.start()
+    second.write("log_closed")
+    second.start()
+    second.write("b", "log_closed")
+    second.send()
+    third.start()
+    assert third.events == ["a", "log_cut", "log_closed", "b", "log_closed"]
+
+
 def test_lines_that_a_power_cut_took_come_back_from_the_bucket(machine: Callable[[str], Machine]) -> None:
     only = machine("only")
     only.start()
@@ -120,6 +137,17 @@ def test_lines_that_a_power_cut_took_come_back_from_the_bucket(machine: Callable
     only.folder.log.write_bytes(only.folder.log.read_bytes()[:70])
     only.start()
     assert only.events == ["a", "b", "c", "log_cut"]
+
+
+def test_another_machines_lines_that_a_power_cut_took_come_back_too(machine: Callable[[str], Machine]) -> None:
+    first, second = machine("first"), machine("second")
+    first.start()
+    first.write("a")
+    first.send()
+    second.start()
+    second.folder.log.write_bytes(b"")
+    second.start()
+    assert second.events == ["a", "log_cut"]
 
 
 def test_parts_that_could_not_be_deleted_are_not_read_twice(
