@@ -6,7 +6,10 @@ from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 ROWS = 16_384
@@ -19,6 +22,31 @@ def read_batches(file: Path, columns: Sequence[str] | None = None) -> Iterator[p
     """
     with pq.ParquetFile(file, pre_buffer=False) as source:
         yield from source.iter_batches(ROWS, columns=columns)
+
+
+def read_rows(file: Path, columns: Sequence[str], name: str, wanted: pa.Array) -> Iterator[pa.RecordBatch]:
+    """The rows of a file in which the column ``name`` has one of these whole numbers, in batches.
+
+    Row groups that have none of them, by the file's statistics, are not read.
+    """
+    with pq.ParquetFile(file, pre_buffer=False) as source:
+        numbers = np.sort(wanted.to_numpy())
+        groups = [
+            group
+            for group in range(source.num_row_groups)
+            if _may_have(source.metadata.row_group(group), name, numbers)
+        ]
+        for batch in source.iter_batches(ROWS, row_groups=groups, columns=columns) if groups else ():
+            yield batch.filter(pc.is_in(batch[name], wanted))
+
+
+def _may_have(group: pq.RowGroupMetaData, name: str, numbers: npt.NDArray[np.int64]) -> bool:
+    columns = map(group.column, range(group.num_columns))
+    known = next(column.statistics for column in columns if column.path_in_schema == name)
+    if known is None or not known.has_min_max:
+        return True
+    first, last = np.searchsorted(numbers, known.min), np.searchsorted(numbers, known.max, "right")
+    return bool(first < last)
 
 
 def is_constant(column: Sequence[Any]) -> bool:

@@ -67,7 +67,7 @@ class Comparison:
             active = active.to_numpy(zero_copy_only=False)
             here = active & (numbers >= 0)
             known[numbers[here]] = True
-            keys[numbers[here]] = _hashes(batch)[here]
+            keys[numbers[here]] = _halves(batch)[here]
             missing = np.frombuffer(digests, f"V{DIGEST_BYTES}")[active & (numbers < 0)]
             gone.number(missing.tobytes())
             if lost is not None:
@@ -79,7 +79,7 @@ class Comparison:
             valid = batch["key"].is_valid().to_numpy(zero_copy_only=False)  # the others were rejected
             planned += int(valid.sum())
             added += int((valid & ~known[numbers]).sum())
-            unchanged += int((valid & known[numbers] & (keys[numbers] == _hashes(batch))).sum())
+            unchanged += int((valid & known[numbers] & (keys[numbers] == _halves(batch))).sum())
         return Changes(added, planned - added - unchanged, unchanged, len(gone))
 
 
@@ -96,16 +96,14 @@ def has_foreign_variant(schema: pa.Schema) -> bool:
 
 def identities(batch: pa.RecordBatch) -> bytes:
     """A digest of each row's id and variant, which follow each other; the first variant's is the id's."""
-    ids = batch["id"].to_pylist()
+    ids = batch["id"]
     if VARIANT in batch.schema.names and (pc.max(batch[VARIANT]).as_py() or 1) > 1:
-        variants = batch[VARIANT].to_pylist()
-        ids = [
-            f"{row_id}\0{variant}" if variant and variant > 1 else row_id
-            for row_id, variant in zip(ids, variants, strict=True)
-        ]
+        variants = batch[VARIANT].fill_null(1)
+        several = pc.binary_join_element_wise(ids, variants.cast(pa.string()), "\0")
+        ids = pc.if_else(pc.greater(variants, 1), several, ids)
     return text_digests(ids)
 
 
-def _hashes(batch: pa.RecordBatch) -> np.ndarray:
-    """Python's 64-bit hash of each key, which is enough to compare the keys of one id."""
-    return np.fromiter(map(hash, batch["key"].to_pylist()), np.int64, batch.num_rows)
+def _halves(batch: pa.RecordBatch) -> np.ndarray:
+    """Half of the digest of each key, which is enough to compare the keys of one id."""
+    return np.frombuffer(text_digests(batch["key"]), np.int64)[::2]

@@ -115,9 +115,9 @@ class _Planned:
             is_usable = batch["key"].is_valid()
             usable = batch.filter(is_usable)
             numbers.append(self._ids.number(identities(batch))[is_usable.to_numpy(zero_copy_only=False)])
-            self.keys.number(text_digests(usable["key"].to_pylist()))
+            self.keys.number(text_digests(usable["key"]))
             if self.numbered:
-                self.prompts.number(text_digests(usable["prompt"].to_pylist()))
+                self.prompts.number(text_digests(usable["prompt"]))
             self.usable += usable.num_rows
         self._is_usable = np.zeros(
             len(self._ids) + 1, bool
@@ -147,12 +147,12 @@ def _standing(
         retired += int((~known).sum())
         rejected += int((known & ~usable).sum())
         if planned.numbered:
-            usable = planned.prompts.places(text_digests(some["prompt"].to_pylist())) >= 0
+            usable = planned.prompts.places(text_digests(some["prompt"])) >= 0
         else:
             without_image = batch.filter(pc.and_(active, batch["key"].is_null()))
             shared += int(planned.known(identities(without_image))[1].sum())
         shared += int(usable.sum())
-        keys = text_digests(some["key"].to_pylist())
+        keys = text_digests(some["key"])
         gone = planned.keys.places(keys) < 0
         changed += int((usable & gone).sum())
         made, words = some["uri"].is_valid().to_numpy(zero_copy_only=False), np.frombuffer(keys, "V16")

@@ -9,11 +9,13 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
-from itertools import chain
+from itertools import chain, zip_longest
 from pathlib import Path
 
+import numpy as np
 import orjson
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from imagemill.bucket.finished_rows import FinishedRows
@@ -292,24 +294,36 @@ def _unused(
     bucket: ImageBucket, superseded: Mapping[str, datetime], before: Path, manifest: Path, at: datetime
 ) -> dict[str, datetime]:
     """The superseded objects and those of the previous manifest that no row uses, and since when."""
-    if not superseded and not pq.read_metadata(before).num_rows:
+    known = pa.array([bucket.uri_of(name) for name in sorted(superseded)], pa.string())
+    candidates = DigestIndex()
+    for uris in chain([known], _displaced(before, manifest)):
+        candidates.number(text_digests(uris))
+    if not len(candidates):
         return {}
-    used = DigestIndex()
-    for names in _objects(bucket, manifest):
-        used.number(text_digests(names))
-    unused: dict[str, datetime] = {}
-    for names in chain([sorted(superseded)], _objects(bucket, before)):
-        places = used.find(text_digests(names))
-        for name, place in zip(names, places, strict=True):
-            if place < 0:
+    is_used = np.zeros(len(candidates) + 1, bool)  # the last one stands for all others
+    for batch in read_batches(manifest, _object_columns(manifest)):
+        for uris in batch.columns:
+            is_used[candidates.places(text_digests(uris))] = True
+    root, unused = bucket.uri_of(""), dict[str, datetime]()
+    for uris in chain([known], _displaced(before, manifest)):
+        left = uris.filter(pa.array(~is_used[candidates.places(text_digests(uris))]))
+        for uri in left.to_pylist():
+            if uri.startswith(root):
+                name = uri.removeprefix(root)
                 unused.setdefault(name, superseded.get(name, at))
     return unused
 
 
-def _objects(bucket: ImageBucket, manifest: Path) -> Iterator[list[str]]:
-    """The objects in a manifest's rows, by their names below the output prefix, in batches."""
-    root = bucket.uri_of("")
-    columns = [name for name in _OBJECTS if name in pq.read_schema(manifest).names]
-    for batch in read_batches(manifest, columns):
-        for uris in batch.columns:
-            yield [uri.removeprefix(root) for uri in uris.to_pylist() if uri and uri.startswith(root)]
+def _displaced(before: Path, manifest: Path) -> Iterator[pa.Array]:
+    """The objects of the previous manifest but for those that the same row has in the new one, in batches."""
+    columns = _object_columns(before)
+    for then, now in zip_longest(read_batches(before, columns), read_batches(manifest, columns)):
+        for name in columns if then else ():
+            uris = then[name]
+            if now and now.num_rows == then.num_rows:
+                uris = uris.filter(pc.invert(pc.equal(uris, now[name]).fill_null(False)))
+            yield uris.drop_null()
+
+
+def _object_columns(manifest: Path) -> list[str]:
+    return [name for name in _OBJECTS if name in pq.read_schema(manifest).names]

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Sequence
 from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
 DIGEST_BYTES = 16
 
 _Words: TypeAlias = npt.NDArray[np.uint64]
 _Places: TypeAlias = npt.NDArray[np.intp]
 _LEAST = 1024
+_SECRETS = np.frombuffer(secrets.token_bytes(32), np.uint64) | np.uint64(1)
+_SHIFTS = np.array([32, 31], np.uint64)
+_FIRST_BYTES = np.array([2 ** (8 * count) - 1 for count in range(9)], np.uint64)
+"""Masks of so many bytes of a word."""
 
 
 class DigestIndex:
@@ -95,15 +101,29 @@ class DigestIndex:
         return (slots + 1) & (len(self._slots) - 1)
 
 
-def text_digests(texts: Sequence[str | None]) -> bytes:
-    """The digests of many texts, which follow each other; None has one of its own. Good in this process only.
+def text_digests(texts: pa.Array) -> bytes:
+    """The digests of many texts, which follow each other; null has one of its own. Good in this process only.
 
-    They are Python's own keyed hashes, of each text and of a longer one: a third of the time of BLAKE2b.
+    Both halves take the texts eight bytes at a time, all texts at once, with secret multipliers: nobody can
+    choose texts of equal digests.
     """
-    words = np.empty((len(texts), 2), np.int64)
-    words[:, 0] = np.fromiter(map(hash, texts), np.int64, len(texts))
-    words[:, 1] = np.fromiter([hash(f"{text}\0") for text in texts], np.int64, len(texts))
-    return words.tobytes()
+    texts = texts.cast(pa.string())
+    _, offsets, content = texts.buffers()
+    ends = np.frombuffer(offsets or bytes(4), np.int32)[texts.offset :][: len(texts) + 1].astype(np.int64)
+    starts, sizes = ends[:-1] - ends[0], np.diff(ends)
+    octets = np.frombuffer(content or b"", np.uint8)[ends[0] : ends[-1]]
+    octets = np.concatenate((octets, np.zeros(8, np.uint8)))  # the last word may reach beyond the last text
+    words = np.ndarray(len(octets) - 7, "<u8", octets, strides=(1,))
+    halves = sizes.astype(np.uint64) ^ _SECRETS[:2, np.newaxis]
+    shortest = sizes.min(initial=0)
+    for place in range(0, int(sizes.max(initial=0)), 8):
+        rows = slice(None) if place < shortest else np.flatnonzero(sizes > place)
+        word = words[starts[rows] + place] & _FIRST_BYTES[np.minimum(sizes[rows] - place, 8)]
+        for half, factor, shift in zip(halves, _SECRETS[2:], _SHIFTS, strict=True):
+            mixed = (half[rows] ^ word) * factor
+            half[rows] = mixed ^ (mixed >> shift)
+    halves[:, ~texts.is_valid().to_numpy(zero_copy_only=False)] = _SECRETS[2:, np.newaxis]
+    return halves.T.tobytes()
 
 
 def _distinct(words: _Words) -> tuple[_Places, _Places]:

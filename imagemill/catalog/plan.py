@@ -196,7 +196,7 @@ class Planner:
         Where there are ``ids``, rows are known by them.
         """
         if self._variations.per_row == 1:
-            id_digests = b"" if ids is None else text_digests(ids)
+            id_digests = b"" if ids is None else text_digests(pa.array(ids, pa.string()))
             distinct = ids is None or len(set(ids)) == len(ids)
             if distinct and (self._ids.places(id_digests) < 0).all():  # no id can have other content
                 numbers = self._keys.number(digests)
@@ -225,7 +225,7 @@ class Planner:
             place for place, row in enumerate(catalog_rows) if not place or row != catalog_rows[place - 1]
         ]
         row_ids = [] if ids is None else [ids[first] for first in firsts]
-        known_ids = self._ids.find(text_digests(row_ids))
+        known_ids = self._ids.find(text_digests(pa.array(row_ids, pa.string())))
         for place, (first, last) in enumerate(pairwise([*firsts, len(key_digests)])):
             mine: list[int] = []
             fresh: dict[bytes, int] = {}
@@ -251,7 +251,7 @@ class Planner:
                 number += len(fresh)
             numbers += mine
         self._keys.add(b"".join(new), range(self._unique, number))
-        self._ids.add(text_digests(list(new_ids)), list(new_ids.values()))
+        self._ids.add(text_digests(pa.array(list(new_ids), pa.string())), list(new_ids.values()))
         self._unique = number
         return numbers, new_rows
 

@@ -14,13 +14,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from PIL import Image
 
 from imagemill.bucket.image_bucket import ImageBucket
 from imagemill.errors import StoreUnavailableError
-from imagemill.parquet import read_batches
+from imagemill.parquet import read_batches, read_rows
 from imagemill.takes import seed_of, take_of
 
 _THUMBNAIL = 200
@@ -67,8 +66,8 @@ def spread_rows(
     chosen = pa.array(rows[:: max(1, math.ceil(len(rows) * shown / pictures))])
     names = [name for name in _SHOWN if name in pq.read_schema(plan).names]
     found: list[dict[str, Any]] = []
-    for batch in read_batches(plan, names):
-        found += batch.filter(pc.is_in(batch["row"], chosen)).to_pylist()
+    for batch in read_rows(plan, names, "row", chosen):
+        found += batch.to_pylist()
     kept = [row for row in found if row["job"] is not None and (done is None or done[row["job"]])]
     return [row for row in kept if row.get("variant", 1) <= _MOST_VARIANTS][:pictures]
 
@@ -78,8 +77,8 @@ def rows_of(plan: Path, jobs: Collection[int]) -> list[dict[str, Any]]:
     wanted = pa.array(sorted(jobs), pa.int64())
     names = [name for name in _SHOWN if name in pq.read_schema(plan).names]
     rows: dict[int, dict[str, Any]] = {}
-    for batch in read_batches(plan, names):
-        for row in batch.filter(pc.is_in(batch["job"], wanted)).to_pylist():
+    for batch in read_rows(plan, names, "job", wanted):
+        for row in batch.to_pylist():
             rows.setdefault(row["job"], row)
     return list(rows.values())
 

@@ -10,7 +10,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from imagemill.bucket.manifest_diff import Changes
@@ -18,7 +17,7 @@ from imagemill.catalog.counts import PlanCounts
 from imagemill.errors import ErrorClass
 from imagemill.jobs import CostSource
 from imagemill.media_types import HTML, JSON, PARQUET
-from imagemill.parquet import read_batches
+from imagemill.parquet import read_batches, read_rows
 from imagemill.reports.contact_sheet import Tile, spread_rows, tiles_of
 from imagemill.reports.metrics import QUALITY, MeasuredJobs, Pace, Savings, metrics_table, working_s
 from imagemill.reports.report import FailureGroup, MetricsBucket, Report, render_report
@@ -256,8 +255,7 @@ def _tiles(session: Session, jobs: MeasuredJobs, variants: int) -> Sequence[Tile
     images: dict[int, str | None] = {}
     suspects: dict[int, tuple[str, str]] = {}
     columns = ["number", "image", "suspect", "judge_words"]
-    for batch in read_batches(session.folder.path / "jobs.parquet", columns):
-        found = batch.filter(pc.is_in(batch["number"], wanted))
+    for found in read_rows(session.folder.path / "jobs.parquet", columns, "number", wanted):
         numbers = found["number"].to_pylist()
         images.update(zip(numbers, found["image"].to_pylist(), strict=True))
         words = (said or "" for said in found["judge_words"].to_pylist())

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import random
 
-from hypothesis import given
+import pyarrow as pa
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from imagemill.catalog.digest_index import DIGEST_BYTES, DigestIndex
+from imagemill.catalog.digest_index import DIGEST_BYTES, DigestIndex, text_digests
 
 DIGESTS = st.sets(st.integers(0, 2**128 - 1) | st.integers(0, 40).map(lambda high: high << 64), max_size=60)
 
@@ -38,3 +39,20 @@ def test_it_grows() -> None:
 
 def packed(digests: list[int]) -> bytes:
     return b"".join(digest.to_bytes(DIGEST_BYTES, "little") for digest in digests)
+
+
+TEXTS = st.none() | st.text(max_size=30) | st.integers(0, 17).map(lambda size: "\0" * size)
+
+
+@settings(deadline=None)  # numpy and pyarrow load what they need with the first one
+@given(st.lists(TEXTS, max_size=40), st.integers(0, 5))
+def test_texts_have_equal_digests_if_they_are_equal(texts: list[str | None], skipped: int) -> None:
+    digests = split(text_digests(pa.array(texts, pa.string())))
+    assert len(set(digests)) == len(set(texts))
+    assert len(set(zip(digests, texts, strict=True))) == len(set(texts))
+    part = pa.array([*texts, "more"], pa.large_string())[skipped:-1]
+    assert split(text_digests(part)) == digests[skipped:]
+
+
+def split(digests: bytes) -> list[bytes]:
+    return [digests[start : start + DIGEST_BYTES] for start in range(0, len(digests), DIGEST_BYTES)]
