@@ -139,7 +139,9 @@ def test_lines_that_a_power_cut_took_come_back_from_the_bucket(machine: Callable
     assert only.events == ["a", "b", "c", "log_cut"]
 
 
-def test_another_machines_lines_that_a_power_cut_took_come_back_too(machine: Callable[[str], Machine]) -> None:
+def test_another_machines_lines_that_a_power_cut_took_come_back_too(
+    machine: Callable[[str], Machine],
+) -> None:
     first, second = machine("first"), machine("second")
     first.start()
     first.write("a")
