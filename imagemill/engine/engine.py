@@ -126,6 +126,7 @@ class Engine:
         self._lined_up: Sequence[int] = ()
         self._last_begun = -1
         self._unsent: dict[int, int] = {}
+        self._looked_for: dict[int, None] = {}
         self._sending = anyio.Lock()
         self._sent = 0
         self._uploads = anyio.Semaphore(_UPLOADS)
@@ -163,10 +164,14 @@ class Engine:
         """The jobs that may be sent in the next seconds, judged by how many were sent since the last call."""
         sent, self._sent = self._sent, 0
         count = max(3 * sent + 2 * len(self._on_the_way), _LEAST_UP_NEXT)
-        apart = self.routes.waiting()
+        apart = self.routes.waiting() | self._looked_for  # others may be sent before them
         found = [*apart, *islice((number for number in self._unsent if number not in apart), count)]
         start = bisect_right(self._lined_up, self._last_begun)
         return [*found, *self._lined_up[start : start + max(0, count - len(found))]]
+
+    def is_unsent(self, job: int) -> bool:
+        """Whether this process has yet to send a first request of the job of this number."""
+        return job in self._unsent
 
     async def run_shard(self, first: int, last: int) -> None:
         """Work off the unfinished jobs from number ``first`` to ``last``; returns when all are committed.
@@ -401,7 +406,11 @@ class Engine:
         """Look for the job's lost request where the API lists requests; then ask about it, or send anew."""
         if work.is_lost:
             work.is_lost = False
-            request_id = await self._find(work)
+            self._looked_for[work.job.number] = None
+            try:
+                request_id = await self._find(work)
+            finally:
+                del self._looked_for[work.job.number]
             if request_id is not None:
                 work.purchase.found(request_id)
                 work.request_ids.add(request_id)

@@ -89,7 +89,7 @@ class Session:
     """
 
     __slots__ = (
-        "_begun", "_half_named", "_last_named", "before", "bucket", "catalog", "cost", "engine", "folder",
+        "_begun", "_half_named", "_named", "before", "bucket", "catalog", "cost", "engine", "folder",
         "lease", "log", "maker", "portal", "recorder", "settings", "store",
     )  # fmt: skip
 
@@ -123,7 +123,8 @@ class Session:
         self.lease: OutputLease | None = None
         self.before = JobTotals()
         self._begun = begun
-        self._half_named = self._last_named = -1
+        self._half_named = -1
+        self._named: frozenset[int] = frozenset()
 
     @property
     def api(self) -> ImageApi:
@@ -189,7 +190,7 @@ class Session:
         """Upload the log's new lines, and the names of jobs that may be sent before the next ones."""
         names = self.engine.up_next() if self._names_jobs else []
         if await _send(log, self.recorder, names) and names:
-            self._half_named, self._last_named = names[len(names) // 2], max(names)
+            self._half_named, self._named = names[len(names) // 2], frozenset(names)
 
     async def keep_sending_log(self) -> None:
         """Upload the log's new lines every few seconds, until cancelled; lines about money sooner."""
@@ -209,7 +210,7 @@ class Session:
         if self._names_jobs and self.log is not None and self.log.is_open:
             if job > self._half_named:
                 self.recorder.want_names()
-            if job > self._last_named:
+            if job not in self._named and self.engine.is_unsent(job):
                 await self.recorder.until_safe()
         return True
 

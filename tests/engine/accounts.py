@@ -181,7 +181,7 @@ async def run_over(  # noqa: PLR0913 - what a test may vary
     measured: float = 0,
     given_up: Collection[str] = (),
     meanwhile: Callable[[], Awaitable[None]] | None = None,
-    uploaded: Callable[[Recorder], Awaitable[None]] | None = None,
+    uploaded: Callable[[Recorder, Engine], Awaitable[None]] | None = None,
 ) -> Ended:
     """Work jobs off over these accounts; ``meanwhile`` is what happens to them, ``uploaded`` to the log.
 
@@ -239,7 +239,7 @@ async def run_over(  # noqa: PLR0913 - what a test may vary
         if meanwhile is not None:
             group.start_soon(meanwhile)
         if uploaded is not None:
-            group.start_soon(uploaded, recorder)
+            group.start_soon(uploaded, recorder, engine)
         shards = iter([(first, min(first + 99, len(jobs) - 1)) for first in range(0, len(jobs), 100)])
 
         async def feed() -> None:

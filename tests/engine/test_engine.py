@@ -14,6 +14,7 @@ import orjson
 import pytest
 
 from imagemill.blocks.apis import Fal, ImageApi, Runware, Together
+from imagemill.engine.engine import Engine
 from imagemill.engine.recorder import Recorder
 from imagemill.errors import StoreUnavailableError
 from imagemill.jobs import JobStatus
@@ -53,7 +54,7 @@ def test_a_second_request_leaves_once_the_log_of_the_first_survives_the_machine(
     """
     uploads: list[float] = []
 
-    async def upload(recorder: Recorder) -> None:
+    async def upload(recorder: Recorder, _: Engine) -> None:
         for event in recorder.uploading():
             event.set()
         while True:
@@ -73,6 +74,26 @@ def test_a_second_request_leaves_once_the_log_of_the_first_survives_the_machine(
     least_s = pause_s + {"there": 1.5, "away": 5.0, "not used": 0.0}[bucket]
     assert least_s <= second - first < least_s + 1.0
     assert all(upload < second for upload in uploads)
+
+
+def test_what_is_sent_while_lost_requests_are_looked_for_is_named_before(tmp_path: Path) -> None:
+    """Or a machine that is lost then may have sent it, and nobody knows."""
+    api = Fal(api_key="k", base_url="http://first.test", usd_per_image=0.003)
+    jobs = jobs_of(70, api.model)
+    for job in jobs[:60]:
+        job.unanswered, job.started_at = 1, 0.0
+    named: list[int] = []
+
+    async def upload(_: Recorder, engine: Engine) -> None:
+        await anyio.sleep(0.5)
+        named.extend(engine.up_next())
+
+    account = Account(api, latency_s=3.0)
+    ended = run(lambda: run_over(tmp_path, {"first": account}, jobs, concurrency=2, uploaded=upload))
+    assert ended.statuses["done"] == 70
+    first = list(dict.fromkeys(job.number for job in ended.saves if job.status is JobStatus.RUNNING))
+    assert first[:4] == [60, 61, 62, 63]
+    assert set(named) >= {*range(60), *range(62, 70)}
 
 
 def test_a_picture_that_nothing_could_keep_is_booked_once_though_a_resume_fetches_it(

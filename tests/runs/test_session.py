@@ -18,6 +18,7 @@ import pytest
 from prefect.utilities.collections import visit_collection
 
 from imagemill.bucket.manifest import OWN_COLUMNS
+from imagemill.emulator import Emulator
 from imagemill.errors import InputError
 from imagemill.runs.caller import Caller, called_by, current_caller
 from imagemill.runs.planning import newer_than, plan_run
@@ -183,3 +184,21 @@ def test_an_interrupt_waits_for_what_is_in_flight(place: Place, catalog: Callabl
         with pytest.raises(KeyboardInterrupt), session.interruptible():
             session.work_off(work)
         assert ended == ["all"]
+
+
+def test_a_job_is_named_in_the_bucket_before_it_is_sent_though_later_ones_were_first(
+    place: Place, catalog: Callable[..., str], emulator: Callable[..., Emulator]
+) -> None:
+    """Such as one that waited for the end of the run: its route was down."""
+    given = settings(place, catalog(prompt=[str(number) for number in range(60)]))
+    api = given.api.model_copy(update={"base_url": emulator().base_url})
+    with open_session(given.model_copy(update={"api": api})) as session:
+        plan_run(session)
+        session.wait(session.announce, [0, 59])
+        session.wait(session.engine.run_shard, 59, 59)
+        session.wait(session.announce, [59])
+        session.wait(session.engine.run_shard, 0, 0)
+        lines = [json.loads(line) for line in session.folder.log.read_bytes().splitlines()]
+    sent = next(n for n, line in enumerate(lines) if line["event"] == "sent" and line["job"] == 0)
+    named = [line["jobs"] for line in lines[:sent] if line["event"] == "up_next"]
+    assert 0 in named[-1]
