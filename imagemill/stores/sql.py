@@ -195,7 +195,11 @@ class SqlStore(JobStore):
         values = [compiled.params[name] for name in compiled.positiontup or ()]
         async with self._engine.connect() as connection:
             raw = await connection.get_raw_connection()
-            return await self._fetch(raw.driver_connection, str(compiled), values)
+            try:
+                return await self._fetch(raw.driver_connection, str(compiled), values)
+            except self.outages:
+                await connection.invalidate()  # it may be dead, and SQLAlchemy has not seen that
+                raise
 
     async def _change(self, *statements: sa.Executable) -> None:
         async def change() -> None:

@@ -410,6 +410,21 @@ async def test_a_server_may_go_away_for_a_moment(make: Make, server: Server | No
         assert (await store.totals()).done == 3
 
 
+async def test_columns_are_read_on_after_a_server_went_away_for_a_moment(
+    make: Make, server: Server | None
+) -> None:
+    if server is None:
+        pytest.skip("no server")
+    async with make() as store:
+        store.outage_s = 5.0
+        await planned(store, [job(number) for number in range(4)])
+        batches = store.all_columns(["number", "id"], batch_size=2)
+        assert list((await anext(batches))["number"]) == [0, 1]
+        server.stop(server.abrupt)
+        server.start()
+        assert list((await anext(batches))["number"]) == [2, 3]
+
+
 async def test_a_server_that_stays_away_stops_the_run(
     make: Make, server: Server | None, caplog: pytest.LogCaptureFixture
 ) -> None:
