@@ -116,8 +116,8 @@ class WorkerLog(LogParts):
 class _Known:
     """What the folder's log holds: how many bytes of each series, and the part that it wrote last.
 
-    ``published`` is the ETag of the log.jsonl that the folder's log begins with, ``own`` where in it, in bytes,
-    begins what this machine has written; its first part begins there.
+    ``published`` is the ETag of the log.jsonl that the folder's log begins with. From byte ``own`` on, this
+    machine has written it; its first part begins there.
     """
 
     have: dict[str, int] = field(default_factory=dict)
