@@ -2,7 +2,8 @@
 
 It opens when more than a share of recent attempts failed with server errors or timeouts. While it is open,
 only one probe is sent every few seconds. A successful probe closes it. If it stays open for too long, the run
-stops and can be resumed.
+stops and can be resumed. An API that has refused every request for as long (429) is no better than one that
+is down: no limit on a rate refuses everything.
 """
 
 from __future__ import annotations
@@ -26,6 +27,10 @@ probe may be charged although its answer never comes."""
 
 OUTAGE = frozenset({ErrorClass.SERVER_ERROR, ErrorClass.TIMEOUT})
 """The error classes with which an API that is down fails."""
+
+
+_LEAST_REFUSED_S = 120.0
+"""Refusals are no outage before, in seconds: a minute's allowance may have been used up by somebody else."""
 
 
 class OutageError(Exception):
@@ -57,6 +62,7 @@ class Breaker:
         self._clock = clock
         self._failed: deque[bool] = deque(maxlen=WINDOW)
         self._open_since: float | None = None
+        self._refused_since: float | None = None
         self._next_probe_at = 0.0
         self._changed = anyio.Event()
 
@@ -65,8 +71,26 @@ class Breaker:
         """Whether the API is considered down."""
         return self._open_since is not None
 
+    @property
+    def is_refusing(self) -> bool:
+        """Whether it is open because the API refuses every request."""
+        return self._open_since is not None and self._open_since == self._refused_since
+
+    def accepted(self) -> None:
+        """The API has taken a request, whatever becomes of it."""
+        self._refused_since = None
+
     def record(self, error_class: ErrorClass | None) -> bool:
         """Record the result of an attempt; whether this opened or closed the breaker."""
+        if error_class is ErrorClass.RATE_LIMITED:
+            if self.is_refusing:
+                return False
+            if self._is_refused_too_long():
+                self._open_since = self._refused_since
+                self.sent()
+                return True
+        elif error_class not in OUTAGE:
+            self.accepted()
         failed = error_class in OUTAGE
         self._in_a_row = self._in_a_row + 1 if failed else 0
         if self._open_since is not None:
@@ -83,6 +107,13 @@ class Breaker:
         self._open_since = self._clock()
         self._next_probe_at = self._open_since + PROBE_S
         return True
+
+    def _is_refused_too_long(self) -> bool:
+        """Note a refusal; whether the API has taken nothing for longer than the run waits."""
+        now = self._clock()
+        if self._refused_since is None:
+            self._refused_since = now
+        return now - self._refused_since > max(self._patience_s, _LEAST_REFUSED_S)
 
     @property
     def has_given_up(self) -> bool:

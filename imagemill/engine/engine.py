@@ -626,6 +626,7 @@ class Engine:
         """The API has the request: its id goes to disk, but no picture waits for a store that is away."""
         work.job.request_id = request_id
         work.request_ids.add(request_id)
+        work.route.accepted()
         if charged_usd is not None:
             expected = work.route.api.charge(work.job)
             work.purchase.charge(
@@ -682,7 +683,11 @@ class Engine:
             raise
 
     def _note_health(self, route: Route, error_class: ErrorClass | None) -> None:
+        if error_class not in {*OUTAGE, ErrorClass.RATE_LIMITED}:
+            route.accepted()
         if route.breaker.record(error_class):
+            if route.breaker.is_refusing:
+                self._take_up_again(route.refused)
             named = {"route": route.name} if self.routes.are_several else {}
             self._recorder.event("api_down" if route.is_down else "api_up", **named)
             if self.routes.are_several:
@@ -691,7 +696,8 @@ class Engine:
     def _verdict(self, work: Work, error: ApiError) -> float | None:
         """What becomes of a job after an error: seconds to wait before a retry, None where it ends."""
         job, route, several = work.job, work.route, self.routes.are_several
-        if error.error_class in OUTAGE and not work.is_own_trouble(error):
+        is_outage = error.error_class in OUTAGE or route.is_out_for_all(error.error_class)
+        if is_outage and not work.is_own_trouble(error):
             route.outage = cut(error.message.rstrip("."))
             work.let_down.add(route)
         if not work.keeps_request(error):
@@ -707,7 +713,7 @@ class Engine:
             self._leave(work)
             return None
         wait_s: float | None
-        if route.is_down and error.error_class in OUTAGE and not work.is_own_trouble(error):
+        if route.is_out_for_all(error.error_class) and not work.is_own_trouble(error):
             # The API is down for everybody: that is no job's own failure, and spends no job's budget.
             wait_s = 0.0 if several else PROBE_S
         else:
@@ -751,6 +757,17 @@ class Engine:
             )
             self._store.save(job)
             self._recorder.gave_up(job)
+            if error.error_class is ErrorClass.RATE_LIMITED:
+                work.route.refused.append(job)
+
+    def _take_up_again(self, jobs: Sequence[Job]) -> None:
+        """Jobs that failed for what is no fault of theirs are pending again."""
+        for job in jobs:
+            if job.status is JobStatus.FAILED:
+                self._recorder.took_back(job)
+                self.reopen(job)
+                self._store.save(job)
+                self._admission.strand(job, perhaps_later=True)
 
     def _closes(self, work: Work, error: ApiError) -> bool:
         """Whether the error is the account's or the setup's, and no job's own: then its route is closed."""
@@ -785,12 +802,7 @@ class Engine:
         reason = route.setup.failed(work.job, error)
         if reason is not None and self.stopped is None and route.closed is None:
             self._admission.close(route, StopKind.SETUP, reason)
-            for suspect in route.setup.suspects():
-                if suspect.status is JobStatus.FAILED:
-                    self._recorder.took_back(suspect)
-                    self.reopen(suspect)
-                    self._store.save(suspect)
-                    self._admission.strand(suspect, perhaps_later=True)
+            self._take_up_again(route.setup.suspects())
         stop = route.closed if self.routes.are_several else self.stopped
         return stop is not None and stop.kind is StopKind.SETUP and is_suspect(error)
 

@@ -9,7 +9,7 @@ import httpx
 
 from imagemill.blocks.apis import ImageApi
 from imagemill.catalog.makers import makes
-from imagemill.engine.breaker import Breaker
+from imagemill.engine.breaker import OUTAGE, Breaker
 from imagemill.engine.cost_limit import CostLimit
 from imagemill.engine.limits.pacer import Pacer
 from imagemill.engine.lost_requests import LostRequests
@@ -17,6 +17,7 @@ from imagemill.engine.recorder import Recorder
 from imagemill.engine.setup_fault import SetupFault
 from imagemill.engine.stops import Stop, StopKind
 from imagemill.engine.throughput import Throughput
+from imagemill.errors import ErrorClass
 from imagemill.jobs import Job
 
 _ASKABLE = frozenset({StopKind.OUT_OF_BUDGET, StopKind.SETUP})
@@ -29,7 +30,8 @@ class Route:
 
     ``outage`` are the API's words in its latest outage. ``closed`` says why it takes no more jobs in this
     run; ``closing`` is set then, and when the run stops. ``share`` is its part of the budget, if it has one.
-    ``is_given_up``: nobody asks about its requests any more.
+    ``is_given_up``: nobody asks about its requests any more. ``refused`` are the jobs that failed because it
+    refuses everything.
     """
 
     name: str
@@ -44,6 +46,7 @@ class Route:
     closed: Stop | None = None
     closing: anyio.Event = field(default_factory=anyio.Event)
     is_given_up: bool = False
+    refused: list[Job] = field(default_factory=list)
     throughput: Throughput = field(default_factory=Throughput)
     _makes: dict[tuple[object, ...], bool] = field(default_factory=dict)
 
@@ -83,6 +86,8 @@ class Route:
     def why_down(self) -> str:
         """The sentence for an API that is down."""
         cause = f" ({self.outage})" if self.outage else ""
+        if self.breaker.is_refusing:
+            return f"The API has taken no request for too long: {self.api.base_url} refuses all{cause}."
         since = "has been down for too long" if self.breaker.has_given_up else "is down"
         return f"The API {since}: {self.api.base_url} does not work{cause}."
 
@@ -92,6 +97,11 @@ class Route:
         if self.closed is None and self.is_down:
             return Stop(StopKind.UNAVAILABLE, self.why_down)
         return self.closed
+
+    def is_out_for_all(self, error_class: ErrorClass) -> bool:
+        """Whether it is down, and an error of this class says so: that is no job's own failure."""
+        refused = error_class is ErrorClass.RATE_LIMITED and self.breaker.is_refusing
+        return self.is_down and (refused or error_class in OUTAGE)
 
     def close(self, stop: Stop) -> None:
         """Take no more jobs in this run."""
@@ -108,6 +118,11 @@ class Route:
         self.closing.set()
         self.breaker.stop()
         self.setup.stop()
+
+    def accepted(self) -> None:
+        """The API has taken a request: those that failed before failed by themselves."""
+        self.breaker.accepted()
+        self.refused.clear()
 
     def served(self, took_s: float) -> None:
         """A request was answered with its image after so long."""

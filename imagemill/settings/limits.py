@@ -57,7 +57,8 @@ class LimitSettings(SettingsGroup):
     outage_timeout_s: float = Field(
         default=300.0,
         ge=0,
-        description="Stop once the API has been down for this many seconds. The run can be resumed.",
+        description="Stop once the API has been down, or (after 2 minutes at least) has refused every request"
+        " with a 429, for this many seconds. The run can be resumed.",
     )
     setup_fault_share: float = Field(
         default=0.8,

@@ -13,7 +13,7 @@ import anyio
 import pytest
 
 from imagemill.emulator import Emulator
-from imagemill.engine.breaker import PROBE_S, Breaker, OutageError
+from imagemill.engine.breaker import PROBE_S, RARE_PROBE_S, Breaker, OutageError
 from imagemill.errors import ErrorClass
 from tests.cli.test_command import arguments, wait_for
 from tests.conftest import Command, Place
@@ -102,6 +102,37 @@ def test_failures_in_a_row_open_it_where_other_apis_can_step_in() -> None:
         assert breaker.wait_s() == 0.0
         assert breaker.record(None)
         assert not breaker.is_open
+
+
+def test_an_api_that_refuses_every_request_for_too_long_counts_as_down() -> None:
+    now = 0.0
+    breaker = Breaker(0.5, patience_s=300, clock=lambda: now)
+    for outcome in (None, ErrorClass.BAD_REQUEST, ErrorClass.INVALID_IMAGE):
+        assert not breaker.record(ErrorClass.RATE_LIMITED)
+        now += 299
+        assert not breaker.record(ErrorClass.RATE_LIMITED)
+        assert not breaker.record(outcome)  # it took a request
+    for _ in range(3):
+        assert not breaker.record(ErrorClass.RATE_LIMITED)
+        breaker.record(ErrorClass.TIMEOUT)
+        now += 100
+    assert not breaker.is_open
+    now += 1
+    assert breaker.record(ErrorClass.RATE_LIMITED)
+    assert breaker.is_refusing
+    assert breaker.has_given_up
+    assert breaker.wait_s() == RARE_PROBE_S
+    assert not breaker.record(ErrorClass.RATE_LIMITED)
+    assert breaker.record(None)
+    assert not breaker.is_open
+
+
+def test_a_minutes_allowance_that_is_used_up_is_no_outage() -> None:
+    now = 0.0
+    breaker = Breaker(0.5, patience_s=0, clock=lambda: now)
+    for _ in range(3):
+        assert not breaker.record(ErrorClass.RATE_LIMITED)
+        now += 59.0
 
 
 def test_a_stop_wakes_those_who_wait_for_the_api() -> None:

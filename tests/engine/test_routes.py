@@ -522,14 +522,40 @@ def test_a_route_that_answers_with_a_placeholder_is_left_aside(over: Callable[..
     assert {image["route"] for image in ended.images.values()} == {"works"}
 
 
-def test_jobs_fail_where_every_route_refuses_all_they_get(over: Callable[..., Ended]) -> None:
-    """It took for ever: each refusal halved the pace."""
-    accounts = {"one": together("one-key", faults={"429": 1.0}), "two": fal("two-key", faults={"429": 1.0})}
-    ended = over(accounts, 6)
-    assert ended.statuses == {"failed": 6}
-    assert all(job.retryable and job.error_class == "rate_limited" for job in ended.jobs)
-    assert sum(account.posted for account in accounts.values()) <= 6 * 2 * 4
-    assert ended.seconds < 3600
+def refusing(**headers: str) -> Callable[[httpx.Request], httpx.Response]:
+    return lambda request: httpx.Response(429, headers=headers, request=request)
+
+
+@pytest.mark.parametrize("headers", [{}, {"retry-after": "3600"}], ids=["plain", "with Retry-After"])
+@pytest.mark.parametrize("policy", ["fastest", "cheapest", "failover"])
+def test_a_route_that_refuses_everything_counts_as_down(
+    over: Callable[..., Ended], policy: str, headers: dict[str, str]
+) -> None:
+    """Each job was kept for an hour or more, at one request a minute."""
+    full, works = together("first-key"), together("second-key", usd=0.002, max_concurrent=10)
+    full.answers = refusing(**headers)
+    ended = over({"first": full, "second": works}, 60, policy=policy)
+    assert ended.stopped is None
+    assert ended.made_by == {"second": 60}
+    assert full.posted < 20
+    assert ended.seconds < 360
+
+
+@pytest.mark.parametrize("headers", [{}, {"retry-after": "3600"}], ids=["plain", "with Retry-After"])
+@pytest.mark.parametrize("kinds", [[together], [fal], [together, fal]])
+def test_a_run_whose_accounts_all_refuse_everything_stops_and_keeps_its_jobs(
+    over: Callable[..., Ended], kinds: list[Callable[..., Account]], headers: dict[str, str]
+) -> None:
+    accounts = {kind.__name__: kind(f"{kind.__name__}-key") for kind in kinds}
+    for account in accounts.values():
+        account.answers = refusing(**headers)
+    ended = over(accounts, 30)
+    assert ended.statuses == {"pending": 30}
+    assert ended.stopped is not None
+    assert ended.stopped.kind is StopKind.UNAVAILABLE
+    for account in accounts.values():
+        assert f"taken no request for too long: {account.api.base_url} refuses all" in ended.stopped.reason
+    assert ended.seconds < 720
 
 
 def test_what_only_one_route_makes_is_made_once_that_is_back(tmp_path: Path) -> None:
