@@ -126,6 +126,17 @@ def test_a_lost_answer_is_in_doubt_until_its_request_is_found(deal: Callable[...
     assert (one.of_the_run, one.of_the_job) == ((3, 0, 0, 0), (3, 0, 0))
 
 
+@pytest.mark.parametrize("doubted_usd", [0.05, 0.02])
+def test_what_was_in_doubt_at_another_routes_price_is_in_doubt_no_more_once_found(
+    deal: Callable[..., Deal], doubted_usd: float
+) -> None:
+    one = deal()
+    one.job.lose_answer(doubted_usd)
+    one.cost.recover(doubtful_usd=doubted_usd)
+    one.purchase.found(REQUEST)
+    assert (one.of_the_run, one.of_the_job) == ((0, 3, 0, 0), (0, 0, 0))
+
+
 @pytest.mark.parametrize("expected", [True, False])
 def test_a_request_that_is_sent_is_asked_about_whatever_the_limit(
     deal: Callable[..., Deal], *, expected: bool
