@@ -99,7 +99,7 @@ class Purchase:
 
     def found(self, request_id: str) -> None:
         """A request that was in doubt is found at the API."""
-        before_usd = self._job.unanswered_usd  # a lost machine may have sent it anywhere: at the dearest price
+        before_usd = self._job.unanswered_usd  # counted at the dearest price where it may have gone anywhere
         self._job.find_request(request_id, self._price_usd)
         self._cost.settle(-self._price_usd, doubtful_usd=self._job.unanswered_usd - before_usd)
         self._promised = True
