@@ -122,9 +122,14 @@ class Disk:
 
 
 class _File(io.FileIO):
-    """A file of a simulated process: each write is a point."""
+    """A file of a simulated process: each write is a point. A full disk still takes half of a first write."""
+
+    _is_cut = False
 
     def write(self, content: Any) -> int:
+        if disk.is_full() and not self._is_cut and len(content) > 1:
+            self._is_cut = True
+            return super().write(bytes(content)[: len(content) // 2]) or 0
         disk.refuse_when_full()
         scene.world.point("disk write")
         written: int = super().write(content) or 0
@@ -135,7 +140,6 @@ class _File(io.FileIO):
 def _simulated_open(path: Path, mode: str = "r", buffering: int = -1, *rest: Any, **named: Any) -> Any:
     if not _WRITES.search(mode) or not disk.holds(path):
         return _open(path, mode, buffering, *rest, **named)
-    disk.refuse_when_full()
     if "w" in mode or not path.exists():
         disk.opened_anew(path)
     raw = _File(path, mode.replace("b", "").replace("t", ""))

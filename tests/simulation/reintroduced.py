@@ -13,15 +13,19 @@ from typing import Any
 from unittest import mock
 
 import imagemill.blocks.apis.past_requests
+import imagemill.blocks.apis.queued
 import imagemill.engine.cost_limit
 import imagemill.engine.engine
 import imagemill.engine.lost_requests
 import imagemill.runs.folder
 import imagemill.runs.recovery
+import imagemill.secrets
 from imagemill.blocks.apis import PROVIDERS
 from imagemill.bucket.output_lease import OutputLease
+from imagemill.engine.image_check import Picture, check_picture
 from imagemill.engine.purchase import Purchase
 from imagemill.engine.receipt import Receipt
+from imagemill.errors import ApiError
 from tests.simulation.scenario import CLIENT_NAMED, SYNCHRONOUS, Scenario, drawn
 
 
@@ -40,11 +44,28 @@ async def _kept_nowhere(*_: object) -> None:
     """The image is dropped."""
 
 
+def _cut_short(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(OSError), path.open("wb") as file:
+        for start in range(0, len(content), 100):
+            file.write(content[start : start + 100])
+            file.flush()
+
+
+def _unchecked(content: bytes, width: int, height: int, *, exact: bool) -> Picture:
+    del exact
+    try:
+        return check_picture(content, width, height, exact=False)
+    except ApiError:
+        return Picture("png", width, height)
+
+
 def _written(path: Path, content: bytes) -> None:
     path.write_bytes(content)
 
 
 _past_requests: Any = imagemill.blocks.apis.past_requests
+_queued: Any = imagemill.blocks.apis.queued
 _recovery: Any = imagemill.runs.recovery
 _folder: Any = imagemill.runs.folder
 _engine: Any = imagemill.engine.engine
@@ -85,6 +106,15 @@ _PATCHES: dict[str, Sequence[tuple[Any, str, Any]]] = {
     "a lost answer to the lease's second write is a traceback": [
         (OutputLease, "_write_ours", lambda lease: lease._write())
     ],
+    "what was charged for an answer without a picture is not counted": [
+        (_engine.Engine, "_bill", lambda *_: None)
+    ],
+    "a picture kept on a full disk is cut short, and uploaded unchecked": [
+        (_engine, "write_whole", _cut_short),
+        (_recovery, "check_picture", _unchecked),
+    ],
+    "a queue that has not heard of its own request yet ends it": [(_queued, "_UNHEARD_OF_S", 0.0)],
+    "secrets are masked nowhere": [(imagemill.secrets._Secrets, "mask", lambda _, text: text)],
 }
 
 
@@ -129,6 +159,16 @@ _CAN_SHOW: dict[str, Callable[[Scenario], bool]] = {
     "a full disk while a run opens is a traceback": lambda s: s.disk_full[1] > 0,
     "a lost answer to the lease's second write is a traceback": lambda s: (
         abs(s.clock_error_s) > 5 and s.store_weather.lost_answer > 0
+    ),
+    "what was charged for an answer without a picture is not counted": lambda s: bool(
+        s.vendor.faults.keys() & {"expired_link", "truncated", "wrong_size", "black"}
+    ),
+    "secrets are masked nowhere": lambda s: s.network.echo > 0.1,
+    "a picture kept on a full disk is cut short, and uploaded unchecked": lambda s: any(
+        start < s.disk_full[1] and s.disk_full[0] < end for start, end in s.store_weather.away
+    ),
+    "a queue that has not heard of its own request yet ends it": lambda s: (
+        s.network.unheard > 0.1 and s.api not in SYNCHRONOUS
     ),
 }
 """What a scenario needs to have to show a fault at all."""

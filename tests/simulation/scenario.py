@@ -181,6 +181,13 @@ def drawn(seed: int) -> Scenario:
     )
     if scenario.second_after_s is not None:
         scenario = replace(scenario, away_s=rng.choice([0.0, 0.0, 100.0, 400.0]), refresh=None)
+    newest = random.Random(f"newest:{seed}")
+    if newest.random() < 0.2:
+        name, share = newest.choice(["unheard", "echo"]), newest.choice([0.05, 0.2])
+        scenario = replace(scenario, network=replace(scenario.network, **{name: share}))
+    if scenario.disk_full[1] and newest.random() < 0.3:  # the disk fills with what the bucket does not take
+        weather = replace(scenario.store_weather, away=((0.5, scenario.disk_full[1]),))
+        scenario = replace(scenario, store_weather=weather)
     routes = random.Random(f"several:{seed}")
     return _over_routes(scenario, routes) if api in _ROUTES and routes.random() < 0.25 else scenario
 

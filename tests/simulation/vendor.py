@@ -72,6 +72,10 @@ class NetworkWeather:
     slow_answer: float = 0.0
     repeated: float = 0.0
     stale: float = 0.0
+    unheard: float = 0.0
+    """A queue's answer that it does not know a request, within seconds of taking it."""
+    echo: float = 0.0
+    """A gateway's answer in the API's place, which repeats the request's headers."""
     away: tuple[float, float] = (0.0, 0.0)
     """Virtual seconds from when to when nothing reaches the API."""
 
@@ -181,6 +185,8 @@ class Vendor:
         self._app = _application(self.studio)
         self._rng = random.Random(f"network:{world.seed}{f':{number}' if number else ''}")
         self._answers: dict[str, tuple[int, list[tuple[bytes, bytes]], bytes]] = {}
+        self.taken: list[tuple[float, bytes]] = []
+        """What was posted and answered: when, in virtual seconds, and the answers."""
         self.at_work: set[asyncio.Task[None]] = set()
 
     @property
@@ -199,6 +205,24 @@ class Vendor:
             charge.prompt
             for charge in self.studio.charges
             if charge.whole and (charge.endless or charge.at - charge.asked > seconds)
+        )
+
+    def remember(
+        self, request: httpx.Request, status: int, headers: list[tuple[bytes, bytes]], body: bytes
+    ) -> None:
+        """Keep an answer for later trouble."""
+        if request.method == "POST":
+            self.taken.append((self.world.loop.now, body))
+        elif not request.url.path.endswith("/stream"):
+            self._answers[str(request.url)] = (status, headers, body)
+
+    def has_just_taken(self, request: httpx.Request) -> bool:
+        """Whether the API took the request that is asked about within the last five seconds."""
+        since = self.world.loop.now - 5.0
+        names = [*request.url.path.split("/"), *request.url.params.values()]
+        ids = [name.encode() for name in names if len(name) >= 16]
+        return request.method == "GET" and any(
+            at >= since and name in answer for at, answer in self.taken for name in ids
         )
 
     def is_away(self) -> bool:
@@ -310,6 +334,14 @@ class _Exchange:
             self.started.set_exception(self._late())
 
 
+def _unpassed(request: httpx.Request, fate: str) -> httpx.Response:
+    """An answer to a request that does not get to the API."""
+    if fate == "unheard":
+        return httpx.Response(404, json={"detail": "There is no such request."}, request=request)
+    headers = "; ".join(f"{name}: {value}" for name, value in request.headers.items())
+    return httpx.Response(502, text=f"No upstream took {request.url} ({headers})", request=request)
+
+
 class _Network(httpx.AsyncBaseTransport):
     def __init__(self, vendors: Vendors) -> None:
         self._vendors = vendors
@@ -334,6 +366,9 @@ class _Network(httpx.AsyncBaseTransport):
             await asyncio.sleep(there + back)
             status, headers, body = vendor._answers[str(request.url)]
             return httpx.Response(status, headers=headers, content=body, request=request)
+        if fate in {"unheard", "echo"}:
+            await asyncio.sleep(there + back)
+            return _unpassed(request, fate)
         exchange = _Exchange(request, world.loop.create_future())
         if fate == "lost_request":
             await exchange.silence(rng.choice([1.0, 600.0]))
@@ -370,10 +405,12 @@ class _Network(httpx.AsyncBaseTransport):
             vendor.world.met["API away"] += 1
             return "no_connection" if draw < 0.5 else "lost_request"
         for name in ("no_connection", "lost_request", "lost_answer", "cut_answer", "slow_answer", "repeated",
-                     "stale"):  # fmt: skip
+                     "stale", "unheard", "echo"):  # fmt: skip
             share = getattr(weather, name)
             if draw < share:
                 if name == "stale" and request.method != "GET":
+                    return None
+                if name == "unheard" and not vendor.has_just_taken(request):
                     return None
                 # A network repeats what is safe to repeat; a client-named task is.
                 if name == "repeated" and request.method != "GET" and b"taskUUID" not in request.content:
@@ -433,8 +470,8 @@ class _Network(httpx.AsyncBaseTransport):
                 if not exchange.started.done():
                     exchange.started.set_exception(lost)
                     exchange.started.exception()
-            elif request.method == "GET" and not request.url.path.endswith("/stream"):
-                vendor._answers[str(request.url)] = (started[0], started[1], b"".join(parts))
+            else:
+                vendor.remember(request, *started, b"".join(parts))
             exchange.body.put_nowait(None)
 
 
