@@ -165,7 +165,9 @@ _CAN_SHOW: dict[str, Callable[[Scenario], bool]] = {
     ),
     "secrets are masked nowhere": lambda s: s.network.echo > 0.1,
     "a picture kept on a full disk is cut short, and uploaded unchecked": lambda s: any(
-        start < s.disk_full[1] and s.disk_full[0] < end for start, end in s.store_weather.away
+        max(start, s.disk_full[0]) < (death.interrupt_after_s or 0.0) < min(end, s.disk_full[1])
+        for start, end in s.store_weather.away
+        for death in s.deaths
     ),
     "a queue that has not heard of its own request yet ends it": lambda s: (
         s.network.unheard > 0.1 and s.api not in SYNCHRONOUS
