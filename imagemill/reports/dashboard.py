@@ -28,7 +28,7 @@ from imagemill.reports.regressions import (
     series_of,
 )
 from imagemill.reports.templating import environment
-from imagemill.reports.vendors import compare_vendors
+from imagemill.reports.vendors import compare_vendors, routes_of
 from imagemill.runs.history import History, RunRow
 from imagemill.settings import RegressionSettings
 from imagemill.usd import total
@@ -132,6 +132,7 @@ def render_dashboard(
             headline=_Headline.of(runs),
             weeks=_weeks(runs),
             vendors=compare_vendors(runs),
+            routes_of=routes_of,
             queued=any(run.p95_queued_s for run in runs),
             measured=any(run.measured for run in runs),
         )

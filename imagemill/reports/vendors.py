@@ -71,11 +71,16 @@ def compare_vendors(runs: Sequence[RunRow]) -> list[Period]:
 
 def parts_of(run: RunRow) -> list[RouteTotals]:
     """What each vendor's model made of a run; those that made nothing and failed at nothing are left out."""
+    parts = routes_of(run) if run.routes else [_only(run)]
+    return [part for part in parts if part.images or part.failed]
+
+
+def routes_of(run: RunRow) -> list[RouteTotals]:
+    """The routes of a run over several; none if it was over one API."""
     try:
-        parts = _ROUTES.validate_json(run.routes) if run.routes else [_only(run)]
+        return _ROUTES.validate_json(run.routes) if run.routes else []
     except ValidationError:  # damaged, or not ours
         return []
-    return [part for part in parts if part.images or part.failed]
 
 
 def _only(run: RunRow) -> RouteTotals:

@@ -293,3 +293,28 @@ def test_vendors_are_compared_over_weeks_in_runs_over_one_api_and_over_several()
     assert [vendor.made_by for vendor in first.vendors] == ["together/flux"]
     assert compare_vendors(rows[:1]) == []  # with one vendor there is nothing to compare
     assert "Vendors" in page(rows).text
+
+
+def test_routes_that_took_no_more_jobs_are_named_with_the_reason() -> None:
+    route = {
+        "route": "spare",
+        "made_by": "fal/flux",
+        "images": 0,
+        "failed": 0,
+        "stopped": "The API refused it.",
+    }
+    rest = dict.fromkeys(
+        ("images_per_minute", "error_rate", "cost_usd", "measured", "suspect", "requests"), 0
+    )
+    routes = json.dumps([route | rest | {"p50_latency_s": None, "p95_latency_s": None}])
+    assert "spare: It refused." in page([run_row(0, provider="several", routes=routes)]).text
+
+
+def test_each_column_of_the_weeks_has_its_head() -> None:
+    settings = RegressionSettings()
+    row = run_row(0, p95_queued_s=3.0)
+    html = render_dashboard("s3://out", History([row], 0), [], settings, datetime(2025, 11, 25, tzinfo=UTC))
+    weeks = html.partition('id="weeks"')[2].partition("</section>")[0]
+    heads, _, body = weeks.partition("</thead>")
+    count = [part.count("<th") + part.count("<td") - part.count("<thead") for part in (heads, body)]
+    assert count[0] == count[1] > 8
