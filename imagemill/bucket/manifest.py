@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from imagemill.bucket.image_bucket import ImageBucket, copy_name, image_names
 from imagemill.catalog.plan import PLAN_SCHEMA
 from imagemill.jobs import JobStatus, has_picture
-from imagemill.parquet import is_constant, read_batches
+from imagemill.parquet import read_batches
 from imagemill.takes import seed_of, take_of
 
 MANIFEST = "manifest.parquet"
@@ -76,21 +76,28 @@ class Outcomes:
 
     def __init__(self) -> None:
         self._endings = {Ending("rejected"): 0}
-        self._seen: dict[tuple[str, str | None, str | None, str, str], int] = {}
         self._of_job = array("i")
 
-    def add(self, jobs: Mapping[str, Sequence[Any]]) -> None:
-        """Add the next jobs, in order of their numbers, as columns: their ``OUTCOME_FIELDS`` at least."""
-        statuses, error_codes, images, suspects, routes = (jobs[name] for name in OUTCOME_FIELDS)
-        kinds = [image.partition(".")[2] if image else None for image in images]  # folders have no dots
-        columns = statuses, error_codes, kinds, suspects, routes
-        seen = self._seen
-        shared = all(map(is_constant, columns))
-        rows = list(zip(*[column[:1] if shared else column for column in columns], strict=True))
-        for row in set(rows).difference(seen):
-            seen[row] = self._endings.setdefault(_ending(*row), len(self._endings))
-        places = array("i", [seen[row] for row in rows])
-        self._of_job.extend(places * (len(kinds) // len(rows)) if rows else places)
+    def add(self, jobs: pa.RecordBatch) -> None:
+        """Add the next jobs, in order of their numbers: their ``OUTCOME_FIELDS`` at least."""
+        columns = {name: jobs[name] for name in OUTCOME_FIELDS}
+        # What follows the key in the image's name; folders have no dots.
+        columns["image"] = pc.replace_substring_regex(columns["image"], r"^[^.]*\.?", "")
+        kinds = np.zeros(jobs.num_rows, np.int64)
+        for column in columns.values():
+            values = column.dictionary_encode("encode")
+            if len(values.dictionary) > 1:
+                several = kinds * len(values.dictionary) + values.indices.to_numpy()
+                kinds = np.unique(several, return_inverse=True)[1]
+        first = np.unique(kinds, return_index=True)[1]
+        rows = zip(*[column.take(first).to_pylist() for column in columns.values()], strict=True)
+        places = [self._endings.setdefault(_ending(*row), len(self._endings)) for row in rows]
+        self._of_job.frombytes(np.array(places, np.intc)[kinds].tobytes())
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether a job has failed."""
+        return any(ending.status == JobStatus.FAILED for ending in self._endings)
 
     def of(self, jobs: pa.Array | pa.ChunkedArray) -> pa.Table:
         """How these jobs ended, a column for each field of :class:`Ending`; null is a rejected row."""

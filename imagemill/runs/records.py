@@ -21,12 +21,11 @@ from imagemill.bucket.manifest import Outcomes, variants_of
 from imagemill.formatting import counted
 from imagemill.jobs import KEPT, TERMINAL, has_picture, next_take
 from imagemill.media_types import JSON_LINES, PARQUET
-from imagemill.parquet import RowWriter, column_of, read_batches
+from imagemill.parquet import RowWriter, read_batches
 from imagemill.quality.measures import Measures
 from imagemill.quality.near_duplicates import near_duplicates
 from imagemill.quality.verdicts import Verdict
 from imagemill.runs.session import Session
-from imagemill.stores import Columns
 from imagemill.takes import REJECTED, seed_of
 from imagemill.usd import plus
 
@@ -124,22 +123,23 @@ def write_records(session: Session) -> Outcomes:
         for jobs in _columns_of(session, _FIELDS):
             measured = _measures(jobs["quality"])
             alike.add(jobs, measured)
-            neighbours = pa.nulls(len(jobs["number"]), pa.int64())  # known once all are written
+            neighbours = pa.nulls(jobs.num_rows, pa.int64())  # known once all are written
             columns = [*_pictures(jobs, session.makers or {}).columns, *measured.columns, neighbours]
             writer.write(pa.Table.from_arrays(columns, schema=schema))
             outcomes.add(jobs)
     with RowWriter(failed_file, FAILED_SCHEMA) as writer:
-        for failed in _columns_of(session, [*FAILED_SCHEMA.names, "judge_usd"], failed_only=True):
+        names = [*FAILED_SCHEMA.names, "judge_usd"]
+        for failed in _columns_of(session, names, failed_only=True) if outcomes.has_failed else ():
             writer.write(_table(failed, FAILED_SCHEMA))
     alike.mark(jobs_file)
     return outcomes
 
 
-def _measures(texts: Sequence[str]) -> pa.Table:
+def _measures(texts: pa.Array) -> pa.Table:
     """The measures and opinions that jobs have as JSON."""
-    if not any(texts):
+    if pc.max(pc.binary_length(texts)).as_py() == 0:
         return pa.table([pa.nulls(len(texts), field.type) for field in QUALITY_SCHEMA], QUALITY_SCHEMA)
-    return pa.Table.from_pylist([orjson.loads(text or "{}") for text in texts], QUALITY_SCHEMA)
+    return pa.Table.from_pylist([orjson.loads(text or "{}") for text in texts.to_pylist()], QUALITY_SCHEMA)
 
 
 class AlikePictures:
@@ -151,18 +151,18 @@ class AlikePictures:
         self._kept: set[int] = set()
         self._rows = 0
 
-    def add(self, jobs: Columns, measured: pa.Table) -> None:
+    def add(self, jobs: pa.RecordBatch, measured: pa.Table) -> None:
         """Take the next jobs of the file, with the measures of their pictures or nulls."""
         known = np.flatnonzero(measured["phash"].is_valid())
         measures = measured.select(["phash", *_LOOKS]).take(known).to_pylist()
-        for place, found in zip(known.tolist(), measures, strict=True):
-            status, image, suspect = (jobs[name][place] for name in ("status", "image", "suspect"))
-            if has_picture(status, image, suspect):
+        chosen = jobs.select(["status", "image", "suspect", "prompt"]).take(pa.array(known)).to_pylist()
+        for place, found, job in zip(known.tolist(), measures, chosen, strict=True):
+            if has_picture(job["status"], job["image"], job["suspect"]):
                 self._hashes.append(int(found["phash"], 16))
                 self._looks.extend(found[name] or 0.0 for name in _LOOKS)
-                self._prompts.append(hash(jobs["prompt"][place]))
+                self._prompts.append(hash(job["prompt"]))
                 self._places.append(self._rows + place)
-                if suspect == KEPT:
+                if job["suspect"] == KEPT:
                     self._kept.add(self._rows + place)
         self._rows += measured.num_rows
 
@@ -193,11 +193,13 @@ class AlikePictures:
         copy.replace(file)
 
 
-def _columns_of(session: Session, names: Sequence[str], *, failed_only: bool = False) -> Iterator[Columns]:
+def _columns_of(
+    session: Session, names: Sequence[str], *, failed_only: bool = False
+) -> Iterator[pa.RecordBatch]:
     """The jobs' columns in batches, each of which is read while the one before it is worked on."""
     batches = session.store.all_columns(names, failed_only=failed_only)
 
-    async def following() -> Columns | None:
+    async def following() -> pa.RecordBatch | None:
         return await anext(batches, None)
 
     under_way = session.portal.start_task_soon(following)
@@ -206,39 +208,40 @@ def _columns_of(session: Session, names: Sequence[str], *, failed_only: bool = F
         yield columns
 
 
-def _table(jobs: Columns, schema: pa.Schema) -> pa.Table:
-    """Jobs in the columns of a schema; ``cost_usd`` includes what the judge cost."""
-    if any(jobs["judge_usd"]):
-        jobs = jobs | {"cost_usd": list(map(plus, jobs["cost_usd"], jobs["judge_usd"]))}
+def _table(jobs: pa.RecordBatch, schema: pa.Schema, **more: pa.Array) -> pa.Table:
+    """Jobs in the columns of a schema, and ``more`` columns; ``cost_usd`` includes what the judge cost."""
+    if pc.any(pc.not_equal(jobs["judge_usd"], 0.0)).as_py():
+        costs = map(plus, jobs["cost_usd"].to_pylist(), jobs["judge_usd"].to_pylist())
+        more["cost_usd"] = pa.array(costs, pa.float64())
     columns: list[Any] = []
     for field in schema:
-        values = jobs[field.name]
+        column = more[field.name] if field.name in more else jobs[field.name]
         if pa.types.is_timestamp(field.type):
-            ms = pc.round(pc.multiply(column_of(values, pa.float64()), 1000.0))
-            columns.append(ms.cast(pa.int64()).cast(field.type))
-        else:
-            column = column_of(values, field.type)
-            if field.name in _NULLS:
-                column = pc.if_else(pc.equal(column, ""), pa.scalar(None, field.type), column)
-            columns.append(column)
+            column = pc.round(pc.multiply(column, 1000.0)).cast(pa.int64())
+        elif field.name in _NULLS:
+            column = pc.if_else(pc.equal(column, ""), pa.scalar(None, field.type), column)
+        columns.append(column.cast(field.type))
     return pa.Table.from_arrays(columns, schema=schema)
 
 
-def _pictures(jobs: Columns, makers: Mapping[str, str]) -> pa.Table:
+def _pictures(jobs: pa.RecordBatch, makers: Mapping[str, str]) -> pa.Table:
     """The rows of jobs.parquet, with the seed of the picture that each job has, and who made it."""
-    made_by = list(map(makers.get, jobs["route"])) if makers else [None] * len(jobs["number"])
-    table = _table(jobs | {"made_by": made_by}, JOBS_SCHEMA)
-    if KEPT in jobs["suspect"]:
-        suspects = table["suspect"]
-        table = _with(table, "suspect", pc.if_else(pc.equal(suspects, KEPT), "", suspects))
+    if makers:
+        made_by = pa.array(map(makers.get, jobs["route"].to_pylist()), pa.string())
+    else:
+        made_by = pa.nulls(jobs.num_rows, pa.string())
+    table = _table(jobs, JOBS_SCHEMA, made_by=made_by)
+    suspects = table["suspect"]
+    table = _with(table, "suspect", pc.if_else(pc.equal(suspects, KEPT), "", suspects))
     images = table["image"]
     ended = pc.is_in(table["status"], pa.array([str(status) for status in TERMINAL]))
     is_first = pc.and_(ended, pc.less_equal(pc.count_substring(images, "."), 1))  # with the job's own seed
     later = np.flatnonzero(pc.and_(images.is_valid(), pc.invert(is_first)).fill_null(False).to_numpy())
     if later.size:
-        seeds = list(jobs["seed"])
+        seeds = jobs["seed"].to_pylist()
         for place in later.tolist():
-            seeds[place] = seed_of(seeds[place], next_take(jobs["status"][place], jobs["image"][place]))
+            take = next_take(jobs["status"][place].as_py(), jobs["image"][place].as_py())
+            seeds[place] = seed_of(seeds[place], take)
         table = _with(table, "seed", pa.array(seeds, pa.int64()))
     return table
 

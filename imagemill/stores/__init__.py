@@ -8,7 +8,7 @@ from pydantic import SecretStr
 
 from imagemill.errors import InputError
 from imagemill.store_address import address_of
-from imagemill.stores.base import Columns, JobStore, JobTotals, Shard, shards
+from imagemill.stores.base import JobStore, JobTotals, Shard, shards
 from imagemill.stores.board import Board, Note
 from imagemill.stores.memory import MemoryStore
 
@@ -18,7 +18,6 @@ MEMORY_LIMIT = 1_000
 __all__ = [
     "MEMORY_LIMIT",
     "Board",
-    "Columns",
     "JobStore",
     "JobTotals",
     "MemoryStore",

@@ -22,6 +22,8 @@ from typing import Any, ClassVar
 
 import anyio
 import asyncpg
+import orjson
+import pyarrow as pa
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
@@ -38,7 +40,7 @@ from imagemill.jobs import (
 )
 from imagemill.parquet import is_constant
 from imagemill.store_address import PASSWORD_VARIABLE, StoreAddress
-from imagemill.stores.base import CONNECT_S, Columns, JobState, JobStore, JobTotals, reason_of
+from imagemill.stores.base import CONNECT_S, JobState, JobStore, JobTotals, reason_of, record_batch
 from imagemill.stores.encoding import MARK, escape, is_odd, unescape
 from imagemill.stores.postgres_board import PostgresBoard
 from imagemill.stores.tables import JOBS, LEASES, RUNS, make_tables
@@ -55,6 +57,7 @@ _INPUT_TEXTS, _STATE_TEXTS = (
 _INSERTED = ["run_id", *INPUT_FIELDS, *STATE_FIELDS]
 _TRUTH = {0: False, 1: True}
 """What SQLite keeps for a truth value; NULL stays one."""
+_MARK_IN_JSON = f"\\u{ord(MARK):04x}"
 _PAGE = 50_000
 _ROWS_A_STATEMENT = 500
 """Up to fourteen values per row. More rows are slower again; SQLite allows 32,766 values per statement."""
@@ -142,25 +145,25 @@ class SqlStore(JobStore):
             last = jobs[-1].number
 
     async def all_columns(
-        self, names: Sequence[str], *, failed_only: bool = False, batch_size: int = 10_000
-    ) -> AsyncIterator[Columns]:
+        self, names: Sequence[str], *, failed_only: bool = False, batch_size: int = 5_000
+    ) -> AsyncIterator[pa.RecordBatch]:
         wanted = [self._of_run]
         if failed_only:
             wanted.append(JOBS.c.status == JobStatus.FAILED)
         last = -1
+        fields = ["number", *[name for name in names if name != "number"]]
         while True:
             query = (
-                sa.select(JOBS.c.number, *[JOBS.c[name] for name in names])
+                sa.select(*[JOBS.c[name].label(f"c{place}") for place, name in enumerate(fields)])
                 .where(*wanted, JOBS.c.number > last)
                 .order_by(JOBS.c.number)
                 .limit(batch_size)
             )
-            rows = await self.patiently(self._raw_rows, query)
-            if not rows:
+            columns = await self.patiently(self._columns_of, query, fields)
+            if not columns[0]:
                 return
-            numbers, *columns = _columns(rows, [JOBS.c.number.name, *names])
-            yield dict(zip(names, columns, strict=True))
-            last = numbers[-1]
+            yield record_batch(fields, columns).select(list(names))
+            last = columns[0][-1]
 
     async def totals(self) -> JobTotals:
         (row,) = await self._rows(_totals_of(self._run_id))
@@ -189,14 +192,14 @@ class SqlStore(JobStore):
 
         return await self.patiently(read)
 
-    async def _raw_rows(self, query: sa.Select[Any]) -> Sequence[Sequence[Any]]:
-        """The same without SQLAlchemy's work on each row."""
+    async def _columns_of(self, query: sa.Select[Any], names: Sequence[str]) -> list[Sequence[Any]]:
+        """The columns of a query for fields of jobs, without SQLAlchemy's work on each row."""
         compiled = query.compile(dialect=self._engine.dialect)
         values = [compiled.params[name] for name in compiled.positiontup or ()]
         async with self._engine.connect() as connection:
             raw = await connection.get_raw_connection()
             try:
-                return await self._fetch(raw.driver_connection, str(compiled), values)
+                return await self._fetch(raw.driver_connection, str(compiled), values, names)
             except self.outages:
                 await connection.invalidate()  # it may be dead, and SQLAlchemy has not seen that
                 raise
@@ -210,8 +213,14 @@ class SqlStore(JobStore):
         await self.patiently(change)
 
     @abstractmethod
-    async def _fetch(self, driver: Any, query: str, values: list[Any]) -> Sequence[Sequence[Any]]:  # noqa: ANN401
-        """The rows of a query, through the driver's own connection."""
+    async def _fetch(
+        self,
+        driver: Any,  # noqa: ANN401
+        query: str,
+        values: list[Any],
+        names: Sequence[str],
+    ) -> list[Sequence[Any]]:
+        """The columns of a query for these fields, through the driver's own connection."""
 
     @abstractmethod
     async def _add_columns(self, driver: Any, columns: list[Sequence[Any]]) -> None:  # noqa: ANN401
@@ -286,11 +295,20 @@ class SqliteStore(SqlStore):
                 " can be written: --store sqlite:PATH."
             ) from error
 
-    async def _fetch(self, driver: Any, query: str, values: list[Any]) -> Sequence[Sequence[Any]]:  # noqa: ANN401
+    async def _fetch(
+        self,
+        driver: Any,  # noqa: ANN401
+        query: str,
+        values: list[Any],
+        names: Sequence[str],
+    ) -> list[Sequence[Any]]:
+        # One row of columns as JSON: it is made without Python's lock, which each row of jobs would take.
+        columns = ",".join(f"json_group_array(c{place})" for place in range(len(names)))
         try:
-            return list(await driver.execute_fetchall(query, values))
+            (texts,) = await driver.execute_fetchall(f"SELECT {columns} FROM ({query})", values)  # noqa: S608 - our own names
         except sqlite3.Error as error:
             raise OSError(str(error)) from error
+        return list(map(_column_of_json, names, texts))
 
     async def _add_columns(self, driver: Any, columns: list[Sequence[Any]]) -> None:  # noqa: ANN401
         shared = (False, *[is_constant(column) for column in columns[1:]])  # the first one is the number
@@ -379,8 +397,14 @@ class PostgresStore(SqlStore, PostgresBoard):
             return f"it has not answered within {CONNECT_S:.0f} s"
         return reason_of(error)
 
-    async def _fetch(self, driver: Any, query: str, values: list[Any]) -> Sequence[Sequence[Any]]:  # noqa: ANN401
-        return list(await driver.fetch(query, *values))
+    async def _fetch(
+        self,
+        driver: Any,  # noqa: ANN401
+        query: str,
+        values: list[Any],
+        names: Sequence[str],
+    ) -> list[Sequence[Any]]:
+        return _columns(await driver.fetch(query, *values), names)
 
     async def _add_columns(self, driver: Any, columns: list[Sequence[Any]]) -> None:  # noqa: ANN401
         records = [(self._run_id, *row, *FRESH_STATE) for row in zip(*columns, strict=True)]
@@ -488,7 +512,7 @@ def _jobs(rows: Sequence[tuple[Any, ...]]) -> list[Job]:
 
 def _columns(rows: Sequence[Sequence[Any]], names: Sequence[str]) -> list[Sequence[Any]]:
     """The columns of rows, their texts as they were before they were escaped, and truth values as such."""
-    columns: list[Sequence[Any]] = list(zip(*rows, strict=True))
+    columns: list[Sequence[Any]] = list(zip(*rows, strict=True)) or [()] * len(names)
     for index, name in enumerate(names):
         kind = JOBS.c[name].type
         if isinstance(kind, sa.Boolean):
@@ -496,6 +520,14 @@ def _columns(rows: Sequence[Sequence[Any]], names: Sequence[str]) -> list[Sequen
         elif isinstance(kind, sa.Text) and _has_mark(columns[index]):
             columns[index] = [None if text is None else unescape(text) for text in columns[index]]
     return columns
+
+
+def _column_of_json(name: str, text: str) -> Sequence[Any]:
+    """The same for one column that SQLite has put together."""
+    values: list[Any] = orjson.loads(text)
+    if isinstance(JOBS.c[name].type, sa.Boolean):
+        return list(map(_TRUTH.get, values))
+    return [value and unescape(value) for value in values] if _MARK_IN_JSON in text else values
 
 
 def _has_mark(texts: Sequence[str | None]) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from types import MappingProxyType
@@ -78,7 +79,7 @@ class Output:
             job.status, job.image = JobStatus.DONE, image_name(job.key, "png")
             self.bucket.write_version(job.image, b"image", "image/png", self.bucket.etag(job.image))
         outcomes = Outcomes()
-        outcomes.add({name: [getattr(job, name) for job in jobs] for name in OUTCOME_FIELDS})
+        outcomes.add(pa.RecordBatch.from_pylist([asdict(job) for job in jobs]).select(OUTCOME_FIELDS))
         file = self._folder / "manifest.parquet"
         how_known = {"catalog": str(self._folder / name), "publisher": publisher, "columns": self.used}
         write_manifest(self.bucket, plan, outcomes, file, copies=False, **how_known)

@@ -177,8 +177,8 @@ async def test_columns_of_jobs_are_their_fields(make: Make) -> None:
         for chosen, failed_only in ((jobs, False), ([jobs[2], jobs[5]], True)):
             found: dict[str, list[Any]] = {name: [] for name in JOB_FIELDS}
             async for batch in store.all_columns(JOB_FIELDS, failed_only=failed_only, batch_size=2):
-                assert len(batch["id"]) <= 2
-                for name, values in batch.items():
+                assert batch.num_rows <= 2
+                for name, values in batch.to_pydict().items():
                     found[name].extend(values)
             assert found == {name: [getattr(one, name) for one in chosen] for name in JOB_FIELDS}
             assert {type(value) for value in found["retryable"]} <= {bool, type(None)}
