@@ -5,6 +5,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -114,8 +115,38 @@ FAILED_SCHEMA = pa.schema(
 )
 
 
-def write_records(session: Session) -> Outcomes:
-    """Write jobs.parquet and failed.parquet into the run's folder; the outcomes of all jobs."""
+@contextmanager
+def published_records(session: Session) -> Iterator[Outcomes]:
+    """Publish the run's records: its jobs, dead letters, rejected rows and log; the jobs' outcomes.
+
+    Uploads go on while the block runs. When it ends, all of them are in the bucket.
+
+    Raises:
+        StoreUnavailableError: the bucket is unavailable.
+    """
+    with ThreadPoolExecutor(2) as threads:
+        log = threads.submit(_upload, session, "log.jsonl", JSON_LINES)  # the largest of them, and written
+        outcomes, alike = _write_records(session)
+        others = threads.submit(_upload_records, session, alike)
+        yield outcomes
+        others.result()
+        log.result()
+    if session.log is not None:
+        session.wait(session.log.retire)
+
+
+def _upload_records(session: Session, alike: AlikePictures) -> None:
+    alike.mark(session.folder.path / "jobs.parquet")
+    for name in ("jobs.parquet", "failed.parquet", "rejected.parquet"):
+        _upload(session, name, PARQUET)
+
+
+def _upload(session: Session, name: str, media_type: str) -> None:
+    session.bucket.upload(session.folder.path / name, f"runs/{session.settings.run_id}/{name}", media_type)
+
+
+def _write_records(session: Session) -> tuple[Outcomes, AlikePictures]:
+    """Write jobs.parquet and failed.parquet into the run's folder; pictures that look alike are unmarked."""
     jobs_file, failed_file = session.folder.path / "jobs.parquet", session.folder.path / "failed.parquet"
     outcomes, alike = Outcomes(), AlikePictures()
     schema = pa.schema([*JOBS_SCHEMA, *QUALITY_SCHEMA, *NEIGHBOUR_SCHEMA])
@@ -131,8 +162,7 @@ def write_records(session: Session) -> Outcomes:
         names = [*FAILED_SCHEMA.names, "judge_usd"]
         for failed in _columns_of(session, names, failed_only=True) if outcomes.has_failed else ():
             writer.write(_table(failed, FAILED_SCHEMA))
-    alike.mark(jobs_file)
-    return outcomes
+    return outcomes, alike
 
 
 def _measures(texts: pa.Array) -> pa.Table:
@@ -249,20 +279,6 @@ def _pictures(jobs: pa.RecordBatch, makers: Mapping[str, str]) -> pa.Table:
 def _with(table: pa.Table, name: str, column: pa.Array | pa.ChunkedArray) -> pa.Table:
     place = table.schema.get_field_index(name)
     return table.set_column(place, table.schema.field(place), column)
-
-
-def publish_records(session: Session) -> None:
-    """Upload the run's records: its jobs, dead letters, rejected rows and log."""
-    for name, media_type in (
-        ("jobs.parquet", PARQUET),
-        ("failed.parquet", PARQUET),
-        ("rejected.parquet", PARQUET),
-        ("log.jsonl", JSON_LINES),
-    ):
-        file = session.folder.path / name
-        session.bucket.upload(file, f"runs/{session.settings.run_id}/{name}", media_type)
-    if session.log is not None:
-        session.wait(session.log.retire)
 
 
 def copy_images(session: Session, outcomes: Outcomes) -> None:

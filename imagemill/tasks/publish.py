@@ -14,7 +14,7 @@ from imagemill.bucket.replacement import Missing, Prune, replace_manifest
 from imagemill.catalog.counts import PlanCounts
 from imagemill.reports.assets import NAMED_BY_RUN, describe
 from imagemill.runs.planning import is_part
-from imagemill.runs.records import copy_images, delete_rejected_copies, publish_records, write_records
+from imagemill.runs.records import copy_images, delete_rejected_copies, published_records
 from imagemill.runs.session import Session
 from imagemill.runs.user_errors import without_secrets_in_errors
 from imagemill.settings import RunSettings
@@ -39,26 +39,25 @@ def publish(session: Session, counts: PlanCounts, *, newer: NewerRun | None = No
     Raises:
         StoreUnavailableError: the bucket is away, or other runs keep replacing the manifest.
     """
-    outcomes = write_records(session)
-    publish_records(session)
+    manifest = session.folder.path / MANIFEST
+    catalog, copies = session.settings.catalog.path, session.settings.output.copies
+    with published_records(session) as outcomes:
+        if newer is None:
+            if copies:
+                copy_images(session, outcomes)
+            write_manifest(
+                session.bucket,
+                session.folder.plan,
+                outcomes,
+                manifest,
+                catalog=catalog,
+                copies=copies,
+                publisher=Publisher(session.settings.run_id, session.folder.read_planned_at()),
+                columns=counts.columns.get("used", {}),
+                makers=session.makers,
+            )
     if newer is not None:
         return Changes(0, 0, 0, 0)
-    copies = session.settings.output.copies
-    if copies:
-        copy_images(session, outcomes)
-    manifest = session.folder.path / MANIFEST
-    catalog = session.settings.catalog.path
-    write_manifest(
-        session.bucket,
-        session.folder.plan,
-        outcomes,
-        manifest,
-        catalog=catalog,
-        copies=copies,
-        publisher=Publisher(session.settings.run_id, session.folder.read_planned_at()),
-        columns=counts.columns.get("used", {}),
-        makers=session.makers,
-    )
     if session.lease is not None:
         session.lease.check()
     if not replaces_manifest(session, counts, newer=newer):
