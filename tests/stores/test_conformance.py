@@ -419,10 +419,10 @@ async def test_columns_are_read_on_after_a_server_went_away_for_a_moment(
         store.outage_s = 5.0
         await planned(store, [job(number) for number in range(4)])
         batches = store.all_columns(["number", "id"], batch_size=2)
-        assert list((await anext(batches))["number"]) == [0, 1]
+        assert (await anext(batches))["number"].to_pylist() == [0, 1]
         server.stop(server.abrupt)
         server.start()
-        assert list((await anext(batches))["number"]) == [2, 3]
+        assert (await anext(batches))["number"].to_pylist() == [2, 3]
 
 
 async def test_a_server_that_stays_away_stops_the_run(
