@@ -301,7 +301,7 @@ def test_routes_that_took_no_more_jobs_are_named_with_the_reason() -> None:
         "made_by": "fal/flux",
         "images": 0,
         "failed": 0,
-        "stopped": "The API refused it.",
+        "stopped": "It refused.",
     }
     rest = dict.fromkeys(
         ("images_per_minute", "error_rate", "cost_usd", "measured", "suspect", "requests"), 0
