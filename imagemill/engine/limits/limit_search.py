@@ -21,6 +21,9 @@ on their way for a while, it also lets in some with as many in flight, but this 
 _CROWDED = 3
 """So many refusals in a row among the largest numbers are about the number."""
 
+_NEW_AMONG = 60
+"""More in flight than at any of so many requests before: that is reason enough."""
+
 _LOOK_PACE = 1.25
 """While one request more at once is tried, requests leave at most at so many times their latest pace."""
 
@@ -60,9 +63,10 @@ class LimitSearch:
     """Two searches, for requests in flight and for their rate, and the verdict which one a 429 is about.
 
     A limit on the number refuses when unusually many are in flight, a limit on the rate whenever it likes;
-    where fewer in flight did not help, it was the rate. A limit on the rate never refuses everything, so
-    refusal upon refusal is about the number. What is refused at any pace is about neither. All of that is
-    judged by ranks: what the client has in flight and what the account counts differ by what is on its way.
+    where fewer in flight did not help, or unusually many had just left, it was the rate. A limit on the rate
+    never refuses everything, so refusal upon refusal is about the number. What is refused at any pace is
+    about neither. All of that is judged by ranks: what the client has in flight and what the account counts
+    differ by what is on its way.
     """
 
     def __init__(self, known: Limit | None = None, first_per_s: float = START_PER_S) -> None:
@@ -134,11 +138,15 @@ class LimitSearch:
             self.window.resume()
             self.rate.restored(max(self.rate.per_s, START_PER_S), bound=False)
             return 0.0
-        if self._is_about_number(sent):
+        if burst_per_s := self._burst_per_s(sent):
+            self._fewer_in_vain = self._crowded = 0
+            self.rate.burst_refused(burst_per_s, sent.at, now)
+        elif self._is_about_number(sent):
             return self._fewer(sent, now)
-        if not self.rate.bound:
-            self.window.resume()
-        self.rate.refused(sent.number, sent.at, now)
+        else:
+            if not self.rate.bound:
+                self.window.resume()
+            self.rate.refused(sent.number, sent.at, now)
         pause_s = 1.0 / self.rate.per_s
         return pause_s if self._streak == 1 else max(pause_s, self._refusal_s)
 
@@ -159,7 +167,17 @@ class LimitSearch:
 
         If it is refused, the number was the reason: sent right after another, it might exceed a rate as well.
         """
-        return self.window.looks and not self.rate.bound
+        return self.window.looks and not (self.rate.bound and self.rate.holds_back)
+
+    def _burst_per_s(self, sent: Sent) -> float:
+        """The mean pace, if a 429 came because many left at once, but no more than usual were in flight."""
+        if sent.in_flight == 1 or sent.is_look or self._as_many(sent) <= _CROWD * len(self._levels):
+            return 0.0
+        return self.rate.burst_per_s(sent.number)
+
+    def _as_many(self, sent: Sent) -> int:
+        """How many requests were let in with as many in flight, of late."""
+        return sum(level >= sent.in_flight for level in self._levels)
 
     def _is_about_number(self, sent: Sent) -> bool:
         """Whether a 429 came because of the number in flight: there were unusually many."""
@@ -167,8 +185,8 @@ class LimitSearch:
             return False
         if sent.is_look:
             return True
+        as_many = self._as_many(sent)
         if sent.in_flight < self.window.limit and self._levels:
-            as_many = sum(level >= sent.in_flight for level in self._levels)
             if as_many > max(_CROWD * len(self._levels), 0 if self.rate.bound else 1):
                 self._fewer_in_vain = self._crowded = 0
                 return False
@@ -180,7 +198,8 @@ class LimitSearch:
                 self.rate.restored(self.rate.per_s, bound=False)
         self._crowded = 0
         # With fewer in flight the next one would not have come so soon.
-        soon = sent.number - self._fewer_since < _SOON_REQUESTS
+        is_new = as_many <= 1 and len(self._levels) >= _NEW_AMONG
+        soon = sent.number - self._fewer_since < _SOON_REQUESTS and not is_new
         self._fewer_in_vain = self._fewer_in_vain + 1 if soon else 0
         self._fewer_since = sent.number
         return self._fewer_in_vain < (1 if self.rate.bound else _IN_VAIN)

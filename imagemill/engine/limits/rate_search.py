@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from itertools import islice, pairwise
 
 START_PER_S = 20.0
 """The first pace, in requests per second: the first ten leave within the time of one image, not at once, for
@@ -30,6 +31,16 @@ _RECENT = 12
 """Requests over which the pace of late is taken."""
 _LEAST_CUT, _MOST_CUT = 0.01, 0.15
 
+_KEPT, _ENOUGH = 200, 60
+"""Requests whose times are kept, and those it takes to tell a burst."""
+_DENSEST = 0.02
+"""The share of them that left in the densest bursts."""
+_DRAIN = 1.25
+"""How dense is what a queue would hold that drains at so many times the mean pace."""
+_BURST_FALL = 0.7
+_BURST_ROOM = 1.4
+"""What paces bursts stays at so many times the mean, or it would slow down what is no burst."""
+
 
 class RateSearch:
     """The pace of requests; a pure object that is told what was sent and what was refused.
@@ -44,7 +55,7 @@ class RateSearch:
         self.bound = known
         self._doubling_s = _RAMP_DOUBLING_S
         self._sent = 0
-        self._recent: deque[float] = deque(maxlen=_RECENT)
+        self._sent_at: deque[float] = deque(maxlen=_KEPT)
         self._second_began = 0.0
         self._this_second = 0
         self._last_second = 0.0
@@ -58,7 +69,7 @@ class RateSearch:
     def sent(self, now: float, *, paced: bool) -> int:
         """A request leaves; ``paced`` says that the pace held it back. Its number."""
         self._sent += 1
-        self._recent.append(now)
+        self._sent_at.append(now)
         if now - self._second_began >= 1.0:
             self._last_second = self._this_second / (now - self._second_began)
             self.most_per_s = max(self.most_per_s, self._last_second)
@@ -82,8 +93,31 @@ class RateSearch:
     @property
     def recent_per_s(self) -> float:
         """Requests per second, over the last few of them."""
-        span_s = self._latest - self._recent[0] if self._recent else 0.0
-        return (len(self._recent) - 1) / span_s if span_s else self.per_s
+        recent = min(_RECENT, len(self._sent_at))
+        span_s = self._latest - self._sent_at[-recent] if recent else 0.0
+        return (recent - 1) / span_s if span_s else self.per_s
+
+    def burst_per_s(self, number: int) -> float:
+        """The mean pace, if the request of this number left in one of the densest bursts of late, else 0."""
+        times = list(islice(self._sent_at, max(0, len(self._sent_at) - (self._sent - number))))
+        if len(times) < _ENOUGH:
+            return 0.0
+        gap_s = (times[-1] - times[0]) / (len(times) - 1)
+        backlog, backlogs = 0.0, []
+        for before, at in pairwise(times):
+            backlog = max(0.0, backlog - _DRAIN * (at - before) / gap_s) + 1.0
+            backlogs.append(backlog)
+        is_densest = sum(each >= backlog for each in backlogs) <= max(1, _DENSEST * len(backlogs))
+        return 1.0 / gap_s if is_densest else 0.0
+
+    def burst_refused(self, mean_per_s: float, sent_at: float, now: float) -> None:
+        """Requests left too close together, though not too many over a longer time: space them."""
+        if self.bound and sent_at <= self._cut_at:
+            return
+        self.bound = True
+        self.per_s = max(_BURST_ROOM * mean_per_s, _BURST_FALL * self.per_s)
+        self._cut_at, self._cut_number = now, self._sent
+        self._quiet = 0.0
 
     def doubted(self) -> None:
         """A refusal that may be about the rate: slow down, and grow more carefully."""

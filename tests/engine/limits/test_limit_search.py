@@ -60,6 +60,16 @@ def test_a_number_is_found_though_some_requests_are_still_on_their_way(cap: int,
     assert found.failed_by_429 == 0
 
 
+def test_a_burst_that_exceeds_the_rate_costs_none_of_the_number_beside_it() -> None:
+    first = Pacer(None)
+    found = simulate(Account([Step(0, 20, 3000, 5)]), 2000, first)
+    assert found.concurrency in {20, 21}
+    assert found.refused_share <= 0.012
+    again = simulate(Account([Step(0, 20, 3000, 5)], seed=2), 1000, Pacer(None, known=first.learned()))
+    assert again.delivered >= 0.92  # 0.75 to 0.85 where bursts are taken for the number
+    assert again.refused_share <= 0.012
+
+
 def test_what_one_run_learned_the_next_starts_from() -> None:
     first = Pacer(None)
     simulate(Account([Step(0, None, 3000, 5)]), 3000, first)
