@@ -138,9 +138,9 @@ class LimitSearch:
             self.window.resume()
             self.rate.restored(max(self.rate.per_s, START_PER_S), bound=False)
             return 0.0
-        if burst_per_s := self._burst_per_s(sent):
+        if self._is_burst(sent):
             self._fewer_in_vain = self._crowded = 0
-            self.rate.burst_refused(burst_per_s, sent.at, now)
+            self.rate.burst_refused(sent.at, now)
         elif self._is_about_number(sent):
             return self._fewer(sent, now)
         else:
@@ -169,11 +169,10 @@ class LimitSearch:
         """
         return self.window.looks and not (self.rate.bound and self.rate.holds_back)
 
-    def _burst_per_s(self, sent: Sent) -> float:
-        """The mean pace, if a 429 came because many left at once, but no more than usual were in flight."""
-        if sent.in_flight == 1 or sent.is_look or self._as_many(sent) <= _CROWD * len(self._levels):
-            return 0.0
-        return self.rate.burst_per_s(sent.number)
+    def _is_burst(self, sent: Sent) -> bool:
+        """Whether a 429 came because requests left all at once, though no more than usual were in flight."""
+        is_usual = self._as_many(sent) > _CROWD * len(self._levels)
+        return is_usual and not sent.is_look and self.rate.was_burst(sent.number)
 
     def _as_many(self, sent: Sent) -> int:
         """How many requests were let in with as many in flight, of late."""

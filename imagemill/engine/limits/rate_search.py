@@ -37,6 +37,8 @@ _DENSEST = 0.02
 """The share of them that left in the densest bursts."""
 _DRAIN = 1.25
 """How dense is what a queue would hold that drains at so many times the mean pace."""
+_PAUSE = 20.0
+"""A gap so many times the usual one is a pause."""
 _BURST_FALL = 0.7
 _BURST_ROOM = 1.4
 """What paces bursts stays at so many times the mean, or it would slow down what is no burst."""
@@ -69,6 +71,8 @@ class RateSearch:
     def sent(self, now: float, *, paced: bool) -> int:
         """A request leaves; ``paced`` says that the pace held it back. Its number."""
         self._sent += 1
+        if self._sent_at and now - self._latest > _PAUSE * self._usual_gap_s > 0.0:
+            self._sent_at.clear()  # a pause says nothing about the pace before and after it
         self._sent_at.append(now)
         if now - self._second_began >= 1.0:
             self._last_second = self._this_second / (now - self._second_began)
@@ -97,25 +101,29 @@ class RateSearch:
         span_s = self._latest - self._sent_at[-recent] if recent else 0.0
         return (recent - 1) / span_s if span_s else self.per_s
 
-    def burst_per_s(self, number: int) -> float:
-        """The mean pace, if the request of this number left in one of the densest bursts of late, else 0."""
-        times = list(islice(self._sent_at, max(0, len(self._sent_at) - (self._sent - number))))
-        if len(times) < _ENOUGH:
-            return 0.0
-        gap_s = (times[-1] - times[0]) / (len(times) - 1)
-        backlog, backlogs = 0.0, []
-        for before, at in pairwise(times):
-            backlog = max(0.0, backlog - _DRAIN * (at - before) / gap_s) + 1.0
-            backlogs.append(backlog)
-        is_densest = sum(each >= backlog for each in backlogs) <= max(1, _DENSEST * len(backlogs))
-        return 1.0 / gap_s if is_densest else 0.0
+    @property
+    def _usual_gap_s(self) -> float:
+        """Seconds from one request to the next, on the average of those whose times are kept."""
+        return (self._sent_at[-1] - self._sent_at[0]) / max(1, len(self._sent_at) - 1)
 
-    def burst_refused(self, mean_per_s: float, sent_at: float, now: float) -> None:
+    def was_burst(self, number: int) -> bool:
+        """Whether the request of this number left in one of the densest bursts of late."""
+        until = len(self._sent_at) - (self._sent - number)
+        if until < _ENOUGH:
+            return False
+        one_drains_s = self._usual_gap_s / _DRAIN
+        backlog, backlogs = 0.0, []
+        for before, at in pairwise(islice(self._sent_at, until)):
+            backlog = max(0.0, backlog - (at - before) / one_drains_s) + 1.0
+            backlogs.append(backlog)
+        return sum(each >= backlog for each in backlogs) <= _DENSEST * len(backlogs)
+
+    def burst_refused(self, sent_at: float, now: float) -> None:
         """Requests left too close together, though not too many over a longer time: space them."""
         if self.bound and sent_at <= self._cut_at:
             return
         self.bound = True
-        self.per_s = max(_BURST_ROOM * mean_per_s, _BURST_FALL * self.per_s)
+        self.per_s = min(self.per_s, max(_BURST_ROOM / self._usual_gap_s, _BURST_FALL * self.per_s))
         self._cut_at, self._cut_number = now, self._sent
         self._quiet = 0.0
 
