@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from dataclasses import dataclass
 
@@ -241,4 +242,7 @@ class LimitSearch:
             return Limit(self.window.limit, took_per_s=round(self.rate.most_per_s, 1) or None)
         # The number in force may be far from what the rate ever needed.
         most = max(self._levels, default=self.window.limit)
-        return Limit(max(1, min(self.window.limit, most)), round(60.0 * self.rate.per_s, 1))
+        return Limit(
+            max(1, min(self.window.limit, most)),
+            round(60.0 * min(self.rate.per_s, self.rate.most_per_s or math.inf), 1),
+        )
