@@ -571,3 +571,23 @@ def test_what_only_one_route_makes_is_made_once_that_is_back(tmp_path: Path) -> 
     assert ended.statuses == {"done": 120}
     assert ended.stopped is None
     assert not paid_twice(*accounts.values())
+
+
+@pytest.mark.parametrize("first_s", [0.0, 10.0])
+@pytest.mark.parametrize("limit", [{"max_concurrent": 10}, {"per_minute": 300, "burst": 5}])
+def test_an_account_that_refused_everything_for_a_while_is_soon_used_to_its_limit_again(
+    tmp_path: Path, first_s: float, limit: dict[str, Any]
+) -> None:
+    """The pace had fallen to a request a minute by then, and hardly grew: 600 images took two hours."""
+    account = together("only-key", **{"latency_s": 0.5, **limit})
+
+    async def refuse_for_a_while() -> None:
+        await anyio.sleep(first_s)
+        account.refuses = 429
+        await anyio.sleep(20.0)
+        account.refuses = None
+
+    jobs = jobs_of(300, account.api.model)
+    ended: Ended = run(lambda: run_over(tmp_path, {"only": account}, jobs, meanwhile=refuse_for_a_while))
+    assert ended.statuses["done"] == 300
+    assert ended.seconds < 180.0

@@ -30,6 +30,12 @@ _LOOK_PACE = 1.25
 
 _STORM = 3
 _LONGEST_PAUSE_S = 2.0
+_OUTAGE_S = 10.0
+"""Refusals alone for so long say nothing about a limit: the account took nothing for a while."""
+_SERVED = 20
+"""So many requests that were let in show that the pace was right before."""
+_AGAIN_PER_S = 1.0
+"""The least pace, in requests per second, at which the search for the limit begins again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +92,9 @@ class LimitSearch:
         self._fewer_since = -_SOON_REQUESTS
         self._about_number = False
         self._refusal_s = 0.0
+        self._has_served = False
+        self._refused_since: float | None = None
+        self._before_outage: tuple[float, bool] | None = None
 
     def sent(self, in_flight: int, now: float, *, paced: bool) -> Sent:
         """A request leaves; ``in_flight`` counts it."""
@@ -100,6 +109,9 @@ class LimitSearch:
     def admitted(self, sent: Sent, now: float, *, may_look: bool = True) -> None:
         """The request was let in; ``may_look``: one request more than what fits may be tried."""
         self._settle(now)
+        if self._refused_since is not None and now - self._refused_since > _OUTAGE_S:
+            self._begin_again()
+        self._refused_since, self._has_served = None, True
         if sent.round == self._round:
             self._streak = 0
             self.window.admitted(sent.in_flight, now, may_look=may_look)
@@ -129,10 +141,7 @@ class LimitSearch:
                 self.rate.refused(sent.number, sent.at, now)
             return 0.0
         self._round += 1
-        self._streak += 1
-        self._about_number = False
-        if self._streak == 1:
-            self._pace_before = None if self.rate.holds_back else (self.rate.per_s, self.rate.bound)
+        self._count_refusal(now)
         if self._streak >= _STORM:
             return self._storm(sent, now)
         if self.busy.slowed(sent.number, now):
@@ -214,6 +223,24 @@ class LimitSearch:
         else:
             self.rate.restored(*self._pace_before)
         return min(_LONGEST_PAUSE_S, 0.1 * 2.0 ** (self._streak - _STORM))
+
+    def _count_refusal(self, now: float) -> None:
+        """One more refusal without a request let in between; at the first, note what was right before."""
+        self._streak += 1
+        self._about_number = False
+        if self._streak == 1:
+            self._pace_before = None if self.rate.holds_back else (self.rate.per_s, self.rate.bound)
+        if self._refused_since is None:
+            self._refused_since = now
+            if len(self._levels) >= _SERVED:
+                self._before_outage = (self.rate.per_s, self.rate.bound)
+
+    def _begin_again(self) -> None:
+        """The account takes requests again: go on as before, or look for its limit as at a new account."""
+        if self._before_outage or not self._has_served:
+            self.window.resume()
+            self.rate.restored(*(self._before_outage or (max(_AGAIN_PER_S, self.rate.per_s), False)))
+            self._before_outage = None
 
     def _fewer(self, sent: Sent, now: float) -> float:
         """Let fewer in flight; slow down as well where the pace may have been the reason."""
