@@ -47,7 +47,7 @@ class WindowSearch:
         if self.probing:
             self._step = min(2 * self._step, max(1, self.limit // 4))
             self._grow(self._step, now)
-        elif may_look and now - self._changed_at >= self._probe_after_s:
+        elif may_look and self.limit < self._ceiling and now - self._changed_at >= self._probe_after_s:
             self.probing, self._step = True, 1
             self._grow(1, now)
             self.looks = True

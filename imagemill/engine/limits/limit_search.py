@@ -7,7 +7,7 @@ from collections import deque
 from dataclasses import dataclass
 
 from imagemill.engine.limits.busy import BusyShare
-from imagemill.engine.limits.concurrency_search import START, WindowSearch
+from imagemill.engine.limits.concurrency_search import CEILING, START, WindowSearch
 from imagemill.engine.limits.rate_search import START_PER_S, RateSearch
 
 _LEVELS_KEPT = 400
@@ -76,11 +76,14 @@ class LimitSearch:
     differ by what is on its way.
     """
 
-    def __init__(self, known: Limit | None = None, first_per_s: float = START_PER_S) -> None:
+    def __init__(
+        self, known: Limit | None = None, first_per_s: float = START_PER_S, *, ceiling: int = CEILING
+    ) -> None:
         rate = known.per_minute / 60.0 if known and known.per_minute else None
         if known and known.took_per_s:
             first_per_s = max(first_per_s, known.took_per_s)
-        self.window = WindowSearch(known.concurrency if known else START, known=known is not None)
+        start = known.concurrency if known else START
+        self.window = WindowSearch(start, ceiling, known=known is not None)
         self.rate = RateSearch(rate or first_per_s, known=rate is not None)
         self.busy = BusyShare()
         self._levels: deque[int] = deque(maxlen=_LEVELS_KEPT)

@@ -22,8 +22,8 @@ from imagemill.request_watch import RequestState, RequestWatch
 
 __all__ = ["CEILING", "Limit", "PaceOfAll", "Pacer", "Slot", "SlotWatch", "StoppedError"]
 
-_QUEUE_PER_S = 500.0
-"""A queue takes whatever comes: what paces is its depth."""
+_AT_ONCE_PER_S = 2000.0
+"""The first pace where it is the depth of a queue, or a number that was told, that holds requests back."""
 _LONGEST_HOLD_S = 300.0
 _ROUNDED_UP_S = 1.0
 """Retry-After is in whole seconds, rounded up: one second may mean a hundredth. The job that was told waits
@@ -38,7 +38,7 @@ class StoppedError(Exception):
 class Slot:
     """One request's place. ``served``: it was answered with an image; ``refused``: with a 429."""
 
-    sent: Sent | None
+    sent: Sent
     served: bool = False
     refused: bool = False
     retry_after_s: float | None = None
@@ -49,7 +49,7 @@ class Pacer:
     """Lets requests through, first come, first served; one for all jobs of a process.
 
     Args:
-        concurrency: requests at once; None searches for the account's limit.
+        concurrency: requests at once, fewer only where the account refuses some; None searches for its limit.
         per_minute: never more images a minute than this.
         known: what the account took last; the search starts there, and not at 10 requests at once.
         leased: a rate that is held together with other processes, instead of ``per_minute``.
@@ -72,9 +72,11 @@ class Pacer:
         self._depth = None
         if queues and concurrency is None:
             self._depth = QueueDepth(known.concurrency) if known else QueueDepth()
-            known, first_per_s = Limit(CEILING), _QUEUE_PER_S
-        self._search = LimitSearch(known, first_per_s) if concurrency is None else None
-        self._fixed = concurrency or 0
+            known, first_per_s = Limit(CEILING), _AT_ONCE_PER_S
+        elif concurrency is not None:
+            known, first_per_s = Limit(concurrency), _AT_ONCE_PER_S
+        self._search = LimitSearch(known, first_per_s, ceiling=concurrency or CEILING)
+        self._is_told = concurrency is not None
         self._rate = leased or (EvenRate(per_minute) if per_minute else None)
         self._clock = clock
         self._queue: deque[anyio.Event] = deque()
@@ -96,13 +98,13 @@ class Pacer:
         """Requests at once, as of now; at an API that queues, those that it makes at once."""
         if self._depth:
             return self._depth.slots
-        return self._search.concurrency if self._search else self._fixed
+        return self._search.concurrency
 
     def learned(self) -> Limit | None:
-        """What the search found; None where there was none, or no limit was met."""
+        """What the search found; None where the number was told, or no limit was met."""
         if self._depth and self._depth.slots > 1:
             return Limit(self._depth.slots)
-        return self._search.learned() if self._search and self.rate_limited else None
+        return self._search.learned() if self.rate_limited and not self._is_told else None
 
     def stop(self) -> None:
         """Let nobody through any more; those who wait get a :class:`StoppedError`."""
@@ -146,8 +148,6 @@ class Pacer:
         self.in_flight += 1
         if self._rate:
             self._rate.take(now)
-        if self._search is None:
-            return Slot(None)
         sent = self._search.sent(self.in_flight, now, paced=paced)
         self._next_paced_at = now + 1.0 / self._search.per_s
         slot = Slot(sent)
@@ -166,12 +166,12 @@ class Pacer:
         now = self._clock()
         if slot.refused:
             self.rate_limited += 1
-            pause_s = self._search.refused(slot.sent, now) if self._search and slot.sent else 0.5
+            pause_s = self._search.refused(slot.sent, now)
             retry_after_s = slot.retry_after_s
             if retry_after_s is not None and (retry_after_s > _ROUNDED_UP_S or retry_after_s < pause_s):
                 pause_s = min(retry_after_s, _LONGEST_HOLD_S)
             self._paused_until = max(self._paused_until, now + pause_s)
-        elif self._search and slot.sent:
+        else:
             self._search.admitted(slot.sent, now, may_look=self.unsent() > self.in_flight)
         self.in_flight -= 1
         self.move(slot, None)
@@ -211,8 +211,7 @@ class Pacer:
 
     def _wait_s(self) -> float:
         """Seconds until the next request may leave: 0 now, infinite until one comes back."""
-        most = self._search.concurrency if self._search else self._fixed
-        if self.in_flight >= most or (self._depth and self._depth.is_full):
+        if self.in_flight >= self._search.concurrency or (self._depth and self._depth.is_full):
             return math.inf
         ready_at = max(self._paused_until, self._next_paced_at)
         if self._rate:

@@ -91,6 +91,16 @@ def test_fixed_concurrency_is_never_exceeded_and_always_used() -> None:
     assert account.peak == 7
 
 
+def test_a_number_that_the_account_refuses_is_lowered() -> None:
+    """Half a second after each refusal twenty left at once: seven in ten were refused."""
+    account = Account(cap=10)
+    seconds = run(lambda: work(account, Pacer(20), 1000))
+    mean_latency = 0.5016 * 2.718281828 ** (0.35**2 / 2)
+    assert 1000 / seconds / (10 / mean_latency) > 0.9
+    assert account.refused < 0.03 * 1000
+    assert account.peak <= 20
+
+
 def test_images_a_minute_are_held() -> None:
     account = Account(cap=1000)
 
