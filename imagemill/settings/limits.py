@@ -16,7 +16,7 @@ class LimitSettings(SettingsGroup):
         Annotated[int, WithJsonSchema({"type": "integer", "minimum": 1, "maximum": 1000})] | Literal["auto"]
     ) = Field(
         default="auto",
-        description="Requests at once: auto starts at 10 and finds the account's limit; a number is the most.",
+        description="Requests at once: auto starts at 10 and finds the account's limit; a number is a cap.",
     )
     max_images_per_minute: float | None = Field(
         default=None, gt=0, description="Never request more images per minute than this."
