@@ -191,7 +191,7 @@ async def _measure(
     auto: bool = False,
 ) -> Level:
     tally = _Tally()
-    began = anyio.current_time()
+    began, told = anyio.current_time(), pacer.concurrency
     share = _Allowance(images, until)
     numbers = itertools.count()
     marker = f"{time.time_ns():x}"
@@ -205,14 +205,14 @@ async def _measure(
                 allowance.give_back()
 
     async with anyio.create_task_group() as group:
-        for _ in range(min(images, CEILING if auto else pacer.concurrency)):
+        for _ in range(min(images, CEILING if auto else told)):
             group.start_soon(worker)
     if tally.verdict is not None:
         raise InputError(tally.verdict)
     seconds = anyio.current_time() - began
     latencies = sorted(tally.latencies)
     return Level(
-        concurrency=pacer.concurrency,
+        concurrency=pacer.concurrency if auto else told,
         auto=auto,
         images=len(latencies),
         seconds=round(seconds, 2),

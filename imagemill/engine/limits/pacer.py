@@ -49,7 +49,8 @@ class Pacer:
     """Lets requests through, first come, first served; one for all jobs of a process.
 
     Args:
-        concurrency: requests at once, fewer only where the account refuses some; None searches for its limit.
+        concurrency: requests at once, fewer and paced only once the account refuses some; None searches for
+            its limit.
         per_minute: never more images a minute than this.
         known: what the account took last; the search starts there, and not at 10 requests at once.
         leased: a rate that is held together with other processes, instead of ``per_minute``.
@@ -149,7 +150,8 @@ class Pacer:
         if self._rate:
             self._rate.take(now)
         sent = self._search.sent(self.in_flight, now, paced=paced)
-        self._next_paced_at = now + 1.0 / self._search.per_s
+        if self.rate_limited or not self._is_told:
+            self._next_paced_at = now + 1.0 / self._search.per_s
         slot = Slot(sent)
         self.move(slot, RequestState.SENT)
         return slot
