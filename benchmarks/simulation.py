@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 import orjson
 
 CHUNK = 50
-MOST_SEEDS_A_FAULT = 25
+MOST_SEEDS_A_FAULT = 100
 _STATE = Path(__file__).with_suffix(".json")
 _SAVE_EVERY_S = 60.0
 _ROOT = Path(__file__).parents[1]
