@@ -31,7 +31,7 @@ _LOOK_PACE = 1.25
 _STORM = 3
 _LONGEST_PAUSE_S = 2.0
 _OUTAGE_S = 10.0
-"""Refusals alone for so long say nothing about a limit: the account took nothing for a while."""
+"""If nothing was let in for so long, no limit was the reason: the account refused everything for a while."""
 _SERVED = 20
 """So many requests that were let in show that the pace was right before."""
 _AGAIN_PER_S = 1.0

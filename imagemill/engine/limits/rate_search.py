@@ -72,7 +72,7 @@ class RateSearch:
         """A request leaves; ``paced`` says that the pace held it back. Its number."""
         self._sent += 1
         if self._sent_at and now - self._latest > _PAUSE * self._usual_gap_s > 0.0:
-            self._sent_at.clear()  # a pause says nothing about the pace before and after it
+            self._sent_at.clear()  # before a pause, the pace was another one
         self._sent_at.append(now)
         if now - self._second_began >= 1.0:
             self._last_second = self._this_second / (now - self._second_began)
