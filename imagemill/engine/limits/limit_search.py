@@ -30,8 +30,9 @@ _LOOK_PACE = 1.25
 
 _STORM = 3
 _LONGEST_PAUSE_S = 2.0
-_OUTAGE_S = 10.0
-"""If nothing was let in for so long, no limit was the reason: the account refused everything for a while."""
+_OUTAGE_S, _OUTAGE_REQUESTS = 10.0, 20
+"""If nothing was let in for so long, and the time of so many requests, no limit was the reason: the account
+refused everything for a while."""
 _SERVED = 20
 """So many requests that were let in show that the pace was right before."""
 _AGAIN_PER_S = 1.0
@@ -97,6 +98,7 @@ class LimitSearch:
         self._refusal_s = 0.0
         self._has_served = False
         self._refused_since: float | None = None
+        self._refusals = 0
         self._before_outage: tuple[float, bool] | None = None
 
     def sent(self, in_flight: int, now: float, *, paced: bool) -> Sent:
@@ -112,9 +114,11 @@ class LimitSearch:
     def admitted(self, sent: Sent, now: float, *, may_look: bool = True) -> None:
         """The request was let in; ``may_look``: one request more than what fits may be tried."""
         self._settle(now)
-        if self._refused_since is not None and now - self._refused_since > _OUTAGE_S:
-            self._begin_again()
-        self._refused_since, self._has_served = None, True
+        if self._refused_since is not None and sent.at > self._refused_since:
+            if self._refusals >= _STORM and sent.at - self._refused_since > self._outage_s:
+                self._begin_again()
+            self._refused_since, self._refusals = None, 0
+        self._has_served = True
         if sent.round == self._round:
             self._streak = 0
             self.window.admitted(sent.in_flight, now, may_look=may_look)
@@ -230,6 +234,7 @@ class LimitSearch:
     def _count_refusal(self, now: float) -> None:
         """One more refusal without a request let in between; at the first, note what was right before."""
         self._streak += 1
+        self._refusals += 1
         self._about_number = False
         if self._streak == 1:
             self._pace_before = None if self.rate.holds_back else (self.rate.per_s, self.rate.bound)
@@ -237,6 +242,12 @@ class LimitSearch:
             self._refused_since = now
             if len(self._levels) >= _SERVED:
                 self._before_outage = (self.rate.per_s, self.rate.bound)
+
+    @property
+    def _outage_s(self) -> float:
+        """For how long nothing is let in by an account that refuses everything; a slow one takes its time."""
+        per_s = self._before_outage[0] if self._before_outage else math.inf
+        return max(_OUTAGE_S, _OUTAGE_REQUESTS / per_s)
 
     def _begin_again(self) -> None:
         """The account takes requests again: go on as before, or look for its limit as at a new account."""

@@ -96,7 +96,7 @@ class Account:
     ``retry_after``: a 429 has the wait in whole seconds, rounded up. ``load``: latency grows by this share
     at the cap. ``errors``: share of requests answered with a 500. ``busy``: share refused whatever the pace.
     ``transit_s``: mean time from the client to the account, and again back, which the client counts as
-    in flight and the account does not. ``dynamic``: a rate that follows what was used.
+    in flight and the account does not. ``dynamic``: a rate that follows what was used. ``median_s``: latency.
     """
 
     steps: Sequence[Step]
@@ -108,6 +108,7 @@ class Account:
     refusal_s: tuple[float, float] = (0.01, 0.06)
     transit_s: float = 0.0
     dynamic: DynamicRate | None = None
+    median_s: float = 0.5
     in_flight: int = 0
     served_at: list[float] = field(default_factory=list)
     sent_at: list[float] = field(default_factory=list)
@@ -155,7 +156,7 @@ class Account:
             return ErrorClass.RATE_LIMITED, float(math.ceil(wait_s)) if self.retry_after and wait_s else None
         self.in_flight += 1
         grown = 1.0 + self.load * (self.in_flight / step.cap if step.cap else 0.0)
-        await asyncio.sleep(grown * self.rng.lognormvariate(math.log(0.5), 0.35))
+        await asyncio.sleep(grown * self.rng.lognormvariate(math.log(self.median_s), 0.35))
         self.in_flight -= 1
         if self.rng.random() < self.errors:
             return ErrorClass.SERVER_ERROR, None

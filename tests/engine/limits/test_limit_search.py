@@ -119,6 +119,15 @@ def test_an_account_that_refuses_everything_for_a_while_costs_no_job() -> None:
     assert found.refused < 70
 
 
+@pytest.mark.parametrize("per_minute", [3, 6])
+def test_a_rate_that_lets_in_one_request_in_ten_seconds_refuses_not_everything(per_minute: float) -> None:
+    account = Account([Step(0, None, per_minute)], median_s=3.0)
+    found = simulate(account, 400)
+    assert found.failed_by_429 == 0
+    assert found.refused_share <= 0.05  # 0.3 where each refusal is taken for the end of an outage
+    assert found.delivered >= 0.85
+
+
 @pytest.mark.parametrize(
     ("per_minute", "capacity_per_s"), [(60, math.inf), (300, 2), (600, 5), (600, 8), (3000, 20)]
 )
