@@ -20,7 +20,7 @@ import orjson
 from anyio.abc import TaskGroup
 
 from imagemill.blocks.apis import CostSource, GeneratedImage
-from imagemill.blocks.apis.error_codes import CANCELLED, NO_SUCH_MODEL, QUEUE_TIMEOUT
+from imagemill.blocks.apis.error_codes import NO_SUCH_MODEL, QUEUE_TIMEOUT
 from imagemill.blocks.apis.queued import QueuedApi
 from imagemill.bucket.image_bucket import ImageBucket, image_name
 from imagemill.durable import write_whole
@@ -367,6 +367,7 @@ class Engine:
                 except ApiError as error:
                     if await work.was_withdrawn(error):
                         break  # by the stop: no failure of the job's
+                    self._bill(work, error)
                     wait_s = self._verdict(work, error)
                     if wait_s is None:
                         return
@@ -609,7 +610,6 @@ class Engine:
                 self._note_health(route, None if error.code == QUEUE_TIMEOUT else error.error_class)
             slot.refused = error.error_class is ErrorClass.RATE_LIMITED
             slot.retry_after_s = error.retry_after_s
-            self._bill(work, error)
             raise
         except BaseException as error:  # cancelled, or an answer that nobody foresaw
             if image is not None and not isinstance(error, Exception):
@@ -641,7 +641,7 @@ class Engine:
 
     def _bill(self, work: Work, error: ApiError) -> None:
         """What a request that brought no image costs; nothing is known yet of one that the API keeps."""
-        if work.keeps_request(error) or (work.withdrawal is not None and error.code == CANCELLED):
+        if work.keeps_request(error):
             return
         if error.charged:
             work.purchase.charge(*work.route.api.charge(work.job))

@@ -92,12 +92,14 @@ class Work:
     async def was_withdrawn(self, error: ApiError) -> bool:
         """Whether an attempt ended because the stop cancelled its request, and for nothing else.
 
-        A poll may see the cancellation before the call that cancels has its answer.
+        A poll may see the cancellation before the call that cancels has its answer, or that may be lost; then
+        the request was free unless the error says that it may have begun.
         """
         if self.watch is None or self.withdrawal is None:
             return False
         await self.withdrawal.wait()
-        self.watch.withdrawn = self.watch.withdrawn or error.code == CANCELLED
+        free = error.code == CANCELLED and not error.doubtful
+        self.watch.withdrawn = self.watch.withdrawn or free
         return self.watch.withdrawn
 
     def is_own_trouble(self, error: ApiError) -> bool:
