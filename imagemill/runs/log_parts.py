@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import heapq
+import os
 import re
 import threading
 import uuid
@@ -285,7 +286,13 @@ class LeaderLog(LogParts):
             found = self._found()
             self._known.have[last.series] = sum(part.size for part in found.get(last.series, ()))
             self._known.own = None
-        self._append(found)
+        whole = self._size
+        try:
+            self._append(found)
+        except OSError:  # a full disk took a part of them, which would pass for all on the next start
+            with contextlib.suppress(FileNotFoundError):
+                os.truncate(self._file, whole)
+            raise
 
     def _append(self, found: dict[str, list[StoredImage]]) -> None:
         """Append lines of other processes, and that some may be missing if a leader has not closed its log.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -127,6 +128,25 @@ def test_that_lines_may_be_missing_is_uploaded_though_who_found_out_was_turned_a
     second.send()
     third.start()
     assert third.events == ["a", "log_cut", "log_closed", "b", "log_closed"]
+
+
+@pytest.mark.parametrize("room", [20, 70, 150], ids=["in a line", "between two lines", "in the last line"])
+def test_that_lines_may_be_missing_is_said_though_the_disk_was_full_first(
+    machine: Callable[[str], Machine], room: int
+) -> None:
+    first, second = machine("first"), machine("second")
+    first.start()
+    first.write("a", "b")
+    first.send()
+    usual = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, usual[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            second.start()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, usual)
+    second.start()
+    assert second.events == ["a", "b", "log_cut"]
 
 
 def test_lines_that_a_power_cut_took_come_back_from_the_bucket(machine: Callable[[str], Machine]) -> None:
