@@ -186,7 +186,8 @@ class Engine:
             jobs = await self._store.unfinished(first, last)
             jobs.sort(key=lambda job: job.request_id is None)  # to ask costs nothing, and may free money
             self._last_begun = max(self._last_begun, last)
-            self._unsent |= {job.number: first for job in jobs if job.request_id is None}
+            unsent = [job for job in jobs if job.request_id is None or self.routes.of(job).is_given_up]
+            self._unsent |= {job.number: first for job in unsent}
             with anyio.CancelScope() as scope:
                 self._shards.append(scope)
                 async with anyio.create_task_group() as group, self._sending:
@@ -205,12 +206,14 @@ class Engine:
     async def _begin(self, job: Job, group: TaskGroup) -> bool:
         """Send a job's request as soon as it may leave; False once the run stops."""
         work = self._work_on(job)
+        is_forgotten = work.route.is_given_up and job.request_id is not None
         if work.route.is_given_up:
             work.is_lost = False
             await self._forget_request(work)
         if self._admission.is_spent and job.request_id is None:
             return True
-        waits_apart = self.routes.are_several and not self.routes.is_free(job)  # it must hold up no other job
+        # These must hold up no other job: until a route is free, or the log safe.
+        waits_apart = is_forgotten or (self.routes.are_several and not self.routes.is_free(job))
         if waits_apart or (work.is_lost and any(route.lost.can_look for route in self.routes)):
             group.start_soon(self._work, work, None)
             return True

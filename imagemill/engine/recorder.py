@@ -101,7 +101,7 @@ class Recorder:
         self.failed = 0
         self.cost_usd = 0.0
         self.lost_images = 0
-        self._up_next: Sequence[int] = ()
+        self._named, self._safely_named = set[int](), set[int]()
         self._names_wanted = anyio.Event()
         self._urgent = anyio.Event()
         self._is_uploaded = False
@@ -156,11 +156,11 @@ class Recorder:
     def sent(self, job: Job) -> None:
         """A request for an image leaves. Its line is written first, so that a resume knows of it."""
         self._second.requests += 1
-        self._log.job("sent", job, **(_paid(job) if job.attempts > 1 or job.unanswered else {}))
+        self._job("sent", job, **(_paid(job) if job.attempts > 1 or job.unanswered else {}))
 
     def accepted(self, job: Job) -> None:
         """The API has the request; the line holds its id, and what it costs where that is booked with it."""
-        self._log.job("accepted", job, **_paid(job))
+        self._job("accepted", job, **_paid(job))
 
     def charged(self, usd: float) -> None:
         """The API charges for an image."""
@@ -179,7 +179,7 @@ class Recorder:
         self.telemetry.attempt_failed(error)
         if job.unanswered:
             self._urgent.set()
-        self._log.job(
+        self._job(
             "attempt_failed",
             job,
             error_class=error.error_class,
@@ -193,7 +193,7 @@ class Recorder:
         """The judge gave its opinion on the job's picture, or none."""
         opinion = answer.opinion
         said = {"score": opinion.score, "words": opinion.words} if opinion else {"failure": answer.failure}
-        self._log.job("judged", job, **said, **_paid(job))
+        self._job("judged", job, **said, **_paid(job))
 
     def finished(self, job: Job) -> None:
         """The job's image is in the bucket."""
@@ -202,7 +202,7 @@ class Recorder:
             self._latencies.append(job.latency_s)
         self._finished.append(time.monotonic())
         self.telemetry.finished(job)
-        self._log.job(
+        self._job(
             "done",
             job,
             latency_s=job.latency_s and round(job.latency_s, 4),
@@ -213,26 +213,26 @@ class Recorder:
 
     def retaken(self, event: str, job: Job, why: str) -> None:
         """A picture was made anew: which take stays, and why."""
-        self._log.job(event, job, image=job.image, kept_seed=job.take_seed, kept=job.suspect, why=why)
+        self._job(event, job, image=job.image, kept_seed=job.take_seed, kept=job.suspect, why=why)
 
     def redo(self, job: Job) -> None:
         """A person wants another picture in place of the one there is."""
         self.done -= job.status is JobStatus.DONE
-        self._log.job("redo", job, image=job.image)
+        self._job("redo", job, image=job.image)
 
     def kept(self, job: Job) -> None:
         """A person kept a picture that was suspect."""
-        self._log.job("kept", job, image=job.image)
+        self._job("kept", job, image=job.image)
 
     def rejected(self, job: Job) -> None:
         """A person rejected a picture."""
-        self._log.job("rejected", job, image=job.image, message=job.error_message)
+        self._job("rejected", job, image=job.image, message=job.error_message)
 
     def gave_up(self, job: Job) -> None:
         """The job failed. Its whole input goes into the log, for the API's own words mean little alone."""
         self.failed += 1
         self.telemetry.finished(job)
-        self._log.job(
+        self._job(
             "failed",
             job,
             error_class=job.error_class,
@@ -253,11 +253,11 @@ class Recorder:
 
     def reopened(self, job: Job) -> None:
         """A failed job is to be tried again: its line keeps why it had failed."""
-        self._log.job("reopened", job, error_class=job.error_class, error_code=job.error_code)
+        self._job("reopened", job, error_class=job.error_class, error_code=job.error_code)
 
     def given_up(self, job: Job) -> None:
         """Nobody asks about the job's request any more, though the API may charge for it."""
-        self._log.job("given_up", job, **_paid(job))
+        self._job("given_up", job, **_paid(job))
 
     def took_back(self, job: Job) -> None:
         """A job that failed in this run is to be tried again by a resume: its failure was not its own."""
@@ -303,13 +303,27 @@ class Recorder:
 
     def up_next(self, numbers: Sequence[int]) -> None:
         """These jobs may be sent before the next lines of the log are safe in the bucket."""
-        if numbers and numbers != self._up_next:
-            self._up_next = numbers
+        if not self._named.issuperset(numbers):
+            self._named = set(numbers)
             self.event(UP_NEXT, jobs=numbers)
+
+    def named_safely(self, numbers: Sequence[int]) -> None:
+        """The line that names these jobs is in the bucket."""
+        self._safely_named = self._named.intersection(numbers)
+
+    def has_named(self, job: int) -> bool:
+        """Whether the job of this number is named in the bucket, and no later line says more of it."""
+        return job in self._safely_named and job in self._named
 
     def placeholder(self, digest: str) -> None:
         """A file turned out to be a placeholder: a resume knows it by this line."""
         self.event("placeholder", digest=digest)
+
+    def _job(self, event: str, job: Job, **details: object) -> None:
+        """Write a line about a job: one that named it says nothing of what follows."""
+        self._named.discard(job.number)
+        self._safely_named.discard(job.number)
+        self._log.job(event, job, **details)
 
     def event(self, event: str, **details: object) -> None:
         """An event of the run itself."""

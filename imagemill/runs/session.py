@@ -89,7 +89,7 @@ class Session:
     """
 
     __slots__ = (
-        "_begun", "_half_named", "_named", "before", "bucket", "catalog", "cost", "engine", "folder",
+        "_begun", "_half_named", "before", "bucket", "catalog", "cost", "engine", "folder",
         "lease", "log", "maker", "portal", "recorder", "settings", "store",
     )  # fmt: skip
 
@@ -124,7 +124,6 @@ class Session:
         self.before = JobTotals()
         self._begun = begun
         self._half_named = -1
-        self._named: frozenset[int] = frozenset()
 
     @property
     def api(self) -> ImageApi:
@@ -190,7 +189,8 @@ class Session:
         """Upload the log's new lines, and the names of jobs that may be sent before the next ones."""
         names = self.engine.up_next() if self._names_jobs else []
         if await _send(log, self.recorder, names) and names:
-            self._half_named, self._named = names[len(names) // 2], frozenset(names)
+            self._half_named = names[len(names) // 2]
+            self.recorder.named_safely(names)
 
     async def keep_sending_log(self) -> None:
         """Upload the log's new lines every few seconds, until cancelled; lines about money sooner."""
@@ -210,7 +210,7 @@ class Session:
         if self._names_jobs and self.log is not None and self.log.is_open:
             if job > self._half_named:
                 self.recorder.want_names()
-            if job not in self._named and self.engine.is_unsent(job):
+            if self.engine.is_unsent(job) and not self.recorder.has_named(job):
                 await self.recorder.until_safe()
         return True
 

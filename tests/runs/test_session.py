@@ -202,3 +202,28 @@ def test_a_job_is_named_in_the_bucket_before_it_is_sent_though_later_ones_were_f
     sent = next(n for n, line in enumerate(lines) if line["event"] == "sent" and line["job"] == 0)
     named = [line["jobs"] for line in lines[:sent] if line["event"] == "up_next"]
     assert 0 in named[-1]
+
+
+def test_a_job_that_is_tried_again_is_named_in_the_bucket_again(
+    place: Place, catalog: Callable[..., str], emulator: Callable[..., Emulator]
+) -> None:
+    """A machine that is lost then may have sent it twice: the lines between say that it came to nothing."""
+    given = settings(place, catalog(prompt=["bad #fault:400*9"]))
+    api = given.api.model_copy(update={"base_url": emulator().base_url})
+    with open_session(given.model_copy(update={"api": api})) as session:
+        plan_run(session)
+
+        async def retry() -> None:
+            async for (job,) in session.store.all_jobs():
+                session.recorder.took_back(job)
+                session.engine.reopen(job)
+                session.store.save(job)
+            await session.store.commit()
+
+        session.wait(session.announce, [0])
+        session.wait(session.engine.run_shard, 0, 0)
+        session.wait(retry)
+        session.wait(session.engine.run_shard, 0, 0)
+        lines = [json.loads(line) for line in session.folder.log.read_bytes().splitlines()]
+    events = [line["event"] for line in lines if line["event"] in {"up_next", "sent", "reopened"}]
+    assert events == ["up_next", "sent", "reopened", "up_next", "sent"]
