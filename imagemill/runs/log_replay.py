@@ -79,7 +79,8 @@ class LastLine:
             self.answers.update(before.answers)
         if self.request_id:
             self.request_ids.add(self.request_id)
-        if self.event == "attempt_failed" and self.error_class is ErrorClass.RATE_LIMITED:
+        is_refused = self.event == "attempt_failed" and self.error_class is ErrorClass.RATE_LIMITED
+        if is_refused and self.request_id is None:  # else it was a look at one that the API has
             self.refused[self.attempt] = self.route
         if self.event == "judged":
             opinion = None if self.score is None else opinion_of(self.score, self.words)

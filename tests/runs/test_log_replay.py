@@ -178,7 +178,7 @@ def event(name: str, attempt: int = 1, *, job: int = 0, **more: Any) -> dict[str
 
 
 def test_the_last_line_of_each_job_holds_what_all_of_its_lines_say(written: Callable[..., Path]) -> None:
-    refused = {"error_class": "rate_limited", "request_id": "second"}
+    refused = {"error_class": "rate_limited"}
     log = written(
         event("sent", at="2026-11-26T11:00:00.000+00:00"),
         event("accepted", request_id="first", cost_usd=0.003, cost_source="list", judge_usd=0.001),
@@ -187,12 +187,13 @@ def test_the_last_line_of_each_job_holds_what_all_of_its_lines_say(written: Call
         event("sent", 2, job=7),
         event("attempt_failed", 2, route="other", **refused),
         event("judged", 2, failure="HTTP 500"),
-        event("sent", 3, route="first"),
+        event("attempt_failed", 3, request_id="second", **refused),  # a look, not a new request
+        event("sent", 4, route="first"),
     )
     lines = last_lines(log, [0, 3])
     assert lines.keys() == {0}
     line = lines[0]
-    assert (line.event, line.attempt, line.request_id, line.route) == ("sent", 3, None, "first")
+    assert (line.event, line.attempt, line.request_id, line.route) == ("sent", 4, None, "first")
     assert (line.cost_usd, line.cost_source, line.judge_usd) == (0.003, CostSource.LIST, 0.001)
     assert (line.unanswered, line.unanswered_usd) == (1, 0.003)
     assert line.request_ids == {"first", "second"}

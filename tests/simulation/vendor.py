@@ -221,9 +221,8 @@ class Vendor:
         since = self.world.loop.now - 5.0
         names = [*request.url.path.split("/"), *request.url.params.values()]
         ids = [name.encode() for name in names if len(name) >= 16]
-        return request.method == "GET" and any(
-            at >= since and name in answer for at, answer in self.taken for name in ids
-        )
+        taken_at = [at for at, answer in self.taken if any(name in answer for name in ids)]
+        return request.method == "GET" and bool(taken_at) and taken_at[0] >= since
 
     def is_away(self) -> bool:
         start, end = self.weather.away

@@ -47,14 +47,6 @@ class OnState(Protocol):
     def __call__(self, state: RequestState, made_in_s: float | None = None) -> None: ...
 
 
-def _known_by(job: Job, submitted_at: float | None) -> float:
-    """When the API must know the job's request, by the loop's clock."""
-    if submitted_at is not None:
-        return submitted_at + _UNHEARD_OF_S
-    age_s = time.time() - (job.started_at or 0.0)
-    return anyio.current_time() + max(0.0, _UNHEARD_OF_S - max(0.0, age_s))
-
-
 class QueuedApi(ListingApi):
     """An API that takes a request, and is asked about it until the image is there.
 
@@ -120,9 +112,8 @@ class QueuedApi(ListingApi):
             if first:
                 on_state(first)
             if source is None:
-                known_by = _known_by(job, submitted_at)
                 try:
-                    source = await self._completed(http, handle, submitted_at, known_by, watch, on_state)
+                    source = await self._completed(http, handle, job, submitted_at, watch, on_state)
                 except ApiError as error:
                     if error.code != REQUEST_GONE:
                         raise
@@ -244,8 +235,8 @@ class QueuedApi(ListingApi):
         self,
         http: httpx.AsyncClient,
         handle: str,
+        job: Job,
         submitted_at: float | None,
-        known_by: float,
         watch: RequestWatch,
         on_state: OnState,
     ) -> ImageSource:
@@ -254,8 +245,11 @@ class QueuedApi(ListingApi):
         A request from earlier, whose time of submission is not known, is looked at at once, and says nothing
         about how long images take.
         """
-        begun = anyio.current_time() if submitted_at is None else submitted_at
-        look_at_once = submitted_at is None
+        begun, age_s = submitted_at, 0.0
+        if look_at_once := begun is None:
+            begun = anyio.current_time()
+            age_s = max(0.0, time.time() - self._known_here.get(handle, job.started_at or 0.0))
+        known_by = begun + _UNHEARD_OF_S - age_s
         over = blind = False
         seen_s = pause_s = 0.0
         while True:

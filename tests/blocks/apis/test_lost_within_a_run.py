@@ -128,6 +128,20 @@ def test_a_404_just_after_the_submit_is_asked_again(
     assert_paid_once(work_all(api, jobs, transport=LosingTransport(unheard_of), fast=False), emulator)
 
 
+@pytest.mark.parametrize("variant", sorted(QUEUED - {"replicate waiting"}))
+def test_a_404_after_a_lost_look_is_asked_again_also_where_the_job_began_long_before(
+    variant: str, emulator: Emulator, work_all: WorkAll
+) -> None:
+    def lost_then_unheard_of(request: httpx.Request, before: int) -> httpx.Response | None:
+        if (missing := unheard_of(request, before)) is not None and before == 0:
+            raise httpx.ReadError("the connection was reset", request=request)
+        return missing
+
+    api = VARIANTS[variant](emulator.base_url)
+    job = make_job(api, "Old fox", attempts=1, started_at=time.time() - 3600)
+    assert_paid_once(work_all(api, [job], transport=LosingTransport(lost_then_unheard_of)), emulator)
+
+
 def failed_in_the_queue(api: ImageApi, emulator: Emulator, work_all: WorkAll, **more: Any) -> list[Job]:
     """Jobs that the queue kept too long, and finished after the run had given them up."""
     emulator.configure(latency_s=6.0, latency_sigma=0)
