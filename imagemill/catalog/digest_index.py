@@ -95,7 +95,8 @@ class DigestIndex:
             entries, slots = entries[left], self._next_slots(slots[left])
 
     def _first_slots(self, words: _Words) -> npt.NDArray[np.int64]:
-        return (words[:, 0] & np.uint64(len(self._slots) - 1)).astype(np.int64)
+        # The highest bits: all of a text's bytes have a part in them.
+        return (words[:, 0] >> np.uint64(65 - len(self._slots).bit_length())).astype(np.int64)
 
     def _next_slots(self, slots: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         return (slots + 1) & (len(self._slots) - 1)

@@ -109,7 +109,7 @@ class RateSearch:
     def was_burst(self, number: int) -> bool:
         """Whether the request of this number left in one of the densest bursts of late."""
         until = len(self._sent_at) - (self._sent - number)
-        if until < _ENOUGH:
+        if until < _ENOUGH or not self._usual_gap_s:
             return False
         one_drains_s = self._usual_gap_s / _DRAIN
         backlog, backlogs = 0.0, []

@@ -167,3 +167,19 @@ def test_a_waiter_that_gives_up_does_not_take_the_first_ones_wake_up_with_it() -
         assert through == [2]
 
     run(scenario)
+
+
+def test_requests_that_left_in_the_same_instant_after_a_pause_are_no_burst() -> None:
+    """Such as those that waited for the end of an outage, by a clock that ticks in milliseconds."""
+
+    async def inside() -> None:
+        pacer = Pacer(100)
+        for _ in range(3):
+            slots = [await pacer.acquire() for _ in range(100)]
+            await anyio.sleep(10.0)
+            slots[80].refused = anyio.current_time() == 30.0
+            for slot in [slots[80], *slots[:80], *slots[81:]]:
+                pacer.release(slot)
+        assert pacer.in_flight == 0
+
+    run(inside)
