@@ -30,9 +30,11 @@ _LOOK_PACE = 1.25
 
 _STORM = 3
 _LONGEST_PAUSE_S = 2.0
-_OUTAGE_S, _OUTAGE_REQUESTS = 10.0, 20
+_OUTAGE_S, _OUTAGE_REQUESTS = 10.0, 5
 """If nothing was let in for so long, and the time of so many requests, no limit was the reason: the account
 refused everything for a while."""
+_UNKNOWN_OUTAGE_S = 45.0
+"""The same where the account's pace is not known yet: it may take one request in half a minute."""
 _SERVED = 20
 """So many requests that were let in show that the pace was right before."""
 _AGAIN_PER_S = 1.0
@@ -246,15 +248,15 @@ class LimitSearch:
     @property
     def _outage_s(self) -> float:
         """For how long nothing is let in by an account that refuses everything; a slow one takes its time."""
-        per_s = self._before_outage[0] if self._before_outage else math.inf
-        return max(_OUTAGE_S, _OUTAGE_REQUESTS / per_s)
+        if self._before_outage:
+            return max(_OUTAGE_S, _OUTAGE_REQUESTS / self._before_outage[0])
+        return _UNKNOWN_OUTAGE_S if self._has_served else _OUTAGE_S
 
     def _begin_again(self) -> None:
         """The account takes requests again: go on as before, or look for its limit as at a new account."""
-        if self._before_outage or not self._has_served:
-            self.window.resume()
-            self.rate.restored(*(self._before_outage or (max(_AGAIN_PER_S, self.rate.per_s), False)))
-            self._before_outage = None
+        self.window.resume()
+        self.rate.restored(*(self._before_outage or (max(_AGAIN_PER_S, self.rate.per_s), False)))
+        self._before_outage = None
 
     def _fewer(self, sent: Sent, now: float) -> float:
         """Let fewer in flight; slow down as well where the pace may have been the reason."""

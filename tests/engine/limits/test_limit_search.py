@@ -128,6 +128,13 @@ def test_a_rate_that_lets_in_one_request_in_ten_seconds_refuses_not_everything(p
     assert found.delivered >= 0.85
 
 
+def test_a_slow_account_that_refused_everything_for_a_while_is_used_to_its_limit_again() -> None:
+    account = Account([Step(0, None, 6), Step(600, None, 1e-6), Step(750, None, 6)], seed=3, median_s=3.0)
+    found = simulate(account, 300)
+    assert found.failed_by_429 == 0
+    assert found.wall_s < 4_100  # 3,150 s at the limit; at one request a minute it would be 15,000
+
+
 @pytest.mark.parametrize(
     ("per_minute", "capacity_per_s"), [(60, math.inf), (300, 2), (600, 5), (600, 8), (3000, 20)]
 )
