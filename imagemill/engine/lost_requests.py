@@ -30,8 +30,10 @@ _LATENCIES = 2.0
 """It is looked for this many times as long as the slowest request has taken."""
 
 _UNREADABLE_S = 60.0
-"""How long a list that cannot be read is tried at least, in seconds, and for twice the patience.
+_UNREADABLE_TIMES = 16
+"""How long a list that cannot be read is tried at least, in seconds, for twice the patience, and how often.
 
+A reading that hangs may take a minute alone, and eight in a row are lost now and then where half of them are.
 While the API is down it is tried for as long as the run waits for that.
 """
 
@@ -75,7 +77,7 @@ class LostRequests:
 
         ``known`` are ids of the job's earlier requests, which were not lost.
         """
-        begun, pause_s = anyio.current_time(), FIRST_LOOK_S
+        begun, before, pause_s = anyio.current_time(), self._readings, FIRST_LOOK_S
         while self.can_look and not stopping.is_set():
             left_s = self.patience_s - (anyio.current_time() - begun)
             is_last = left_s <= pause_s  # begun no earlier than the slowest request can have ended
@@ -83,16 +85,17 @@ class LostRequests:
                 await stopping.wait()
                 break
             request_id, is_read = await self._look(job, known)
-            is_over = is_read or self._is_unreadable(anyio.current_time() - begun)
+            is_over = is_read or self._is_unreadable(anyio.current_time() - begun, self._readings - before)
             if request_id is not None or (is_last and is_over):
                 return request_id
             pause_s = FIRST_LOOK_S if is_last and left_s > 0 else min(2 * pause_s, _LONGEST_PAUSE_S)
         return None
 
-    def _is_unreadable(self, tried_s: float) -> bool:
-        """Whether a list that could not be read for so long is given up."""
+    def _is_unreadable(self, tried_s: float, times: int) -> bool:
+        """Whether a list that could not be read for so long, and so often, is given up."""
         may_come_back = self._breaker.is_open and not self._breaker.has_given_up
-        return not may_come_back and tried_s > max(_UNREADABLE_S, 2 * self.patience_s)
+        tried_enough = tried_s > max(_UNREADABLE_S, 2 * self.patience_s) and times >= _UNREADABLE_TIMES
+        return tried_enough and not may_come_back
 
     async def find_now(self, jobs: Collection[Job], known: Mapping[int, Collection[str]]) -> dict[int, str]:
         """One look for many jobs: request ids by the jobs' numbers.

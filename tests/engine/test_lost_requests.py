@@ -30,10 +30,11 @@ OUTAGE_S = 300.0
 
 
 class List(httpx.AsyncBaseTransport):
-    """fal's list of ended requests: each reading takes a tenth of a second, and is noted by its time."""
+    """fal's list of ended requests: each reading takes ``takes_s``, and is noted by its time."""
 
     def __init__(self) -> None:
         self.begun = 0.0
+        self.takes_s = 0.1
         self.read_at: list[float] = []
         self.ended: dict[str, tuple[float, Job]] = {}
         """By id, when a request appears in the list and the job that it is of."""
@@ -42,7 +43,7 @@ class List(httpx.AsyncBaseTransport):
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         self.read_at.append(round(anyio.current_time() - self.begun, 1))
-        await anyio.sleep(0.1)
+        await anyio.sleep(self.takes_s)
         if self.refusal is not None:
             return self.refusal()
         now = anyio.current_time()
@@ -194,8 +195,14 @@ def test_a_list_that_cannot_be_read_is_given_up_after_a_minute_or_the_apis_outag
         listed.refusal = lambda: httpx.Response(502)
         found, after_s = await find(lost, lost_job())
         assert found is None
-        assert 60 <= after_s < 2 * 60
+        assert 60 <= after_s < 4 * 60
 
+        listed.read_at.clear()
+        listed.takes_s = 59.0
+        assert (await find(lost, lost_job()))[0] is None
+        assert len(listed.read_at) == 16  # seeds 24325, 29971: readings that hung took all of the minute
+
+        listed.takes_s = 0.1
         listed.breaker.record(ErrorClass.SERVER_ERROR)
         found, after_s = await find(lost, lost_job())
         assert found is None

@@ -30,6 +30,7 @@ from decimal import Decimal
 from typing import Any, ClassVar
 from urllib.parse import quote, urlencode
 
+import anyio
 import httpx
 from pydantic import Field, HttpUrl, PrivateAttr
 
@@ -245,12 +246,16 @@ class Fal(QueuedApi):
         raise self.error_of(code, headers, body)
 
     async def withdraw(self, http: httpx.AsyncClient, handle: str) -> bool:
-        """Cancel the request; fal accepts that of one in progress as well, which may yet be billed."""
-        url = self.look_url(handle)
-        code, _, _ = await fetch(http, "PUT", f"{url}/cancel", headers=self.headers)
-        if code != 202:
+        """Cancel the request if it waits; fal would cancel one in progress as well, which may yet be billed.
+
+        What ended as cancelled was free only if it cannot have begun since it was seen to wait.
+        """
+        url, asked_at = self.look_url(handle), anyio.current_time()
+        if self.state_of(await self.ask(http, f"{url}/status")) is not RequestState.QUEUED:
             return False
-        answer = await self.ask(http, f"{url}/status")
+        code, _, _ = await fetch(http, "PUT", f"{url}/cancel", headers=self.headers)
+        is_certain = code == 202 and anyio.current_time() - asked_at < self.typical_latency_s
+        answer = await self.ask(http, f"{url}/status") if is_certain else {}
         state = self.state_of(answer)
         return state is RequestState.QUEUED or (state is RequestState.COMPLETED and "error" in answer)
 

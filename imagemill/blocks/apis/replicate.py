@@ -132,7 +132,9 @@ class Replicate(QueuedApi):
 
     async def withdraw(self, http: httpx.AsyncClient, handle: str) -> bool:
         code, _, body = await fetch(http, "POST", f"{self.look_url(handle)}/cancel", headers=self.headers)
-        return code == 200 and text_at(parsed(body), "status") in {"canceled", "aborted"}
+        ended = parsed(body) if code == 200 else {}
+        free = ended.get("started_at") is None  # else its time until then is charged
+        return free and text_at(ended, "status") in {"canceled", "aborted"}
 
     @property
     def lists_requests(self) -> bool:
@@ -157,7 +159,9 @@ class Replicate(QueuedApi):
                 # An answer that waited may hold the output before its status says so.
                 return ImageSource(link) if link else None
             case "canceled" | "aborted" as status:
-                raise ApiError(ErrorClass.SERVER_ERROR, f"the prediction was {status}", code=CANCELLED)
+                begun = answer.get("started_at") is not None  # then its time is charged
+                words = f"the prediction was {status}"
+                raise ApiError(ErrorClass.SERVER_ERROR, words, code=CANCELLED, doubtful=begun)
             case "failed":
                 words = self.clean(str(answer.get("error") or "failed"))
                 flagged = any(word in words.lower() for word in _FLAGGED_WORDS)

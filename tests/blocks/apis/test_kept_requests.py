@@ -218,9 +218,13 @@ def test_a_request_withdrawn_by_an_interrupt_fails_no_job(work_all: WorkAll, can
     assert (job.status, job.request_id, job.unanswered) == (JobStatus.PENDING, None, 0)
 
 
-@pytest.mark.parametrize("begun_s", [0.0, 1.0], ids=["still in the queue", "begun meanwhile"])
-def test_a_request_of_fals_that_had_begun_when_it_was_cancelled_may_be_billed(
-    work_all: WorkAll, begun_s: float
+@pytest.mark.parametrize(
+    ("begun_s", "look_s"),
+    [(0.0, 0.01), (1.0, 0.01), (0.0, 2.0)],
+    ids=["still in the queue", "begun meanwhile", "seen to wait some time ago"],
+)
+def test_a_request_of_fals_that_may_have_begun_when_it_was_cancelled_may_be_billed(
+    work_all: WorkAll, begun_s: float, look_s: float
 ) -> None:
     cancelled_at: list[float] = []
 
@@ -232,7 +236,7 @@ def test_a_request_of_fals_that_had_begun_when_it_was_cancelled_may_be_billed(
         return httpx.Response(200, json={"status": "COMPLETED", "error": "cancelled"})
 
     async def answer(request: httpx.Request) -> httpx.Response:
-        await anyio.sleep(0.01)
+        await anyio.sleep(look_s if request.url.path.endswith("status") else 0.01)
         if request.method == "PUT":
             cancelled_at.append(anyio.current_time())
             return httpx.Response(202, json={"status": "CANCELLATION_REQUESTED"})
@@ -251,4 +255,26 @@ def test_a_request_of_fals_that_had_begun_when_it_was_cancelled_may_be_billed(
     (outcome,) = work_all(api, [make_job(api)], transport=transport, interrupt_after_s=60.0)
     job = outcome.job
     assert cancelled_at
-    assert (job.status, job.request_id, job.unanswered) == (JobStatus.PENDING, None, int(begun_s))
+    doubtful = begun_s > 0 or look_s > 1
+    assert (job.status, job.request_id, job.unanswered) == (JobStatus.PENDING, None, doubtful)
+
+
+@pytest.mark.parametrize("started_at", [None, "2026-11-27T07:00:00Z"])
+def test_replicate_charges_for_what_was_begun_before_it_was_cancelled(
+    work_all: WorkAll, started_at: str | None
+) -> None:
+    """It says when a prediction was started."""
+    withdrawn = False
+
+    async def answer(request: httpx.Request) -> httpx.Response:
+        nonlocal withdrawn
+        withdrawn = withdrawn or str(request.url).endswith("/cancel")
+        await anyio.sleep(0.01)
+        status = "canceled" if withdrawn else "starting"
+        return httpx.Response(200, json={"id": "p", "status": status, "started_at": started_at})
+
+    api = Replicate(api_key="a long key", request_timeout_s=3000, usd_per_image=PRICE_USD)
+    transport = httpx.MockTransport(answer)
+    (outcome,) = work_all(api, [make_job(api)], transport=transport, interrupt_after_s=60.0)
+    assert withdrawn
+    assert (outcome.job.status, outcome.job.unanswered) == (JobStatus.PENDING, int(started_at is not None))
