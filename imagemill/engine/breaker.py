@@ -31,6 +31,8 @@ OUTAGE = frozenset({ErrorClass.SERVER_ERROR, ErrorClass.TIMEOUT})
 
 _LEAST_REFUSED_S = 120.0
 """Refusals are no outage before, in seconds: a minute's allowance may have been used up by somebody else."""
+_SILENT_S = 330.0
+"""Without a refusal for so long, in seconds, nobody asked: no Retry-After holds everybody back for longer."""
 
 
 class OutageError(Exception):
@@ -63,6 +65,7 @@ class Breaker:
         self._failed: deque[bool] = deque(maxlen=WINDOW)
         self._open_since: float | None = None
         self._refused_since: float | None = None
+        self._refused_at = 0.0
         self._next_probe_at = 0.0
         self._changed = anyio.Event()
 
@@ -111,8 +114,9 @@ class Breaker:
     def _is_refused_too_long(self) -> bool:
         """Note a refusal; whether the API has taken nothing for longer than the run waits."""
         now = self._clock()
-        if self._refused_since is None:
+        if self._refused_since is None or now - self._refused_at > _SILENT_S:
             self._refused_since = now
+        self._refused_at = now
         return now - self._refused_since > max(self._patience_s, _LEAST_REFUSED_S)
 
     @property

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -301,15 +301,16 @@ class Recorder:
             finally:
                 self._unsafe.remove(safe)
 
-    def up_next(self, numbers: Sequence[int]) -> None:
-        """These jobs may be sent before the next lines of the log are safe in the bucket."""
+    def up_next(self, numbers: Sequence[int]) -> frozenset[int]:
+        """These jobs may be sent before the next lines are safe in the bucket; all that are named."""
         if not self._named.issuperset(numbers):
             self._named = set(numbers)
             self.event(UP_NEXT, jobs=numbers)
+        return frozenset(self._named)
 
-    def named_safely(self, numbers: Sequence[int]) -> None:
+    def named_safely(self, jobs: Collection[int]) -> None:
         """The line that names these jobs is in the bucket."""
-        self._safely_named = self._named.intersection(numbers)
+        self._safely_named = self._named.intersection(jobs)
 
     def has_named(self, job: int) -> bool:
         """Whether the job of this number is named in the bucket, and no later line says more of it."""

@@ -190,7 +190,6 @@ class Session:
         names = self.engine.up_next() if self._names_jobs else []
         if await _send(log, self.recorder, names) and names:
             self._half_named = names[len(names) // 2]
-            self.recorder.named_safely(names)
 
     async def keep_sending_log(self) -> None:
         """Upload the log's new lines every few seconds, until cancelled; lines about money sooner."""
@@ -463,12 +462,13 @@ async def _send(log: LeaderLog, recorder: Recorder, up_next: Sequence[int]) -> b
     """Upload the log's new lines; whether the bucket took them. Else they go with the next ones."""
     if not log.is_open:
         return False
-    recorder.up_next(up_next)
+    named = recorder.up_next(up_next)
     unsafe = recorder.uploading()
     try:
         await log.send()
     except (StoreUnavailableError, OSError):
         return False
+    recorder.named_safely(named)
     for event in unsafe:
         event.set()
     return True

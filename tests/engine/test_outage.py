@@ -127,6 +127,20 @@ def test_an_api_that_refuses_every_request_for_too_long_counts_as_down() -> None
     assert not breaker.is_open
 
 
+def test_an_api_that_nobody_asked_meanwhile_has_not_refused_everything() -> None:
+    """Such as a route that steps in for another one now and then: its first requests are a burst."""
+    now = 0.0
+    breaker = Breaker(0.5, patience_s=300, clock=lambda: now)
+    assert not breaker.record(ErrorClass.RATE_LIMITED)
+    now = 400.0
+    for _ in range(9):
+        assert not breaker.record(ErrorClass.RATE_LIMITED)
+    now = 699.0
+    assert not breaker.record(ErrorClass.RATE_LIMITED)
+    now = 701.0
+    assert breaker.record(ErrorClass.RATE_LIMITED)
+
+
 def test_a_minutes_allowance_that_is_used_up_is_no_outage() -> None:
     now = 0.0
     breaker = Breaker(0.5, patience_s=0, clock=lambda: now)
