@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import chain
 from pathlib import Path
@@ -41,7 +41,8 @@ class LastLine:
 
     ``request_ids`` are those of all lines about the job, ``refused`` the attempts that a rate limit refused,
     with their routes, and ``answers`` the judge's, by the attempt whose picture it was asked about.
-    ``begun_at`` is when the job's first line was written, ``costs`` what the lines say of each route's.
+    ``begun_at`` is when the job's first line was written, ``costs`` what the lines say of each route's;
+    ``is_cut``: a machine was lost after it, and further lines with it.
     """
 
     job: int
@@ -69,11 +70,15 @@ class LastLine:
     refused: dict[int, str] = field(default_factory=dict, init=False)
     answers: dict[int, Answer] = field(default_factory=dict, init=False)
     costs: RouteCosts = field(default_factory=RouteCosts, init=False)
+    is_cut: bool = field(default=False, init=False)
 
     def note(self, before: LastLine | None) -> None:
         """Collect what all lines up to this one hold."""
         self.begun_at = self.at if before is None else before.begun_at
         if before is not None:
+            for name in _SUMS:  # they stand where the next line names none
+                if getattr(self, name) is None:
+                    setattr(self, name, getattr(before, name))
             self.request_ids.update(before.request_ids)
             self.refused.update(before.refused)
             self.answers.update(before.answers)
@@ -110,9 +115,10 @@ class LastLine:
     def next_doubt_at(self) -> str | None:
         """The route of a request that came into doubt after this line; None where it may be any.
 
-        After a failed attempt the next may have gone anywhere, and its line been lost with a machine.
+        After a failed attempt the next may have gone anywhere, and its line been lost with a machine; so may
+        the line of that failure.
         """
-        return None if self.event in {"attempt_failed", "failed", "reopened"} else self.route
+        return None if self.is_cut or self.event in {"attempt_failed", "failed", "reopened"} else self.route
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,27 +149,30 @@ def last_lines(log: Path, jobs: Iterable[int]) -> dict[int, LastLine]:
         numbers = _NUMBER.findall(piece)
         if numbers and not wanted:
             wanted = {b"%d" % job for job in jobs}
-        if wanted.isdisjoint(numbers):
+        is_cut = _CUT in piece
+        if wanted.isdisjoint(numbers) and not is_cut:
             continue  # most of the log of a run that is nearly done
         for text in piece.splitlines():
+            if is_cut and _CUT in text:
+                for last in found.values():
+                    last.is_cut = True
             number = _NUMBER.search(text)
             if number is None or number[1] not in wanted:
                 continue
-            try:
-                line = orjson.loads(text)
-            except orjson.JSONDecodeError:
-                continue  # cut short by a kill
-            try:
-                event = _LINE.validate_python(line)
-            except ValidationError:
-                continue  # of another event, or damaged
-            if before := found.get(event.job):  # its sums stand where the next line names none
-                missing = [name for name in _SUMS if getattr(event, name) is None]
-                event = replace(event, **{name: getattr(before, name) for name in missing})
-            event.note(before)
+            if (event := _read(text)) is None:
+                continue
+            event.note(found.get(event.job))
             if b"%d" % event.job in wanted:
                 found[event.job] = event
     return found
+
+
+def _read(text: bytes) -> LastLine | None:
+    """A line about a job; None if it is of another event, damaged, or cut short by a kill."""
+    try:
+        return _LINE.validate_python(orjson.loads(text))
+    except (orjson.JSONDecodeError, ValidationError):
+        return None
 
 
 def perhaps_sent(log: Path) -> dict[int, list[datetime]]:

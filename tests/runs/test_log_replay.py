@@ -23,6 +23,7 @@ from imagemill.quality.judge import Answer, Opinion
 from imagemill.runs.log_replay import (
     LastLine,
     catch_up,
+    costs_of,
     holds,
     known_placeholders,
     last_lines,
@@ -202,6 +203,19 @@ def test_the_last_line_of_each_job_holds_what_all_of_its_lines_say(written: Call
     assert line.begun_at == datetime(2026, 11, 26, 11, tzinfo=UTC)
     assert last_lines(log, []) == {}
     assert last_lines(log.with_name("none"), [0]) == {}
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_the_last_request_of_a_lost_machine_may_have_gone_to_any_route(
+    written: Callable[..., Path], *, lost: bool
+) -> None:
+    """Seed 30889: its line of a refusal was lost with it, and the request in doubt was another route's."""
+    log = written(event("sent", route="first"), *[{"event": "log_cut"}] * lost)
+    job = make_job(Together(api_key="k"))
+    catch_up(job, last_lines(log, [0])[0])
+    job.lose_answer(0.003)
+    costs = costs_of(job, last_lines(log, [0])[0])
+    assert (costs.anywhere, dict(costs.doubtful)) == ((1, {}) if lost else (0, {"first": 0.003}))
 
 
 def test_lines_that_are_cut_damaged_or_of_something_else_are_skipped(written: Callable[..., Path]) -> None:
