@@ -303,7 +303,7 @@ class Recorder:
 
     def up_next(self, numbers: Sequence[int]) -> frozenset[int]:
         """These jobs may be sent before the next lines are safe in the bucket; all that are named."""
-        if not self._named.issuperset(numbers):
+        if numbers and self._named != set(numbers):  # fewer, too: a lost machine's successor counts them all
             self._named = set(numbers)
             self.event(UP_NEXT, jobs=numbers)
         return frozenset(self._named)

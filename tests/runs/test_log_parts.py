@@ -245,7 +245,8 @@ def test_what_a_lost_machine_may_have_sent_is_what_it_had_named_and_the_retries_
     jobs = [make_job(api) for _ in range(5)]
     for number, job in enumerate(jobs):
         job.number = number
-    recorder.up_next([0, 1, 2])
+    recorder.up_next([0, 1, 2, 4])
+    recorder.up_next([0, 1, 2])  # such as in an outage, when few are sent
     jobs[0].start(0.0)
     recorder.sent(jobs[0])
     jobs[3].start(0.0)
