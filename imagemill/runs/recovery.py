@@ -142,7 +142,9 @@ def find_images(
             for job in jobs
             if _settle(session, job, found.get(job.number), receipts.get(job.key), lines.get(job.number))
         ]
-        doubted = [job for job in jobs if _doubt(session, job, lines.get(job.number), perhaps)]
+        doubted = [
+            job for job in jobs if _doubt(session, job, receipts.get(job.key), lines.get(job.number), perhaps)
+        ]
         lost = [job for job in jobs if _is_lost(job)]
         if lost:
             ids = {job.number: lines[job.number].request_ids for job in lost if job.number in lines}
@@ -158,7 +160,11 @@ def find_images(
 
 
 def _doubt(
-    session: Session, job: Job, line: LastLine | None, perhaps: Mapping[int, Sequence[datetime]]
+    session: Session,
+    job: Job,
+    receipt: Receipt | None,
+    line: LastLine | None,
+    perhaps: Mapping[int, Sequence[datetime]],
 ) -> bool:
     """Count the requests that lost machines may have sent, once; whether there are any.
 
@@ -169,7 +175,8 @@ def _doubt(
     lost = of_line + len(since) - job.unanswered
     if not since or lost <= 0 or job.request_id is not None:
         return False
-    if job.status is not JobStatus.PENDING and not (job.status is JobStatus.DONE and job.reused):
+    others = job.reused or (receipt is not None and receipt.run_id != session.settings.run_id)
+    if job.status is not JobStatus.PENDING and not (job.status is JobStatus.DONE and others):
         return False
     named = not session.settings.routes and session.api.name_of(job) is not None
     if named and job.status is JobStatus.PENDING:

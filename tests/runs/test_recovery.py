@@ -222,18 +222,21 @@ def test_an_image_that_another_run_made_costs_this_run_nothing(
         assert job.unanswered == 1
 
 
+@pytest.mark.parametrize("paid_usd", [0.0, PRICE_USD])
 def test_what_a_lost_machine_may_have_sent_is_in_doubt_where_another_run_made_the_picture_since(
-    place: Place, catalog: Callable[..., str]
+    place: Place, catalog: Callable[..., str], paid_usd: float
 ) -> None:
+    """Seed 34926: also if the job has paid for a picture that could not be used."""
     with open_session(settings(place, catalog(prompt=["a"]))) as session:
-        job = killed_at_work(session, status=JobStatus.PENDING, attempts=0)
+        job = killed_at_work(session, status=JobStatus.PENDING, attempts=bool(paid_usd), cost_usd=paid_usd)
         session.recorder.up_next([0])
         session.recorder.event("log_cut")
         receipt = Receipt("another", 1, 2.5, 0.007, 0, 0.0, CostSource.TOLD)
         name = f"images/{job.key[:2]}/{job.key}.png"
         session.wait(session.bucket.put_image, name, picture(), image_metadata(job, receipt))
         job = resumed(session)
-        assert (job.status, job.reused, job.cost_usd, job.unanswered) == (JobStatus.DONE, True, 0.0, 1)
+        assert (job.status, job.reused, job.cost_usd) == (JobStatus.DONE, not paid_usd, paid_usd)
+        assert job.unanswered == 1
 
 
 def test_a_request_without_an_answer_and_what_lost_machines_may_have_sent_since_are_all_counted_once(
