@@ -33,6 +33,7 @@ from tests.virtual_time import run
 
 SHARD = Shard(0, 49)
 OTHER = Shard(50, 99)
+THIRD = Shard(100, 149)
 
 
 class LocalBoard(Board):
@@ -41,8 +42,10 @@ class LocalBoard(Board):
     def __init__(self) -> None:
         self._notes: dict[str, tuple[float, dict[str, Any]]] = {}
         self.away = False
+        self.exchanges = 0
 
     async def exchange(self, owner: str, content: dict[str, Any] | None) -> list[Note]:
+        self.exchanges += 1
         await anyio.sleep(0.01)
         if self.away:
             raise StoreUnavailableError("The job store is away.")
@@ -71,6 +74,11 @@ class Process:
         self.board, self.membership = board, membership
         self.engine, self.recorder, self.rate = engine, recorder, rate
         self._scope = anyio.CancelScope()
+
+    def again(self) -> Membership:
+        """The membership of another process that leads the run."""
+        more = {"engine": self.engine, "recorder": self.recorder}
+        return Membership(self.board, f"{self.membership.name} again", leads=True, **more)
 
     async def beat(self) -> None:
         with self._scope:
@@ -136,7 +144,7 @@ def test_a_process_that_stood_still_past_its_takeover_may_buy_nothing_more(
             assert await a.membership.owns(0)
             a.stand_still()
             assert await b.membership.claim(SHARD)  # which waits until a's note is stale
-            assert anyio.current_time() > STALE_S
+            assert STALE_S < anyio.current_time() < STALE_S + BEAT_S
             assert [await b.membership.owns(number) for number in (0, 49, 50)] == [True, True, False]
             assert [await a.membership.owns(number) for number in (0, 49, 50)] == [False, False, True]
             await a.membership.release(SHARD)  # which it has not any more
@@ -145,14 +153,18 @@ def test_a_process_that_stood_still_past_its_takeover_may_buy_nothing_more(
     run(scenario)
 
 
-def test_nor_where_the_other_has_finished_the_shard_meanwhile(processes: Callable[..., Any]) -> None:
+def test_nor_where_others_have_or_have_finished_its_shards_meanwhile(processes: Callable[..., Any]) -> None:
     async def scenario() -> None:
-        async with processes("leader", "a", "b") as (_, a, b):
-            await a.membership.claim(SHARD)
+        async with processes("leader", "a", "b", "c") as (_, a, b, c):
+            for shard in (SHARD, OTHER, THIRD):
+                await a.membership.claim(shard)
             a.stand_still()
-            await b.membership.claim(SHARD)
-            await b.membership.release(SHARD)
-            assert not await a.membership.owns(0)
+            await c.membership.claim(THIRD)
+            for shard in (SHARD, OTHER):
+                await b.membership.claim(shard)
+                await b.membership.release(shard)
+            assert [await a.membership.owns(number) for number in (0, 50, 100)] == [False, False, False]
+            assert await c.membership.owns(100)
 
     run(scenario)
 
@@ -229,6 +241,9 @@ def test_a_stop_reaches_all_at_the_next_beat_with_its_words(processes: Callable[
             await anyio.sleep(1.1 * BEAT_S)
             for process in (leader, b):
                 assert process.engine.stopped == Stop(StopKind.OUT_OF_BUDGET, "It is spent.")
+            before = a.board.exchanges
+            await anyio.sleep(5 * BEAT_S)
+            assert a.board.exchanges - before <= 3 * 6  # and is not announced over and over
 
     run(scenario)
 
@@ -257,10 +272,10 @@ def test_a_leader_that_begins_anew_ends_the_others(processes: Callable[..., Any]
         async with processes("leader", "a") as (leader, a):
             await a.membership.claim(SHARD)
             a.stand_still()
+            leader.stand_still()
             await anyio.sleep(STALE_S)
-            await leader.membership.join()
-            leader.membership._epoch = "of another process"  # as that of one that took the lead since
-            await anyio.sleep(1.1 * BEAT_S)
+            other = leader.again()
+            await other.join()
             await a.membership.owns(0)
             assert a.membership.over.is_set()
             assert a.engine.stopped is not None
@@ -335,6 +350,10 @@ def test_the_leader_sees_what_the_others_do_and_why_their_jobs_have_no_route(
             await anyio.sleep(2.1 * BEAT_S)
             assert [process.recorder.left for process in (leader, a, b)] == [7, 4, 4]
             assert a.membership.stranded == {}
+            b.stand_still()
+            await b.membership.leave()
+            await anyio.sleep(1.1 * BEAT_S)
+            assert leader.membership.stranded == {"b": b.engine.stranded.reason}
 
     run(scenario)
 

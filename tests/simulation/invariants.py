@@ -172,7 +172,7 @@ def _may_be_bought_again(simulation: Simulation, last: dict[str, object]) -> Cou
                 again[job.prompt] += job.unanswered
             else:
                 again[job.prompt] += min(job.unanswered, unlisted[job.prompt])
-            if left and job.cost_usd and (not is_done or scenario.away_s):
+            if left and job.cost_usd and (not is_done or scenario.away_s or met["interrupt"]):
                 again[job.prompt] += 1
     return again
 
