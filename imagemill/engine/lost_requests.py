@@ -34,7 +34,7 @@ _UNREADABLE_TIMES = 16
 """How long a list that cannot be read is tried at least, in seconds, for twice the patience, and how often.
 
 A reading that hangs may take a minute alone, and eight in a row are lost now and then where half of them are.
-While the API is down it is tried for as long as the run waits for that.
+While the API is down it is tried for as long as the run waits for that, however often that is.
 """
 
 
@@ -93,9 +93,9 @@ class LostRequests:
 
     def _is_unreadable(self, tried_s: float, times: int) -> bool:
         """Whether a list that could not be read for so long, and so often, is given up."""
-        may_come_back = self._breaker.is_open and not self._breaker.has_given_up
-        tried_enough = tried_s > max(_UNREADABLE_S, 2 * self.patience_s) and times >= _UNREADABLE_TIMES
-        return tried_enough and not may_come_back
+        if tried_s <= max(_UNREADABLE_S, 2 * self.patience_s):
+            return False
+        return self._breaker.has_given_up or (times >= _UNREADABLE_TIMES and not self._breaker.is_open)
 
     async def find_now(self, jobs: Collection[Job], known: Mapping[int, Collection[str]]) -> dict[int, str]:
         """One look for many jobs: request ids by the jobs' numbers.
