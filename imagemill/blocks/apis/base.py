@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import time
 from abc import abstractmethod
-from collections.abc import AsyncIterator, Collection, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
+import anyio
 import httpx
 from pydantic import PrivateAttr
 
@@ -37,6 +39,10 @@ from imagemill.blocks.apis.generated_image import (
 from imagemill.blocks.apis.links import ImageFetcher
 from imagemill.errors import ApiError, ErrorClass
 from imagemill.jobs import CostSource, Job
+
+
+_LATE_TIMES, _LATE_S = 3, 1.0
+"""How often a link from before this process is tried again, and the wait before each time, in seconds."""
 
 
 class ImageApi(ImageFetcher):
@@ -160,11 +166,22 @@ class ImageApi(ImageFetcher):
         """
         try:
             async with self.attempt(keep_request=True):
-                return await self.download(http, link)
+                return await self._perhaps_late(link, partial(self.download, http, link))
         except ApiError as error:
             error.charged = False  # it is booked since the link is known
             self._keep_made(error, link)
             raise
+
+    async def _perhaps_late(self, request_id: str, get: Callable[[], Awaitable[bytes]]) -> bytes:
+        """The image behind a link. That of a request from before this process may be seconds old, and late."""
+        for _ in range(_LATE_TIMES):
+            try:
+                return await get()
+            except ApiError as error:
+                if error.code != "image_link_expired" or request_id in self._known_here:
+                    raise
+            await anyio.sleep(_LATE_S)
+        return await get()
 
     def _keep_made(self, error: ApiError, request_id: str) -> None:
         """An image that is made and cannot be fetched now is asked for again; a new link may only be late."""

@@ -13,6 +13,7 @@ import time
 from abc import abstractmethod
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any, ClassVar, Protocol
 
 import anyio
@@ -120,7 +121,7 @@ class QueuedApi(ListingApi):
                     source = await self._late(http, handle, job, error)
             on_state(RequestState.COMPLETED)
             async with self._fetching(job, handle, watch):
-                content = await self._image(http, handle, source)
+                content = await self._perhaps_late(handle, partial(self._image, http, handle, source))
         charged = self.charge(job)
         return GeneratedImage(content, charged.usd, request_id=handle, cost_source=charged.source)
 

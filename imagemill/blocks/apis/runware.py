@@ -17,6 +17,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Mapping
+from functools import partial
 from hashlib import blake2b
 from typing import Any, ClassVar
 
@@ -137,7 +138,7 @@ class Runware(ImageApi):
                 unclear.keep_request = True  # it may be charged, and can be asked about
                 raise unclear
             async with self._fetching(job, task, accepted):
-                content = await self.content(http, source)
+                content = await self._perhaps_late(task, partial(self.content, http, source))
         charged = self.charge(job)
         return GeneratedImage(content, charged.usd, request_id=task, cost_source=charged.source)
 
