@@ -114,11 +114,13 @@ class OutputLease:
             self._write_ours()  # with an expiry by the server's clock, which is known only now
 
     def _write_ours(self) -> None:
+        begun = self._clock()
         with suppress(ConflictError, StoreUnavailableError):  # an answer may be lost, and the write done
             self._write()
         if not self._bucket.conditional:
-            # The last of two that write at once has it: both see that once both have written.
-            self._sleep(SETTLE_S)
+            # The last of two that write at once has it: both see that once both have written. A write that
+            # took longer may have replaced a renewal, which is seen there at the next one.
+            self._sleep(SETTLE_S if self._clock() - begun <= SETTLE_S else RENEW_S + SETTLE_S)
         if not self._is_ours():
             raise InputError(f"Another run has just begun to write to {self._bucket.uri}: wait for its end.")
 
@@ -153,10 +155,10 @@ class OutputLease:
                 if abs(self._wall() - self._clock() - self._wall_ahead_s) > _CLOCKS_AGREE_S:
                     self._look_again()  # the clock was set: what is the server's time by it now?
                     self.refuse_if_lost()
-                if not self._bucket.conditional and not self._is_ours():
-                    self._lose("Another run took it over.")
-                    return
-                self._write()
+                if self._bucket.conditional:
+                    self._write()
+                else:
+                    self._write_over()
             except (ConflictError, StoreUnavailableError):
                 # The answer may be lost, and the write done: then the ETag is another one now.
                 self._look_again()
@@ -165,6 +167,19 @@ class OutputLease:
         except Exception as error:  # noqa: BLE001 - credentials expire, and the run waits for who renews
             logger.warning("The lease of %s was not renewed (%s).", self._bucket.uri, type(error).__name__)
         if self._clock() - self._renewed_at > HOLD_S:
+            self._lose("It could not be renewed in time.")
+
+    def _write_over(self) -> None:
+        """Renew without a condition: only while nobody can have taken the lease over since it was read.
+
+        Who takes over one that has expired waits ``SETTLE_S``, and then looks whether it is still his.
+        """
+        until = max(self._renewed_at + EXPIRY_S, self._clock() + SETTLE_S)
+        if not self._is_ours():
+            self._lose("Another run took it over.")
+        elif self._clock() <= until:
+            self._write()
+        if self._clock() > until:
             self._lose("It could not be renewed in time.")
 
     @property

@@ -343,6 +343,30 @@ def test_without_conditional_writes_the_last_of_two_has_it(bucket: ImageBucket, 
     assert len(second.lost) == 1
 
 
+@pytest.mark.parametrize(
+    ("late_s", "write_s", "lost"), [(0.0, 10.0, False), (EXPIRY_S, 0.5, False), (EXPIRY_S, 10.0, True)]
+)
+def test_without_conditional_writes_a_slow_renewal_of_an_expired_lease_comes_too_late(
+    bucket: ImageBucket, clock: Clock, front: S3Front, late_s: float, write_s: float, *, lost: bool
+) -> None:
+    """Seed 40999: it replaced the lease of a run that had taken over meanwhile, and both bought."""
+    bucket.conditional = False
+    reasons, begun = list[str](), time.time()
+    lease = OutputLease(
+        bucket, "run", reasons.append, clock=clock, wall=lambda: begun + clock.now, sleep=clock.sleep
+    )
+    lease.take()
+
+    def slow(asked: Asked) -> None:
+        if asked.is_object_write:
+            clock.sleep(write_s)
+
+    clock.sleep(late_s)
+    front.before = slow
+    lease.renew()
+    assert bool(reasons) is lost
+
+
 def test_it_is_held_while_the_block_runs(bucket: ImageBucket) -> None:
     with output_lease(bucket, "run", lambda _: None) as lease:
         lease.check()

@@ -40,7 +40,6 @@ from imagemill.blocks.apis.links import ImageFetcher
 from imagemill.errors import ApiError, ErrorClass
 from imagemill.jobs import CostSource, Job
 
-
 _LATE_TIMES, _LATE_S = 3, 1.0
 """How often a link from before this process is tried again, and the wait before each time, in seconds."""
 
@@ -173,7 +172,7 @@ class ImageApi(ImageFetcher):
             raise
 
     async def _perhaps_late(self, request_id: str, get: Callable[[], Awaitable[bytes]]) -> bytes:
-        """The image behind a link. That of a request from before this process may be seconds old, and late."""
+        """The image behind a link; one of a request from before this process may be seconds old, and late."""
         for _ in range(_LATE_TIMES):
             try:
                 return await get()

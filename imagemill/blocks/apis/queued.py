@@ -142,7 +142,7 @@ class QueuedApi(ListingApi):
 
                 yield on_state
         except ApiError as error:
-            if error.code == "timeout" and watch.state is RequestState.QUEUED:
+            if patience.cancelled_caught and watch.state is RequestState.QUEUED:
                 error.code = QUEUE_TIMEOUT
                 error.message = f"still in the vendor's queue after {self.queue_timeout_s:g} s"
                 error.keep_request = not await self.cancel(http, handle)

@@ -142,6 +142,21 @@ def test_a_404_after_a_lost_look_is_asked_again_also_where_the_job_began_long_be
     assert_paid_once(work_all(api, [job], transport=LosingTransport(lost_then_unheard_of)), emulator)
 
 
+@pytest.mark.parametrize("variant", ["fal", "replicate"])
+def test_a_look_that_hangs_takes_no_request_out_of_the_queue(
+    variant: str, emulator: Emulator, work_all: WorkAll
+) -> None:
+    """Seed 41917: the hung look was taken for the end of the queue's patience, which is an hour."""
+
+    def hang(request: httpx.Request, before: int) -> None:
+        if before == 0 and unheard_of(request, before) is not None:
+            raise httpx.ReadTimeout("", request=request)
+
+    emulator.configure(latency_s=0.2, latency_sigma=0)
+    api = VARIANTS[variant](emulator.base_url)
+    assert_paid_once(work_all(api, [make_job(api, "Waiting fox")], transport=LosingTransport(hang)), emulator)
+
+
 def failed_in_the_queue(api: ImageApi, emulator: Emulator, work_all: WorkAll, **more: Any) -> list[Job]:
     """Jobs that the queue kept too long, and finished after the run had given them up."""
     emulator.configure(latency_s=6.0, latency_sigma=0)
