@@ -8,6 +8,7 @@ S3 server's, so that machines whose clocks differ agree on when that is.
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 import uuid
@@ -90,7 +91,7 @@ class OutputLease:
         self._server_ahead_s = 0.0
         self._wall_ahead_s = 0.0
         self._etag: str | None = None
-        self._renewed_at = 0.0
+        self._renewed_at = -math.inf
         self._why_lost: str | None = None
 
     def take(self) -> None:
@@ -110,8 +111,8 @@ class OutputLease:
             found = self._waited_for(found)
         self._etag = None if found is None else found.etag
         self._write_ours()
-        if abs(self._server_ahead_s) > _CLOCKS_AGREE_S:
-            self._write_ours()  # with an expiry by the server's clock, which is known only now
+        if abs(self._server_ahead_s) > _CLOCKS_AGREE_S or self.is_late:
+            self._write_ours()  # with an expiry by the server's clock, which is known only now, and in time
 
     def _write_ours(self) -> None:
         begun = self._clock()
@@ -189,7 +190,9 @@ class OutputLease:
 
     def _look_again(self) -> None:
         found = self._read()
-        if found is None:
+        if found is None and self.is_late:
+            self._lose("It expired, and another run may have had it since.")
+        elif found is None:
             self._etag = None  # somebody deleted it; the next renewal writes it anew
         elif found.nonce == self._nonce:
             self._etag = found.etag

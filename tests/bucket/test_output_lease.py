@@ -343,6 +343,17 @@ def test_without_conditional_writes_the_last_of_two_has_it(bucket: ImageBucket, 
     assert len(second.lost) == 1
 
 
+def test_a_lease_that_expired_and_is_gone_may_have_been_anothers(bucket: ImageBucket, clock: Clock) -> None:
+    """Seed 44140: it was written anew, and what the other run had made since was bought again."""
+    run = Run(bucket, "run", clock)
+    run.lease.take()
+    clock.sleep(EXPIRY_S + 1)
+    bucket.delete([LEASE])
+    run.lease.renew()
+    assert len(run.lost) == 1
+    assert bucket.read(LEASE) is None
+
+
 @pytest.mark.parametrize(
     ("late_s", "write_s", "lost"), [(0.0, 10.0, False), (EXPIRY_S, 0.5, False), (EXPIRY_S, 10.0, True)]
 )

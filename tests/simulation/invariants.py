@@ -162,6 +162,8 @@ def _may_be_bought_again(simulation: Simulation, last: dict[str, object]) -> Cou
             unlisted += vendor.slow(min(LEAST_S, account.settings["request_timeout_s"]))
     if len(last) > 1:
         again.update(prompt for _, prompt in simulation.kept)
+        # What was in flight when a run could not renew its lease, the one that took the output over buys too.
+        again.update(prompt for run_id in simulation.overtaken for prompt in simulation.prompts_of(run_id))
     for run_id, ending in last.items():
         for job in ending.jobs:  # type: ignore[attr-defined]
             is_done = job.status is JobStatus.DONE

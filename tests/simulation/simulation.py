@@ -101,6 +101,8 @@ class Simulation:
         self.machines_lost = 0
         self.power_cuts = 0
         self.session: Session | None = None
+        self.overtaken: set[str] = set()
+        """Runs that lost their lease to another."""
         self.kept: set[tuple[str, str]] = set()
         """Runs and prompts of pictures on the disk of a process that stopped: no other run knows of them."""
         scene.world, scene.bucket, scene.vendors = world, self.bucket, self.vendors
@@ -223,9 +225,14 @@ class Simulation:
             self._note_kept(run_id, folder)
             process.alive = False if process.death else process.alive
             stopped = ending.summary and ending.summary.stopped
+            self._note_overtaken(run_id, f"{ending.error} {stopped}")
             world.note(f"ended: {process.death or ending.error or stopped or 'well'}")
 
         return ending, world.outside(until_gone())
+
+    def _note_overtaken(self, run_id: str, reason: str) -> None:
+        if "took it over" in reason:
+            self.overtaken.add(run_id)
 
     def _note_kept(self, run_id: str, folder: Path) -> None:
         """Note the pictures that a process has left on its disk."""
