@@ -182,7 +182,7 @@ def _doubt(
     if named and job.status is JobStatus.PENDING:
         return False  # sent again, the request has the same name; at another route it has not
     for _ in range(lost):
-        job.lose_answer(max(route.price(job) for route in session.engine.routes))  # any may have had it
+        job.lose_answer(_highest_price(session, job))  # any route may have had it
     job.started_at = job.started_at or min(since).timestamp()  # from when on the API's list is read
     return True
 
@@ -253,7 +253,7 @@ def _settle(
         if was_unanswered(job, line):
             job.request_id = session.api_of(job).name_of(job)
             if job.request_id is None:
-                job.lose_answer(_price(session, job))
+                job.lose_answer(_price(session, job, line))
         job.requeue()
     session.cost.recover(spent_usd=job.total_usd - known_usd)
     return missed or image is not None
@@ -280,7 +280,7 @@ def _settle_found(
             *session.api_of(job).expected_charge(job)
         )  # this run paid for it, and died before recording it
     if (others or asked_again) and _is_in_doubt(session, job, line, missed=missed):
-        job.lose_answer(_price(session, job))  # nobody will ask about it any more
+        job.lose_answer(_price(session, job, line))  # nobody will ask about it any more
     reused = not asked or (others and not job.cost_usd)
     was_done = line is not None and line.event == "done" and not others and not asked_again
     job.finish(
@@ -306,8 +306,15 @@ def _readable(quality: str) -> str:
     return quality
 
 
-def _price(session: Session, job: Job) -> float:
+def _price(session: Session, job: Job, line: LastLine | None) -> float:
+    """What a request in doubt may cost: that of a lost machine, whose lines may be missing, at any route."""
+    if line is not None and line.is_cut:
+        return _highest_price(session, job)
     return session.api_of(job).price_usd(job.width, job.height, job.steps, job.params)
+
+
+def _highest_price(session: Session, job: Job) -> float:
+    return max(route.price(job) for route in session.engine.routes)
 
 
 def _judged(session: Session, receipt: Receipt | None, line: LastLine | None) -> Finding:

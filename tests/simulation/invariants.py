@@ -170,7 +170,10 @@ def _may_be_bought_again(simulation: Simulation, last: dict[str, object]) -> Cou
             stored = objects.get(f"out/{job.image}")
             # What one run leaves behind, another may buy.
             left = len(last) > 1 and (not is_done or (stored and stored.metadata.get("run-id") != run_id))
-            if left or scenario.apis & UNLISTED:
+            # What a lost machine had sent may have gone to any route, and the name is known at its own only.
+            forgot = simulation.machines_lost or simulation.power_cuts
+            elsewhere = forgot and scenario.others and scenario.apis & CLIENT_NAMED
+            if left or elsewhere or scenario.apis & UNLISTED:
                 again[job.prompt] += job.unanswered
             else:
                 again[job.prompt] += min(job.unanswered, unlisted[job.prompt])
