@@ -304,8 +304,14 @@ class QueuedApi(ListingApi):
         except ApiError as error:
             if error.code != "image_link_expired":
                 raise
-        # Some give a fresh link when they are asked again, free of charge; others give the old one.
-        return await self.content(http, await self._looked(http, handle, _ignored) or source)
+            # Some give a fresh link when they are asked again, free of charge; others give the old one.
+            try:
+                fresh = await self._looked(http, handle, _ignored)
+            except ApiError as gone:
+                if gone.code == REQUEST_GONE:  # it was there a moment ago
+                    raise error from gone
+                raise
+        return await self.content(http, fresh or source)
 
 
 def _ignored(state: RequestState, made_in_s: float | None = None) -> None:

@@ -131,7 +131,10 @@ class Replicate(QueuedApi):
         return _STATES.get(text_at(answer, "status") or "")
 
     async def withdraw(self, http: httpx.AsyncClient, handle: str) -> bool:
-        code, _, body = await fetch(http, "POST", f"{self.look_url(handle)}/cancel", headers=self.headers)
+        url = self.look_url(handle)
+        if self.state_of(await self.ask(http, url)) is not RequestState.QUEUED:
+            return False  # what has begun may still come home
+        code, _, body = await fetch(http, "POST", f"{url}/cancel", headers=self.headers)
         ended = parsed(body) if code == 200 else {}
         free = ended.get("started_at") is None  # else its time until then is charged
         return free and text_at(ended, "status") in {"canceled", "aborted"}

@@ -142,6 +142,28 @@ def test_a_404_after_a_lost_look_is_asked_again_also_where_the_job_began_long_be
     assert_paid_once(work_all(api, [job], transport=LosingTransport(lost_then_unheard_of)), emulator)
 
 
+@pytest.mark.parametrize("variant", ["bfl", "fal", "replicate"])
+def test_a_request_whose_image_is_late_and_that_is_then_unknown_for_a_moment_is_not_gone(
+    variant: str, emulator: Emulator, work_all: WorkAll
+) -> None:
+    """Seed 51023: the image's link and the look after it, for a fresh one, both answered 404."""
+    late: list[str] = []
+
+    def missing(request: httpx.Request, before: int) -> httpx.Response | None:  # noqa: ARG001
+        is_look = unheard_of(request, 0) is not None
+        kind = "look" if is_look else "link"
+        if request.method != "GET" or kind in late or (is_look and not late):
+            return None
+        if not is_look and "/files/" not in request.url.path:
+            return None
+        late.append(kind)
+        return httpx.Response(404)
+
+    api = VARIANTS[variant](emulator.base_url)
+    assert_paid_once(work_all(api, [make_job(api, "Late fox")], transport=LosingTransport(missing)), emulator)
+    assert late == ["link", "look"]
+
+
 @pytest.mark.parametrize("variant", ["fal", "replicate"])
 def test_a_look_that_hangs_takes_no_request_out_of_the_queue(
     variant: str, emulator: Emulator, work_all: WorkAll
