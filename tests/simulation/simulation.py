@@ -101,6 +101,7 @@ class Simulation:
         self.machines_lost = 0
         self.power_cuts = 0
         self.session: Session | None = None
+        self.ended_on_full_disk = False
         self.overtaken: set[str] = set()
         """Runs that lost their lease to another."""
         self.kept: set[tuple[str, str]] = set()
@@ -133,13 +134,14 @@ class Simulation:
     def forgets(self) -> bool:
         """Whether what was known of requests in flight may be lost.
 
-        With a machine, in a power cut, or where the disk was full and the process died, or the bucket was
-        away.
+        With a machine, in a power cut, or where the disk was full and the process died, the bucket was away,
+        or the disk stayed full until the process had ended.
         """
         met = self.world.met
         trouble = any(what.startswith(("death", "bucket")) for what in met)
         away = any(what.startswith("bucket") for what in met)
-        return bool((self.machines_lost and away) or self.power_cuts or (met["disk: full"] and trouble))
+        full = met["disk: full"] and (trouble or self.ended_on_full_disk)
+        return bool((self.machines_lost and away) or self.power_cuts or full)
 
     # One process
 
@@ -225,12 +227,14 @@ class Simulation:
             self._note_kept(run_id, folder)
             process.alive = False if process.death else process.alive
             stopped = ending.summary and ending.summary.stopped
-            self._note_overtaken(run_id, f"{ending.error} {stopped}")
+            self._note_end(run_id, f"{ending.error} {stopped}")
             world.note(f"ended: {process.death or ending.error or stopped or 'well'}")
 
         return ending, world.outside(until_gone())
 
-    def _note_overtaken(self, run_id: str, reason: str) -> None:
+    def _note_end(self, run_id: str, reason: str) -> None:
+        begun, ended = disks.disk.full
+        self.ended_on_full_disk |= begun <= self.world.loop.now < ended
         if "took it over" in reason:
             self.overtaken.add(run_id)
 
