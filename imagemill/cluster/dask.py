@@ -101,13 +101,14 @@ def run_on_cluster(
     settings = session.settings
     if not shards:
         return
-    for api, per_minute in _rates(session):
-        hold_rate(api, per_minute)
+    rates = list(_rates(session))
     session.wait(_set_budget, session)
     try:
         with DaskTaskRunner(address=settings.execution.scheduler) as runner:
             client = runner.client
             workers = len(client.scheduler_info(n_workers=-1)["workers"])
+            for api, per_minute in rates:
+                hold_rate(api, per_minute, workers)
             session.wait(membership.expect, min(workers, len(shards)))
             client.register_plugin(RunMember(settings), name=plugin_name(settings))
             futures = runner.map(task, {"settings": unmapped(settings), "shard": shards})

@@ -13,7 +13,7 @@ from prefect.concurrency.asyncio import ConcurrencySlotAcquisitionError, rate_li
 from prefect.exceptions import ObjectNotFound, PrefectException
 
 from imagemill.blocks.apis import ImageApi
-from imagemill.engine.limits.leased_rate import LeasedRate
+from imagemill.engine.limits.leased_rate import LEAST_BATCH, LeasedRate
 from imagemill.errors import InputError, StoreUnavailableError
 from imagemill.runs.remembered_limit import account_digest, host_of
 
@@ -30,15 +30,17 @@ def limit_name(api: ImageApi) -> str:
     return f"imagemill-{api.provider}-{host_of(api).replace(':', '-')}-{account_digest(api)}"
 
 
-def hold_rate(api: ImageApi, per_minute: float) -> None:
-    """Create the global limit, or update it.
+def hold_rate(api: ImageApi, per_minute: float, processes: int) -> None:
+    """Create the global limit, or update it, so that so many processes can hold their batches at once.
+
+    A lease that Prefect denies costs all that its limit has regained since the last one.
 
     Raises:
         InputError: no Prefect server answers.
     """
     name = limit_name(api)
     shape = {
-        "limit": max(2, math.ceil(_RESERVE_S * per_minute / 60.0)),
+        "limit": max(2 * LEAST_BATCH * processes, math.ceil(_RESERVE_S * per_minute / 60.0)),
         "slot_decay_per_second": HEADROOM * per_minute / 60.0,
     }
     try:

@@ -1,8 +1,8 @@
 """A rate that several processes share: each leases requests in batches and sends them evenly.
 
 Leasing single requests would cost a round trip each, and lose what refills in the meantime. So a process
-leases about two seconds' worth of the whole rate, one batch ahead, and sends it evenly at its own share of
-the rate. A process that ends does not return what it holds.
+leases about two seconds' worth of its own share of the rate, one batch ahead, and sends it evenly. A process
+that ends does not return what it holds.
 """
 
 from __future__ import annotations
@@ -14,11 +14,12 @@ from typing import Protocol
 import anyio
 
 BATCH_S = 2.0
-"""A batch is what the whole rate allows in this many seconds."""
+"""A batch is what a process's share of the rate allows in this many seconds."""
+
+LEAST_BATCH = 5
+"""Nor is a batch ever smaller: the limit loses up to one request at each lease, as it counts whole ones."""
 
 _FIRST_BATCH_S = 0.5
-_LEAST_BATCH = 2
-_NO_END = 1_000_000
 
 
 class Rate(Protocol):
@@ -69,16 +70,12 @@ class LeasedRate:
     Args:
         per_s: the whole rate, in requests per second.
         lease: waits until the shared limit allows this many requests.
-        most: the largest batch.
     """
 
-    def __init__(
-        self, per_s: float, lease: Callable[[int], Awaitable[None]], *, most: int | None = None
-    ) -> None:
+    def __init__(self, per_s: float, lease: Callable[[int], Awaitable[None]]) -> None:
         self._per_s = per_s
         self._lease = lease
-        self._largest = max(1, min(most or _NO_END, round(BATCH_S * per_s)))
-        self._batch = max(1, min(self._largest, max(_LEAST_BATCH, round(_FIRST_BATCH_S * per_s))))
+        self._ahead_s = _FIRST_BATCH_S
         self._next_at = -math.inf
         self._wanted = anyio.Event()
         self.share = 1.0
@@ -88,7 +85,7 @@ class LeasedRate:
 
     def ready_at(self) -> float:
         """When the next request may be sent, in monotonic seconds; infinite while nothing is leased."""
-        if self.held < self._batch:
+        if self.held < self._batch():
             self._wanted.set()
         return self._next_at if self.held else math.inf
 
@@ -101,9 +98,12 @@ class LeasedRate:
         """Lease a batch whenever less than one is left, and call ``leased``. Runs until cancelled."""
         while True:
             await self._wanted.wait()
-            size = self._batch
+            size = self._batch()
             await self._lease(size)
             self.held += size
-            self._batch = min(self._largest, 2 * size)
+            self._ahead_s = min(BATCH_S, 2 * self._ahead_s)
             self._wanted = anyio.Event()
             leased()
+
+    def _batch(self) -> int:
+        return max(LEAST_BATCH, round(self._ahead_s * self._per_s * self.share))
