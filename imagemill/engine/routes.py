@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal, TypeAlias
 
 import anyio
@@ -84,8 +85,9 @@ class Routes:
         """Whether jobs whose requests are at a route that is down leave, and are asked about later."""
         self.negative_prompts = any(route.api.profile.uses_negative_prompt for route in routes)
         """Whether a negative prompt is part of the pictures' keys."""
-        if self.are_several:
-            for route in self._routes:
+        for route in self._routes:
+            route.pacer.unsent = partial(self._worth_a_look, route)
+            if self.are_several:
                 route.pacer.on_change = route.setup.on_change = self._match
 
     def __iter__(self) -> Iterator[Route]:
@@ -99,6 +101,13 @@ class Routes:
     def unsent(self) -> int:
         """How many jobs are neither finished nor on their way."""
         return self._schedule.unsent(self._routes)
+
+    def _worth_a_look(self, route: Route) -> int:
+        """How many jobs a higher limit of the route is worth looking for.
+
+        None shortly before the deadline: the look's own job, if it is refused, would come late.
+        """
+        return 0 if self._schedule.is_nearly_over(route) else self.unsent()
 
     @property
     def open(self) -> list[Route]:
@@ -279,14 +288,12 @@ class Routes:
         probed = [route for route in routes if route.is_down and route not in work.let_down]
         if self.unsent() <= sum(route.pacer.concurrency for route in up):
             probed = []  # the others make what is left at once: nothing is gained by a route that comes back
-        match self._policy:
-            case "failover":
-                return [*probed, up[0]]
-            case "cheapest":
-                return [*probed, *self._cheap_enough(work, up)]
-            case "fastest":
-                quick = [route for route in up if not self._comes_late(route, up)]
-                return [*probed, *sorted(quick, key=lambda route: route.price(work.job))]
+        if self._policy == "failover":
+            return [*probed, up[0]]
+        if self._policy == "cheapest" and (in_time := self._schedule.in_time(up, self._routes)):
+            return [*probed, *self._cheap_enough(work, in_time)]
+        quick = [route for route in up if not self._comes_late(route, up)]
+        return [*probed, *sorted(quick, key=lambda route: route.price(work.job))]
 
     def _comes_late(self, route: Route, routes: list[Route]) -> bool:
         """Whether the others have made all that is left before this one would have made its next image.
@@ -302,7 +309,7 @@ class Routes:
                 made += max(0.0, ahead_s) * other.throughput.per_s(self._clock())
         return made > 0 and made >= self.unsent()
 
-    def _cheap_enough(self, work: Work, routes: list[Route]) -> list[Route]:
+    def _cheap_enough(self, work: Work, routes: Sequence[Route]) -> list[Route]:
         """The cheapest routes, and so many of the next as the deadline takes."""
         chosen: list[Route] = []
         step = 0

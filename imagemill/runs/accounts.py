@@ -220,8 +220,6 @@ async def routes_to(
         deadline=_deadline(limits),
         left=lambda: recorder.left,
     )
-    for pacer in pacers:
-        pacer.unsent = all_routes.unsent
     await _count_spent(store, all_routes, log)
     return all_routes
 

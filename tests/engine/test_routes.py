@@ -8,6 +8,7 @@ import random
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -23,7 +24,7 @@ from imagemill.engine.breaker import Breaker
 from imagemill.engine.cost_limit import CostLimit
 from imagemill.engine.engine import Engine, StopKind
 from imagemill.engine.job_log import JobLog
-from imagemill.engine.limits.pacer import Pacer
+from imagemill.engine.limits.pacer import Limit, Pacer
 from imagemill.engine.purchase import Purchase
 from imagemill.engine.recorder import Recorder
 from imagemill.engine.route import Route
@@ -328,6 +329,94 @@ def test_only_the_dearest_route_waits_until_the_limits_of_the_cheaper_ones_show(
         now += 0.1
     assert not is_needed(is_dearest=True)  # it can make up for it later
     assert is_needed(is_dearest=False)  # what it does not make now, the dearest is paid for
+
+
+@dataclass
+class Deadline:
+    """A deadline in 350 s for 12,000 images, and routes that make so many a second, each in so long."""
+
+    recorder: Recorder
+    left: int = 12_000
+    now: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.schedule = Schedule(350.0, lambda: self.left, lambda: self.now)
+        self.cheap, self.dear = (
+            Route.of(together(name).api, httpx.AsyncClient(), Pacer(None), Breaker(0.5, 60.0), self.recorder)
+            for name in ("cheap-key", "dear-key")
+        )
+        self.routes = [self.cheap, self.dear]
+
+    def work(self, until: float, cheap_s: float = 1.0) -> None:
+        """Thirty images a second at the cheap route, each in so long, and ten at the dear one."""
+        while self.now < until:
+            for route, count, took_s in ((self.cheap, 3, cheap_s), (self.dear, 1, 0.4)):
+                for _ in range(count):
+                    route.throughput.sent(self.now)
+                    route.throughput.served(took_s)
+                    self.left -= 1
+            self.now += 0.1
+
+    @property
+    def is_dear_needed(self) -> bool:
+        return self.schedule.needs_more([self.cheap], self.dear, 1, self.routes, is_dearest=True)
+
+    @property
+    def in_time(self) -> list[Route]:
+        return list(self.schedule.in_time(self.routes, self.routes))
+
+
+def test_a_dear_route_stops_once_it_could_make_up_for_what_the_cheap_ones_lack(recorder: Recorder) -> None:
+    run_of = Deadline(recorder)
+    run_of.work(until=30.0)
+    assert run_of.is_dear_needed
+    run_of.work(until=145.0)
+    by_the_cheap = 30.0 * (350.0 - run_of.now - 1.25)
+    run_of.left = int(1.02 * by_the_cheap)
+    assert run_of.is_dear_needed
+    run_of.left = int(1.005 * by_the_cheap)  # a rate that was guessed too low would be paid for
+    assert not run_of.is_dear_needed
+
+
+def test_a_route_whose_images_would_come_late_is_left_out_if_the_others_can_make_the_rest(
+    recorder: Recorder,
+) -> None:
+    run_of = Deadline(recorder)
+    run_of.work(until=349.0, cheap_s=2.0)
+    for left, in_time in ((5, [run_of.dear]), (50, run_of.routes)):
+        run_of.left = left
+        assert run_of.in_time == in_time
+    run_of.now = 349.9
+    assert not run_of.in_time
+
+
+def test_no_higher_limit_is_looked_for_shortly_before_the_deadline(recorder: Recorder) -> None:
+    """The look was refused, and its job came after all others, too late."""
+    now = 0.0
+    pacer = Pacer(None)
+    route = Route.of(together("key").api, httpx.AsyncClient(), pacer, Breaker(0.5, 60.0), recorder)
+    Routes([route], "cheapest", deadline=60.0, left=lambda: 500, clock=lambda: now)
+    assert pacer.unsent() == 500
+    now = 56.0
+    assert pacer.unsent() == 0
+    now = 61.0  # the run goes on
+    assert pacer.unsent() == 500
+
+
+def test_near_its_deadline_a_run_sends_nothing_that_comes_late(over: Callable[..., Ended]) -> None:
+    """The last images of the cheap account came late, or the job of a refused look."""
+    accounts = {
+        "cheap": together("cheap-key", max_concurrent=8, latency_s=1.0, seed=7),
+        "quick": together("quick-key", usd=0.002, max_concurrent=12, seed=7),
+        "queue": fal("queue-key", usd=0.004, max_concurrent=10, latency_s=0.8, seed=7),
+    }
+    for account, known in zip(
+        accounts.values(), (Limit(8, None, 8.0), Limit(12, None, 24.0), Limit(10)), strict=True
+    ):
+        account.known = known
+    ended = over(accounts, 600, policy="cheapest", hours=17.465 / 3600)
+    assert ended.statuses == {"done": 600}
+    assert ended.seconds <= 17.465
 
 
 def test_a_route_with_its_share_spent_leaves_the_rest_to_the_others(over: Callable[..., Ended]) -> None:
