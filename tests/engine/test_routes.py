@@ -554,7 +554,7 @@ def test_a_route_that_never_answers_is_tried_once_per_job_and_ever_more_rarely(
 ) -> None:
     """Whatever it is sent may be charged, and the last jobs do not wait for it."""
     api = kind(api_key="first-key", base_url="http://first.test", usd_per_image=0.002, request_timeout_s=20)
-    mute, works = Account(api), together("second-key", max_concurrent=2)
+    mute, works = Account(api), together("second-key", max_concurrent=2, seed=1)
     mute.hangs = True
     ended = over({"first": mute, "second": works}, 600, patience_s=30.0)
     assert ended.statuses == {"done": 600}

@@ -177,12 +177,16 @@ class LimitSearch:
     @property
     def per_s(self) -> float:
         """Requests a second, as of now."""
-        pace = self.busy.pace * self.rate.per_s
-        return min(pace, _LOOK_PACE * self.rate.recent_per_s) if self._is_spaced else pace
+        return self.busy.pace * self.rate.per_s
+
+    def ready_at(self, in_flight: int) -> float:
+        """When the next request may leave at the soonest, besides its pace; ``in_flight`` counts it."""
+        is_look = self._is_spaced and in_flight >= self.window.limit
+        return self.rate.latest + 1.0 / (_LOOK_PACE * self.rate.recent_per_s) if is_look else -math.inf
 
     @property
     def _is_spaced(self) -> bool:
-        """Whether requests keep apart, because one more at once is about to be tried.
+        """Whether one more at once is about to be tried, and keeps apart from the one before.
 
         If it is refused, the number was the reason: sent right after another, it might exceed a rate as well.
         """

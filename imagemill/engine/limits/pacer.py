@@ -215,7 +215,7 @@ class Pacer:
         """Seconds until the next request may leave: 0 now, infinite until one comes back."""
         if self.in_flight >= self._search.concurrency or (self._depth and self._depth.is_full):
             return math.inf
-        ready_at = max(self._paused_until, self._next_paced_at)
+        ready_at = max(self._paused_until, self._next_paced_at, self._search.ready_at(self.in_flight + 1))
         if self._rate:
             ready_at = max(ready_at, self._rate.ready_at())
         if ready_at == -math.inf:

@@ -63,7 +63,8 @@ class RateSearch:
         self._last_second = 0.0
         self.most_per_s = 0.0
         """The most requests sent in a second, those that were refused included."""
-        self._latest = 0.0
+        self.latest = 0.0
+        """When the latest request left."""
         self._cut_at = -math.inf
         self._cut_number = 0
         self._quiet = 0.0
@@ -71,7 +72,7 @@ class RateSearch:
     def sent(self, now: float, *, paced: bool) -> int:
         """A request leaves; ``paced`` says that the pace held it back. Its number."""
         self._sent += 1
-        if self._sent_at and now - self._latest > _PAUSE * self._usual_gap_s > 0.0:
+        if self._sent_at and now - self.latest > _PAUSE * self._usual_gap_s > 0.0:
             self._sent_at.clear()  # before a pause, the pace was another one
         self._sent_at.append(now)
         if now - self._second_began >= 1.0:
@@ -79,7 +80,7 @@ class RateSearch:
             self.most_per_s = max(self.most_per_s, self._last_second)
             self._this_second, self._second_began = 0, now
         self._this_second += 1
-        waited_s, self._latest = now - self._latest, now
+        waited_s, self.latest = now - self.latest, now
         if not paced:
             return self._sent
         if not self.bound:
@@ -92,13 +93,13 @@ class RateSearch:
     @property
     def holds_back(self) -> bool:
         """Whether the pace is near what is sent, or far above it and without effect."""
-        return self.per_s < (1.4 if self.bound else 2.0) * self._measured(self._latest)
+        return self.per_s < (1.4 if self.bound else 2.0) * self._measured(self.latest)
 
     @property
     def recent_per_s(self) -> float:
         """Requests per second, over the last few of them."""
         recent = min(_RECENT, len(self._sent_at))
-        span_s = self._latest - self._sent_at[-recent] if recent else 0.0
+        span_s = self.latest - self._sent_at[-recent] if recent else 0.0
         return (recent - 1) / span_s if span_s else self.per_s
 
     @property
@@ -129,7 +130,7 @@ class RateSearch:
 
     def doubted(self) -> None:
         """A refusal that may be about the rate: slow down, and grow more carefully."""
-        self.per_s = min(self.per_s, max(_FALL * self.per_s, self._measured(self._latest)))
+        self.per_s = min(self.per_s, max(_FALL * self.per_s, self._measured(self.latest)))
         self._doubling_s = 4.0 * _RAMP_DOUBLING_S
 
     def refused(self, number: int, sent_at: float, now: float) -> None:

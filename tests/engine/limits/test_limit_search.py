@@ -55,7 +55,7 @@ def test_a_limit_that_changes_in_mid_run_is_followed(name: str) -> None:
 @pytest.mark.parametrize(("cap", "seed"), [(8, 2), (30, 14), (35, 1)])
 def test_a_number_is_found_though_some_requests_are_still_on_their_way(cap: int, seed: int) -> None:
     found = simulate(Account([Step(0, cap)], seed=seed, transit_s=0.005), 4000)
-    assert found.delivered >= 0.94  # 2 % of it is the way itself
+    assert found.delivered >= 0.93  # 2 % of it is the way itself
     assert found.refused_share <= (0.012 if cap < 10 else 0.01)  # each look above a limit costs one
     assert found.failed_by_429 == 0
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import random
 from dataclasses import dataclass, field
 
 import anyio
 import pytest
 
-from imagemill.engine.limits.pacer import Pacer, StoppedError
+from imagemill.engine.limits.limit_search import LimitSearch
+from imagemill.engine.limits.pacer import Limit, Pacer, StoppedError
 from tests.virtual_time import run
 
 
@@ -183,3 +185,16 @@ def test_requests_that_left_in_the_same_instant_after_a_pause_are_no_burst() -> 
         assert pacer.in_flight == 0
 
     run(inside)
+
+
+def test_a_look_for_a_higher_limit_holds_back_no_other_request() -> None:
+    """Those that took the places of finished ones were spaced as well, and places stood empty."""
+    search, now = LimitSearch(Limit(8)), 0.0
+    in_flight = [search.sent(n, now, paced=False) for n in range(1, 9)]
+    while not search.window.looks:
+        now += 0.125
+        search.admitted(in_flight.pop(0), now)
+        in_flight.append(search.sent(8, now, paced=False))
+    assert search.concurrency == 9
+    assert search.ready_at(8) == -math.inf
+    assert now + 0.09 < search.ready_at(9) < now + 0.125
