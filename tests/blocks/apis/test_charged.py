@@ -80,13 +80,24 @@ def test_a_resume_asks_the_link_and_pays_nothing(work_all: WorkAll) -> None:
 
 
 def test_a_link_that_has_expired_since_an_earlier_day_is_given_up(work_all: WorkAll) -> None:
-    with link_server(lambda before: PICTURE if before else (404, {}, b"")) as server:
+    with link_server(lambda before: PICTURE if before >= 10 else (404, {}, b"")) as server:
         api = api_at(server.base_url)
         paid = make_job(api, request_id=f"{server.base_url}/files/7", attempts=4, cost_usd=PRICE_USD)
-        server.asked["/files/1"] = 1  # the new image's link works
+        server.asked["/files/1"] = 10  # the new image's link works
         (outcome,) = work_all(api, [paid])
     assert outcome.job.status is JobStatus.DONE
     assert (server.billed, outcome.job.cost_usd) == (1, 2 * PRICE_USD)
+    assert server.asked["/files/7"] == 4  # it might have been late
+
+
+def test_a_link_of_seconds_before_a_restart_is_tried_again_while_it_is_late(work_all: WorkAll) -> None:
+    """Seed 40117."""
+    with link_server(lambda before: PICTURE if before >= 2 else (404, {}, b"")) as server:
+        api = api_at(server.base_url)
+        paid = make_job(api, request_id=f"{server.base_url}/files/7", attempts=1, cost_usd=PRICE_USD)
+        (outcome,) = work_all(api, [paid])
+    assert outcome.job.status is JobStatus.DONE
+    assert (server.billed, outcome.job.cost_usd) == (0, PRICE_USD)
 
 
 @pytest.mark.parametrize("sent", [b"garbage", *HOSTILE_WEBP.values()], ids=["garbage", *HOSTILE_WEBP])
