@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import anyio
 import pytest
 
 from imagemill.blocks.apis import Together
 from imagemill.cluster.global_rate import hold_rate, lease_from, limit_name
-from imagemill.engine.limits.leased_rate import BATCH_S, LEAST_BATCH, LeasedRate
+from imagemill.engine.limits.leased_rate import BATCH_S, LEAST_BATCH, EvenRate, LeasedRate
 from tests.virtual_time import run
 
 
@@ -45,7 +47,20 @@ def test_a_process_holds_two_batches_of_its_own_share_at_most(per_s: float, shar
                     sent += 1
                 most = max(most, rate.held)
             group.cancel_scope.cancel()
-        assert sent == pytest.approx(100 * per_s * share, rel=0.01, abs=2)  # two may leave after a pause
+        assert sent == pytest.approx(100 * per_s * share, rel=0.01, abs=1)
         assert most <= 2 * max(LEAST_BATCH, per_s * share * BATCH_S)
 
     run(scenario)
+
+
+@pytest.mark.parametrize("busy_s", [0.1, 0.9])
+def test_what_a_busy_process_sends_late_is_made_up_for_at_twice_the_pace(busy_s: float) -> None:
+    rate, now, left_at = EvenRate(600.0), 0.0, list[float]()
+    for n in range(100):
+        now = max(now, rate.ready_at()) + (busy_s if n == 50 else 0.0)
+        rate.take(now)
+        left_at.append(now)
+    assert min(later - earlier for earlier, later in pairwise(left_at)) == pytest.approx(0.05)
+    assert now == pytest.approx(9.9)
+    rate.take(now + 30.0)  # there was nothing to send
+    assert rate.ready_at() == pytest.approx(now + 30.1)

@@ -20,6 +20,8 @@ LEAST_BATCH = 5
 """Nor is a batch ever smaller: the limit loses up to one request at each lease, as it counts whole ones."""
 
 _FIRST_BATCH_S = 0.5
+_MADE_UP_FOR_S = 1.0
+"""A request that leaves so late at most, in seconds, does not delay those after it."""
 
 
 class Rate(Protocol):
@@ -49,10 +51,14 @@ class JointRate:
 
 
 class EvenRate:
-    """Spaces requests evenly, at most ``per_minute`` of them per minute."""
+    """Spaces requests evenly, at most ``per_minute`` of them per minute.
+
+    What leaves a little late, since the process was busy, is made up for at twice the pace.
+    """
 
     def __init__(self, per_minute: float) -> None:
         self._interval = 60.0 / per_minute
+        self._due_at = -math.inf
         self._next_at = -math.inf
 
     def ready_at(self) -> float:
@@ -61,10 +67,12 @@ class EvenRate:
 
     def take(self, now: float) -> None:
         """A request leaves."""
-        self._next_at = max(self._next_at + self._interval, now)
+        is_late = now - self._due_at <= _MADE_UP_FOR_S  # longer, and there was nothing to send
+        self._due_at = (self._due_at if is_late else now) + self._interval
+        self._next_at = max(self._due_at, now + self._interval / 2)
 
 
-class LeasedRate:
+class LeasedRate(EvenRate):
     """Spaces leased requests evenly.
 
     Args:
@@ -73,10 +81,10 @@ class LeasedRate:
     """
 
     def __init__(self, per_s: float, lease: Callable[[int], Awaitable[None]]) -> None:
+        super().__init__(60.0 * per_s)
         self._per_s = per_s
         self._lease = lease
         self._ahead_s = _FIRST_BATCH_S
-        self._next_at = -math.inf
         self._wanted = anyio.Event()
         self.share = 1.0
         """This process's share of the rate, from 0 (exclusive) to 1."""
@@ -87,12 +95,13 @@ class LeasedRate:
         """When the next request may be sent, in monotonic seconds; infinite while nothing is leased."""
         if self.held < self._batch():
             self._wanted.set()
-        return self._next_at if self.held else math.inf
+        return super().ready_at() if self.held else math.inf
 
     def take(self, now: float) -> None:
         """A request leaves."""
         self.held -= 1
-        self._next_at = max(self._next_at + 1.0 / (self._per_s * self.share), now)
+        self._interval = 1.0 / (self._per_s * self.share)
+        super().take(now)
 
     async def keep(self, leased: Callable[[], None]) -> None:
         """Lease a batch whenever less than one is left, and call ``leased``. Runs until cancelled."""
