@@ -28,7 +28,7 @@ from tests.cluster.local_cluster import Cluster
 from tests.servers import PASSWORD, PostgresServer, url_of
 
 FILE = Path(__file__).with_suffix(".md")
-IMAGES = 3_600
+IMAGES = 2_400
 PER_MINUTE, BURST = 1_800, 10
 STALL_S = 12.0
 """Longer than the six seconds after which a silent worker's shards are taken over."""
