@@ -321,7 +321,7 @@ class Recorder:
         self.event("placeholder", digest=digest)
 
     def _job(self, event: str, job: Job, **details: object) -> None:
-        """Write a line about a job: one that named it says nothing of what follows."""
+        """Write a line about a job, which from then on has to be named again before it may be sent."""
         self._named.discard(job.number)
         self._safely_named.discard(job.number)
         self._log.job(event, job, **details)
