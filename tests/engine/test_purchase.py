@@ -208,6 +208,19 @@ def test_a_request_of_an_earlier_process_is_expected_of_its_routes_share_as_well
     assert (one.of_the_run, amounts(share)) == ((0, 3, 0, 0), (0, 3, 0, 0))
 
 
+def test_a_request_of_an_earlier_process_was_expected_of_its_own_routes_share_only(
+    deal: Callable[..., Deal],
+) -> None:
+    """Seeds 59972 and 133800: another route bought one image more than its part of the budget allows."""
+    one, share = deal(request_id=REQUEST, expected=True), CostLimit(1.0)
+    one.cost.recover(expected_usd=PRICE_USD)
+    one.promise()
+    one.purchase.end()
+    one.promise()
+    one.purchase.move(PRICE_USD, share)
+    assert (one.of_the_run, amounts(share)) == ((0, 3, 0, 0), (0, 3, 0, 0))
+
+
 def test_a_request_that_is_put_off_before_its_share_was_set_aside_is_not_expected_of_it(
     deal: Callable[..., Deal],
 ) -> None:
