@@ -77,7 +77,7 @@ def open_store(
             " --store postgresql://… or --store redis://…."
         )
     if store == "memory":
-        return MemoryStore(checkpoint)
+        return MemoryStore(checkpoint, folder / "log.jsonl")
     from imagemill.stores.sql import SqliteStore  # noqa: PLC0415
 
     return SqliteStore(Path(rest.removeprefix("//")).expanduser() if rest else database, run_id)

@@ -2,7 +2,8 @@
 
 The checkpoint is the whole store as one JSON document. It is written to a new file, fsynced and renamed over
 the old one, so that the file is always complete. It is written every few seconds, and immediately when the
-engine waits for a commit: a request id must be on disk before the first poll.
+engine waits for a commit: a request id must be on disk before the first poll. The run's log is fsynced first:
+after a power cut, too, it tells of every request that the checkpoint has counted.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from pathlib import Path
 import anyio.to_thread
 from pydantic import TypeAdapter
 
-from imagemill.durable import write_whole
+from imagemill.durable import make_durable, write_whole
 from imagemill.errors import InputError
 from imagemill.jobs import JOB_FIELDS, STATE_FIELDS, TERMINAL, Job, JobStatus
 from imagemill.stores.base import JobState, JobStore, JobTotals
@@ -35,13 +36,14 @@ _JOB = TypeAdapter(Job)
 
 
 class MemoryStore(JobStore):
-    """Jobs in memory, checkpointed to ``path``."""
+    """Jobs in memory, checkpointed to ``path`` after what is in ``log``."""
 
     name = "memory"
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, log: Path | None = None) -> None:
         super().__init__()
         self._path = path
+        self._log = log
         self._lease_file = LeaseFile(path.with_suffix(".lease"))
         self._jobs: dict[int, Job] = {}
         self._planned = False
@@ -145,9 +147,14 @@ class MemoryStore(JobStore):
             "made_by": here.made_by,
             "jobs": [dict(zip(JOB_FIELDS, _values_of(job), strict=True)) for job in self._jobs.values()],
         }
-        await anyio.to_thread.run_sync(write_whole, self._path, to_json(document))
+        await anyio.to_thread.run_sync(self._write_after_log, to_json(document))
         self._written_at = time.monotonic()
         self._unwritten = False
+
+    def _write_after_log(self, document: bytes) -> None:
+        if self._log is not None and self._log.exists():
+            make_durable(self._log)
+        write_whole(self._path, document)
 
     async def _lease(self, holder: str, instead_of: str | None) -> str:
         return await anyio.to_thread.run_sync(self._lease_file.take, holder, instead_of, self.lease_s)

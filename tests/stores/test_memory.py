@@ -117,7 +117,12 @@ async def test_a_disk_that_was_full_for_a_moment(path: Path, monkeypatch: pytest
         assert orjson.loads(path.read_bytes())["jobs"][1]["status"] == "done"
 
 
-async def test_the_name_is_safe_before_the_commit_is(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_log_and_the_name_are_safe_before_the_commit_is(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seed 132379: of a request that a checkpoint had counted, a power cut left no line in the log."""
+    log = path.with_name("log.jsonl")
+    log.write_text("{}\n")
     synced: list[str] = []
     fsync = os.fsync
 
@@ -125,11 +130,12 @@ async def test_the_name_is_safe_before_the_commit_is(path: Path, monkeypatch: py
         synced.append(str(Path(f"/proc/self/fd/{descriptor}").readlink()))
         fsync(descriptor)
 
-    async with MemoryStore(path) as store:
+    async with MemoryStore(path, log) as store:
         monkeypatch.setattr("os.fsync", noted)
         await store.add([job(0)])
         await store.mark_planned()
-        written, folder = map(Path, synced)
+        *before, written, folder = map(Path, synced)
+        assert before == [log, log.parent]
         assert (written.parent, written.suffix, folder) == (path.parent, ".part", path.parent)
 
 
