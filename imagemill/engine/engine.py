@@ -74,6 +74,9 @@ _LEAST_UP_NEXT = 50
 _LEFT_AT_ONCE = 1_000
 """So many of the jobs that are left at the end are tried at once."""
 
+_NAMES_AT_ONCE = 10
+"""So many requests that a lost machine may have sent are asked about at once."""
+
 _UPLOADS = 32
 """Images held in memory while they go to the bucket, beside the requests in flight."""
 
@@ -279,21 +282,46 @@ class Engine:
         job.reopen(0.0 if route.api.is_paid(job.request_id) else route.price(job))
         self._cost.doubtful_usd += job.unanswered_usd - doubtful_usd
 
-    async def find_lost(self, jobs: Sequence[Job], known: Mapping[int, set[str]]) -> None:
-        """Ask the API about requests whose answer nobody got; a job whose request it has gets its id.
+    def know(self, request_ids: Mapping[int, set[str]]) -> None:
+        """Learn the ids of earlier requests, by the jobs' numbers: none of these is one that was lost."""
+        self._answered.update(request_ids)
 
-        ``known`` are the ids of the jobs' earlier requests, by the jobs' numbers: these were answered.
-        """
-        self._answered.update(known)
+    async def find_lost(self, jobs: Sequence[Job]) -> None:
+        """Ask the API about requests whose answer nobody got; a job whose request it has gets its id."""
         for is_own in (True, False):  # a lost machine may have sent it to any route
             for route in self.routes:
                 lost = [job for job in jobs if job.request_id is None]
                 lost = [job for job in lost if (self.routes.of(job) is route) is is_own]
-                found = await route.lost.find_now(lost, known) if lost and not route.is_given_up else {}
+                found = (
+                    await route.lost.find_now(lost, self._answered) if lost and not route.is_given_up else {}
+                )
                 for job in lost:
                     if request_id := found.get(job.number):
                         job.find_request(request_id, route.price(job))
                         self.routes.place(job, route)
+
+    async def find_named(self, jobs: Sequence[Job]) -> None:
+        """Ask about requests that may have been sent under the names that these jobs have as their next.
+
+        A job whose request the API has gets its id; where it cannot be asked, the request is in doubt.
+        """
+        at_once = anyio.CapacityLimiter(_NAMES_AT_ONCE)
+
+        async def ask(job: Job, name: str) -> None:
+            route = self.routes.of(job)
+            async with at_once:
+                try:
+                    with anyio.fail_after(PATIENCE_S):
+                        is_known = await route.api.knows(route.http, name)
+                except (ApiError, httpx.HTTPError, TimeoutError):
+                    job.lose_answer(route.price(job))
+                else:
+                    job.request_id = name if is_known else None
+
+        async with anyio.create_task_group() as group:
+            for job in jobs:
+                if name := self.routes.of(job).api.name_of(replace(job, attempts=job.attempts + 1)):
+                    group.start_soon(ask, job, name)
 
     async def check_account(self) -> None:
         """Ask each API, free of charge, whether it will sell images for this key and of this model.

@@ -146,16 +146,22 @@ def find_images(
             job for job in jobs if _doubt(session, job, receipts.get(job.key), lines.get(job.number), perhaps)
         ]
         lost = [job for job in jobs if _is_lost(job)]
+        named = [job for job in jobs if _may_be_known_by_name(session, job, perhaps)]
+        session.wait(session.engine.find_named, named)
+        session.engine.know(
+            {job.number: lines[job.number].request_ids for job in jobs if job.number in lines}
+        )
         if lost:
-            ids = {job.number: lines[job.number].request_ids for job in lost if job.number in lines}
-            session.wait(session.engine.find_lost, lost, ids)
+            session.wait(session.engine.find_lost, lost)
         session.cost.recover(doubtful_usd=sum(job.unanswered_usd for job in jobs) - doubtful_usd)
         for job in jobs:  # what the store had missed
             costs = costs_of(job, lines.get(job.number))
             count_in_shares(session.engine.routes, job, costs, known[job.number])
         session.portal.call(session.engine.expect, [job for job in jobs if _is_asked(job)])
-        if changed or doubted or lost:
-            session.wait(save, list({job.number: job for job in (*changed, *doubted, *lost)}.values()))
+        if changed or doubted or named or lost:
+            session.wait(
+                save, list({job.number: job for job in (*changed, *doubted, *named, *lost)}.values())
+            )
     return session.wait(store.unfinished_numbers) if images or lines else numbers
 
 
@@ -178,13 +184,21 @@ def _doubt(
     others = job.reused or (receipt is not None and receipt.run_id != session.settings.run_id)
     if job.status is not JobStatus.PENDING and not (job.status is JobStatus.DONE and others):
         return False
-    named = not session.settings.routes and session.api.name_of(job) is not None
-    if named and job.status is JobStatus.PENDING:
-        return False  # sent again, the request has the same name; at another route it has not
+    if _may_be_known_by_name(session, job, perhaps):
+        return False
     for _ in range(lost):
         job.lose_answer(_highest_price(session, job))  # any route may have had it
     job.started_at = job.started_at or min(since).timestamp()  # from when on the API's list is read
     return True
+
+
+def _may_be_known_by_name(session: Session, job: Job, perhaps: Collection[int]) -> bool:
+    """Whether the API can be asked about what a lost machine may have sent: this client named the request.
+
+    At another route it has another name.
+    """
+    is_open = job.status is JobStatus.PENDING and job.request_id is None and job.number in perhaps
+    return is_open and not session.settings.routes and session.api.name_of(job) is not None
 
 
 def _tell_refusals(session: Session, jobs: Sequence[Job], lines: Mapping[int, LastLine]) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
+import httpx
 import orjson
 import pytest
 
@@ -302,6 +304,67 @@ def test_a_request_that_was_refused_before_has_the_same_name_after_a_kill(
         job.start(2.0)
         session.recorder.sent(job)
         assert resumed(session).request_id == first
+
+
+@pytest.mark.parametrize(("sent", "away"), [(True, False), (False, False), (True, True)])
+def test_what_a_lost_machine_may_have_sent_is_asked_about_by_its_name(
+    on_runware: RunSettings, emulator: Callable[..., Emulator], *, sent: bool, away: bool
+) -> None:
+    """Seed 74575: it was charged, nobody counted it, and the next images exceeded the budget."""
+    emulated = emulator()
+    described = on_runware.model_dump(exclude_unset=True)
+    described["api"] = {"provider": "runware", "base_url": emulated.base_url}
+    with open_session(RunSettings.model_validate(described)) as session:
+        job = killed_at_work(session, status=JobStatus.PENDING, attempts=0)
+        session.recorder.up_next([0])
+        next_one = replace(job, attempts=1)
+
+        async def send(http: httpx.AsyncClient) -> None:
+            await session.api.generate(http, next_one, accepted)
+
+        async def accepted(_: str) -> None: ...
+
+        if sent:
+            session.wait(send, session.engine.routes.first.http)
+        session.recorder.event("log_cut")
+        if away:
+            emulated.stop()
+        job = resumed(session)
+        named = session.api.name_of(next_one) if sent and not away else None
+        assert (job.status, job.request_id, job.unanswered) == (JobStatus.PENDING, named, away)
+
+
+def test_a_request_that_was_answered_is_not_taken_for_a_lost_one_after_a_restart(
+    place: Place,
+    catalog: Callable[..., str],
+    emulator: Callable[..., Emulator],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Seed 95335: it was booked twice. The job has no request in doubt as it is resumed, but later."""
+    emulated = emulator()
+    described = settings(place, catalog(prompt=["a"])).model_dump(exclude_unset=True)
+    monkeypatch.setenv("REPLICATE_API_TOKEN", "k")
+    described["api"] = {"provider": "replicate", "base_url": emulated.base_url}
+    with open_session(RunSettings.model_validate(described)) as session:
+        job = killed_at_work(session)
+        session.recorder.sent(job)
+
+        async def accepted(request_id: str, _: float | None = None) -> None:
+            job.request_id = request_id
+            session.recorder.accepted(job)
+
+        async def send(http: httpx.AsyncClient) -> None:
+            await session.api.generate(http, job, accepted)
+
+        session.wait(send, session.engine.routes.first.http)
+        job.request_id = None
+        job.pay(PRICE_USD, CostSource.LIST)
+        broken = ApiError(ErrorClass.INVALID_IMAGE, "a PNG that is cut short", code="cut_image")
+        session.recorder.attempt_failed(job, broken, 0.0)
+        job = resumed(session)
+        job.lose_answer(PRICE_USD)
+        session.wait(session.engine.find_lost, [job])
+        assert (job.request_id, job.unanswered, job.cost_usd) == (None, 1, PRICE_USD)
 
 
 def test_an_attempt_that_was_booked_before_a_power_cut_is_not_booked_again(on_runware: RunSettings) -> None:

@@ -110,6 +110,14 @@ class ImageApi(ImageFetcher):
         del job
         return None
 
+    async def knows(self, http: httpx.AsyncClient, name: str) -> bool:
+        """Whether the API has taken a request of this name, or may have; see :meth:`name_of`.
+
+        Raises:
+            ApiError, httpx.HTTPError: it could not be asked.
+        """
+        raise NotImplementedError
+
     def is_paid(self, request_id: str | None) -> bool:
         """Whether this names a request whose image was made, and booked, when the id became known."""
         return request_id is not None and (_is_link(request_id) or request_id.startswith(PAID))

@@ -94,6 +94,16 @@ class Runware(ImageApi):
     def name_of(self, job: Job) -> str | None:
         return self.task_of(job)
 
+    async def knows(self, http: httpx.AsyncClient, name: str) -> bool:
+        asked = [{"taskType": "getTaskDetails", "taskUUID": name}]
+        try:
+            answer = await self.question(http, self.address(""), json=asked)
+        except ApiError as error:
+            if error.error_class is ErrorClass.BAD_REQUEST:
+                return False
+            raise
+        return bool(objects_at(answer, "data"))
+
     def body(self, job: Job) -> dict[str, Any]:
         return {
             "taskType": "imageInference",
