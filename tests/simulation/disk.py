@@ -119,6 +119,9 @@ class Disk:
                 else:
                     path.write_bytes(before)
         self._linked.clear()
+        for path in folder.rglob("*"):
+            if path.is_file():  # what it has left is safe from the next one
+                self._synced[path.stat().st_ino] = path.read_bytes()
 
 
 class _File(io.FileIO):
