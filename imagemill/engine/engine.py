@@ -292,36 +292,37 @@ class Engine:
             for route in self.routes:
                 lost = [job for job in jobs if job.request_id is None]
                 lost = [job for job in lost if (self.routes.of(job) is route) is is_own]
-                found = (
-                    await route.lost.find_now(lost, self._answered) if lost and not route.is_given_up else {}
-                )
+                if not lost or route.is_given_up:
+                    continue
+                found = await route.lost.find_now(lost, self._answered)
                 for job in lost:
                     if request_id := found.get(job.number):
                         job.find_request(request_id, route.price(job))
                         self.routes.place(job, route)
 
-    async def find_named(self, jobs: Sequence[Job]) -> None:
+    async def find_named(self, jobs: Sequence[Job]) -> set[int]:
         """Ask about requests that may have been sent under the names that these jobs have as their next.
 
-        A job whose request the API has gets its id; where it cannot be asked, the request is in doubt.
+        A job whose request the API has gets its id. The numbers of the jobs that could be asked about.
         """
+        asked: set[int] = set()
         at_once = anyio.CapacityLimiter(_NAMES_AT_ONCE)
 
         async def ask(job: Job, name: str) -> None:
             route = self.routes.of(job)
             async with at_once:
-                try:
-                    with anyio.fail_after(PATIENCE_S):
-                        is_known = await route.api.knows(route.http, name)
-                except (ApiError, httpx.HTTPError, TimeoutError):
-                    job.lose_answer(route.price(job))
-                else:
-                    job.request_id = name if is_known else None
+                with (
+                    contextlib.suppress(ApiError, httpx.HTTPError, TimeoutError),
+                    anyio.fail_after(PATIENCE_S),
+                ):
+                    job.request_id = name if await route.api.knows(route.http, name) else None
+                    asked.add(job.number)
 
         async with anyio.create_task_group() as group:
             for job in jobs:
                 if name := self.routes.of(job).api.name_of(replace(job, attempts=job.attempts + 1)):
                     group.start_soon(ask, job, name)
+        return asked
 
     async def check_account(self) -> None:
         """Ask each API, free of charge, whether it will sell images for this key and of this model.

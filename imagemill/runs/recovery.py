@@ -142,12 +142,13 @@ def find_images(
             for job in jobs
             if _settle(session, job, found.get(job.number), receipts.get(job.key), lines.get(job.number))
         ]
+        named = [job for job in jobs if _may_be_known_by_name(session, job, perhaps)]
+        for number in session.wait(session.engine.find_named, named) if named else ():
+            del perhaps[number]  # the API has said whether it was sent
         doubted = [
             job for job in jobs if _doubt(session, job, receipts.get(job.key), lines.get(job.number), perhaps)
         ]
         lost = [job for job in jobs if _is_lost(job)]
-        named = [job for job in jobs if _may_be_known_by_name(session, job, perhaps)]
-        session.wait(session.engine.find_named, named)
         session.engine.know(
             {job.number: lines[job.number].request_ids for job in jobs if job.number in lines}
         )
@@ -183,8 +184,6 @@ def _doubt(
         return False
     others = job.reused or (receipt is not None and receipt.run_id != session.settings.run_id)
     if job.status is not JobStatus.PENDING and not (job.status is JobStatus.DONE and others):
-        return False
-    if _may_be_known_by_name(session, job, perhaps):
         return False
     for _ in range(lost):
         job.lose_answer(_highest_price(session, job))  # any route may have had it

@@ -95,14 +95,7 @@ class Runware(ImageApi):
         return self.task_of(job)
 
     async def knows(self, http: httpx.AsyncClient, name: str) -> bool:
-        asked = [{"taskType": "getTaskDetails", "taskUUID": name}]
-        try:
-            answer = await self.question(http, self.address(""), json=asked)
-        except ApiError as error:
-            if error.error_class is ErrorClass.BAD_REQUEST:
-                return False
-            raise
-        return bool(objects_at(answer, "data"))
+        return bool(await self._details(http, name))
 
     def body(self, job: Job) -> dict[str, Any]:
         return {
@@ -210,17 +203,9 @@ class Runware(ImageApi):
         Raises:
             ApiError: it failed, so that a new one may be sent; or could not be asked, then it is kept.
         """
-        question = [{"taskType": "getTaskDetails", "taskUUID": task}]
         try:
-            status, headers, body = await fetch(
-                http, "POST", self.address(""), headers=self.headers, json=question
-            )
-            if status not in self.success:
-                raise self.error_of(status, headers, body)
-            found = objects_at(parsed(body), "data")
+            found = await self._details(http, task)
         except ApiError as error:
-            if error.error_class is ErrorClass.BAD_REQUEST:
-                return None  # no such task
             error.keep_request = True
             raise
         response = found[0].get("response") if found else None
@@ -228,3 +213,22 @@ class Runware(ImageApi):
             return None
         self._check(response)
         return response
+
+    async def _details(self, http: httpx.AsyncClient, task: str) -> list[dict[str, Any]]:
+        """What Runware has of a past task; nothing where it knows no such task.
+
+        Raises:
+            ApiError, httpx.HTTPError: it could not be asked.
+        """
+        question = [{"taskType": "getTaskDetails", "taskUUID": task}]
+        try:
+            status, headers, body = await fetch(
+                http, "POST", self.address(""), headers=self.headers, json=question
+            )
+            if status not in self.success:
+                raise self.error_of(status, headers, body)
+            return objects_at(parsed(body), "data")
+        except ApiError as error:
+            if error.error_class is ErrorClass.BAD_REQUEST:
+                return []
+            raise
