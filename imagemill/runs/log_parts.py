@@ -15,8 +15,8 @@ from __future__ import annotations
 
 import contextlib
 import heapq
-import os
 import re
+import shutil
 import threading
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
@@ -30,7 +30,7 @@ import anyio.to_thread
 import orjson
 
 from imagemill.bucket.image_bucket import ImageBucket, StoredImage
-from imagemill.durable import write_whole
+from imagemill.durable import write_whole, written_whole
 from imagemill.engine.job_log import CLOSED, CUT, ends_in_mid_line
 from imagemill.errors import StoreUnavailableError
 from imagemill.media_types import JSON_LINES
@@ -286,18 +286,14 @@ class LeaderLog(LogParts):
             found = self._found()
             self._known.have[last.series] = sum(part.size for part in found.get(last.series, ()))
             self._known.own = None
-        whole = self._size
-        try:
-            self._append(found)
-        except OSError:  # a full disk took a part of them, which would pass for all on the next start
-            with contextlib.suppress(FileNotFoundError):
-                os.truncate(self._file, whole)
-            raise
+        self._append(found)
 
     def _append(self, found: dict[str, list[StoredImage]]) -> None:
         """Append lines of other processes, and that some may be missing if a leader has not closed its log.
 
-        It is one writing: a process that is killed between the two would leave a log that seems whole.
+        A leader's lines and that sentence become part of the log together, in a file that takes its place: a
+        kill, a power cut or a full disk between the two would leave a log that seems whole. Nobody else has
+        it open then.
         """
         leaders, workers = b"", list[list[bytes]]()
         for series in sorted(found):
@@ -313,8 +309,15 @@ class LeaderLog(LogParts):
             if leaders and f'"event":"{CLOSED}"'.encode() not in leaders[:-1].rpartition(b"\n")[2]:
                 at = datetime.now(UTC).isoformat(timespec="milliseconds")
                 text += orjson.dumps({"at": at, "event": CUT, "run_id": self._run_id}) + b"\n"
-            with self._file.open("ab") as log:
-                log.write(text)
+            if leaders:
+                with written_whole(self._file) as log:
+                    if self._file.exists():
+                        with self._file.open("rb") as before:
+                            shutil.copyfileobj(before, log)
+                    log.write(text)
+            else:
+                with self._file.open("ab") as log:
+                    log.write(text)
             self._known.own = self._size - self._cut_size
             self._known.write(self._state)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import resource
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -131,20 +133,23 @@ def test_that_lines_may_be_missing_is_uploaded_though_who_found_out_was_turned_a
 
 
 @pytest.mark.parametrize("room", [20, 70, 150], ids=["in a line", "between two lines", "in the last line"])
-def test_that_lines_may_be_missing_is_said_though_the_disk_was_full_first(
-    machine: Callable[[str], Machine], room: int
+@pytest.mark.parametrize("killed", [False, True], ids=["by a full disk", "by a kill"])
+def test_that_lines_may_be_missing_is_said_though_taking_them_was_interrupted(
+    machine: Callable[[str], Machine], room: int, *, killed: bool
 ) -> None:
     first, second = machine("first"), machine("second")
     first.start()
     first.write("a", "b")
     first.send()
-    usual = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (room, usual[1]))
-    try:
-        with pytest.raises(OSError, match="File too large"):
+    if (child := os.fork()) == 0:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (room, room))
+        signal.signal(signal.SIGXFSZ, signal.SIG_DFL if killed else signal.SIG_IGN)
+        try:
             second.start()
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, usual)
+        finally:
+            os._exit(1)
+    _, status = os.waitpid(child, 0)
+    assert (os.waitstatus_to_exitcode(status) == -signal.SIGXFSZ) is killed
     second.start()
     assert second.events == ["a", "b", "log_cut"]
 
