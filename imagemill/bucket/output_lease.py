@@ -176,12 +176,14 @@ class OutputLease:
         Who takes over one that has expired waits ``SETTLE_S``, and then looks whether it is still his.
         """
         until = max(self._renewed_at + EXPIRY_S, self._clock() + SETTLE_S)
-        if not self._is_ours():
-            self._lose("Another run took it over.")
-        elif self._clock() <= until:
-            self._write()
-        if self._clock() > until:
-            self._lose("It could not be renewed in time.")
+        try:
+            if not self._is_ours():
+                self._lose("Another run took it over.")
+            elif self._clock() <= until:
+                self._write()
+        finally:  # its answer may be lost, and the write done
+            if self._clock() > until:
+                self._lose("It could not be renewed in time.")
 
     @property
     def is_late(self) -> bool:

@@ -354,11 +354,19 @@ def test_a_lease_that_expired_and_is_gone_may_have_been_anothers(bucket: ImageBu
     assert bucket.read(LEASE) is None
 
 
+@pytest.mark.parametrize("answer", [None, ConnectionError()], ids=["answered", "answer lost"])
 @pytest.mark.parametrize(
     ("late_s", "write_s", "lost"), [(0.0, 10.0, False), (EXPIRY_S, 0.5, False), (EXPIRY_S, 10.0, True)]
 )
 def test_without_conditional_writes_a_slow_renewal_of_an_expired_lease_comes_too_late(
-    bucket: ImageBucket, clock: Clock, front: S3Front, late_s: float, write_s: float, *, lost: bool
+    bucket: ImageBucket,
+    clock: Clock,
+    front: S3Front,
+    late_s: float,
+    write_s: float,
+    answer: Exception | None,
+    *,
+    lost: bool,
 ) -> None:
     """Seed 40999: it replaced the lease of a run that had taken over meanwhile, and both bought."""
     bucket.conditional = False
@@ -374,6 +382,7 @@ def test_without_conditional_writes_a_slow_renewal_of_an_expired_lease_comes_too
 
     clock.sleep(late_s)
     front.before = slow
+    front.after = lambda asked: answer if asked.is_object_write else None
     lease.renew()
     assert bool(reasons) is lost
 
