@@ -176,10 +176,11 @@ class OutputLease:
         Who takes over one that has expired waits ``SETTLE_S``, and then looks whether it is still his.
         """
         until = max(self._renewed_at + EXPIRY_S, self._clock() + SETTLE_S)
+        if not self._is_ours():
+            self._lose("Another run took it over.")
+            return
         try:
-            if not self._is_ours():
-                self._lose("Another run took it over.")
-            elif self._clock() <= until:
+            if self._clock() <= until:
                 self._write()
         finally:  # its answer may be lost, and the write done
             if self._clock() > until:
