@@ -114,7 +114,7 @@ class Runware(ImageApi):
 
     async def generate(self, http: httpx.AsyncClient, job: Job, accepted: Accepted) -> GeneratedImage:
         """Make one image; ask for it first where the task may have been sent before."""
-        task = job.request_id and job.request_id.removeprefix(PAID)
+        task = in_doubt = job.request_id and job.request_id.removeprefix(PAID)
         answer = None
         async with self.attempt(keep_request=True):
             if task is not None:
@@ -133,7 +133,7 @@ class Runware(ImageApi):
                 raise ApiError(ErrorClass.TIMEOUT, message, code=REQUEST_GONE)
             if answer is None:
                 self._known_here[task] = time.time()
-                answer = await self._new(http, job, task)
+                answer = await self._new(http, job, task, in_doubt=task == in_doubt)
             self._note_charge(job, self.told_usd({}, answer, job))
             source = self.source_in(answer)
             if source is None:
@@ -183,15 +183,21 @@ class Runware(ImageApi):
                 raise
         return "the key is accepted"
 
-    async def _new(self, http: httpx.AsyncClient, job: Job, task: str) -> dict[str, Any]:
-        """The answer to a task that is sent now; to the one before where Runware had it already."""
+    async def _new(
+        self, http: httpx.AsyncClient, job: Job, task: str, *, in_doubt: bool
+    ) -> dict[str, Any]:
+        """The answer to a task that is sent now; to the one before where Runware had it already.
+
+        A refusal of one that is ``in_doubt`` does not say that the one before is not being worked on.
+        """
         try:
             return await self.post(http, job)
         except ApiError as error:
             if error.error_class is ErrorClass.RATE_LIMITED:
                 self._refused[job.key] = self._refused.get(job.key, 0) + 1
+                error.keep_request = in_doubt
             if error.code != "conflictTaskUUID":
-                error.keep_request = error.error_class in _UNCLEAR
+                error.keep_request = error.keep_request or error.error_class in _UNCLEAR
                 raise
         while (answer := await self._past(http, task)) is None:  # noqa: ASYNC110 - at the API, not here
             await anyio.sleep(_ASK_AGAIN_S)

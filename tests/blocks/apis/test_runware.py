@@ -139,6 +139,23 @@ def test_another_machine_that_knows_nothing_of_the_request_does_not_buy_it_again
     assert len(tasks.bought) == 1
 
 
+def test_a_task_in_doubt_keeps_its_id_where_a_rate_limit_refuses_to_take_it_again(work: Work) -> None:
+    """Seed 236293: it was under way, got another id for the next attempt, and was bought twice."""
+    tasks = Tasks(lose=1, unknown_to_details=3)
+
+    def limited(asked: Asked) -> Answer:
+        if len(tasks.bought) == 1 and asked.body and asked.body[0]["taskType"] == "imageInference":
+            refused = [error("rateLimit", "Slower", 429)] * (len(tasks_sent(server)) < 3)
+            return (refused or [tasks(asked)])[0]
+        return tasks(asked)
+
+    with serving(limited) as server:
+        api = api_at(server)
+        ended = work(api, make_job(api))
+    assert (ended.job.status, ended.rate_limited) == (JobStatus.DONE, 1)
+    assert len({task["taskUUID"] for task in tasks_sent(server)}) == len(tasks.bought) == 1
+
+
 def test_another_machine_finds_the_task_that_was_taken_after_refusals(work: Work) -> None:
     tasks = Tasks(refuse=[error("tooManyRequests", "Slow down", 429)] * 2)
     with serving(tasks) as server:
