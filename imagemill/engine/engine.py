@@ -303,26 +303,41 @@ class Engine:
     async def find_named(self, jobs: Sequence[Job]) -> set[int]:
         """Ask about requests that may have been sent under the names that these jobs have as their next.
 
-        A job whose request the API has gets its id. The numbers of the jobs that could be asked about.
+        A job whose request an API has gets its id. The numbers of the jobs whose request is in doubt no more:
+        an API may not know yet what it is working on, and sent again only to the same one it is the same.
         """
         asked: set[int] = set()
         at_once = anyio.CapacityLimiter(_NAMES_AT_ONCE)
 
-        async def ask(job: Job, name: str) -> None:
-            route = self.routes.of(job)
-            async with at_once:
-                with (
-                    contextlib.suppress(ApiError, httpx.HTTPError, TimeoutError),
-                    anyio.fail_after(PATIENCE_S),
-                ):
-                    job.request_id = name if await route.api.knows(route.http, name) else None
-                    asked.add(job.number)
+        async def ask(job: Job) -> None:
+            next_one = replace(job, attempts=job.attempts + 1)
+            said = []
+            for route in self.routes:
+                name = route.api.name_of(next_one)
+                knows = None if name is None else await self._knows(route, name, at_once)
+                said.append(knows)
+                if knows:
+                    job.request_id = name
+                    self.routes.place(job, route)
+                    break
+            if any(said) or said == [False]:
+                asked.add(job.number)
 
         async with anyio.create_task_group() as group:
             for job in jobs:
-                if name := self.routes.of(job).api.name_of(replace(job, attempts=job.attempts + 1)):
-                    group.start_soon(ask, job, name)
+                group.start_soon(ask, job)
         return asked
+
+    @staticmethod
+    async def _knows(route: Route, name: str, at_once: anyio.CapacityLimiter) -> bool | None:
+        """Whether a route's API has a request of this name; None where it could not be asked."""
+        async with at_once:
+            with (
+                contextlib.suppress(ApiError, httpx.HTTPError, TimeoutError),
+                anyio.fail_after(PATIENCE_S),
+            ):
+                return await route.api.knows(route.http, name)
+        return None
 
     async def check_account(self) -> None:
         """Ask each API, free of charge, whether it will sell images for this key and of this model.

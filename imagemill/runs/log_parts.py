@@ -33,6 +33,7 @@ from imagemill.bucket.image_bucket import ImageBucket, StoredImage
 from imagemill.durable import write_whole, written_whole
 from imagemill.engine.job_log import CLOSED, CUT, ends_in_mid_line
 from imagemill.errors import StoreUnavailableError
+from imagemill.holder import Holder
 from imagemill.media_types import JSON_LINES
 from imagemill.runs.folder import RunFolder
 from imagemill.runs.log_replay import holds
@@ -118,13 +119,14 @@ class _Known:
     """What the folder's log holds: how many bytes of each series, and the part that it wrote last.
 
     ``published`` is the ETag of the log.jsonl that the folder's log begins with. From byte ``own`` on, this
-    machine has written it; its first part begins there.
+    machine has written it; its first part begins there. ``boot`` is the machine's when it last did.
     """
 
     have: dict[str, int] = field(default_factory=dict)
     last: _Part | None = None
     published: str | None = None
     own: int | None = None
+    boot: str = ""
 
     @classmethod
     def read(cls, file: Path) -> _Known:
@@ -132,7 +134,8 @@ class _Known:
             document = orjson.loads(file.read_bytes())
             last = document["last"]
             have, last = dict(document["have"]), last and _Part(**last)
-            return cls(have, last, document.get("published"), document.get("own"))
+            published, own = document.get("published"), document.get("own")
+            return cls(have, last, published, own, document.get("boot", ""))
         except (FileNotFoundError, orjson.JSONDecodeError, KeyError, TypeError, ValueError):
             return cls()
 
@@ -159,6 +162,10 @@ def catch_up_with_others(bucket: ImageBucket, folder: RunFolder) -> None:
         folder.log.replace(folder.path / "overtaken-log.jsonl")
     folder.parts.unlink(missing_ok=True)
     _Known(published=bucket.download(name, folder.log)).write(folder.parts)
+
+
+def _is_event(event: str, line: bytes) -> bool:
+    return f'"event":"{event}"'.encode() in line
 
 
 def _begins_with(file: Path, bucket: ImageBucket, name: str) -> bool:
@@ -194,9 +201,13 @@ class LeaderLog(LogParts):
         found = self._found() if folder.record.exists() else {}
         self._take_up(found)
         generation = 1 + max(map(_generation, [*found, *self._known.have]), default=0)
+        boot = Holder.here().boot
+        if self._known.boot not in {"", boot}:
+            self._note_power_cut()
+        self._known.boot = boot
         if self._known.own is None:
             self._known.own = self._size - self._cut_size
-            self._known.write(self._state)
+        self._known.write(self._state)
         self._begin(_Part(f"g{generation:04}-{uuid.uuid4().hex[:8]}", 0, self._known.own))
 
     async def send(self) -> None:
@@ -260,14 +271,29 @@ class LeaderLog(LogParts):
             self._known.write(self._state)
 
     @property
-    def _cut_size(self) -> int:
-        """The bytes of the line with which the log ends if lines of another machine may be missing there."""
+    def _last_line(self) -> bytes:
         if not self._size:
-            return 0
+            return b""
         with self._file.open("rb") as log:
             log.seek(max(0, self._size - 1_000))
-            line = log.read().splitlines(keepends=True)[-1]
-        return len(line) if f'"event":"{CUT}"'.encode() in line else 0
+            return log.read().splitlines(keepends=True)[-1]
+
+    @property
+    def _cut_size(self) -> int:
+        """The bytes of the line with which the log ends if lines of another machine may be missing there."""
+        line = self._last_line
+        return len(line) if _is_event(CUT, line) else 0
+
+    def _note_power_cut(self) -> None:
+        """The machine has started anew since: lines that no process closed may have been in memory only."""
+        line = self._last_line
+        if line and not _is_event(CLOSED, line) and not _is_event(CUT, line):
+            with self._file.open("ab") as log:
+                log.write(b"\n" * ends_in_mid_line(self._file) + self._cut_line())
+
+    def _cut_line(self) -> bytes:
+        at = datetime.now(UTC).isoformat(timespec="milliseconds")
+        return orjson.dumps({"at": at, "event": CUT, "run_id": self._run_id}) + b"\n"
 
     def _take_up(self, found: dict[str, list[StoredImage]]) -> None:
         """Bring the folder's log and the parts up to date."""
@@ -306,9 +332,8 @@ class LeaderLog(LogParts):
             merged: Iterator[bytes] = heapq.merge(*workers, key=_time_of)
             torn = self._size > 0 and ends_in_mid_line(self._file)
             text = b"\n" * torn + leaders + b"".join(merged)
-            if leaders and f'"event":"{CLOSED}"'.encode() not in leaders[:-1].rpartition(b"\n")[2]:
-                at = datetime.now(UTC).isoformat(timespec="milliseconds")
-                text += orjson.dumps({"at": at, "event": CUT, "run_id": self._run_id}) + b"\n"
+            if leaders and not _is_event(CLOSED, leaders[:-1].rpartition(b"\n")[2]):
+                text += self._cut_line()
             if leaders:
                 with written_whole(self._file) as log:
                     if self._file.exists():

@@ -192,12 +192,9 @@ def _doubt(
 
 
 def _may_be_known_by_name(session: Session, job: Job, perhaps: Collection[int]) -> bool:
-    """Whether the API can be asked about what a lost machine may have sent: this client named the request.
-
-    At another route it has another name.
-    """
+    """Whether an API can be asked about what a lost machine may have sent: this client named the request."""
     is_open = job.status is JobStatus.PENDING and job.request_id is None and job.number in perhaps
-    return is_open and not session.settings.routes and session.api.name_of(job) is not None
+    return is_open and any(route.api.name_of(job) is not None for route in session.engine.routes)
 
 
 def _tell_refusals(session: Session, jobs: Sequence[Job], lines: Mapping[int, LastLine]) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import anyio
+import orjson
 import pytest
 
 from imagemill.blocks.apis import Fal
@@ -113,6 +114,30 @@ def test_that_lines_may_be_missing_is_said_though_who_found_out_was_killed_at_on
     second.send()
     third.start()
     assert third.events == ["a", "log_cut", "b", "log_cut"]
+
+
+@pytest.mark.parametrize(
+    ("boot", "lines", "known"),
+    [
+        ("another", ["a"], ["a", "log_cut"]),
+        ("another", ["a", "log_closed"], ["a", "log_closed"]),
+        (None, ["a"], ["a"]),
+    ],
+    ids=["it has started anew", "the log was closed", "the process was killed"],
+)
+def test_lines_may_be_missing_where_the_machine_has_started_anew_since(
+    machine: Callable[[str], Machine], boot: str | None, lines: list[str], known: list[str]
+) -> None:
+    """Seed 168282: a power cut took lines that no record had, and the rest passed for a whole log."""
+    first = machine("first")
+    first.start()
+    first.write(*lines)
+    first.send()
+    state = orjson.loads(first.folder.parts.read_bytes())
+    first.folder.parts.write_bytes(orjson.dumps({**state, "boot": boot or state["boot"]}))
+    for _ in range(2):
+        first.start()
+        assert first.events == known
 
 
 def test_that_lines_may_be_missing_is_uploaded_though_who_found_out_was_turned_away(

@@ -335,6 +335,33 @@ def test_what_a_lost_machine_may_have_sent_is_asked_about_by_its_name(
             assert (job.status, job.request_id, job.unanswered) == (JobStatus.PENDING, named, away)
 
 
+@pytest.mark.parametrize("sent", [True, False])
+def test_every_account_is_asked_about_what_a_lost_machine_may_have_sent(
+    on_runware: RunSettings, emulator: Callable[..., Emulator], *, sent: bool
+) -> None:
+    """What no account knows may be under way at one of them, and the next request may go to another."""
+    described = on_runware.model_dump(exclude_unset=True)
+    accounts = [{"provider": "runware", "base_url": emulator().base_url} for _ in range(2)]
+    both = RunSettings.model_validate({**described, "api": accounts[0], "routes": accounts})
+    with open_session(both) as session:
+        job = killed_at_work(session, status=JobStatus.PENDING, attempts=0)
+        session.recorder.up_next([0])
+        *_, second = session.engine.routes
+        next_one = replace(job, attempts=1)
+
+        async def send(http: httpx.AsyncClient) -> None:
+            await second.api.generate(http, next_one, accepted)
+
+        async def accepted(_: str) -> None: ...
+
+        if sent:
+            session.wait(send, second.http)
+        session.recorder.event("log_cut")
+        job = resumed(session)
+        named = (second.api.name_of(next_one), second.name, 0)
+        assert (job.request_id, job.route, job.unanswered) == (named if sent else (None, "", 1))
+
+
 def test_a_request_that_was_answered_is_not_taken_for_a_lost_one_after_a_restart(
     place: Place,
     catalog: Callable[..., str],

@@ -141,7 +141,7 @@ class Simulation:
         trouble = any(what.startswith(("death", "bucket")) for what in met)
         away = any(what.startswith("bucket") for what in met)
         full = met["disk: full"] and (trouble or self.ended_on_full_disk)
-        return bool((self.machines_lost and away) or self.power_cuts or full)
+        return bool((self.machines_lost and away) or full)
 
     # One process
 

@@ -183,9 +183,7 @@ class Runware(ImageApi):
                 raise
         return "the key is accepted"
 
-    async def _new(
-        self, http: httpx.AsyncClient, job: Job, task: str, *, in_doubt: bool
-    ) -> dict[str, Any]:
+    async def _new(self, http: httpx.AsyncClient, job: Job, task: str, *, in_doubt: bool) -> dict[str, Any]:
         """The answer to a task that is sent now; to the one before where Runware had it already.
 
         A refusal of one that is ``in_doubt`` does not say that the one before is not being worked on.
