@@ -71,7 +71,9 @@ def _check_states(simulation: Simulation, ending: object) -> None:
         raise Violation("a job is running, and no process is")
     if pending and ending.stopped is None:
         raise Violation(f"{len(pending)} jobs are pending, and no reason is given")
-    budgets = [simulation.scenario.max_cost_usd, *(a.share_usd for a in simulation.scenario.accounts)]
+    budgets = [simulation.scenario.max_cost_usd]
+    for account in simulation.scenario.accounts:
+        budgets += [account.share_usd, account.vendor.credit_images]
     if ending.stopped is StopKind.OUT_OF_BUDGET and all(budget is None for budget in budgets):
         raise Violation("out of a budget that there is none of")
 
@@ -177,6 +179,8 @@ def _may_be_bought_again(simulation: Simulation, last: dict[str, object]) -> Cou
                 again[job.prompt] += job.unanswered
             else:
                 again[job.prompt] += min(job.unanswered, unlisted[job.prompt])
+            if left and job.request_id is not None and not is_done and not job.unanswered:
+                again[job.prompt] += 1  # only this run will ask about it
             if left and job.cost_usd and (not is_done or scenario.away_s or met["interrupt"]):
                 again[job.prompt] += 1
     return again
