@@ -33,7 +33,7 @@ UP_NEXT = "up_next"
 """The event with the numbers of the jobs that may be sent before the next lines are safe."""
 
 _PIECE = 2**18
-_LONGEST_LINE = 1_000_000
+LONGEST_LINE = 1_000_000
 """No line of ours is longer, in bytes: a longer one comes in several pieces, of which none is JSON."""
 
 _LEVELS = {
@@ -120,7 +120,7 @@ def pieces(log: Path) -> Iterator[bytes]:
         return
     with log.open("rb") as file:
         while piece := file.read(_PIECE):
-            yield piece + file.readline(_LONGEST_LINE - _PIECE)
+            yield piece + file.readline(LONGEST_LINE - _PIECE)
 
 
 def lines_with(log: Path, text: bytes) -> Iterator[bytes]:

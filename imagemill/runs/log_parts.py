@@ -31,7 +31,7 @@ import orjson
 
 from imagemill.bucket.image_bucket import ImageBucket, StoredImage
 from imagemill.durable import write_whole, written_whole
-from imagemill.engine.job_log import CLOSED, CUT, ends_in_mid_line
+from imagemill.engine.job_log import CLOSED, CUT, LONGEST_LINE, ends_in_mid_line
 from imagemill.errors import StoreUnavailableError
 from imagemill.holder import Holder
 from imagemill.media_types import JSON_LINES
@@ -198,6 +198,7 @@ class LeaderLog(LogParts):
         self._known = _Known.read(self._state)
         self._turn = anyio.Lock()
         self.is_open = False
+        self._drop_cut_line()
         found = self._found() if folder.record.exists() else {}
         self._take_up(found)
         generation = 1 + max(map(_generation, [*found, *self._known.have]), default=0)
@@ -289,7 +290,15 @@ class LeaderLog(LogParts):
         line = self._last_line
         if line and not _is_event(CLOSED, line) and not _is_event(CUT, line):
             with self._file.open("ab") as log:
-                log.write(b"\n" * ends_in_mid_line(self._file) + self._cut_line())
+                log.write(self._cut_line())
+
+    def _drop_cut_line(self) -> None:
+        """Remove a line whose end a power cut or a full disk took: it must not pass for one that was read."""
+        if self._size and ends_in_mid_line(self._file):
+            with self._file.open("r+b") as log:
+                log.seek(max(0, self._size - LONGEST_LINE))
+                start, rest = log.tell(), log.read()
+                log.truncate(start + rest.rfind(b"\n") + 1)
 
     def _cut_line(self) -> bytes:
         at = datetime.now(UTC).isoformat(timespec="milliseconds")

@@ -140,6 +140,19 @@ def test_lines_may_be_missing_where_the_machine_has_started_anew_since(
         assert first.events == known
 
 
+def test_a_line_that_a_power_cut_took_half_of_says_nothing(machine: Callable[[str], Machine]) -> None:
+    """Seed 256052: it named its job, which was no longer among those that might have been sent."""
+    first = machine("first")
+    first.start()
+    first.write("a")
+    with first.folder.log.open("ab") as log:
+        log.write(b'{"event":"up_next","jobs":[0]}\n{"event":"sent","job":0,"sta')
+    state = orjson.loads(first.folder.parts.read_bytes())
+    first.folder.parts.write_bytes(orjson.dumps({**state, "boot": "another"}))
+    first.start()
+    assert first.events == ["a", "up_next", "log_cut"]
+
+
 def test_that_lines_may_be_missing_is_uploaded_though_who_found_out_was_turned_away(
     machine: Callable[[str], Machine],
 ) -> None:

@@ -165,7 +165,9 @@ def _may_be_bought_again(simulation: Simulation, last: dict[str, object]) -> Cou
     if len(last) > 1:
         again.update(prompt for _, prompt in simulation.kept)
         # What was in flight when a run could not renew its lease, the one that took the output over buys too.
-        again.update(prompt for run_id in simulation.overtaken for prompt in simulation.prompts_of(run_id))
+        again.update(
+            {charge.prompt for charge in simulation.vendors.charges if charge.begun in simulation.overtaken}
+        )
     for run_id, ending in last.items():
         for job in ending.jobs:  # type: ignore[attr-defined]
             is_done = job.status is JobStatus.DONE
@@ -181,7 +183,8 @@ def _may_be_bought_again(simulation: Simulation, last: dict[str, object]) -> Cou
                 again[job.prompt] += min(job.unanswered, unlisted[job.prompt])
             if left and job.request_id is not None and not is_done and not job.unanswered:
                 again[job.prompt] += 1  # only this run will ask about it
-            if left and job.cost_usd and (not is_done or scenario.away_s or met["interrupt"]):
+            interrupted = run_id == "run" and met["interrupt"]
+            if left and job.cost_usd and (not is_done or scenario.away_s or interrupted):
                 again[job.prompt] += 1
     return again
 

@@ -102,8 +102,8 @@ class Simulation:
         self.power_cuts = 0
         self.session: Session | None = None
         self.ended_on_full_disk = False
-        self.overtaken: set[str] = set()
-        """Runs that lost their lease to another."""
+        self.overtaken: set[float] = set()
+        """When processes started that lost their lease to another run."""
         self.kept: set[tuple[str, str]] = set()
         """Runs and prompts of pictures on the disk of a process that stopped: no other run knows of them."""
         scene.world, scene.bucket, scene.vendors = world, self.bucket, self.vendors
@@ -227,16 +227,16 @@ class Simulation:
             self._note_kept(run_id, folder)
             process.alive = False if process.death else process.alive
             stopped = ending.summary and ending.summary.stopped
-            self._note_end(run_id, f"{ending.error} {stopped}")
+            self._note_end(process, f"{ending.error} {stopped}")
             world.note(f"ended: {process.death or ending.error or stopped or 'well'}")
 
         return ending, world.outside(until_gone())
 
-    def _note_end(self, run_id: str, reason: str) -> None:
+    def _note_end(self, process: Process, reason: str) -> None:
         begun, ended = disks.disk.full
         self.ended_on_full_disk |= begun <= self.world.loop.now < ended
         if "took it over" in reason:
-            self.overtaken.add(run_id)
+            self.overtaken.add(process.started_at)
 
     def _note_kept(self, run_id: str, folder: Path) -> None:
         """Note the pictures that a process has left on its disk."""
