@@ -33,14 +33,15 @@ def limit_name(api: ImageApi) -> str:
 def hold_rate(api: ImageApi, per_minute: float, processes: int) -> None:
     """Create the global limit, or update it, so that so many processes can hold their batches at once.
 
-    A lease that Prefect denies costs all that its limit has regained since the last one.
+    A lease that Prefect denies costs all that its limit has regained since the last one. A cluster that has
+    no process yet may get one.
 
     Raises:
         InputError: no Prefect server answers.
     """
     name = limit_name(api)
     shape = {
-        "limit": max(2 * LEAST_BATCH * processes, math.ceil(_RESERVE_S * per_minute / 60.0)),
+        "limit": max(2 * LEAST_BATCH * max(1, processes), math.ceil(_RESERVE_S * per_minute / 60.0)),
         "slot_decay_per_second": HEADROOM * per_minute / 60.0,
     }
     try:

@@ -25,6 +25,16 @@ async def test_all_processes_get_their_first_batches_at_once() -> None:
                 group.start_soon(lease, LEAST_BATCH)
 
 
+@pytest.mark.anyio
+@pytest.mark.usefixtures("prefect_server")
+async def test_the_first_process_of_a_cluster_that_had_none_gets_its_batch() -> None:
+    """The limit had fewer slots than a batch, and the run stopped after a minute."""
+    api = Together(api_key="of no process yet")
+    await anyio.to_thread.run_sync(hold_rate, api, 12.0, 0)
+    with anyio.fail_after(30):
+        await lease_from(limit_name(api))(LEAST_BATCH)
+
+
 @pytest.mark.parametrize("per_s", [0.1, 30.0])
 @pytest.mark.parametrize("share", [1.0, 1 / 8])
 def test_a_process_holds_two_batches_of_its_own_share_at_most(per_s: float, share: float) -> None:

@@ -41,7 +41,7 @@ from imagemill.errors import ApiError, ErrorClass
 from imagemill.jobs import CostSource, Job
 
 _LATE_TIMES, _LATE_S = 3, 1.0
-"""How often a link from before this process is tried again, and the wait before each time, in seconds."""
+"""How often a link from before this process is tried again, after how long a wait at most, in seconds."""
 
 
 class ImageApi(ImageFetcher):
@@ -187,7 +187,7 @@ class ImageApi(ImageFetcher):
             except ApiError as error:
                 if error.code != "image_link_expired" or request_id in self._known_here:
                     raise
-            await anyio.sleep(_LATE_S)
+            await anyio.sleep(min(_LATE_S, self.request_timeout_s / (2 * _LATE_TIMES)))
         return await get()
 
     def _keep_made(self, error: ApiError, request_id: str) -> None:

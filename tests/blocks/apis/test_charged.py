@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import httpx
 import pytest
 
-from imagemill.blocks.apis import OpenAICompatible
+from imagemill.blocks.apis import OpenAICompatible, Together
 from imagemill.engine.engine import StopKind
-from imagemill.errors import ErrorClass
+from imagemill.errors import ApiError, ErrorClass
 from imagemill.jobs import Job, JobStatus
 from tests.blocks.apis.link_server import Answer, link_server, picture
 from tests.blocks.apis.variants import Outcome, make_job
 from tests.engine.test_image_check import HOSTILE_WEBP
+from tests.virtual_time import run
 
 WorkAll = Callable[..., list[Outcome]]
 
@@ -88,6 +90,23 @@ def test_a_link_that_has_expired_since_an_earlier_day_is_given_up(work_all: Work
     assert outcome.job.status is JobStatus.DONE
     assert (server.billed, outcome.job.cost_usd) == (1, 2 * PRICE_USD)
     assert server.asked["/files/7"] == 4  # it might have been late
+
+
+def test_an_attempt_is_long_enough_to_see_that_a_link_has_expired() -> None:
+    """It was not at three seconds or less: each attempt ended as a timeout, and the job failed for ever."""
+    api = Together(api_key="k", request_timeout_s=2)
+    paid = make_job(api, request_id="https://api.together.ai/imgproxy/7", attempts=4, cost_usd=PRICE_USD)
+
+    async def accepted(_: str, __: float | None = None) -> None: ...
+
+    async def ask() -> None:
+        gone = httpx.MockTransport(lambda _: httpx.Response(404))
+        async with httpx.AsyncClient(transport=gone) as http:
+            await api.generate(http, paid, accepted)
+
+    with pytest.raises(ApiError) as raised:
+        run(ask)
+    assert (raised.value.code, raised.value.keep_request) == ("image_link_expired", False)
 
 
 def test_a_link_of_seconds_before_a_restart_is_tried_again_while_it_is_late(work_all: WorkAll) -> None:
