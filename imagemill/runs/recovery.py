@@ -158,7 +158,7 @@ def find_images(
         for job in jobs:  # what the store had missed
             costs = costs_of(job, lines.get(job.number))
             count_in_shares(session.engine.routes, job, costs, known[job.number])
-        session.portal.call(session.engine.expect, [job for job in jobs if _is_asked(job)])
+        _expect(session, jobs, lines)
         if changed or doubted or named or lost:
             session.wait(
                 save, list({job.number: job for job in (*changed, *doubted, *named, *lost)}.values())
@@ -216,8 +216,13 @@ def _is_lost(job: Job) -> bool:
     return job.status is JobStatus.PENDING and job.unanswered > 0 and job.request_id is None
 
 
-def _is_asked(job: Job) -> bool:
-    return job.status is JobStatus.PENDING and job.request_id is not None
+def _expect(session: Session, jobs: Sequence[Job], lines: Mapping[int, LastLine]) -> None:
+    """Count what the requests that the APIs have may cost, and say when they were last heard of."""
+    asked = [job for job in jobs if job.status is JobStatus.PENDING and job.request_id is not None]
+    for job in asked:
+        if job.number in lines:
+            session.api_of(job).heard_of(job.request_id or "", lines[job.number].at.timestamp())
+    session.portal.call(session.engine.expect, asked)
 
 
 def _receipts(session: Session, images: Sequence[str]) -> dict[str, Receipt]:

@@ -49,6 +49,8 @@ class ImageApi(ImageFetcher):
 
     # Links and request ids of this process, and when they became known, in Unix seconds.
     _known_here: dict[str, float] = PrivateAttr(default_factory=dict)
+    # Request ids of earlier processes, and of lost answers; when the API last knew them, in Unix seconds.
+    _heard_of: dict[str, float] = PrivateAttr(default_factory=dict)
 
     @property
     def queues(self) -> bool:
@@ -72,6 +74,10 @@ class ImageApi(ImageFetcher):
 
     def was_refused(self, job: Job, times: int) -> None:
         """Rate limits refused a job so often in this run, before this process asked."""
+
+    def heard_of(self, request_id: str, at: float) -> None:
+        """The API knew a request, of which this process has no answer, at this time, in Unix seconds."""
+        self._heard_of[request_id.removeprefix(PAID)] = at
 
     @abstractmethod
     def read(self, answer: dict[str, Any]) -> ImageSource | None:

@@ -249,7 +249,8 @@ class QueuedApi(ListingApi):
         begun, age_s = submitted_at, 0.0
         if look_at_once := begun is None:
             begun = anyio.current_time()
-            age_s = max(0.0, time.time() - self._known_here.get(handle, job.started_at or 0.0))
+            heard_of = self._known_here.get(handle) or self._heard_of.get(handle) or job.started_at or 0.0
+            age_s = max(0.0, time.time() - heard_of)
         known_by = begun + _UNHEARD_OF_S - age_s
         over = blind = False
         seen_s = pause_s = 0.0

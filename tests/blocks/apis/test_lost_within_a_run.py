@@ -142,6 +142,19 @@ def test_a_404_after_a_lost_look_is_asked_again_also_where_the_job_began_long_be
     assert_paid_once(work_all(api, [job], transport=LosingTransport(lost_then_unheard_of)), emulator)
 
 
+@pytest.mark.parametrize("variant", LISTING)
+def test_a_request_that_the_list_has_is_not_gone_though_it_is_unknown_for_a_moment(
+    variant: str, emulator: Emulator, work_all: WorkAll
+) -> None:
+    """Seed 269716: its job had begun long before, so that the first 404 was believed."""
+    api = VARIANTS[variant](emulator.base_url)
+    lost = {"attempts": 1, "unanswered": 1, "unanswered_usd": api.price_usd(512, 512)}
+    job = make_job(api, f"Lost {variant}", started_at=time.time() - 3600, **lost)
+    headers = {**api.headers, "prefer": ""}
+    httpx.post(api.endpoint(job), json=api.body(job), headers=headers, trust_env=False)
+    assert_paid_once(work_all(api, [job], transport=LosingTransport(unheard_of)), emulator)
+
+
 @pytest.mark.parametrize("variant", ["bfl", "fal", "replicate"])
 def test_a_request_whose_image_is_late_and_that_is_then_unknown_for_a_moment_is_not_gone(
     variant: str, emulator: Emulator, work_all: WorkAll
