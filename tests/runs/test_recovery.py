@@ -306,6 +306,32 @@ def test_a_request_that_was_refused_before_has_the_same_name_after_a_kill(
         assert resumed(session).request_id == first
 
 
+def test_a_task_in_doubt_that_a_rate_limit_refuses_changes_no_later_name(
+    on_runware: RunSettings, emulator: Callable[..., Emulator]
+) -> None:
+    """A lost machine bought the next one by a name that its successor did not derive."""
+    described = on_runware.model_dump(exclude_unset=True)
+    described["api"] = {"provider": "runware", "base_url": emulator().base_url}
+    with open_session(RunSettings.model_validate(described)) as session:
+        killed_at_work(session, prompt="Fox #fault:429*1")
+        job = resumed(session)
+        job.start(2.0)
+
+        async def send(http: httpx.AsyncClient) -> None:
+            await session.api.generate(http, job, accepted)
+
+        async def accepted(_: str) -> None: ...
+
+        with pytest.raises(ApiError) as refused:
+            session.wait(send, session.engine.routes.first.http)
+        assert refused.value.keep_request
+        session.recorder.attempt_failed(job, refused.value, 1.0)
+        following = replace(job, attempts=job.attempts + 2, request_id=None)
+        named = session.api.name_of(following)
+        resumed(session)
+        assert session.api.name_of(following) == named
+
+
 @pytest.mark.parametrize(("sent", "away"), [(True, False), (False, False), (True, True)])
 def test_what_a_lost_machine_may_have_sent_is_asked_about_by_its_name(
     on_runware: RunSettings, emulator: Callable[..., Emulator], *, sent: bool, away: bool

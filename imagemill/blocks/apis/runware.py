@@ -186,14 +186,16 @@ class Runware(ImageApi):
     async def _new(self, http: httpx.AsyncClient, job: Job, task: str, *, in_doubt: bool) -> dict[str, Any]:
         """The answer to a task that is sent now; to the one before where Runware had it already.
 
-        A refusal of one that is ``in_doubt`` does not say that the one before is not being worked on.
+        A refusal of one that is ``in_doubt`` does not say that the one before is not being worked on. Later
+        names do not count it: nor does the log, from which another machine derives them.
         """
         try:
             return await self.post(http, job)
         except ApiError as error:
             if error.error_class is ErrorClass.RATE_LIMITED:
-                self._refused[job.key] = self._refused.get(job.key, 0) + 1
                 error.keep_request = in_doubt
+                if not in_doubt:
+                    self._refused[job.key] = self._refused.get(job.key, 0) + 1
             if error.code != "conflictTaskUUID":
                 error.keep_request = error.keep_request or error.error_class in _UNCLEAR
                 raise
