@@ -23,8 +23,10 @@ from imagemill.runs.session import Session, open_session
 from imagemill.settings import RunSettings
 from imagemill.takes import take_of
 from tests.blocks.apis.link_server import picture
+from tests.blocks.apis.test_lost_within_a_run import unheard_of
 from tests.blocks.apis.variants import make_job
 from tests.conftest import Place
+from tests.losing_transport import LosingTransport
 from tests.runs.test_session import settings
 
 PRICE_USD = 0.003
@@ -419,6 +421,38 @@ def test_a_request_that_was_answered_is_not_taken_for_a_lost_one_after_a_restart
         job.lose_answer(PRICE_USD)
         session.wait(session.engine.find_lost, [job])
         assert (job.request_id, job.unanswered, job.cost_usd) == (None, 1, PRICE_USD)
+
+
+def test_a_request_that_the_list_has_now_is_not_gone_though_its_line_is_old(
+    place: Place,
+    catalog: Callable[..., str],
+    emulator: Callable[..., Emulator],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The line's time replaced that of the list, so that the first 404 was believed."""
+    described = settings(place, catalog(prompt=["a"])).model_dump(exclude_unset=True)
+    monkeypatch.setenv("REPLICATE_API_TOKEN", "k")
+    described["api"] = {"provider": "replicate", "base_url": emulator().base_url}
+    with open_session(RunSettings.model_validate(described)) as session:
+        job = killed_at_work(session, started_at=1.0)
+        line = {"at": "2026-01-01T00:00:00.000+00:00", "event": "sent", "job": 0, "attempt": 1}
+        with session.folder.log.open("ab") as log:
+            log.write(orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE))
+        api, headers = session.api, {**session.api.headers, "prefer": ""}
+        httpx.post(api.endpoint(job), json=api.body(job), headers=headers, trust_env=False)
+        job = resumed(session)
+
+        def unheard_of_once(request: httpx.Request, before: int) -> httpx.Response | None:
+            return unheard_of(request, before + 1)
+
+        async def ask() -> str | None:
+            async with httpx.AsyncClient(transport=LosingTransport(unheard_of_once)) as http:
+                return (await api.generate(http, job, accepted)).request_id
+
+        async def accepted(_: str, __: float | None = None) -> None: ...
+
+        assert job.request_id is not None
+        assert session.wait(ask) == job.request_id
 
 
 def test_an_attempt_that_was_booked_before_a_power_cut_is_not_booked_again(on_runware: RunSettings) -> None:

@@ -77,7 +77,8 @@ class ImageApi(ImageFetcher):
 
     def heard_of(self, request_id: str, at: float) -> None:
         """The API knew a request, of which this process has no answer, at this time, in Unix seconds."""
-        self._heard_of[request_id.removeprefix(PAID)] = at
+        request_id = request_id.removeprefix(PAID)
+        self._heard_of[request_id] = max(at, self._heard_of.get(request_id, at))
 
     @abstractmethod
     def read(self, answer: dict[str, Any]) -> ImageSource | None:
