@@ -1,4 +1,4 @@
-"""Runs the whole flow with ``auto`` before the emulated API with hidden limits; prints a Markdown table.
+"""Runs the whole flow with ``auto`` before the emulated API with hidden limits; writes a table into pacer.md.
 
     python -m benchmarks.pacer_emulator
 
@@ -9,12 +9,16 @@ image's request to the last image's arrival with what the limit allows.
 
 from __future__ import annotations
 
+import argparse
 import itertools
 import math
 import os
+import sys
 import tempfile
 import threading
 import time
+from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
@@ -23,10 +27,13 @@ from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settin
 from prefect.testing.utilities import prefect_test_harness
 
 from benchmarks.emulator_process import EmulatorProcess, emulator_process
+from benchmarks.recording import Figures, Run, Spread, options, record
+from benchmarks.workshop import machine
 from imagemill.emulator import Settings
 from imagemill.flows.generate_catalog import generate_catalog
-from tests.s3_server import s3_server
+from tests.s3_server import S3Server, s3_server
 
+FILE = Path(__file__).with_name("pacer.md")
 IMAGES = 2000
 MEAN_LATENCY_S = 0.5 * math.exp(0.35**2 / 2)
 CASES: dict[str, tuple[dict[str, object], dict[str, object] | None]] = {
@@ -61,9 +68,64 @@ def change(emulated: EmulatorProcess, later: dict[str, object] | None, ended: th
             return
 
 
-def main() -> None:
-    """Run every case."""
-    print("| hidden limit | account | delivered | 429s | failed | wall s |\n|---|---|---|---|---|---|")
+def ways(name: str) -> list[str]:
+    """What the runs before this limit know of it."""
+    return ["new", *["known"] * (name in AGAIN), *["told"] * (name in TOLD)]
+
+
+def measure(name: str, s3: S3Server, catalog: Path, numbers: Iterator[int]) -> Figures:
+    """The runs before one limit, one after the other: an emulator of its own is a new account."""
+    limits, later = CASES[name]
+    settings = Settings(latency_s=0.5, pictures="fast", **limits)  # type: ignore[arg-type]
+    figures: Figures = {}
+    with emulator_process(settings) as emulated:
+        for way in ways(name):
+            ended = threading.Event()
+            watcher = threading.Thread(target=change, args=(emulated, later, ended))
+            watcher.start()
+            summary = generate_catalog(
+                catalog=str(catalog),
+                output={"uri": f"s3://pacer/{next(numbers)}", "s3_endpoint_url": s3.endpoint_url},
+                api={"provider": "openai", "base_url": f"{emulated.base_url}/v1", "usd_per_image": 0.001},
+                picture={"width": 256, "height": 256},
+                limits={"concurrency": limits["max_concurrent"] if way == "told" else "auto"},
+            )
+            ended.set()
+            watcher.join()
+            seconds = 60 * summary.generated / summary.images_per_minute
+            first = min(seconds, CHANGED_AT_S) if later else seconds
+            possible = allowed(limits) * first + (allowed(later) * (seconds - first) if later else 0)
+            figures[way] = {
+                "delivered": summary.generated / possible,
+                "refused": summary.rate_limited / summary.requests,
+                "failed": summary.failed,
+                "wall": summary.wall_s,
+            }
+    return figures
+
+
+def table(found: Mapping[str, list[Figures]]) -> str:
+    """The table."""
+    lines = [
+        f"{machine()}; {min(map(len, found.values()))} rounds: the median, and the least and the most.\n",
+        "| hidden limit | account | delivered | 429s | failed | wall s |",
+        "|---|---|---:|---:|---:|---:|",
+    ]
+    forms = {"delivered": ".1%", "refused": ".2%", "failed": ".0f", "wall": ".0f"}
+    for name, figures in found.items():
+        for way in ways(name):
+            cells = [
+                Spread.of([each[way][what] for each in figures]).text(form) for what, form in forms.items()
+            ]
+            lines.append(f"| {name} | {way} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def main() -> int:
+    """Run every case, in rounds that alternate. A round takes nine minutes: the page needs three."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    options(parser, minutes=50)
+    arguments = parser.parse_args()
     with (
         tempfile.TemporaryDirectory() as work,
         s3_server(Path(work)) as s3,
@@ -75,37 +137,10 @@ def main() -> None:
         catalog = Path(work) / "catalog.parquet"
         pq.write_table(pa.table({"prompt": [f"pacer {n}" for n in range(IMAGES)]}), catalog)
         numbers = itertools.count()
-        for name, (limits, later) in CASES.items():
-            settings = Settings(latency_s=0.5, pictures="fast", **limits)  # type: ignore[arg-type]
-            with emulator_process(settings) as emulated:
-                ways = ["new", *["known"] * (name in AGAIN), *["told"] * (name in TOLD)]
-                for way in ways:
-                    ended = threading.Event()
-                    watcher = threading.Thread(target=change, args=(emulated, later, ended))
-                    watcher.start()
-                    summary = generate_catalog(
-                        catalog=str(catalog),
-                        output={"uri": f"s3://pacer/{next(numbers)}", "s3_endpoint_url": s3.endpoint_url},
-                        api={
-                            "provider": "openai",
-                            "base_url": f"{emulated.base_url}/v1",
-                            "usd_per_image": 0.001,
-                        },
-                        picture={"width": 256, "height": 256},
-                        limits={"concurrency": limits["max_concurrent"] if way == "told" else "auto"},
-                    )
-                    ended.set()
-                    watcher.join()
-                    seconds = 60 * summary.generated / summary.images_per_minute
-                    first = min(seconds, CHANGED_AT_S) if later else seconds
-                    possible = allowed(limits) * first + (allowed(later) * (seconds - first) if later else 0)
-                    print(
-                        f"| {name} | {way} | {summary.generated / possible:.1%} |"
-                        f" {summary.rate_limited / summary.requests:.2%}"
-                        f" | {summary.failed} | {summary.wall_s:.0f} |",
-                        flush=True,
-                    )
+        runs = [Run(name, partial(measure, name, s3, catalog, numbers), 3) for name in CASES]
+        return record(FILE, runs, table, arguments, sizes=[IMAGES])
 
 
 if __name__ == "__main__":
-    main()
+    os.environ.setdefault("PREFECT_LOGGING_LEVEL", "ERROR")
+    sys.exit(main())
