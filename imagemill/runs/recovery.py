@@ -142,9 +142,7 @@ def find_images(
             for job in jobs
             if _settle(session, job, found.get(job.number), receipts.get(job.key), lines.get(job.number))
         ]
-        named = [job for job in jobs if _may_be_known_by_name(session, job, perhaps)]
-        for number in session.wait(session.engine.find_named, named) if named else ():
-            del perhaps[number]  # the API has said whether it was sent
+        named = _find_named(session, jobs, lines, perhaps)
         doubted = [
             job for job in jobs if _doubt(session, job, receipts.get(job.key), lines.get(job.number), perhaps)
         ]
@@ -178,8 +176,7 @@ def _doubt(
     The job is pending, or has the picture of another run, for which nobody will ask about these requests.
     """
     since = perhaps.get(job.number, ())
-    of_line = 0 if line is None else (line.unanswered or 0) + line.is_in_doubt
-    lost = of_line + len(since) - job.unanswered
+    lost = _in_doubt(line) + len(since) - job.unanswered
     if not since or lost <= 0 or job.request_id is not None:
         return False
     others = job.reused or (receipt is not None and receipt.run_id != session.settings.run_id)
@@ -189,6 +186,30 @@ def _doubt(
         job.lose_answer(_highest_price(session, job))  # any route may have had it
     job.started_at = job.started_at or min(since).timestamp()  # from when on the API's list is read
     return True
+
+
+def _find_named(
+    session: Session,
+    jobs: Sequence[Job],
+    lines: Mapping[int, LastLine],
+    perhaps: dict[int, list[datetime]],
+) -> list[Job]:
+    """Ask about requests of these jobs that this client named; the jobs that it asked about.
+
+    What an API has told of leaves ``perhaps``.
+    """
+    named = [job for job in jobs if _may_be_known_by_name(session, job, perhaps)]
+    for number in session.wait(session.engine.find_named, named) if named else ():
+        del perhaps[number]
+    for job in named:
+        if job.request_id is not None and job.unanswered > _in_doubt(lines.get(job.number)):
+            job.find_request(job.request_id, _highest_price(session, job))  # counted while it was away
+    return named
+
+
+def _in_doubt(line: LastLine | None) -> int:
+    """How many requests of a job are in doubt by its lines."""
+    return 0 if line is None else (line.unanswered or 0) + line.is_in_doubt
 
 
 def _may_be_known_by_name(session: Session, job: Job, perhaps: Collection[int]) -> bool:

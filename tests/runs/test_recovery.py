@@ -363,6 +363,34 @@ def test_what_a_lost_machine_may_have_sent_is_asked_about_by_its_name(
             assert (job.status, job.request_id, job.unanswered) == (JobStatus.PENDING, named, away)
 
 
+def test_what_was_counted_while_the_api_was_away_is_found_once_it_is_back(
+    on_runware: RunSettings, emulator: Callable[..., Emulator]
+) -> None:
+    """It was counted as unanswered for good, and as charged as well."""
+    emulated = emulator()
+    described = on_runware.model_dump(exclude_unset=True)
+    described["api"] = {"provider": "runware", "base_url": emulated.base_url}
+    with open_session(RunSettings.model_validate(described)) as session:
+        job = killed_at_work(session, status=JobStatus.PENDING, attempts=0)
+        session.recorder.up_next([0])
+        next_one = replace(job, attempts=1)
+        price_usd = session.engine.routes.first.price(job)
+
+        async def send(http: httpx.AsyncClient) -> None:
+            await session.api.generate(http, next_one, accepted)
+
+        async def accepted(_: str) -> None: ...
+
+        session.wait(send, session.engine.routes.first.http)
+        session.recorder.event("log_cut")
+        named = session.api.name_of(next_one)
+        for address, found in (("http://127.0.0.1:9", (None, 1)), (emulated.base_url, (named, 0))):
+            session.api.base_url = address
+            job = resumed(session)
+            assert (job.request_id, job.unanswered) == found
+            assert session.cost.committed_usd == pytest.approx(price_usd)
+
+
 @pytest.mark.parametrize("sent", [True, False])
 def test_every_account_is_asked_about_what_a_lost_machine_may_have_sent(
     on_runware: RunSettings, emulator: Callable[..., Emulator], *, sent: bool
