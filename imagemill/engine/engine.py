@@ -303,8 +303,9 @@ class Engine:
     async def find_named(self, jobs: Sequence[Job]) -> set[int]:
         """Ask about requests that may have been sent under the names that these jobs have as their next.
 
-        A job whose request an API has gets its id. The numbers of the jobs whose request is in doubt no more:
-        an API may not know yet what it is working on, and sent again only to the same one it is the same.
+        A job whose request an API has gets its id, and counts that attempt: where it failed, the next needs a
+        name of its own. The numbers of the jobs whose request is in doubt no more: an API may not know yet
+        what it is working on, and sent again only to the same one it is the same.
         """
         asked: set[int] = set()
         at_once = anyio.CapacityLimiter(_NAMES_AT_ONCE)
@@ -317,7 +318,7 @@ class Engine:
                 knows = None if name is None else await self._knows(route, name, at_once)
                 said.append(knows)
                 if knows:
-                    job.request_id = name
+                    job.request_id, job.attempts = name, next_one.attempts
                     self.routes.place(job, route)
                     break
             if any(said) or said == [False]:

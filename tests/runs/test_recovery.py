@@ -363,6 +363,33 @@ def test_what_a_lost_machine_may_have_sent_is_asked_about_by_its_name(
             assert (job.status, job.request_id, job.unanswered) == (JobStatus.PENDING, named, away)
 
 
+def test_after_a_lost_machines_request_that_failed_the_next_has_another_name(
+    on_runware: RunSettings, emulator: Callable[..., Emulator]
+) -> None:
+    """It had the same: the API refused it as a conflict, and the job failed once more for the old error."""
+    described = on_runware.model_dump(exclude_unset=True)
+    described["api"] = {"provider": "runware", "base_url": emulator().base_url}
+    with open_session(RunSettings.model_validate(described)) as session:
+        failing = {"attempts": 0, "prompt": "Fox #fault:fail*1"}
+        job = killed_at_work(session, status=JobStatus.PENDING, **failing)
+        session.recorder.up_next([0])
+        http = session.engine.routes.first.http
+
+        async def send(http: httpx.AsyncClient, job: Job) -> str | None:
+            async def accepted(name: str) -> None:
+                job.request_id = name
+
+            return (await session.api.generate(http, job, accepted)).request_id
+
+        with pytest.raises(ApiError):
+            session.wait(send, http, replace(job, attempts=1))
+        session.recorder.event("log_cut")
+        job = resumed(session)
+        job.start(2.0)
+        before = job.request_id
+        assert session.wait(send, http, job) not in {None, before}
+
+
 def test_what_was_counted_while_the_api_was_away_is_found_once_it_is_back(
     on_runware: RunSettings, emulator: Callable[..., Emulator]
 ) -> None:
