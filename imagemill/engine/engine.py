@@ -77,6 +77,9 @@ _LEFT_AT_ONCE = 1_000
 _NAMES_AT_ONCE = 10
 """So many requests that a lost machine may have sent are asked about at once."""
 
+_NAMES_S = 60.0
+"""How long they are asked about in all, in seconds: an API may not answer, and there may be thousands."""
+
 _UPLOADS = 32
 """Images held in memory while they go to the bucket, beside the requests in flight."""
 
@@ -324,9 +327,10 @@ class Engine:
             if any(said) or said == [False]:
                 asked.add(job.number)
 
-        async with anyio.create_task_group() as group:
-            for job in jobs:
-                group.start_soon(ask, job)
+        with anyio.move_on_after(_NAMES_S):
+            async with anyio.create_task_group() as group:
+                for job in jobs:
+                    group.start_soon(ask, job)
         return asked
 
     @staticmethod

@@ -13,16 +13,22 @@ import httpx
 import orjson
 import pytest
 
-from imagemill.blocks.apis import Fal
+from imagemill.blocks.apis import Fal, Runware
 from imagemill.engine.breaker import Breaker
+from imagemill.engine.cost_limit import CostLimit
+from imagemill.engine.engine import Engine
 from imagemill.engine.job_log import JobLog
 from imagemill.engine.limits.pacer import Pacer
 from imagemill.engine.lost_requests import FIRST_LOOK_S, LEAST_S, LostRequests
 from imagemill.engine.recorder import Recorder
+from imagemill.engine.route import Route
+from imagemill.engine.routes import Routes
 from imagemill.engine.telemetry import Telemetry
 from imagemill.errors import ErrorClass
 from imagemill.jobs import Job
+from imagemill.stores.memory import MemoryStore
 from tests.blocks.apis.variants import make_job
+from tests.engine.accounts import Images
 from tests.virtual_time import run
 
 Answer = Callable[[], httpx.Response]
@@ -259,3 +265,36 @@ def test_a_stop_ends_the_search(looking: Callable[..., Any]) -> None:
         assert anyio.current_time() - listed.begun == 2.0
 
     looking(look)
+
+
+def test_an_api_that_does_not_answer_is_not_asked_about_every_request_by_its_name(tmp_path: Path) -> None:
+    """A thousand questions of ten seconds each held a resume up for a quarter of an hour."""
+    api = Runware(api_key="k")
+
+    async def silent(_: httpx.Request) -> httpx.Response:
+        await anyio.sleep_forever()
+        raise AssertionError
+
+    async def ask() -> tuple[set[int], float]:
+        pacer = Pacer(1)
+        log = JobLog("run", tmp_path / "log")
+        recorder = Recorder("run", log, pacer, Telemetry("run", api.provider, api.model))
+        transport = httpx.MockTransport(silent)
+        async with (
+            httpx.AsyncClient(transport=transport, timeout=None) as http,
+            MemoryStore(tmp_path / "jobs.json") as store,
+        ):
+            engine = Engine(
+                routes=Routes([Route.of(api, http, pacer, Breaker(0.5, OUTAGE_S), recorder)]),
+                bucket=Images(),
+                store=store,
+                cost=CostLimit(None),
+                recorder=recorder,
+                unsaved=tmp_path,
+            )
+            begun = anyio.current_time()
+            asked = await engine.find_named([make_job(api, number=number) for number in range(1_000)])
+            recorder.close()
+            return asked, anyio.current_time() - begun
+
+    assert run(ask) == (set(), 60.0)
