@@ -119,7 +119,7 @@ class _Known:
     """What the folder's log holds: how many bytes of each series, and the part that it wrote last.
 
     ``published`` is the ETag of the log.jsonl that the folder's log begins with. From byte ``own`` on, this
-    machine has written it; its first part begins there. ``boot`` is the machine's when it last did.
+    machine has written it; its first part begins there. ``boot`` is the machine's when it last did, or CUT.
     """
 
     have: dict[str, int] = field(default_factory=dict)
@@ -204,7 +204,7 @@ class LeaderLog(LogParts):
         generation = 1 + max(map(_generation, [*found, *self._known.have]), default=0)
         boot = Holder.here().boot
         if self._known.boot not in {"", boot}:
-            self._note_power_cut()
+            self._note_missing()
         self._known.boot = boot
         if self._known.own is None:
             self._known.own = self._size - self._cut_size
@@ -285,8 +285,8 @@ class LeaderLog(LogParts):
         line = self._last_line
         return len(line) if _is_event(CUT, line) else 0
 
-    def _note_power_cut(self) -> None:
-        """The machine has started anew since: lines that no process closed may have been in memory only."""
+    def _note_missing(self) -> None:
+        """The machine has started anew, or a line was cut: lines that no process closed may be missing."""
         line = self._last_line
         if line and not _is_event(CLOSED, line) and not _is_event(CUT, line):
             with self._file.open("ab") as log:
@@ -295,6 +295,8 @@ class LeaderLog(LogParts):
     def _drop_cut_line(self) -> None:
         """Remove a line whose end a power cut or a full disk took: it must not pass for one that was read."""
         if self._size and ends_in_mid_line(self._file):
+            self._known.boot = CUT  # more may be missing, and this line will not tell
+            self._known.write(self._state)
             with self._file.open("r+b") as log:
                 log.seek(max(0, self._size - LONGEST_LINE))
                 start, rest = log.tell(), log.read()

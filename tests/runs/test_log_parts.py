@@ -6,6 +6,7 @@ import os
 import resource
 import signal
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import anyio
@@ -19,7 +20,7 @@ from imagemill.engine.job_log import JobLog
 from imagemill.engine.limits.pacer import Pacer
 from imagemill.engine.recorder import Recorder
 from imagemill.engine.telemetry import Telemetry
-from imagemill.errors import ApiError, ErrorClass
+from imagemill.errors import ApiError, ErrorClass, StoreUnavailableError
 from imagemill.runs.folder import RunFolder
 from imagemill.runs.log_parts import LeaderLog, WorkerLog, catch_up_with_others, published_lines
 from imagemill.runs.log_replay import perhaps_sent
@@ -140,7 +141,12 @@ def test_lines_may_be_missing_where_the_machine_has_started_anew_since(
         assert first.events == known
 
 
-def test_a_line_that_a_power_cut_took_half_of_says_nothing(machine: Callable[[str], Machine]) -> None:
+@pytest.mark.parametrize(
+    "boot", ["another", "", None], ids=["started anew", "not known", "the disk was full"]
+)
+def test_a_line_that_a_power_cut_took_half_of_says_nothing(
+    machine: Callable[[str], Machine], place: Place, boot: str | None
+) -> None:
     """Seed 256052: it named its job, which was no longer among those that might have been sent."""
     first = machine("first")
     first.start()
@@ -148,9 +154,13 @@ def test_a_line_that_a_power_cut_took_half_of_says_nothing(machine: Callable[[st
     with first.folder.log.open("ab") as log:
         log.write(b'{"event":"up_next","jobs":[0]}\n{"event":"sent","job":0,"sta')
     state = orjson.loads(first.folder.parts.read_bytes())
-    first.folder.parts.write_bytes(orjson.dumps({**state, "boot": "another"}))
-    first.start()
-    assert first.events == ["a", "up_next", "log_cut"]
+    first.folder.parts.write_bytes(orjson.dumps({**state, "boot": state["boot"] if boot is None else boot}))
+    away = ImageBucket("s3://not-there", endpoint_url=place.s3.endpoint_url)
+    with closing(away), pytest.raises(StoreUnavailableError):
+        LeaderLog(away, first.folder)
+    for _ in range(2):
+        first.start()
+        assert first.events == ["a", "up_next", "log_cut"]
 
 
 def test_that_lines_may_be_missing_is_uploaded_though_who_found_out_was_turned_away(
