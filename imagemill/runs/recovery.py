@@ -132,7 +132,7 @@ def find_images(
         await store.commit()
 
     for jobs in _batches(session, numbers):
-        _tell_refusals(session, jobs, lines)
+        tell_refusals(session, jobs, lines)
         doubtful_usd = sum(job.unanswered_usd for job in jobs)
         known = {job.number: costs_of(job, lines.get(job.number)) for job in jobs}
         found = {job.number: image for job in jobs if (image := _image_of(job, images)) is not None}
@@ -218,7 +218,7 @@ def _may_be_known_by_name(session: Session, job: Job, perhaps: Collection[int]) 
     return is_open and any(route.api.name_of(job) is not None for route in session.engine.routes)
 
 
-def _tell_refusals(session: Session, jobs: Sequence[Job], lines: Mapping[int, LastLine]) -> None:
+def tell_refusals(session: Session, jobs: Sequence[Job], lines: Mapping[int, LastLine]) -> None:
     """Tell each route's API how often its rate limit refused these jobs: another route's do not count."""
     for route in session.engine.routes:
         name = route.name if session.settings.routes else ""

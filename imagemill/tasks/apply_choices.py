@@ -12,6 +12,8 @@ from prefect.cache_policies import NO_CACHE
 from imagemill.bucket.manifest_guard import NewerRun, pictures_in_use, refuse_older_run
 from imagemill.errors import ErrorClass
 from imagemill.jobs import KEPT, TERMINAL, Job, JobStatus
+from imagemill.runs.log_replay import last_lines
+from imagemill.runs.recovery import tell_refusals
 from imagemill.runs.review_choices import ReviewChoices
 from imagemill.runs.session import Session
 from imagemill.runs.user_errors import without_secrets_in_errors
@@ -33,7 +35,7 @@ def apply_choices(session: Session, choices: ReviewChoices) -> dict[str, int]:
         StoreUnavailableError: the bucket or the job store is unavailable.
     """
     chosen = choices.by_picture
-    writes = anyio.Semaphore(_WRITES_AT_ONCE)
+    writes, redone = anyio.Semaphore(_WRITES_AT_ONCE), list[Job]()
 
     async def reject(job: Job) -> None:
         async with writes:
@@ -57,6 +59,7 @@ def apply_choices(session: Session, choices: ReviewChoices) -> dict[str, int]:
                         session.recorder.redo(job)
                         job.redo()
                         session.store.save(job)
+                        redone.append(job)
                     elif choice == "reject" and is_done:
                         group.start_soon(reject, job)
                     else:
@@ -66,6 +69,7 @@ def apply_choices(session: Session, choices: ReviewChoices) -> dict[str, int]:
         return dict(changed)
 
     changed = session.wait(apply)
+    tell_refusals(session, redone, last_lines(session.folder.log, [job.number for job in redone]))
     rest = len(chosen) - sum(changed.values())
     get_run_logger().info(
         "%s pictures kept, %s to be made anew, %s rejected; %s choices change nothing.",

@@ -9,6 +9,7 @@ from dataclasses import replace
 import httpx
 import orjson
 import pytest
+from prefect.logging import disable_run_logger
 
 from imagemill.blocks.apis import Runware
 from imagemill.bucket.output_lease import LEASE
@@ -19,9 +20,11 @@ from imagemill.jobs import CostSource, Job, JobStatus
 from imagemill.quality.judge import Answer, Opinion
 from imagemill.runs.planning import plan_run
 from imagemill.runs.recovery import drop_leftovers, find_images, upload_unsaved
+from imagemill.runs.review_choices import ReviewChoices
 from imagemill.runs.session import Session, open_session
 from imagemill.settings import RunSettings
 from imagemill.takes import take_of
+from imagemill.tasks.apply_choices import apply_choices
 from tests.blocks.apis.link_server import picture
 from tests.blocks.apis.test_lost_within_a_run import unheard_of
 from tests.blocks.apis.variants import make_job
@@ -329,6 +332,28 @@ def test_a_task_in_doubt_that_a_rate_limit_refuses_changes_no_later_name(
         assert refused.value.keep_request
         session.recorder.attempt_failed(job, refused.value, 1.0)
         following = replace(job, attempts=job.attempts + 2, request_id=None)
+        named = session.api.name_of(following)
+        resumed(session)
+        assert session.api.name_of(following) == named
+
+
+def test_a_picture_that_is_made_anew_has_the_same_name_on_a_machine_that_knows_only_the_log(
+    on_runware: RunSettings,
+) -> None:
+    """Its first refusals were counted there, and not here: what a lost machine bought was bought again."""
+    with open_session(on_runware) as session:
+        job = killed_at_work(session)
+        refused = ApiError(ErrorClass.RATE_LIMITED, "too many")
+        session.recorder.sent(job)
+        session.recorder.attempt_failed(job, refused, 1.0)
+        job.requeue()
+        job.start(2.0)
+        name = f"images/{job.key[:2]}/{job.key}.png"
+        session.wait(session.bucket.put_image, name, picture(), image_metadata(job, None))
+        assert resumed(session).status is JobStatus.DONE
+    with open_session(on_runware) as session, disable_run_logger():
+        apply_choices.fn(session, ReviewChoices(run_id="r", redo=[job.key]))
+        following = replace(job, attempts=job.attempts + 1, request_id=None)
         named = session.api.name_of(following)
         resumed(session)
         assert session.api.name_of(following) == named
