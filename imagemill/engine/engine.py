@@ -315,16 +315,22 @@ class Engine:
 
         async def ask(job: Job) -> None:
             next_one = replace(job, attempts=job.attempts + 1)
-            said = []
+            said = list[bool | None]()
+            accounts = set[object]()  # two models of one have the same tasks
             for route in self.routes:
                 name = route.api.name_of(next_one)
-                knows = None if name is None else await self._knows(route, name, at_once)
-                said.append(knows)
-                if knows:
+                said.append(None if name is None else await self._knows(route, name, at_once))
+                account = (route.api.base_url, route.api.api_key)
+                if not said[-1] or account in accounts:
+                    continue
+                if accounts:  # that of another lost machine: nobody will ask about it
+                    job.lose_answer(route.price(job))
+                else:
                     job.request_id, job.attempts = name, next_one.attempts
                     self.routes.place(job, route)
-                    break
-            if any(said) or said == [False]:
+                    asked.add(job.number)
+                accounts.add(account)
+            if said == [False]:
                 asked.add(job.number)
 
         with anyio.move_on_after(_NAMES_S):

@@ -199,11 +199,12 @@ def _find_named(
     What an API has told of leaves ``perhaps``.
     """
     named = [job for job in jobs if _may_be_known_by_name(session, job, perhaps)]
+    counted = [job for job in named if job.unanswered > _in_doubt(lines.get(job.number))]  # it was away
     for number in session.wait(session.engine.find_named, named) if named else ():
         del perhaps[number]
-    for job in named:
-        if job.request_id is not None and job.unanswered > _in_doubt(lines.get(job.number)):
-            job.find_request(job.request_id, _highest_price(session, job))  # counted while it was away
+    for job in counted:
+        if job.request_id is not None:
+            job.find_request(job.request_id, _highest_price(session, job))
     return named
 
 

@@ -15,6 +15,7 @@ from imagemill.blocks.apis import Runware
 from imagemill.bucket.output_lease import LEASE
 from imagemill.emulator import Emulator
 from imagemill.engine.receipt import Receipt, image_metadata
+from imagemill.engine.route import Route
 from imagemill.errors import ApiError, ErrorClass
 from imagemill.jobs import CostSource, Job, JobStatus
 from imagemill.quality.judge import Answer, Opinion
@@ -443,9 +444,9 @@ def test_what_was_counted_while_the_api_was_away_is_found_once_it_is_back(
             assert session.cost.committed_usd == pytest.approx(price_usd)
 
 
-@pytest.mark.parametrize("sent", [True, False])
+@pytest.mark.parametrize("sent", ["to none", "to the second", "to both"])
 def test_every_account_is_asked_about_what_a_lost_machine_may_have_sent(
-    on_runware: RunSettings, emulator: Callable[..., Emulator], *, sent: bool
+    on_runware: RunSettings, emulator: Callable[..., Emulator], sent: str
 ) -> None:
     """What no account knows may be under way at one of them, and the next request may go to another."""
     described = on_runware.model_dump(exclude_unset=True)
@@ -454,20 +455,25 @@ def test_every_account_is_asked_about_what_a_lost_machine_may_have_sent(
     with open_session(both) as session:
         job = killed_at_work(session, status=JobStatus.PENDING, attempts=0)
         session.recorder.up_next([0])
-        *_, second = session.engine.routes
+        first, second = session.engine.routes
         next_one = replace(job, attempts=1)
 
-        async def send(http: httpx.AsyncClient) -> None:
-            await second.api.generate(http, next_one, accepted)
+        async def send(route: Route) -> None:
+            await route.api.generate(route.http, next_one, accepted)
 
         async def accepted(_: str) -> None: ...
 
-        if sent:
-            session.wait(send, second.http)
+        for route in {"to none": (), "to the second": (second,), "to both": (first, second)}[sent]:
+            session.wait(send, route)
         session.recorder.event("log_cut")
         job = resumed(session)
-        named = (second.api.name_of(next_one), second.name, 0)
-        assert (job.request_id, job.route, job.unanswered) == (named if sent else (None, "", 1))
+        named = second.api.name_of(next_one)
+        found = {
+            "to none": (None, "", 1),
+            "to the second": (named, second.name, 0),
+            "to both": (named, first.name, 1),  # by two machines, one after the other
+        }
+        assert (job.request_id, job.route, job.unanswered) == found[sent]
 
 
 def test_a_request_that_was_answered_is_not_taken_for_a_lost_one_after_a_restart(
