@@ -80,6 +80,10 @@ _NAMES_AT_ONCE = 10
 _NAMES_S = 60.0
 """How long they are asked about in all, in seconds: an API may not answer, and there may be thousands."""
 
+_PASSING = frozenset({ErrorClass.RATE_LIMITED, ErrorClass.SERVER_ERROR})
+_ASK_AGAIN_S = 1.0
+"""A question with such an answer is asked again, after so many seconds where the API names no other time."""
+
 _UPLOADS = 32
 """Images held in memory while they go to the bucket, beside the requests in flight."""
 
@@ -343,11 +347,14 @@ class Engine:
     async def _knows(route: Route, name: str, at_once: anyio.CapacityLimiter) -> bool | None:
         """Whether a route's API has a request of this name; None where it could not be asked."""
         async with at_once:
-            with (
-                contextlib.suppress(ApiError, httpx.HTTPError, TimeoutError),
-                anyio.fail_after(PATIENCE_S),
-            ):
-                return await route.api.knows(route.http, name)
+            with contextlib.suppress(httpx.HTTPError, TimeoutError), anyio.fail_after(PATIENCE_S):
+                while True:
+                    try:
+                        return await route.api.knows(route.http, name)
+                    except ApiError as error:
+                        if error.error_class not in _PASSING:
+                            return None
+                        await anyio.sleep(error.retry_after_s or _ASK_AGAIN_S)
         return None
 
     async def check_account(self) -> None:

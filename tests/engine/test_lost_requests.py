@@ -267,22 +267,18 @@ def test_a_stop_ends_the_search(looking: Callable[..., Any]) -> None:
     looking(look)
 
 
-def test_an_api_that_does_not_answer_is_not_asked_about_every_request_by_its_name(tmp_path: Path) -> None:
-    """A thousand questions of ten seconds each held a resume up for a quarter of an hour."""
+def asked_by_name(folder: Path, answer: Callable[..., Awaitable[httpx.Response]], jobs: int) -> Any:
+    """The jobs about whose next requests Runware answers, which it has, and after how many seconds."""
     api = Runware(api_key="k")
 
-    async def silent(_: httpx.Request) -> httpx.Response:
-        await anyio.sleep_forever()
-        raise AssertionError
-
-    async def ask() -> tuple[set[int], float]:
+    async def ask() -> tuple[set[int], list[bool], float]:
         pacer = Pacer(1)
-        log = JobLog("run", tmp_path / "log")
+        log = JobLog("run", folder / "log")
         recorder = Recorder("run", log, pacer, Telemetry("run", api.provider, api.model))
-        transport = httpx.MockTransport(silent)
+        transport = httpx.MockTransport(answer)
         async with (
             httpx.AsyncClient(transport=transport, timeout=None) as http,
-            MemoryStore(tmp_path / "jobs.json") as store,
+            MemoryStore(folder / "jobs.json") as store,
         ):
             engine = Engine(
                 routes=Routes([Route.of(api, http, pacer, Breaker(0.5, OUTAGE_S), recorder)]),
@@ -290,11 +286,40 @@ def test_an_api_that_does_not_answer_is_not_asked_about_every_request_by_its_nam
                 store=store,
                 cost=CostLimit(None),
                 recorder=recorder,
-                unsaved=tmp_path,
+                unsaved=folder,
             )
-            begun = anyio.current_time()
-            asked = await engine.find_named([make_job(api, number=number) for number in range(1_000)])
+            begun, lost = anyio.current_time(), [make_job(api, number=number) for number in range(jobs)]
+            asked = await engine.find_named(lost)
             recorder.close()
-            return asked, anyio.current_time() - begun
+            return asked, [job.request_id is not None for job in lost], anyio.current_time() - begun
 
-    assert run(ask) == (set(), 60.0)
+    return run(ask)
+
+
+def test_an_api_that_does_not_answer_is_not_asked_about_every_request_by_its_name(tmp_path: Path) -> None:
+    """A thousand questions of ten seconds each held a resume up for a quarter of an hour."""
+
+    async def silent(_: httpx.Request) -> httpx.Response:
+        await anyio.sleep_forever()
+        raise AssertionError
+
+    assert asked_by_name(tmp_path, silent, 1_000) == (set(), [False] * 1_000, 60.0)
+
+
+@pytest.mark.parametrize(
+    ("status", "times", "found", "after_s"),
+    [(429, 2, True, 2.0), (503, 1, True, 1.0), (429, 1_000, False, 10.0), (401, 1, False, 0.0)],
+)
+def test_a_refused_question_about_a_request_is_asked_again(
+    tmp_path: Path, status: int, times: int, *, found: bool, after_s: float
+) -> None:
+    """It was counted as unanswered for good, though it was sent again by its name, and charged once."""
+    refusals = iter(range(times))
+
+    async def answer(request: httpx.Request) -> httpx.Response:
+        if next(refusals, None) is not None:
+            return httpx.Response(status, json={"errors": [{"code": "x", "message": "later"}]})
+        (task,) = orjson.loads(request.content)
+        return httpx.Response(200, json={"data": [{**task, "response": {}}]})
+
+    assert asked_by_name(tmp_path, answer, 1) == ({0} if found else set(), [found], after_s)
