@@ -370,11 +370,15 @@ class LeaderLog(LogParts):
         content = _read(self._bucket, wanted)
         self._known.have[series] = start + sum(map(len, content))
         if have:
-            return b"".join(content)[have - start :]
+            text = b"".join(content)[have - start :]
+            if not self._is_known(text):
+                return text
+            self._known.own = None  # a process was killed as it had just taken them
+            return b""
         return b"".join(text for text in content if not self._is_known(text))
 
     def _is_known(self, text: bytes) -> bool:
-        """Whether the log holds the last line of these: it was published, and they could not be deleted."""
+        """Whether the log holds the last line of these, such as of parts that could not be deleted."""
         line = text[text[:-1].rfind(b"\n") + 1 :]
         return not line or holds(self._file, line)
 

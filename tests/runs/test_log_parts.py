@@ -117,6 +117,27 @@ def test_that_lines_may_be_missing_is_said_though_who_found_out_was_killed_at_on
     assert third.events == ["a", "log_cut", "b", "log_cut"]
 
 
+def test_further_lines_are_taken_once_though_who_took_them_was_killed_before_it_had_noted_that(
+    machine: Callable[[str], Machine],
+) -> None:
+    """What they named counted twice as perhaps sent, here and on the next machine."""
+    first, second, third = machine("first"), machine("second"), machine("third")
+    first.start()
+    first.write("a")
+    first.send()
+    second.start()  # it is turned away, since the first one lives
+    first.write("up_next")
+    first.send()
+    before = second.folder.parts.read_bytes()
+    second.start()
+    second.folder.parts.write_bytes(before)
+    second.start()
+    assert second.events == ["a", "log_cut", "up_next", "log_cut"]
+    second.send()
+    third.start()
+    assert third.events == ["a", "up_next", "log_cut", "log_cut"]
+
+
 @pytest.mark.parametrize(
     ("boot", "lines", "known"),
     [
