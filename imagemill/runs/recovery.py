@@ -173,14 +173,16 @@ def _doubt(
 ) -> bool:
     """Count the requests that lost machines may have sent, once; whether there are any.
 
-    The job is pending, or has the picture of another run, for which nobody will ask about these requests.
+    The job is pending; or it has the picture of another run, or of an earlier request, and nobody will ask
+    about these.
     """
     since = perhaps.get(job.number, ())
     lost = _in_doubt(line) + len(since) - job.unanswered
     if not since or lost <= 0 or job.request_id is not None:
         return False
     others = job.reused or (receipt is not None and receipt.run_id != session.settings.run_id)
-    if job.status is not JobStatus.PENDING and not (job.status is JobStatus.DONE and others):
+    before = receipt is not None and line is not None and receipt.attempts <= line.attempt
+    if job.status is not JobStatus.PENDING and not (job.status is JobStatus.DONE and (others or before)):
         return False
     for _ in range(lost):
         job.lose_answer(_highest_price(session, job))  # any route may have had it

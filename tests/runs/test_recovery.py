@@ -247,6 +247,26 @@ def test_what_a_lost_machine_may_have_sent_is_in_doubt_where_another_run_made_th
         assert job.unanswered == 1
 
 
+@pytest.mark.parametrize(("made_by", "unanswered"), [(1, 1), (2, 0)], ids=["before it", "by it"])
+def test_a_suspect_pictures_second_request_is_counted_where_only_a_lost_machine_knew_of_it(
+    place: Place, catalog: Callable[..., str], made_by: int, unanswered: int
+) -> None:
+    """Unless it made the picture that is there, whose receipt says what it cost."""
+    with open_session(settings(place, catalog(prompt=["a"]))) as session:
+        job = killed_at_work(session)
+        session.recorder.sent(job)
+        job.pay(PRICE_USD, CostSource.LIST)
+        suspect = ApiError(ErrorClass.INVALID_IMAGE, "blurred", code="suspect")
+        session.recorder.attempt_failed(job, suspect, 0.0)
+        session.recorder.event("log_cut")
+        name = f"images/{job.key[:2]}/{job.key}.png"
+        receipt = Receipt("r", made_by, 2.5, made_by * PRICE_USD, 0, 0.0, CostSource.LIST)
+        session.wait(session.bucket.put_image, name, picture(), image_metadata(job, receipt))
+        job = resumed(session)
+        assert (job.status, job.cost_usd) == (JobStatus.DONE, pytest.approx(made_by * PRICE_USD))
+        assert job.unanswered == unanswered
+
+
 def test_a_request_without_an_answer_and_what_lost_machines_may_have_sent_since_are_all_counted_once(
     place: Place, catalog: Callable[..., str]
 ) -> None:
