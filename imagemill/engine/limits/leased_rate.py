@@ -51,9 +51,10 @@ class JointRate:
 
 
 class EvenRate:
-    """Spaces requests evenly, at most ``per_minute`` of them per minute.
+    """Spaces requests evenly, ``per_minute`` of them per minute.
 
-    What leaves a little late, since the process was busy, is made up for at twice the pace.
+    What leaves up to a second late, since the process was busy, is made up for at twice the pace: the minute
+    after that may have as many more as it lacked.
     """
 
     def __init__(self, per_minute: float) -> None:
