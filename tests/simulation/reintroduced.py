@@ -18,6 +18,7 @@ import imagemill.engine.cost_limit
 import imagemill.engine.engine
 import imagemill.engine.lost_requests
 import imagemill.runs.folder
+import imagemill.runs.log_parts
 import imagemill.runs.recovery
 import imagemill.secrets
 from imagemill.blocks.apis import PROVIDERS
@@ -26,6 +27,7 @@ from imagemill.engine.image_check import Picture, check_picture
 from imagemill.engine.purchase import Purchase
 from imagemill.engine.receipt import Receipt
 from imagemill.errors import ApiError
+from tests.simulation.object_store import StoreWeather
 from tests.simulation.scenario import CLIENT_NAMED, SYNCHRONOUS, Scenario, drawn
 
 
@@ -68,6 +70,7 @@ _past_requests: Any = imagemill.blocks.apis.past_requests
 _queued: Any = imagemill.blocks.apis.queued
 _recovery: Any = imagemill.runs.recovery
 _folder: Any = imagemill.runs.folder
+_log_parts: Any = imagemill.runs.log_parts
 _engine: Any = imagemill.engine.engine
 _lost: Any = imagemill.engine.lost_requests.LostRequests
 
@@ -86,6 +89,9 @@ _PATCHES: dict[str, Sequence[tuple[Any, str, Any]]] = {
         (PROVIDERS["runware"], "task_of", lambda _api, _job: str(uuid.uuid4()))
     ],
     "the log is not read on resume": [(_recovery, "last_lines", lambda *_: {})],
+    "what a power cut took from the log is not missed": [
+        (_log_parts.LeaderLog, "_note_missing", lambda _: None)
+    ],
     "requests without an answer are not counted": [(Purchase, "doubt", lambda _: None)],
     "the limit on cost does not count requests in flight": [
         (
@@ -145,6 +151,12 @@ _CAN_SHOW: dict[str, Callable[[Scenario], bool]] = {
     ),
     "the log is not read on resume": lambda s: (
         s.api in SYNCHRONOUS and s.store == "memory" and bool(s.deaths) and _restarts_only(s)
+    ),
+    "what a power cut took from the log is not missed": lambda s: (
+        s.api in SYNCHRONOUS
+        and any(death.how == "power cut" for death in s.deaths)
+        and s.store_weather == StoreWeather(s.store_weather.latency_s)
+        and not s.disk_full[1]
     ),
     "the limit on cost does not count requests in flight": lambda s: (
         s.max_cost_usd is not None and s.concurrency != 1
