@@ -380,6 +380,22 @@ def test_a_picture_that_is_made_anew_has_the_same_name_on_a_machine_that_knows_o
         assert session.api.name_of(following) == named
 
 
+def lost_with_its_machine(session: Session, *routes: Route) -> Job:
+    """A job whose first request went to these routes just before its machine was lost: no record has it."""
+    job = killed_at_work(session, status=JobStatus.PENDING, attempts=0)
+    session.recorder.up_next([0])
+    for route in routes:
+        session.wait(sent_by_a_lost_machine, route, job)
+    session.recorder.event("log_cut")
+    return job
+
+
+async def sent_by_a_lost_machine(route: Route, job: Job) -> None:
+    async def accepted(_: str) -> None: ...
+
+    await route.api.generate(route.http, replace(job, attempts=1), accepted)
+
+
 @pytest.mark.parametrize(("sent", "away"), [(True, False), (False, False), (True, True)])
 def test_what_a_lost_machine_may_have_sent_is_asked_about_by_its_name(
     on_runware: RunSettings, emulator: Callable[..., Emulator], *, sent: bool, away: bool
@@ -389,21 +405,10 @@ def test_what_a_lost_machine_may_have_sent_is_asked_about_by_its_name(
     described = on_runware.model_dump(exclude_unset=True)
     described["api"] = {"provider": "runware", "base_url": emulated.base_url}
     with open_session(RunSettings.model_validate(described)) as session:
-        job = killed_at_work(session, status=JobStatus.PENDING, attempts=0)
-        session.recorder.up_next([0])
-        next_one = replace(job, attempts=1)
-
-        async def send(http: httpx.AsyncClient) -> None:
-            await session.api.generate(http, next_one, accepted)
-
-        async def accepted(_: str) -> None: ...
-
-        if sent:
-            session.wait(send, session.engine.routes.first.http)
-        session.recorder.event("log_cut")
+        job = lost_with_its_machine(session, *[session.engine.routes.first] * sent)
         if away:
             emulated.stop()
-        named = session.api.name_of(next_one) if sent and not away else None
+        named = session.api.name_of(replace(job, attempts=1)) if sent and not away else None
         for _ in range(2):
             job = resumed(session)
             assert (job.status, job.request_id, job.unanswered) == (JobStatus.PENDING, named, away)
@@ -444,19 +449,9 @@ def test_what_was_counted_while_the_api_was_away_is_found_once_it_is_back(
     described = on_runware.model_dump(exclude_unset=True)
     described["api"] = {"provider": "runware", "base_url": emulated.base_url}
     with open_session(RunSettings.model_validate(described)) as session:
-        job = killed_at_work(session, status=JobStatus.PENDING, attempts=0)
-        session.recorder.up_next([0])
-        next_one = replace(job, attempts=1)
+        job = lost_with_its_machine(session, session.engine.routes.first)
         price_usd = session.engine.routes.first.price(job)
-
-        async def send(http: httpx.AsyncClient) -> None:
-            await session.api.generate(http, next_one, accepted)
-
-        async def accepted(_: str) -> None: ...
-
-        session.wait(send, session.engine.routes.first.http)
-        session.recorder.event("log_cut")
-        named = session.api.name_of(next_one)
+        named = session.api.name_of(replace(job, attempts=1))
         for address, found in (("http://127.0.0.1:9", (None, 1)), (emulated.base_url, (named, 0))):
             session.api.base_url = address
             job = resumed(session)
@@ -473,21 +468,11 @@ def test_every_account_is_asked_about_what_a_lost_machine_may_have_sent(
     accounts = [{"provider": "runware", "base_url": emulator().base_url} for _ in range(2)]
     both = RunSettings.model_validate({**described, "api": accounts[0], "routes": accounts})
     with open_session(both) as session:
-        job = killed_at_work(session, status=JobStatus.PENDING, attempts=0)
-        session.recorder.up_next([0])
         first, second = session.engine.routes
-        next_one = replace(job, attempts=1)
-
-        async def send(route: Route) -> None:
-            await route.api.generate(route.http, next_one, accepted)
-
-        async def accepted(_: str) -> None: ...
-
-        for route in {"to none": (), "to the second": (second,), "to both": (first, second)}[sent]:
-            session.wait(send, route)
-        session.recorder.event("log_cut")
+        routes = {"to none": (), "to the second": (second,), "to both": (first, second)}[sent]
+        job = lost_with_its_machine(session, *routes)
+        named = second.api.name_of(replace(job, attempts=1))
         job = resumed(session)
-        named = second.api.name_of(next_one)
         found = {
             "to none": (None, "", 1),
             "to the second": (named, second.name, 0),
