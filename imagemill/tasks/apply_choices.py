@@ -69,7 +69,8 @@ def apply_choices(session: Session, choices: ReviewChoices) -> dict[str, int]:
         return dict(changed)
 
     changed = session.wait(apply)
-    tell_refusals(session, redone, last_lines(session.folder.log, [job.number for job in redone]))
+    if redone:
+        tell_refusals(session, redone, last_lines(session.folder.log, [job.number for job in redone]))
     rest = len(chosen) - sum(changed.values())
     get_run_logger().info(
         "%s pictures kept, %s to be made anew, %s rejected; %s choices change nothing.",
