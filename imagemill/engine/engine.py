@@ -7,7 +7,7 @@ import random
 import time
 import traceback
 from bisect import bisect_right
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import islice
@@ -27,13 +27,14 @@ from imagemill.durable import write_whole
 from imagemill.engine.admission import Admission
 from imagemill.engine.breaker import OUTAGE, PROBE_S
 from imagemill.engine.cost_limit import CostLimit
+from imagemill.engine.earlier_requests import EarlierRequests
 from imagemill.engine.image_check import Picture, check_picture
 from imagemill.engine.judging import Judging
 from imagemill.engine.limits.pacer import Slot, SlotWatch
 from imagemill.engine.purchase import Purchase
 from imagemill.engine.receipt import RECEIPT_SUFFIX, Receipt, drop_with_receipt, image_metadata
 from imagemill.engine.recorder import Recorder
-from imagemill.engine.route import Route
+from imagemill.engine.route import PATIENCE_S, Route
 from imagemill.engine.routes import Routes
 from imagemill.engine.setup_fault import is_suspect
 from imagemill.engine.stops import STOP_WORDS, Stop, StopKind
@@ -60,29 +61,16 @@ from imagemill.quality.verdicts import Verdict
 from imagemill.request_watch import RequestState
 from imagemill.stores import JobStore
 
-__all__ = ["GRACE_S", "PATIENCE_S", "Engine", "Stop", "StopKind"]
+__all__ = ["GRACE_S", "Engine", "Stop", "StopKind"]
 
 GRACE_S = 10.0
 """How long requests in flight may still come home once the run is interrupted, in seconds."""
-
-PATIENCE_S = 10.0
-"""How long a free question to an API may take, in seconds."""
 
 _LEAST_UP_NEXT = 50
 """At least so many jobs are named as those that come next: how fast a run begins is not known."""
 
 _LEFT_AT_ONCE = 1_000
 """So many of the jobs that are left at the end are tried at once."""
-
-_NAMES_AT_ONCE = 10
-"""So many requests that a lost machine may have sent are asked about at once."""
-
-_NAMES_S = 60.0
-"""How long they are asked about in all, in seconds: an API may not answer, and there may be thousands."""
-
-_PASSING = frozenset({ErrorClass.RATE_LIMITED, ErrorClass.SERVER_ERROR})
-_ASK_AGAIN_S = 1.0
-"""A question with such an answer is asked again, after so many seconds where the API names no other time."""
 
 _UPLOADS = 32
 """Images held in memory while they go to the bucket, beside the requests in flight."""
@@ -129,7 +117,7 @@ class Engine:
         self._rng = rng or random.Random()
         self.grace_s = GRACE_S
         self.before_upload: Callable[[], Awaitable[None]] | None = None
-        self._answered: dict[int, set[str]] = {}
+        self.earlier = EarlierRequests(routes)
         for route in routes:
             route.api.begin(recorder.run_id)
         self._on_the_way: dict[int, Work] = {}
@@ -289,74 +277,6 @@ class Engine:
         job.reopen(0.0 if route.api.is_paid(job.request_id) else route.price(job))
         self._cost.doubtful_usd += job.unanswered_usd - doubtful_usd
 
-    def know(self, request_ids: Mapping[int, set[str]]) -> None:
-        """Learn the ids of earlier requests, by the jobs' numbers: none of these is one that was lost."""
-        self._answered.update(request_ids)
-
-    async def find_lost(self, jobs: Sequence[Job]) -> None:
-        """Ask the API about requests whose answer nobody got; a job whose request it has gets its id."""
-        for is_own in (True, False):  # a lost machine may have sent it to any route
-            for route in self.routes:
-                lost = [job for job in jobs if job.request_id is None]
-                lost = [job for job in lost if (self.routes.of(job) is route) is is_own]
-                if not lost or route.is_given_up:
-                    continue
-                found = await route.lost.find_now(lost, self._answered)
-                for job in lost:
-                    if request_id := found.get(job.number):
-                        job.find_request(request_id, route.price(job))
-                        self.routes.place(job, route)
-
-    async def find_named(self, jobs: Sequence[Job]) -> set[int]:
-        """Ask about requests that may have been sent under the names that these jobs have as their next.
-
-        A job whose request an API has gets its id, and counts that attempt: where it failed, the next needs a
-        name of its own. The numbers of the jobs whose request is in doubt no more: an API may not know yet
-        what it is working on, and sent again only to the same one it is the same.
-        """
-        asked: set[int] = set()
-        at_once = anyio.CapacityLimiter(_NAMES_AT_ONCE)
-
-        async def ask(job: Job) -> None:
-            next_one = replace(job, attempts=job.attempts + 1)
-            said = list[bool | None]()
-            accounts = set[object]()  # two models of one have the same tasks
-            for route in self.routes:
-                name = route.api.name_of(next_one)
-                said.append(None if name is None else await self._knows(route, name, at_once))
-                account = (route.api.base_url, route.api.api_key)
-                if not said[-1] or account in accounts:
-                    continue
-                if accounts:  # that of another lost machine: nobody will ask about it
-                    job.lose_answer(route.price(job))
-                else:
-                    job.request_id, job.attempts = name, next_one.attempts
-                    self.routes.place(job, route)
-                    asked.add(job.number)
-                accounts.add(account)
-            if said == [False]:
-                asked.add(job.number)
-
-        with anyio.move_on_after(_NAMES_S):
-            async with anyio.create_task_group() as group:
-                for job in jobs:
-                    group.start_soon(ask, job)
-        return asked
-
-    @staticmethod
-    async def _knows(route: Route, name: str, at_once: anyio.CapacityLimiter) -> bool | None:
-        """Whether a route's API has a request of this name; None where it could not be asked."""
-        async with at_once:
-            with contextlib.suppress(httpx.HTTPError, TimeoutError), anyio.fail_after(PATIENCE_S):
-                while True:
-                    try:
-                        return await route.api.knows(route.http, name)
-                    except ApiError as error:
-                        if error.error_class not in _PASSING:
-                            return None
-                        await anyio.sleep(error.retry_after_s or _ASK_AGAIN_S)
-        return None
-
     async def check_account(self) -> None:
         """Ask each API, free of charge, whether it will sell images for this key and of this model.
 
@@ -417,7 +337,7 @@ class Engine:
             expected=job.number in self._admission.expected,
             charged=route.api.is_paid(job.request_id),
         )
-        return Work(job, purchase, route, request_ids=set(self._answered.get(job.number, ())))
+        return Work(job, purchase, route, request_ids=set(self.earlier.answered.get(job.number, ())))
 
     async def _work(self, work: Work, slot: Slot | None) -> None:
         """One job until it is done, failed, or left pending by a stop."""

@@ -20,6 +20,9 @@ from imagemill.engine.throughput import Throughput
 from imagemill.errors import ErrorClass
 from imagemill.jobs import Job
 
+PATIENCE_S = 10.0
+"""How long a free question to an API may take, in seconds."""
+
 _ASKABLE = frozenset({StopKind.OUT_OF_BUDGET, StopKind.SETUP})
 """Why a route takes no more jobs although it can still be asked about the requests that it has."""
 

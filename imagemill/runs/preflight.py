@@ -22,9 +22,9 @@ from imagemill.blocks.loading import image_api, job_store
 from imagemill.bucket.access import open_bucket
 from imagemill.bucket.probe import probe, probe_copies
 from imagemill.catalog.makers import makers_of
-from imagemill.engine.engine import PATIENCE_S
 from imagemill.engine.image_check import check_picture
 from imagemill.engine.limits.pacer import Pacer
+from imagemill.engine.route import PATIENCE_S
 from imagemill.errors import ApiError, ErrorClass, InputError, StoreUnavailableError
 from imagemill.formatting import money
 from imagemill.jobs import CostSource, Job

@@ -147,11 +147,11 @@ def find_images(
             job for job in jobs if _doubt(session, job, receipts.get(job.key), lines.get(job.number), perhaps)
         ]
         lost = [job for job in jobs if _is_lost(job)]
-        session.engine.know(
+        session.engine.earlier.answered.update(
             {job.number: lines[job.number].request_ids for job in jobs if job.number in lines}
         )
         if lost:
-            session.wait(session.engine.find_lost, lost)
+            session.wait(session.engine.earlier.find_lost, lost)
         session.cost.recover(doubtful_usd=sum(job.unanswered_usd for job in jobs) - doubtful_usd)
         for job in jobs:  # what the store had missed
             costs = costs_of(job, lines.get(job.number))
@@ -202,7 +202,7 @@ def _find_named(
     """
     named = [job for job in jobs if _may_be_known_by_name(session, job, perhaps)]
     counted = [job for job in named if job.unanswered > _in_doubt(lines.get(job.number))]  # it was away
-    for number in session.wait(session.engine.find_named, named) if named else ():
+    for number in session.wait(session.engine.earlier.find_named, named) if named else ():
         del perhaps[number]
     for job in counted:
         if job.request_id is not None:

@@ -289,7 +289,7 @@ def asked_by_name(folder: Path, answer: Callable[..., Awaitable[httpx.Response]]
                 unsaved=folder,
             )
             begun, lost = anyio.current_time(), [make_job(api, number=number) for number in range(jobs)]
-            asked = await engine.find_named(lost)
+            asked = await engine.earlier.find_named(lost)
             recorder.close()
             return asked, [job.request_id is not None for job in lost], anyio.current_time() - begun
 

@@ -510,7 +510,7 @@ def test_a_request_that_was_answered_is_not_taken_for_a_lost_one_after_a_restart
         session.recorder.attempt_failed(job, broken, 0.0)
         job = resumed(session)
         job.lose_answer(PRICE_USD)
-        session.wait(session.engine.find_lost, [job])
+        session.wait(session.engine.earlier.find_lost, [job])
         assert (job.request_id, job.unanswered, job.cost_usd) == (None, 1, PRICE_USD)
 
 

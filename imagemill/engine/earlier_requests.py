@@ -1,0 +1,100 @@
+"""What earlier processes and lost machines have sent: the APIs are asked about it before anything is sent."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from dataclasses import replace
+
+import anyio
+import httpx
+
+from imagemill.engine.route import PATIENCE_S, Route
+from imagemill.engine.routes import Routes
+from imagemill.errors import ApiError, ErrorClass
+from imagemill.jobs import Job
+
+_NAMES_AT_ONCE = 10
+"""So many requests are asked about by name at once."""
+
+_NAMES_S = 60.0
+"""How long they are asked about in all, in seconds: an API may not answer, and there may be thousands."""
+
+_PASSING = frozenset({ErrorClass.RATE_LIMITED, ErrorClass.SERVER_ERROR})
+_ASK_AGAIN_S = 1.0
+"""A question with such an answer is asked again, after so many seconds where the API names no other time."""
+
+
+class EarlierRequests:
+    """The requests that were sent before this process began.
+
+    ``answered`` are the ids of those that were answered, by the jobs' numbers: none of these is lost.
+    """
+
+    def __init__(self, routes: Routes) -> None:
+        self._routes = routes
+        self.answered: dict[int, set[str]] = {}
+
+    async def find_lost(self, jobs: Sequence[Job]) -> None:
+        """Look for unanswered requests in the APIs' lists; a job whose request is there gets its id."""
+        for is_own in (True, False):  # a lost machine may have sent it to any route
+            for route in self._routes:
+                lost = [job for job in jobs if job.request_id is None]
+                lost = [job for job in lost if (self._routes.of(job) is route) is is_own]
+                if not lost or route.is_given_up:
+                    continue
+                found = await route.lost.find_now(lost, self.answered)
+                for job in lost:
+                    if request_id := found.get(job.number):
+                        job.find_request(request_id, route.price(job))
+                        self._routes.place(job, route)
+
+    async def find_named(self, jobs: Sequence[Job]) -> set[int]:
+        """Ask about requests that may have been sent under the names that these jobs have as their next.
+
+        A job whose request an API has gets its id, and counts that attempt: where it failed, the next needs a
+        name of its own. The numbers of the jobs whose request is in doubt no more: an API may not know yet
+        what it is working on, and sent again only to the same one it is the same.
+        """
+        asked: set[int] = set()
+        at_once = anyio.CapacityLimiter(_NAMES_AT_ONCE)
+
+        async def ask(job: Job) -> None:
+            next_one = replace(job, attempts=job.attempts + 1)
+            said = list[bool | None]()
+            accounts = set[object]()  # two models of one have the same tasks
+            for route in self._routes:
+                name = route.api.name_of(next_one)
+                said.append(None if name is None else await _knows(route, name, at_once))
+                account = (route.api.base_url, route.api.api_key)
+                if not said[-1] or account in accounts:
+                    continue
+                if accounts:  # that of another lost machine: nobody will ask about it
+                    job.lose_answer(route.price(job))
+                else:
+                    job.request_id, job.attempts = name, next_one.attempts
+                    self._routes.place(job, route)
+                    asked.add(job.number)
+                accounts.add(account)
+            if said == [False]:
+                asked.add(job.number)
+
+        with anyio.move_on_after(_NAMES_S):
+            async with anyio.create_task_group() as group:
+                for job in jobs:
+                    group.start_soon(ask, job)
+        return asked
+
+
+async def _knows(route: Route, name: str, at_once: anyio.CapacityLimiter) -> bool | None:
+    """Whether a route's API has a request of this name; None where it could not be asked."""
+    async with at_once:
+        with contextlib.suppress(httpx.HTTPError, TimeoutError), anyio.fail_after(PATIENCE_S):
+            while True:
+                try:
+                    return await route.api.knows(route.http, name)
+                except ApiError as error:
+                    if error.error_class not in _PASSING:
+                        return None
+                    await anyio.sleep(error.retry_after_s or _ASK_AGAIN_S)
+    return None
