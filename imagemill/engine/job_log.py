@@ -6,10 +6,12 @@ that will be retried, ERROR for a failed job. Messages are only formatted if a h
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import logging
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
@@ -48,7 +50,8 @@ _LEVELS = {
 class JobLog:
     """The log of one run in one process.
 
-    The file has a shared lock while it is open, so that others can see that the run is in progress.
+    The file has a shared lock while it is open, so that others can see that the run is in progress. What a
+    full disk does not take is written with the next line; if it stays full, the job store stops the run.
 
     Args:
         path: log.jsonl, which is appended to line by line, so that a killed process loses nothing.
@@ -63,7 +66,8 @@ class JobLog:
         self._file: BinaryIO = path.open("ab", buffering=0)
         fcntl.flock(self._file, fcntl.LOCK_SH)
         self._wall = wall
-        self._torn = ends_in_mid_line(path)
+        self._unwritten = b"\n" if ends_in_mid_line(path) else b""
+        self._writing = threading.Lock()
 
     def job(self, event: str, job: Job, **details: object) -> None:
         """Write the line of a job event."""
@@ -91,21 +95,30 @@ class JobLog:
         """Write the line of an event of the run itself."""
         self._write({"at": self._time(), "event": event, **self._run, **details})
 
+    def flush(self) -> None:
+        """Write the lines that a full disk has not taken.
+
+        Raises:
+            OSError: it is full still.
+        """
+        with self._writing:
+            while self._unwritten:
+                self._unwritten = self._unwritten[self._file.write(self._unwritten) :]
+
     def close(self) -> None:
         """Close the file, and with it the lock."""
+        with contextlib.suppress(OSError):
+            self.flush()
         self._file.close()
 
     def _write(self, line: dict[str, Any]) -> None:
         text = orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE)
         if holds_secret(text):
             text = orjson.dumps(masked_values(line), option=orjson.OPT_APPEND_NEWLINE)
-        if self._torn:
-            text = b"\n" + text
-        try:
-            self._torn = self._file.write(text) != len(text)
-        except OSError:
-            # A full disk: the job store stops the run if it stays full for too long.
-            self._torn = True
+        with self._writing:
+            self._unwritten += text
+        with contextlib.suppress(OSError):
+            self.flush()
 
     def _time(self) -> str:
         return datetime.fromtimestamp(self._wall(), UTC).isoformat(timespec="milliseconds")

@@ -285,8 +285,13 @@ class Recorder:
         self._urgent = anyio.Event()
 
     def uploading(self) -> list[anyio.Event]:
-        """The lines so far are being uploaded. What this returns is to be set once they are in the bucket."""
+        """The lines so far are being uploaded. What this returns is to be set once they are in the bucket.
+
+        Raises:
+            OSError: a full disk does not take them.
+        """
         self._is_uploaded = True
+        self._log.flush()
         return self._unsafe.copy()
 
     async def until_safe(self) -> None:

@@ -463,8 +463,8 @@ async def _send(log: LeaderLog, recorder: Recorder, up_next: Sequence[int]) -> b
     if not log.is_open:
         return False
     named = recorder.up_next(up_next)
-    unsafe = recorder.uploading()
     try:
+        unsafe = recorder.uploading()
         await log.send()
     except (StoreUnavailableError, OSError):
         return False

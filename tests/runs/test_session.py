@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import socket
 import threading
@@ -202,6 +203,26 @@ def test_a_job_is_named_in_the_bucket_before_it_is_sent_though_later_ones_were_f
     sent = next(n for n, line in enumerate(lines) if line["event"] == "sent" and line["job"] == 0)
     named = [line["jobs"] for line in lines[:sent] if line["event"] == "up_next"]
     assert 0 in named[-1]
+
+
+def test_a_job_is_not_named_in_the_bucket_while_a_full_disk_does_not_take_the_line(
+    place: Place, catalog: Callable[..., str]
+) -> None:
+    """Seed 330134: it was sent as if it were, and bought again once the machine was lost."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with open_session(settings(place, catalog(prompt=["a"]))) as session:
+        plan_run(session)
+        size = session.folder.log.stat().st_size
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size + 10, limits[1]))
+        try:
+            session.wait(session.announce, [0])
+            assert not session.recorder.has_named(0)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        session.wait(session.announce, [0])
+        assert session.recorder.has_named(0)
+        lines = [json.loads(line) for line in session.folder.log.read_bytes().splitlines()]
+        assert lines[-1]["jobs"] == [0]
 
 
 def test_a_job_that_is_tried_again_is_named_in_the_bucket_again(
