@@ -78,13 +78,20 @@ class Runware(ImageApi):
         return self.address("")
 
     def task_of(self, job: Job) -> str:
-        """The id of the job's present attempt: the same on every machine that works on the run.
+        """The id of the job's next task: the same on every machine that works on the run.
 
         A refused attempt leaves its id to the next one: a machine that knows nothing of the refusals must
-        arrive at the id of the task that Runware took.
+        arrive at the id of the task that Runware took. Nor does it matter how many attempts asked about the
+        task before, which has failed.
         """
-        taken = job.attempts - self._refused.get(job.key, 0)
-        seed = f"{self._run_id}|{job.key}|{taken}".encode()
+        number = job.attempts - self._refused.get(job.key, 0)
+        if job.request_id is not None:
+            before = job.request_id.removeprefix(PAID)
+            number = next((n + 1 for n in range(1, number) if self._task(job.key, n) == before), number)
+        return self._task(job.key, number)
+
+    def _task(self, key: str, number: int) -> str:
+        seed = f"{self._run_id}|{key}|{number}".encode()
         # Runware asks for version 4, which any 122 bits can be.
         return str(uuid.UUID(bytes=blake2b(seed, digest_size=16).digest(), version=4))
 

@@ -166,6 +166,31 @@ def test_another_machine_finds_the_task_that_was_taken_after_refusals(work: Work
     assert len(tasks.bought) == 1
 
 
+def test_the_task_after_one_that_failed_is_the_same_however_often_that_one_is_asked_about(work: Work) -> None:
+    """Seed 345798: a power cut took its id, the next attempt gave it another one, and it was bought twice."""
+    tasks, failed = Tasks(), list[str]()
+
+    def answers(asked: Asked) -> Answer:
+        (task,) = asked.body or [{}]
+        if asked.method == "POST" and not failed:
+            failed.append(task["taskUUID"])
+        if task.get("taskUUID") in failed:
+            broken = error("internalServerError", "It broke", 500)
+            if task["taskType"] == "imageInference":
+                return broken
+            return Answer({"data": [{"taskType": "getTaskDetails", "response": broken.content}]})
+        return tasks(asked)
+
+    with serving(answers) as server:
+        api = api_at(server)
+        assert work(api, make_job(api)).job.attempts == 2
+        again = api_at(server)
+        job = make_job(again)
+        job.attempts, job.request_id = 2, failed[0]  # what is left of it: its second attempt had begun
+        assert work(again, job).job.status is JobStatus.DONE
+    assert len(tasks.bought) == 1
+
+
 def test_runs_and_attempts_have_tasks_of_their_own() -> None:
     api = Runware(api_key="a long key")
     api.begin("one")
