@@ -134,13 +134,12 @@ class Simulation:
     def forgets(self) -> bool:
         """Whether what was known of requests in flight may be lost.
 
-        With a machine or in a power cut while the bucket was away, or where the disk was full and the process
-        died, the bucket was away, or the disk stayed full until the process had ended.
+        With a machine or in a power cut while the bucket was away, or where the disk was full and the bucket
+        away, too, or the disk stayed full until the process had ended.
         """
         met = self.world.met
-        trouble = any(what.startswith(("death", "bucket")) for what in met)
         away = any(what.startswith("bucket") for what in met)
-        full = met["disk: full"] and (trouble or self.ended_on_full_disk)
+        full = met["disk: full"] and (away or self.ended_on_full_disk)
         return bool(((self.machines_lost or self.power_cuts) and away) or full)
 
     # One process
