@@ -69,7 +69,7 @@ def retry_failed(
                 choices = choices_in_use(run.session, choices, prepared.newer)
             apply_choices(run.session, choices)
         else:  # those whose failure only the log knew: another machine ran them
-            reopen_failed(run.session, permanent=permanent)
+            reopen_failed(run.session, permanent=permanent, prepared=True)
         unfinished = run.session.wait(run.session.store.unfinished_numbers)
         prepared = left_to_do(run.session, prepared.counts, unfinished, prepared.loss, prepared.newer)
         ask_loss_approval(prepared.loss)

@@ -14,10 +14,11 @@ from imagemill.runs.user_errors import without_secrets_in_errors
 
 @task(name="reopen-failed", task_run_name="reopen-failed", cache_policy=NO_CACHE, persist_result=False)
 @without_secrets_in_errors
-def reopen_failed(session: Session, *, permanent: bool) -> int:
+def reopen_failed(session: Session, *, permanent: bool, prepared: bool = False) -> int:
     """Make a run's retryable failures pending again, and the permanent ones too if asked; how many.
 
-    Attempts and costs stay with a job, and its history stays in log.jsonl.
+    Attempts and costs stay with a job, and its history stays in log.jsonl. Once the run is ``prepared``, what
+    pending jobs' requests may cost is counted: those of these jobs are then counted here.
 
     Raises:
         InputError: the run is older than the manifest, which asks for other pictures.
@@ -35,6 +36,8 @@ def reopen_failed(session: Session, *, permanent: bool) -> int:
                     session.engine.reopen(job)
                     session.store.save(job)
                     reopened += 1
+                    if prepared and job.request_id is not None:
+                        session.engine.expect([job])
             await session.store.commit()
         return reopened
 

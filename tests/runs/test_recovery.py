@@ -26,6 +26,7 @@ from imagemill.runs.session import Session, open_session
 from imagemill.settings import RunSettings
 from imagemill.takes import take_of
 from imagemill.tasks.apply_choices import apply_choices
+from imagemill.tasks.reopen_failed import reopen_failed
 from tests.blocks.apis.link_server import picture
 from tests.blocks.apis.test_lost_within_a_run import unheard_of
 from tests.blocks.apis.variants import make_job
@@ -297,6 +298,27 @@ def test_a_job_that_failed_is_not_bought_again_where_only_the_log_knows(
         job = resumed(session)
         assert (job.status, job.error_code, job.retryable) == (JobStatus.FAILED, "flagged", False)
         assert (job.request_id, job.cost_usd) == (None, PRICE_USD)
+
+
+def test_a_request_that_a_failed_job_has_kept_counts_against_the_limit_where_only_the_log_knew_of_it(
+    place: Place, catalog: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another machine tries the job again: its request counted neither as unanswered nor as expected."""
+    monkeypatch.setenv("FAL_KEY", "k")
+    described = settings(place, catalog(prompt=["a"])).model_dump(exclude_unset=True)
+    described["api"] = {"provider": "fal", "usd_per_image": PRICE_USD}
+    with open_session(RunSettings.model_validate(described)) as session:
+        job = killed_at_work(session, request_id="request-1")
+        session.recorder.accepted(job)
+        late = ApiError(ErrorClass.TIMEOUT, "still in the queue", keep_request=True)
+        job.lose_answer(PRICE_USD)
+        job.fail(2.0, error_class=late.error_class, code=late.code, message=late.message, retryable=True)
+        session.recorder.gave_up(job)
+        job = resumed(session)
+        assert (job.status, job.request_id, job.unanswered) == (JobStatus.FAILED, "request-1", 1)
+        for _ in range(2):
+            assert session.cost.committed_usd == pytest.approx(PRICE_USD)
+            reopen_failed.fn(session, permanent=False, prepared=True)
 
 
 @pytest.fixture
