@@ -273,9 +273,10 @@ class Engine:
 
     def reopen(self, job: Job) -> None:
         """Make a failed job pending again; a request of it that the API still has is in doubt no more."""
-        doubtful_usd, route = job.unanswered_usd, self.routes.of(job)
+        doubtful_usd, route, why = job.unanswered_usd, self.routes.of(job), (job.error_class, job.error_code)
         job.reopen(0.0 if route.api.is_paid(job.request_id) else route.price(job))
         self._cost.doubtful_usd += job.unanswered_usd - doubtful_usd
+        self._recorder.reopened(job, *why)
 
     async def check_account(self) -> None:
         """Ask each API, free of charge, whether it will sell images for this key and of this model.
@@ -749,7 +750,7 @@ class Engine:
         """Jobs that failed for what is no fault of theirs are pending again."""
         for job in jobs:
             if job.status is JobStatus.FAILED:
-                self._recorder.took_back(job)
+                self._recorder.took_back()
                 self.reopen(job)
                 self._store.save(job)
                 self._admission.strand(job, perhaps_later=True)

@@ -251,18 +251,17 @@ class Recorder:
             },
         )
 
-    def reopened(self, job: Job) -> None:
-        """A failed job is to be tried again: its line keeps why it had failed."""
-        self._job("reopened", job, error_class=job.error_class, error_code=job.error_code)
+    def reopened(self, job: Job, error_class: str | None, error_code: str | None) -> None:
+        """A job that failed so is to be tried again."""
+        self._job("reopened", job, error_class=error_class, error_code=error_code, **_paid(job))
 
     def given_up(self, job: Job) -> None:
         """Nobody asks about the job's request any more, though the API may charge for it."""
         self._job("given_up", job, **_paid(job))
 
-    def took_back(self, job: Job) -> None:
-        """A job that failed in this run is to be tried again by a resume: its failure was not its own."""
+    def took_back(self) -> None:
+        """A job that failed in this run is about to be reopened: its failure was not its own."""
         self.failed -= 1
-        self.reopened(job)
 
     def lost_image(self, name: str, reason: str) -> None:
         """An image that was paid for could be kept neither in the bucket nor in the run's folder."""

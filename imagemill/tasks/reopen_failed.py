@@ -32,7 +32,6 @@ def reopen_failed(session: Session, *, permanent: bool, prepared: bool = False) 
         async for jobs in session.store.all_jobs():
             for job in jobs:
                 if job.status is JobStatus.FAILED and (job.retryable or permanent):
-                    session.recorder.reopened(job)
                     session.engine.reopen(job)
                     session.store.save(job)
                     reopened += 1

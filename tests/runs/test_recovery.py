@@ -300,6 +300,17 @@ def test_a_job_that_failed_is_not_bought_again_where_only_the_log_knows(
         assert (job.request_id, job.cost_usd) == (None, PRICE_USD)
 
 
+def failed_with_its_request(session: Session) -> Job:
+    """A job that failed while its request waited, as only the log has it."""
+    job = killed_at_work(session, request_id="request-1")
+    session.recorder.accepted(job)
+    late = ApiError(ErrorClass.TIMEOUT, "still in the queue", keep_request=True)
+    job.lose_answer(PRICE_USD)
+    job.fail(2.0, error_class=late.error_class, code=late.code, message=late.message, retryable=True)
+    session.recorder.gave_up(job)
+    return job
+
+
 def test_a_request_that_a_failed_job_has_kept_counts_against_the_limit_where_only_the_log_knew_of_it(
     place: Place, catalog: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -308,17 +319,25 @@ def test_a_request_that_a_failed_job_has_kept_counts_against_the_limit_where_onl
     described = settings(place, catalog(prompt=["a"])).model_dump(exclude_unset=True)
     described["api"] = {"provider": "fal", "usd_per_image": PRICE_USD}
     with open_session(RunSettings.model_validate(described)) as session:
-        job = killed_at_work(session, request_id="request-1")
-        session.recorder.accepted(job)
-        late = ApiError(ErrorClass.TIMEOUT, "still in the queue", keep_request=True)
-        job.lose_answer(PRICE_USD)
-        job.fail(2.0, error_class=late.error_class, code=late.code, message=late.message, retryable=True)
-        session.recorder.gave_up(job)
+        failed_with_its_request(session)
         job = resumed(session)
         assert (job.status, job.request_id, job.unanswered) == (JobStatus.FAILED, "request-1", 1)
         for _ in range(2):
             assert session.cost.committed_usd == pytest.approx(PRICE_USD)
             reopen_failed.fn(session, permanent=False, prepared=True)
+
+
+def test_a_request_that_retry_failed_asks_about_is_in_doubt_no_more_on_another_machine_either(
+    place: Place, catalog: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The line of that said nothing of it: what the one before said stood, also once it was charged."""
+    monkeypatch.setenv("FAL_KEY", "k")
+    described = settings(place, catalog(prompt=["a"])).model_dump(exclude_unset=True)
+    described["api"] = {"provider": "fal", "usd_per_image": PRICE_USD}
+    with open_session(RunSettings.model_validate(described)) as session:
+        session.portal.call(session.engine.reopen, failed_with_its_request(session))
+        job = resumed(session)  # the store does not know that it failed
+        assert (job.status, job.request_id, job.unanswered) == (JobStatus.PENDING, "request-1", 0)
 
 
 @pytest.fixture

@@ -236,7 +236,7 @@ def test_a_job_that_is_tried_again_is_named_in_the_bucket_again(
 
         async def retry() -> None:
             async for (job,) in session.store.all_jobs():
-                session.recorder.took_back(job)
+                session.recorder.took_back()
                 session.engine.reopen(job)
                 session.store.save(job)
             await session.store.commit()

@@ -401,7 +401,7 @@ def _reopened(session: Session) -> Prepared:
     """What the flow ``retry_failed`` prepares."""
     reopen_failed.fn(session, permanent=False)
     prepared = prepare.fn(session)
-    reopen_failed.fn(session, permanent=False)
+    reopen_failed.fn(session, permanent=False, prepared=True)
     unfinished = session.wait(session.store.unfinished_numbers)
     return left_to_do(session, prepared.counts, unfinished, prepared.loss, prepared.newer)
 
