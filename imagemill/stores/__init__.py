@@ -49,7 +49,7 @@ def open_store(
         InputError: there is no such store, or it cannot be joined.
     """
     # What a store needs is only loaded for that store: SQLAlchemy takes half as long as Prefect.
-    checkpoint, database = folder / "checkpoint.json", folder / "jobs.sqlite"
+    checkpoint, database, log = (folder / name for name in ("checkpoint.json", "jobs.sqlite", "log.jsonl"))
     if store is None:
         if database.exists():
             store = "sqlite"
@@ -77,7 +77,7 @@ def open_store(
             " --store postgresql://… or --store redis://…."
         )
     if store == "memory":
-        return MemoryStore(checkpoint, folder / "log.jsonl")
+        return MemoryStore(checkpoint, log)
     from imagemill.stores.sql import SqliteStore  # noqa: PLC0415
 
-    return SqliteStore(Path(rest.removeprefix("//")).expanduser() if rest else database, run_id)
+    return SqliteStore(Path(rest.removeprefix("//")).expanduser() if rest else database, run_id, log)

@@ -2,7 +2,8 @@
 
 One table holds the jobs of all runs, one the runs themselves, one their leases. SQLite runs in WAL mode with
 ``synchronous=NORMAL``: a commit survives the death of the process. What a power cut could undo is found again
-on resume, because an image is in the bucket before its job is done.
+on resume, because an image is in the bucket before its job is done. The run's log is fsynced before each
+commit: what survives of that, the log tells of as well.
 
 What touches a million jobs uses the drivers directly: to add them, multi-row statements in SQLite, which run
 without Python's lock, and asyncpg's COPY; to read them as columns, the drivers' own rows.
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import anyio
+import anyio.to_thread
 import asyncpg
 import orjson
 import pyarrow as pa
@@ -28,6 +30,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
+from imagemill.durable import make_durable
 from imagemill.errors import InputError, StoreUnavailableError
 from imagemill.jobs import (
     FRESH_STATE,
@@ -271,18 +274,18 @@ class SqlStore(JobStore):
 
 
 class SqliteStore(SqlStore):
-    """The jobs of ``run_id`` in the SQLite file ``path``."""
+    """The jobs of ``run_id`` in the SQLite file ``path``, committed after what is in ``log``."""
 
     name = "sqlite"
     now = sa.bindparam(None, callable_=time.time, type_=sa.Double)  # a file is local
 
-    def __init__(self, path: Path, run_id: str, *, join: bool = False) -> None:
+    def __init__(self, path: Path, run_id: str, log: Path | None = None, *, join: bool = False) -> None:
         engine = create_async_engine(
             sa.URL.create("sqlite+aiosqlite", database=str(path)), hide_parameters=True
         )
         sa.event.listen(engine.sync_engine, "connect", _configure_sqlite)
         super().__init__(engine, run_id, join=join)
-        self._path = path
+        self._path, self._log = path, log
 
     async def _open(self) -> None:
         try:
@@ -294,6 +297,11 @@ class SqliteStore(SqlStore):
                 f"The job store sqlite:{self._path} cannot be opened ({reason_of(error)}). Use a path that"
                 " can be written: --store sqlite:PATH."
             ) from error
+
+    async def _write(self, batch: Sequence[JobState], *, durable: bool) -> None:
+        if batch and self._log is not None and self._log.exists():
+            await anyio.to_thread.run_sync(make_durable, self._log)
+        await super()._write(batch, durable=durable)
 
     async def _fetch(
         self,
