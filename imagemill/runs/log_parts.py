@@ -288,7 +288,8 @@ class LeaderLog(LogParts):
     def _note_missing(self) -> None:
         """The machine has started anew, or a line was cut: lines that no process closed may be missing."""
         line = self._last_line
-        if line and not _is_event(CLOSED, line) and not _is_event(CUT, line):
+        is_whole = _is_event(CLOSED, line) and self._known.boot != CUT  # else one was begun after it
+        if line and not is_whole and not _is_event(CUT, line):
             with self._file.open("ab") as log:
                 log.write(self._cut_line())
 

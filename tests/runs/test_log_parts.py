@@ -184,6 +184,20 @@ def test_a_line_that_a_power_cut_took_half_of_says_nothing(
         assert first.events == ["a", "up_next", "log_cut"]
 
 
+def test_lines_may_be_missing_where_the_first_one_after_a_closed_log_was_cut(
+    machine: Callable[[str], Machine],
+) -> None:
+    """The disk was full from then on: without the half line the log seemed whole."""
+    first = machine("first")
+    first.start()
+    first.write("up_next", "log_closed")
+    with first.folder.log.open("ab") as log:
+        log.write(b'{"event":"up_next","jo')
+    for _ in range(2):
+        first.start()
+        assert first.events == ["up_next", "log_closed", "log_cut"]
+
+
 def test_that_lines_may_be_missing_is_uploaded_though_who_found_out_was_turned_away(
     machine: Callable[[str], Machine],
 ) -> None:
