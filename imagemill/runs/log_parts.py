@@ -119,7 +119,8 @@ class _Known:
     """What the folder's log holds: how many bytes of each series, and the part that it wrote last.
 
     ``published`` is the ETag of the log.jsonl that the folder's log begins with. From byte ``own`` on, this
-    machine has written it; its first part begins there. ``boot`` is the machine's when it last did, or CUT.
+    machine has written it; its first part begins there. ``boot`` is the machine's when it last did.
+    ``is_cut``: a half line was dropped from its end, and it does not say so yet.
     """
 
     have: dict[str, int] = field(default_factory=dict)
@@ -127,6 +128,7 @@ class _Known:
     published: str | None = None
     own: int | None = None
     boot: str = ""
+    is_cut: bool = False
 
     @classmethod
     def read(cls, file: Path) -> _Known:
@@ -135,7 +137,7 @@ class _Known:
             last = document["last"]
             have, last = dict(document["have"]), last and _Part(**last)
             published, own = document.get("published"), document.get("own")
-            return cls(have, last, published, own, document.get("boot", ""))
+            return cls(have, last, published, own, document.get("boot", ""), document.get("is_cut", False))
         except (FileNotFoundError, orjson.JSONDecodeError, KeyError, TypeError, ValueError):
             return cls()
 
@@ -203,9 +205,9 @@ class LeaderLog(LogParts):
         self._take_up(found)
         generation = 1 + max(map(_generation, [*found, *self._known.have]), default=0)
         boot = Holder.here().boot
-        if self._known.boot not in {"", boot}:
+        if self._known.is_cut or self._known.boot not in {"", boot}:
             self._note_missing()
-        self._known.boot = boot
+        self._known.boot, self._known.is_cut = boot, False
         if self._known.own is None:
             self._known.own = self._size - self._cut_size
         self._known.write(self._state)
@@ -288,7 +290,7 @@ class LeaderLog(LogParts):
     def _note_missing(self) -> None:
         """The machine has started anew, or a line was cut: lines that no process closed may be missing."""
         line = self._last_line
-        is_whole = _is_event(CLOSED, line) and self._known.boot != CUT  # else one was begun after it
+        is_whole = _is_event(CLOSED, line) and not self._known.is_cut  # else one was begun after it
         if line and not is_whole and not _is_event(CUT, line):
             with self._file.open("ab") as log:
                 log.write(self._cut_line())
@@ -296,7 +298,7 @@ class LeaderLog(LogParts):
     def _drop_cut_line(self) -> None:
         """Remove a line whose end a power cut or a full disk took: it must not pass for one that was read."""
         if self._size and ends_in_mid_line(self._file):
-            self._known.boot = CUT  # more may be missing, and this line will not tell
+            self._known.is_cut = True  # more may be missing, and this line will not tell
             self._known.write(self._state)
             with self._file.open("r+b") as log:
                 log.seek(max(0, self._size - LONGEST_LINE))
