@@ -39,6 +39,9 @@ _ASK_AGAIN_S = 1.0
 _UNCLEAR = frozenset({ErrorClass.TIMEOUT, ErrorClass.SERVER_ERROR})
 """After such an error the task may be done all the same: it is asked about before another is sent."""
 
+_TAKEN_LATER = frozenset({ErrorClass.RATE_LIMITED, ErrorClass.OUT_OF_BUDGET, ErrorClass.UNAUTHORIZED})
+"""After such an error the same task may be taken later."""
+
 
 class Runware(ImageApi):
     """An account at Runware: any of its models, and no answer is ever lost.
@@ -199,10 +202,9 @@ class Runware(ImageApi):
         try:
             return await self.post(http, job)
         except ApiError as error:
-            if error.error_class is ErrorClass.RATE_LIMITED:
-                error.keep_request = in_doubt
-                if not in_doubt:
-                    self._refused[job.key] = self._refused.get(job.key, 0) + 1
+            error.keep_request = in_doubt and error.error_class in _TAKEN_LATER
+            if error.error_class is ErrorClass.RATE_LIMITED and not in_doubt:
+                self._refused[job.key] = self._refused.get(job.key, 0) + 1
             if error.code != "conflictTaskUUID":
                 error.keep_request = error.keep_request or error.error_class in _UNCLEAR
                 raise

@@ -156,6 +156,23 @@ def test_a_task_in_doubt_keeps_its_id_where_a_rate_limit_refuses_to_take_it_agai
     assert len({task["taskUUID"] for task in tasks_sent(server)}) == len(tasks.bought) == 1
 
 
+def test_a_task_in_doubt_keeps_its_id_where_no_credit_is_left_to_send_it_again(work: Work) -> None:
+    """It may have taken the last: it was forgotten, and bought again by the resume."""
+    tasks = Tasks(lose=1, unknown_to_details=3)
+
+    def spent(asked: Asked) -> Answer:
+        if len(tasks.bought) == 1 and asked.body and asked.body[0]["taskType"] == "imageInference":
+            return error("insufficientCredits", "No credits", 402)
+        return tasks(asked)
+
+    with serving(spent) as server:
+        api = api_at(server)
+        ended = work(api, make_job(api))
+    assert ended.stopped is not None
+    assert ended.stopped.kind is StopKind.OUT_OF_BUDGET
+    assert (ended.job.status, [ended.job.request_id]) == (JobStatus.PENDING, list(tasks.bought))
+
+
 def test_another_machine_finds_the_task_that_was_taken_after_refusals(work: Work) -> None:
     tasks = Tasks(refuse=[error("tooManyRequests", "Slow down", 429)] * 2)
     with serving(tasks) as server:
