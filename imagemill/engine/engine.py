@@ -609,10 +609,14 @@ class Engine:
         return image, max(0.0, took_s - watch.queued_s), watch.queued_s
 
     async def _accepted(self, work: Work, request_id: str, charged_usd: float | None = None) -> None:
-        """The API has the request: its id goes to disk, but no picture waits for a store that is away."""
+        """The API has the request: its id goes to disk, but no picture waits for a store that is away.
+
+        One that this client names is about to be sent: whether the API takes it is not known yet.
+        """
+        if request_id != work.route.api.name_of(work.job):
+            work.route.accepted()
         work.job.request_id = request_id
         work.request_ids.add(request_id)
-        work.route.accepted()
         if charged_usd is not None:
             expected = work.route.api.charge(work.job)
             work.purchase.charge(

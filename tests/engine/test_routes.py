@@ -19,7 +19,7 @@ import httpx
 import pytest
 from PIL import Image
 
-from imagemill.blocks.apis import Fal, ImageApi, Together
+from imagemill.blocks.apis import Fal, ImageApi, Runware, Together
 from imagemill.engine.breaker import Breaker
 from imagemill.engine.cost_limit import CostLimit
 from imagemill.engine.engine import Engine, StopKind
@@ -44,6 +44,11 @@ def together(key: str, usd: float = 0.001, **settings: Any) -> Account:
 
 def fal(key: str, usd: float = 0.002, **settings: Any) -> Account:
     api = Fal(api_key=key, base_url=f"http://{key}.test", usd_per_image=usd)
+    return Account(api, **{"latency_s": 0.5, "latency_sigma": 0.2, **settings})
+
+
+def runware(key: str, usd: float = 0.002, **settings: Any) -> Account:
+    api = Runware(api_key=key, base_url=f"http://{key}.test", usd_per_image=usd)
     return Account(api, **{"latency_s": 0.5, "latency_sigma": 0.2, **settings})
 
 
@@ -645,7 +650,7 @@ def test_a_route_that_refuses_everything_counts_as_down(
 
 
 @pytest.mark.parametrize("headers", [{}, {"retry-after": "3600"}], ids=["plain", "with Retry-After"])
-@pytest.mark.parametrize("kinds", [[together], [fal], [together, fal]])
+@pytest.mark.parametrize("kinds", [[together], [fal], [runware], [together, fal], [together, runware]])
 def test_a_run_whose_accounts_all_refuse_everything_stops_and_keeps_its_jobs(
     over: Callable[..., Ended], kinds: list[Callable[..., Account]], headers: dict[str, str]
 ) -> None:
