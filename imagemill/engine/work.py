@@ -6,9 +6,9 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 import anyio
-import httpx
 
 from imagemill.blocks.apis.error_codes import CANCELLED, UNPAID
+from imagemill.blocks.apis.exchange import NEVER_SENT
 from imagemill.blocks.apis.generated_image import PAID
 from imagemill.engine.limits.pacer import SlotWatch
 from imagemill.engine.purchase import Purchase
@@ -17,16 +17,6 @@ from imagemill.errors import ApiError, ErrorClass
 from imagemill.jobs import Job
 from imagemill.quality.inspection import Finding
 from imagemill.request_watch import RequestState
-
-_NEVER_SENT = (
-    httpx.ConnectError,
-    httpx.ConnectTimeout,
-    httpx.PoolTimeout,
-    httpx.ProxyError,
-    httpx.LocalProtocolError,
-    httpx.UnsupportedProtocol,
-)
-"""No connection, or no request that may be sent: nothing can have been charged."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +110,6 @@ class Work:
 
 def is_doubtful(error: ApiError) -> bool:
     """Whether a request that nobody can ask about any more may have been charged."""
-    free = error.code in UNPAID or isinstance(error.__cause__, _NEVER_SENT)
+    free = error.code in UNPAID or isinstance(error.__cause__, NEVER_SENT)
     timed_out = error.error_class is ErrorClass.TIMEOUT and not free
     return not error.charged and (error.doubtful or timed_out)

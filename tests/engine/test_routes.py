@@ -666,6 +666,18 @@ def test_a_run_whose_accounts_all_refuse_everything_stops_and_keeps_its_jobs(
     assert ended.seconds < 720
 
 
+@pytest.mark.parametrize("kind", [together, fal, runware])
+def test_what_a_route_that_cannot_be_reached_was_not_sent_is_made_elsewhere(
+    over: Callable[..., Ended], kind: Callable[..., Account]
+) -> None:
+    """At Runware a task had its name already, and was kept for the route as if it had been sent."""
+    first, second = kind("first-key"), together("second-key", max_concurrent=10)
+    first.down = True
+    ended = over({"first": first, "second": second}, 60, policy="failover")
+    assert (ended.stopped, ended.made_by) == (None, {"second": 60})
+    assert not any(job.unanswered for job in ended.jobs)
+
+
 def test_what_only_one_route_makes_is_made_once_that_is_back(tmp_path: Path) -> None:
     jobs = jobs_of(120)
     for job in jobs[::10]:

@@ -30,6 +30,16 @@ _STANDARD_ALPHABET = bytes.maketrans(b"-_", b"+/")
 _LARGEST_AMOUNT = 1e12
 """Larger counts of tokens or sums of money are not believed."""
 
+NEVER_SENT = (
+    httpx.ConnectError,
+    httpx.ConnectTimeout,
+    httpx.PoolTimeout,
+    httpx.ProxyError,
+    httpx.LocalProtocolError,
+    httpx.UnsupportedProtocol,
+)
+"""No connection, or no request that may be sent: nothing can have been charged."""
+
 
 async def fetch(
     http: httpx.AsyncClient,

@@ -28,7 +28,15 @@ from pydantic import HttpUrl, PrivateAttr
 
 from imagemill.blocks.apis.base import ImageApi
 from imagemill.blocks.apis.error_codes import REQUEST_GONE
-from imagemill.blocks.apis.exchange import amount_of, fetch, objects_at, parsed, text_at, unexpected_answer
+from imagemill.blocks.apis.exchange import (
+    NEVER_SENT,
+    amount_of,
+    fetch,
+    objects_at,
+    parsed,
+    text_at,
+    unexpected_answer,
+)
 from imagemill.blocks.apis.generated_image import PAID, Accepted, GeneratedImage, ImageSource
 from imagemill.errors import ApiError, ErrorClass
 from imagemill.jobs import Job
@@ -200,13 +208,17 @@ class Runware(ImageApi):
         names do not count it: nor does the log, from which another machine derives them.
         """
         try:
-            return await self.post(http, job)
+            async with self.attempt():
+                return await self.post(http, job)
         except ApiError as error:
-            error.keep_request = in_doubt and error.error_class in _TAKEN_LATER
             if error.error_class is ErrorClass.RATE_LIMITED and not in_doubt:
                 self._refused[job.key] = self._refused.get(job.key, 0) + 1
             if error.code != "conflictTaskUUID":
-                error.keep_request = error.keep_request or error.error_class in _UNCLEAR
+                if isinstance(error.__cause__, NEVER_SENT):
+                    error.keep_request = in_doubt
+                else:
+                    kept = _UNCLEAR | _TAKEN_LATER if in_doubt else _UNCLEAR
+                    error.keep_request = error.error_class in kept
                 raise
         while (answer := await self._past(http, task)) is None:  # noqa: ASYNC110 - at the API, not here
             await anyio.sleep(_ASK_AGAIN_S)
