@@ -756,6 +756,8 @@ class Engine:
             if job.status is JobStatus.FAILED:
                 self._recorder.took_back()
                 self.reopen(job)
+                if job.request_id is not None:
+                    self.expect([job])
                 self._store.save(job)
                 self._admission.strand(job, perhaps_later=True)
 

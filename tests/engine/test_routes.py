@@ -666,6 +666,20 @@ def test_a_run_whose_accounts_all_refuse_everything_stops_and_keeps_its_jobs(
     assert ended.seconds < 720
 
 
+def test_requests_whose_jobs_failed_before_the_api_counted_as_down_count_against_the_limit(
+    tmp_path: Path,
+) -> None:
+    """Those jobs are pending again, and their requests counted neither as unanswered nor as expected."""
+    account, jobs = runware("only-key"), jobs_of(8, "runware:100@1")
+    account.answers = refusing()
+    for job in jobs:
+        job.request_id = f"task-{job.number}"
+    ended: Ended = run(lambda: run_over(tmp_path, {"only": account}, jobs, patience_s=900.0))
+    assert {job.status for job in ended.saves} >= {JobStatus.FAILED}
+    assert (ended.statuses, {job.request_id is None for job in ended.jobs}) == ({"pending": 8}, {False})
+    assert ended.cost.committed_usd == pytest.approx(8 * 0.002)
+
+
 @pytest.mark.parametrize("kind", [together, fal, runware])
 def test_what_a_route_that_cannot_be_reached_was_not_sent_is_made_elsewhere(
     over: Callable[..., Ended], kind: Callable[..., Account]
