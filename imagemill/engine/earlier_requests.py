@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 import anyio
@@ -12,7 +12,7 @@ import httpx
 from imagemill.engine.route import PATIENCE_S, Route
 from imagemill.engine.routes import Routes
 from imagemill.errors import ApiError, ErrorClass
-from imagemill.jobs import Job
+from imagemill.jobs import Job, JobStatus
 
 _NAMES_AT_ONCE = 10
 """So many requests are asked about by name at once."""
@@ -26,7 +26,7 @@ _ASK_AGAIN_S = 1.0
 
 
 class EarlierRequests:
-    """The requests that were sent before this process began.
+    """The requests that were sent before this process began, or before it took their jobs up again.
 
     ``answered`` are the ids of those that were answered, by the jobs' numbers: none of these is lost.
     """
@@ -34,6 +34,11 @@ class EarlierRequests:
     def __init__(self, routes: Routes) -> None:
         self._routes = routes
         self.answered: dict[int, set[str]] = {}
+
+    def keep(self, job: Job, request_ids: Collection[str]) -> None:
+        """These requests of a job were answered: it may be taken up again, unless it is done."""
+        if request_ids and job.status is not JobStatus.DONE:
+            self.answered.setdefault(job.number, set()).update(request_ids)
 
     async def find_lost(self, jobs: Sequence[Job]) -> None:
         """Look for unanswered requests in the APIs' lists; a job whose request is there gets its id."""

@@ -371,6 +371,7 @@ class Engine:
             self._leave(work)
             raise
         finally:
+            self.earlier.keep(job, work.request_ids)
             self._admission.at_work -= 1
             if job.number not in self._admission.parked:
                 self._admission.expected.discard(job.number)

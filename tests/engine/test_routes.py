@@ -680,6 +680,29 @@ def test_requests_whose_jobs_failed_before_the_api_counted_as_down_count_against
     assert ended.cost.committed_usd == pytest.approx(8 * 0.002)
 
 
+class LosesTheSecond(Account):
+    """The answer to the second request is lost."""
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        answer = await super().handle_async_request(request)
+        if request.method == "POST" and self.posted == 2:
+            raise httpx.ReadError("lost", request=request)
+        return answer
+
+
+def test_a_request_that_was_answered_is_not_taken_for_a_lost_one_as_its_job_is_tried_again_at_the_end(
+    tmp_path: Path,
+) -> None:
+    """The lost one's picture was never fetched, and a third was bought."""
+    first = LosesTheSecond(fal("first-key").api, latency_s=3.0, latency_sigma=0)
+    second, jobs = together("second-key"), jobs_of(1)
+    second.refuses, jobs[0].prompt = 401, "fox #fault:garbage*1"
+    accounts = {"first": first, "second": second}
+    ended: Ended = run(lambda: run_over(tmp_path, accounts, jobs, policy="failover"))
+    assert (ended.statuses, first.posted) == ({"done": 1}, 2)
+    assert ended.jobs[0].cost_usd == pytest.approx(2 * 0.002)
+
+
 @pytest.mark.parametrize("kind", [together, fal, runware])
 def test_what_a_route_that_cannot_be_reached_was_not_sent_is_made_elsewhere(
     over: Callable[..., Ended], kind: Callable[..., Account]
