@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import anyio
 import pyarrow as pa
@@ -19,12 +20,14 @@ import pytest
 from prefect.utilities.collections import visit_collection
 
 from imagemill.bucket.manifest import OWN_COLUMNS
+from imagemill.cli.interrupts import InterruptedCaller
 from imagemill.emulator import Emulator
 from imagemill.errors import InputError
 from imagemill.runs.caller import Caller, called_by, current_caller
 from imagemill.runs.planning import newer_than, plan_run
-from imagemill.runs.session import Session, open_session
+from imagemill.runs.session import CANCEL_GRACE_S, Session, open_session
 from imagemill.settings import RunSettings
+from tests.bucket.s3_front import Answer, S3Front
 from tests.conftest import Place
 from tests.s3_server import S3Server
 
@@ -153,6 +156,19 @@ def test_an_interrupt_while_a_server_does_not_answer_ends_the_opening(
         signal.signal(signal.SIGINT, before)
 
 
+def test_a_signal_ends_at_once_what_cannot_be_stopped() -> None:
+    """The first one, too: a run that opens may wait for a server that never answers."""
+    caller, reasons = InterruptedCaller(), list[str]()
+    with called_by(caller), caller.signals(), pytest.raises(KeyboardInterrupt):
+        os.kill(os.getpid(), signal.SIGINT)
+    caller = InterruptedCaller()
+    with called_by(caller), caller.interrupting(reasons.append):
+        os.kill(os.getpid(), signal.SIGINT)
+        assert reasons == ["Interrupted."]
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
 def test_a_caller_stops_only_what_can_be_stopped() -> None:
     caller = Caller()
     reasons: list[str] = []
@@ -185,6 +201,20 @@ def test_an_interrupt_waits_for_what_is_in_flight(place: Place, catalog: Callabl
         with pytest.raises(KeyboardInterrupt), session.interruptible():
             session.work_off(work)
         assert ended == ["all"]
+        assert session.engine.grace_s == CANCEL_GRACE_S  # of the half minute after which Prefect kills
+
+
+def test_a_bucket_that_takes_no_objects_ends_the_opening(
+    place: Place, catalog: Callable[..., str], own_home: Path
+) -> None:
+    """It answers HeadBucket and lists its objects; images would be bought that it does not take."""
+    path = catalog(prompt=["a"])
+    with S3Front(urlsplit(place.s3.endpoint_url).port or 0) as front:
+        front.before = lambda asked: Answer(403, "AccessDenied") if asked.method == "PUT" else None
+        place.s3 = S3Server(front.url)
+        with pytest.raises(InputError, match="does not take images"), open_session(settings(place, path)):
+            raise AssertionError("opened")
+    assert not list(own_home.glob("runs/*"))
 
 
 def test_a_job_is_named_in_the_bucket_before_it_is_sent_though_later_ones_were_first(
