@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import anyio
@@ -24,7 +25,7 @@ from imagemill.cli.interrupts import InterruptedCaller
 from imagemill.emulator import Emulator
 from imagemill.errors import InputError
 from imagemill.runs.caller import Caller, called_by, current_caller
-from imagemill.runs.planning import newer_than, plan_run
+from imagemill.runs.planning import newer_than, plan_run, refuse_other_run
 from imagemill.runs.session import CANCEL_GRACE_S, Session, open_session
 from imagemill.settings import RunSettings
 from tests.bucket.s3_front import Answer, S3Front
@@ -100,6 +101,45 @@ def test_another_machine_does_not_go_on_with_another_model(
         pytest.raises(InputError, match=r"exists with the model 'black-forest-labs/FLUX\.1-schnell'"),
     ):
         plan_run(session)
+
+
+OTHER_RUNS: dict[str, tuple[str, dict[str, Any]]] = {
+    "catalog": ("catalog", {"path": "other.parquet"}),
+    "columns": ("catalog", {"columns": {"prompt": "text"}}),
+    "limit": ("catalog", {"limit": 3}),
+    "prompt template": ("catalog", {"prompt_template": "A {{ title }}"}),
+    "negative prompt template": ("catalog", {"negative_prompt_template": "no {{ title }}"}),
+    "variations": ("catalog", {"variations": 2}),
+    "varied values": ("catalog", {"vary": {"steps": ["1", "2"]}}),
+    "provider": ("api", {"provider": "fal"}),
+    "model": ("api", {"model": "another"}),
+    "output": ("output", {"uri": "s3://tests/elsewhere"}),
+    "width": ("picture", {"width": 512}),
+    "height": ("picture", {"height": 512}),
+    "steps": ("picture", {"steps": 7}),
+    "params": ("picture", {"params": {"guidance": 3}}),
+    "seed policy": ("picture", {"seed_policy": "random"}),
+    "format": ("picture", {"format": "webp"}),
+    "mix models": ("picture", {"mix_models": True}),
+}
+
+
+@pytest.mark.parametrize("name", OTHER_RUNS)
+def test_a_run_id_is_not_taken_for_other_pictures(name: str) -> None:
+    """Each of these was once ignored where the run existed: the old run was taken, without a word."""
+    given = {
+        "run_id": "r",
+        "catalog": {"path": "c.parquet"},
+        "api": {"provider": "together", "model": "m"},
+        "output": {"uri": "s3://tests/here"},
+        "picture": {"steps": 4},
+    }
+    known = RunSettings.model_validate(given)
+    refuse_other_run(known, known)
+    group, change = OTHER_RUNS[name]
+    other = RunSettings.model_validate({**given, group: {**given[group], **change}})  # type: ignore[dict-item]
+    with pytest.raises(InputError, match=f"^Run 'r' exists with the {name} "):
+        refuse_other_run(other, known)
 
 
 def test_a_run_is_planned_after_the_manifest_whatever_the_clock_says(

@@ -72,6 +72,30 @@ def test_what_links_that_stay_in_trouble_cost_is_booked_and_the_limit_holds(
     )
 
 
+@pytest.mark.parametrize("in_vain", [2, 100])
+def test_a_link_that_does_not_answer_is_asked_again_and_the_image_not_bought_again(
+    in_vain: int, work_all: WorkAll
+) -> None:
+    asked = dict.fromkeys(("POST", "GET"), 0)
+
+    async def answer(request: httpx.Request) -> httpx.Response:
+        asked[request.method] += 1
+        if request.method == "POST":
+            return httpx.Response(200, json={"data": [{"url": "https://api.together.ai/imgproxy/7"}]})
+        if asked["GET"] <= in_vain:
+            raise httpx.ReadTimeout("", request=request)
+        return httpx.Response(200, content=PICTURE[2])
+
+    api = Together(api_key="a long key", usd_per_image=PRICE_USD, request_timeout_s=3000)
+    jobs = jobs_of(api, 2)
+    ended = work_all(api, jobs, 1.5 * PRICE_USD, transport=httpx.MockTransport(answer))
+    assert asked["POST"] == 1  # a second image would exceed the limit
+    assert sum(outcome.job.cost_usd for outcome in ended) == PRICE_USD
+    assert sum(outcome.job.unanswered for outcome in ended) == 0
+    came = {outcome.job.status for outcome in ended} - {JobStatus.PENDING}
+    assert came == {JobStatus.DONE if in_vain == 2 else JobStatus.FAILED}
+
+
 def test_a_resume_asks_the_link_and_pays_nothing(work_all: WorkAll) -> None:
     with link_server(lambda _: PICTURE) as server:
         api = api_at(server.base_url)

@@ -46,6 +46,23 @@ def test_a_submit_whose_answer_is_lost_is_looked_for_before_it_is_sent_again(
     assert_paid_once(work_all(api, jobs, transport=LosingTransport(lose_submits), fast=False), emulator)
 
 
+@pytest.mark.parametrize("variant", ["fal", "replicate"])
+def test_a_submit_whose_answer_times_out_is_looked_for_before_it_is_sent_again(
+    variant: str, emulator: Emulator, work_all: WorkAll
+) -> None:
+    taken: list[httpx.Request] = []
+
+    def too_late(request: httpx.Request, before: int) -> None:
+        if request.method == "POST" and not before:
+            taken.append(request)
+            httpx.post(request.url, content=request.content, headers=request.headers, trust_env=False)
+            raise httpx.ReadTimeout("", request=request)
+
+    api = VARIANTS[variant](emulator.base_url)
+    assert_paid_once(work_all(api, [make_job(api, "Late fox")], transport=LosingTransport(too_late)), emulator)
+    assert len(taken) == 1
+
+
 @pytest.mark.parametrize("variant", LISTING)
 def test_a_lost_submit_of_an_earlier_sitting_that_still_runs_is_looked_for_again(
     variant: str, emulator: Emulator, work_all: WorkAll
