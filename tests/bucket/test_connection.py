@@ -17,6 +17,7 @@ from botocore.credentials import RefreshableCredentials
 
 from imagemill.bucket.image_bucket import ImageBucket
 from imagemill.bucket.probe import probe
+from imagemill.catalog.places import find_places
 from imagemill.errors import InputError
 from imagemill.s3 import connection
 from imagemill.settings import OutputSettings
@@ -39,6 +40,14 @@ def use(bucket: ImageBucket, client: Any) -> None:
     head = client.head_object(Bucket=bucket.name, Key=bucket.prefix + PICTURE)
     assert head["ContentType"] == "image/png"
     assert head["Metadata"] == {"key": "abcd"}
+
+
+def read_as_catalog(bucket: ImageBucket) -> None:
+    """A catalog is reached the same way; here it is a file that the bucket has already."""
+    path = f"s3://{bucket.name}/{bucket.prefix}runs/a.json"
+    files, (place,) = find_places(path, endpoint_url=bucket.endpoint_url)
+    with files.open_input_file(place.path) as file:
+        assert file.read() == b"{}"
 
 
 def test_the_probe_is_five_requests_and_leaves_nothing(
@@ -64,6 +73,7 @@ def test_a_bucket_in_another_region_is_used_there(open_bucket: Open, front: S3Fr
     bucket = open_bucket(f"s3://{name}/x", front.url)
     use(bucket, client)
     assert bucket.region == "eu-central-1"
+    read_as_catalog(bucket)
 
 
 def test_rights_to_a_prefix_are_enough(bucket: ImageBucket, front: S3Front, client: Any) -> None:
@@ -92,7 +102,8 @@ def test_a_private_ca_in_aws_ca_bundle_is_trusted_by_both_clients(
         with pytest.raises(InputError, match="AWS_CA_BUNDLE"):
             open_bucket(f"s3://{bucket_name}/x", front.url).check()
         monkeypatch.setenv("AWS_CA_BUNDLE", str(tmp_path / "ca.pem"))
-        use(open_bucket(f"s3://{bucket_name}/x", front.url), client)
+        use(bucket := open_bucket(f"s3://{bucket_name}/x", front.url), client)
+        read_as_catalog(bucket)
         monkeypatch.setenv("AWS_CA_BUNDLE", str(tmp_path / "nowhere.pem"))
         with pytest.raises(InputError, match=r"nowhere\.pem"):
             open_bucket(f"s3://{bucket_name}/x", front.url)
@@ -101,7 +112,8 @@ def test_a_private_ca_in_aws_ca_bundle_is_trusted_by_both_clients(
 def test_a_name_with_dots_and_an_endpoint_with_a_path(open_bucket: Open, moto_url: str, client: Any) -> None:
     client.create_bucket(Bucket="images.example.com")
     with S3Front(urlsplit(moto_url).port or 0, prefix="/minio/s3") as front:
-        use(open_bucket("s3://images.example.com/a/b", front.url), client)
+        use(bucket := open_bucket("s3://images.example.com/a/b", front.url), client)
+        read_as_catalog(bucket)
         assert {asked.path.split("/images.example.com")[0] for asked in front.asked} == {"/minio/s3"}
 
 
@@ -125,6 +137,7 @@ def test_the_endpoint_and_style_of_the_profile_are_for_both_clients(
     bucket = open_bucket(f"s3://{bucket_name}/x")
     assert bucket.endpoint_url == front.url
     use(bucket, client)
+    read_as_catalog(bucket)
 
 
 @pytest.mark.slow

@@ -48,7 +48,7 @@ def test_a_conditional_write_takes_place_once(bucket: ImageBucket, tmp_path: Pat
 
 @pytest.mark.parametrize("server", ["ignores them", "refuses them", "does not know its own ETag"])
 def test_a_bucket_without_conditional_writes_is_found_out_and_used(
-    bucket: ImageBucket, front: S3Front, caplog: pytest.LogCaptureFixture, server: str
+    bucket: ImageBucket, front: S3Front, caplog: pytest.LogCaptureFixture, tmp_path: Path, server: str
 ) -> None:
     def refuse(asked: Asked) -> Answer | None:
         if not asked.is_object_write or not any(name in asked.headers for name in CONDITIONS):
@@ -70,6 +70,11 @@ def test_a_bucket_without_conditional_writes_is_found_out_and_used(
         with pytest.raises(ConflictError):
             write(bucket, b"3", etag)
     assert bucket.read_version("manifest.parquet") == (b"2", second)
+    (file := tmp_path / "file").write_bytes(b"4")  # as a manifest is published
+    third = bucket.replace(file, "manifest.parquet", "text/plain", second)
+    with pytest.raises(ConflictError):
+        bucket.replace(file, "manifest.parquet", "text/plain", second)
+    assert bucket.read_version("manifest.parquet") == (b"4", third)
 
 
 def test_what_could_not_be_deleted_is_said(bucket: ImageBucket, front: S3Front, client: Any) -> None:
