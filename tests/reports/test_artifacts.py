@@ -15,8 +15,10 @@ from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
 from prefect.client.schemas.objects import Artifact
 
+from imagemill.blocks.apis import Together
 from imagemill.emulator import Emulator
 from imagemill.flows.generate_catalog import generate_catalog
+from imagemill.formatting import money
 from imagemill.reports import artifacts
 from tests.conftest import Place
 from tests.patience import PATIENCE_S
@@ -145,8 +147,12 @@ def test_they_are_written_anew_while_the_run_goes_on(
 def test_a_run_that_stops_says_so(
     place: Place, emulator: Callable[..., Emulator], catalog: Callable[..., str]
 ) -> None:
-    state = generate(place, emulator(), catalog(prompt=["a"]), limits={"max_cost_usd": 0})
+    price_usd = Together(api_key="k").price_usd(256, 256, 4)
+    path = catalog(prompt=["a #fault:reset", "b"])
+    state = generate(place, emulator(), path, limits={"max_cost_usd": 1.5 * price_usd, "concurrency": 1})
     headline = artifacts_of(state)["imagemill-headline"].data
+    assert f"1 request got no answer, and the API may charge {money(price_usd)} more." in headline
+    assert f"and perhaps {money(price_usd)} more for 1 request without an answer" in state.message
     assert "Stopped early: The next image would exceed the limit" in headline
     assert "raise limits.max_cost_usd to go on." in headline
     assert "start it again with `execution.run_id` set to" in headline
