@@ -13,14 +13,18 @@ from imagemill.emulator import Emulator
 from imagemill.errors import InputError
 from imagemill.flows.generate_catalog import generate_catalog
 from imagemill.flows.retry_failed import retry_failed
-from tests.conftest import Place
+from tests.conftest import Command, Place
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 
 
 @pytest.mark.slow
 def test_retryable_failures_first_and_permanent_ones_when_asked(
-    place: Place, emulator: Callable[..., Emulator], catalog: Callable[..., str]
+    place: Place,
+    emulator: Callable[..., Emulator],
+    catalog: Callable[..., str],
+    command: Callable[..., Command],
+    tmp_path: Path,
 ) -> None:
     emulated = emulator()
     first = generate_catalog(
@@ -36,8 +40,11 @@ def test_retryable_failures_first_and_permanent_ones_when_asked(
     assert (second.done, second.failed) == (2, 1)
     third = retry_failed("again", permanent=True)
     assert (third.done, third.failed) == (2, 1)  # its second 400
-    fourth = retry_failed("again", permanent=True)
-    assert (fourth.done, fourth.failed, fourth.unique) == (3, 0, 3)
+    elsewhere = tmp_path / "another-store.db"  # which knows nothing yet of the earlier attempts
+    given = ("--permanent", "--store", f"sqlite:{elsewhere}", "--json")
+    fourth = command("retry-failed", "again", *given).json
+    assert (fourth["done"], fourth["failed"], fourth["unique"]) == (3, 0, 3)
+    assert elsewhere.exists()
 
     jobs = {job["id"]: job for job in place.table("runs/again/jobs.parquet")}
     assert {name: job["attempts"] for name, job in jobs.items()} == {"a": 1, "b": 3, "c": 3}
@@ -45,7 +52,7 @@ def test_retryable_failures_first_and_permanent_ones_when_asked(
     history = [e["event"] for e in events if e.get("id") == "b" and e["event"] != "sent"]
     assert history == ["attempt_failed", "attempt_failed", "failed", "reopened", "done"]
     assert place.table("runs/again/failed.parquet") == []
-    assert fourth.cost_usd == pytest.approx(emulated.bill()["usd"])
+    assert fourth["cost_usd"] == pytest.approx(emulated.bill()["usd"])
 
 
 @pytest.mark.slow
