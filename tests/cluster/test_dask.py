@@ -11,7 +11,13 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from imagemill.blocks.apis import Together
+from imagemill.cluster.dask import leading
+from imagemill.cluster.worker import RunMember
 from imagemill.emulator import Emulator
+from imagemill.runs.planning import plan_run
+from imagemill.runs.session import open_session
+from imagemill.settings import RunSettings
+from imagemill.stores import Shard
 from tests.cli.test_command import wait_for
 from tests.cluster.local_cluster import Cluster
 from tests.conftest import Command, Place
@@ -113,6 +119,40 @@ def test_the_workers_of_a_run_over_two_routes_hold_the_rate_of_each(
     for emulated in (slow, fast):
         stats = emulated.stats()
         assert stats["rate_limited"] <= 0.1 * stats["generation_requests"]
+
+
+@pytest.mark.usefixtures("prefect_server")
+def test_a_worker_buys_nothing_of_a_shard_that_it_has_not(
+    place: Place,
+    emulator: Callable[..., Emulator],
+    catalog: Callable[..., str],
+    store_url: Callable[[str], str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Such as one that another took over while it stood still."""
+    monkeypatch.setenv("IMAGEMILL_STORE_PASSWORD", PASSWORD)
+    emulated = emulator()
+    settings = RunSettings.model_validate(
+        {
+            "run_id": "fenced",
+            "catalog": catalog(prompt=["a", "b"]),
+            "api": {"provider": "together", "base_url": emulated.base_url},
+            "output": place.settings(),
+            "execution": {
+                "store": store_url("redis"), "task_runner": "dask", "scheduler": "tcp://127.0.0.1:1"
+            },
+        }
+    )  # fmt: skip
+    with open_session(settings) as lead:
+        plan_run(lead)
+        plugin = RunMember(settings)
+        plugin.setup(None)
+        with leading(lead), plugin.member() as worker:
+            session, membership = worker.session, worker.membership
+            session.wait(membership.claim, Shard(0, 0))
+            session.wait(session.engine.run_shard, 0, 1)
+            session.wait(membership.release, Shard(0, 0))
+    assert [line["prompt"] for line in emulated.bill()["by_key"].values()] == ["a"]
 
 
 @pytest.mark.slow
