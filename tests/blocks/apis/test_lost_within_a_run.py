@@ -59,7 +59,9 @@ def test_a_submit_whose_answer_times_out_is_looked_for_before_it_is_sent_again(
             raise httpx.ReadTimeout("", request=request)
 
     api = VARIANTS[variant](emulator.base_url)
-    assert_paid_once(work_all(api, [make_job(api, "Late fox")], transport=LosingTransport(too_late)), emulator)
+    assert_paid_once(
+        work_all(api, [make_job(api, "Late fox")], transport=LosingTransport(too_late)), emulator
+    )
     assert len(taken) == 1
 
 
