@@ -54,7 +54,10 @@ def find_places(
     """
     if is_on_s3(path):
         bucket, _, key = path.partition("://")[2].partition("/")
-        files = s3_filesystem(S3Connection(bucket, endpoint_url=endpoint_url, session=session))
+        connection = S3Connection(bucket, endpoint_url=endpoint_url, session=session)
+        wildcard = _WILDCARD.search(key)
+        folder = key[: wildcard.start()].rpartition("/")[0] if wildcard else key.rstrip("/")
+        files = s3_filesystem(connection, key, f"{folder}/" if folder else "")
         try:
             return files, _found(_S3(files), path, key)
         except OSError as error:

@@ -14,6 +14,7 @@ from obstore.exceptions import BaseError as ObstoreError
 from pyarrow.fs import FileInfo, FileSelector, FileType
 from urllib3.exceptions import HTTPError
 
+from imagemill.errors import InputError
 from imagemill.s3.connection import S3Connection
 
 if TYPE_CHECKING:
@@ -21,18 +22,34 @@ if TYPE_CHECKING:
     from obstore.store import S3Store
 
 
-def s3_filesystem(connection: S3Connection) -> pa.fs.FileSystem:
+def s3_filesystem(connection: S3Connection, key: str, folder: str) -> pa.fs.FileSystem:
     """The files of a bucket, by their keys; only to be read.
+
+    The right to list a ``folder`` (``a/b/``) is enough, or to read the object ``key``.
 
     Raises:
         InputError: the bucket is not there, or does not let us in.
     """
     client = connection.client(attempts=2)
     try:
-        connection.locate(client, "")
+        connection.locate(client, folder)
+    except InputError as error:
+        if not (isinstance(error.__cause__, ClientError) and _is_readable(connection, key)):
+            raise
     finally:
         client.close()
     return pyarrow.fs.PyFileSystem(_Files(connection.client(attempts=4), connection.bucket))
+
+
+def _is_readable(connection: S3Connection, key: str) -> bool:
+    client = connection.client(attempts=2)
+    try:
+        client.head_object(Bucket=connection.bucket, Key=key)
+    except (BotoCoreError, ClientError):
+        return False
+    finally:
+        client.close()
+    return True
 
 
 class _RangeFile(io.RawIOBase):

@@ -83,6 +83,7 @@ def test_rights_to_a_prefix_are_enough(bucket: ImageBucket, front: S3Front, clie
 
     front.before = only_the_prefix
     use(bucket, client)
+    read_as_catalog(bucket)
 
 
 @pytest.mark.slow

@@ -21,6 +21,7 @@ from imagemill.blocks.loading import aws_session
 from imagemill.bucket.image_bucket import ImageBucket
 from imagemill.bucket.output_lease import output_lease
 from imagemill.bucket.probe import probe, probe_copies
+from imagemill.catalog.places import find_places
 from imagemill.errors import InputError, StoreUnavailableError
 from imagemill.s3 import connection, rotation
 from imagemill.settings import OutputSettings
@@ -89,6 +90,23 @@ def test_the_policy_in_the_documentation_is_enough(bucket: Callable[..., ImageBu
     with pytest.raises(StoreUnavailableError, match="AccessDenied"):
         elsewhere.write("x", b"1", "text/plain")
     elsewhere.close()
+
+
+@pytest.mark.parametrize("listed", [False, True])
+def test_a_catalog_needs_the_rights_in_the_documentation(
+    bucket: Callable[..., ImageBucket], *, listed: bool
+) -> None:
+    made = bucket(*POLICY["Statement"][: 1 + listed])
+    made.write("a.parquet", b"x", "x/y")
+    files, (place,) = find_places("s3://your-bucket/catalog/a.parquet", endpoint_url=made.endpoint_url)
+    with files.open_input_file(place.path) as file:
+        assert file.read() == b"x"
+    for path in ("s3://your-bucket/catalog/", "s3://your-bucket/catalog/*.parquet"):
+        if listed:
+            assert find_places(path, endpoint_url=made.endpoint_url)[1] == [place]
+        else:
+            with pytest.raises(InputError, match="refused these credentials"):
+                find_places(path, endpoint_url=made.endpoint_url)
 
 
 @pytest.mark.parametrize("action", ["s3:GetObject", "s3:PutObject"])
