@@ -185,6 +185,19 @@ def test_what_is_refused_is_said_before_anything_is_bought(
         assert "Contents" not in client.list_objects_v2(Bucket=bucket.name)
 
 
+@pytest.mark.parametrize("name", ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"])
+@pytest.mark.parametrize(
+    ("key", "words"), [("abc\ndefghi", "line break"), ("\u201cabcdefghi\u201d", "quotation mark")]
+)
+def test_an_s3_key_that_cannot_be_one_is_refused_and_not_repeated(
+    bucket_name: str, open_bucket: Open, monkeypatch: pytest.MonkeyPatch, name: str, key: str, words: str
+) -> None:
+    monkeypatch.setenv(name, key)
+    with pytest.raises(InputError, match=f"S3 credentials cannot be used.*{words}") as caught:
+        open_bucket(f"s3://{bucket_name}/x")
+    assert "defghi" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("uri", "words"),
     [
