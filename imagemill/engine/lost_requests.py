@@ -2,7 +2,7 @@
 
 A request that still runs is in no list that is sorted by its end, so one look proves nothing: the list is
 read again and again until every request of that time has had time to end. All jobs that wait share each
-reading. A reading that fails proves nothing either: it is repeated.
+reading. A reading that fails proves nothing either, and one alone may be a cache's: there are two at least.
 """
 
 from __future__ import annotations
@@ -25,6 +25,9 @@ _LONGEST_PAUSE_S = 15.0
 
 LEAST_S = 10.0
 """How long a lost request is looked for at least, in seconds, before it is sent again."""
+
+_LEAST_READ = 2
+"""It is sent again only once so many readings did not have it."""
 
 _LATENCIES = 2.0
 """It is looked for this many times as long as the slowest request has taken."""
@@ -77,7 +80,7 @@ class LostRequests:
 
         ``known`` are ids of the job's earlier requests, which were not lost.
         """
-        begun, before, pause_s = anyio.current_time(), self._readings, FIRST_LOOK_S
+        begun, before, pause_s, read = anyio.current_time(), self._readings, FIRST_LOOK_S, 0
         while self.can_look and not stopping.is_set():
             left_s = self.patience_s - (anyio.current_time() - begun)
             is_last = left_s <= pause_s  # begun no earlier than the slowest request can have ended
@@ -85,7 +88,9 @@ class LostRequests:
                 await stopping.wait()
                 break
             request_id, is_read = await self._look(job, known)
-            is_over = is_read or self._is_unreadable(anyio.current_time() - begun, self._readings - before)
+            read += is_read
+            tried_s, times = anyio.current_time() - begun, self._readings - before
+            is_over = (is_read and read >= _LEAST_READ) or self._is_unreadable(tried_s, times)
             if request_id is not None or (is_last and is_over):
                 return request_id
             pause_s = FIRST_LOOK_S if is_last and left_s > 0 else min(2 * pause_s, _LONGEST_PAUSE_S)

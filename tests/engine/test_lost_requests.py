@@ -233,6 +233,27 @@ def test_a_key_that_may_not_read_the_list_is_not_asked_again(
     looking(look)
 
 
+def test_one_reading_alone_may_be_old_and_is_made_again(looking: Callable[..., Any]) -> None:
+    """Seed 391463: the only reading that worked was a cache's, and the request was sent again."""
+
+    async def look(lost: LostRequests, listed: List) -> None:
+        job = lost_job()
+        listed.ended["request-1"] = (anyio.current_time(), job)
+
+        def in_vain() -> httpx.Response:
+            if anyio.current_time() - listed.begun < PATIENCE_S:
+                return httpx.Response(503)
+            listed.refusal = None
+            return httpx.Response(200, json={"items": [], "has_more": False})
+
+        listed.refusal = in_vain
+        found, after_s = await find(lost, job)
+        assert found == "request-1"
+        assert after_s < PATIENCE_S + 2 * FIRST_LOOK_S
+
+    looking(look)
+
+
 def test_a_list_of_any_shape_ends_no_run(looking: Callable[..., Any], tmp_path: Path) -> None:
     async def look(lost: LostRequests, listed: List) -> None:
         def broken() -> httpx.Response:
