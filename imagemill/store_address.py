@@ -79,7 +79,8 @@ def address_of(
             f"The job store's address is not of the form {scheme}://USER@HOST:PORT/DATABASE. Special"
             " characters in it must be percent-encoded."
         )
-    secret = password.get_secret_value() if password else os.environ.get(PASSWORD_VARIABLE) or None
+    secret = password.get_secret_value() if password else os.environ.get(PASSWORD_VARIABLE)
+    secret = (secret or "").rstrip("\r\n") or None  # secret stores add line breaks
     if secret:
         keep_secret(secret)
     query = dict(parse_qsl(found["query"] or "", keep_blank_values=True))

@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 import boto3
 import botocore.session
 from botocore.config import Config
+from botocore.credentials import RefreshableCredentials
 from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
 from botocore.loaders import Loader, create_loader
 from obstore.auth.boto3 import Boto3CredentialProvider
@@ -106,11 +107,18 @@ class S3Connection:
             )
         keep_secret(known.secret_key or "")
         keep_secret(known.token or "")
-        for what, value in (("access key id", known.access_key), ("secret access key", known.secret_key)):
+        cleaned = list[str | None]()
+        for what, value in (
+            ("access key id", known.access_key),
+            ("secret access key", known.secret_key),
+            ("session token", known.token),
+        ):
             try:
-                clean_key(value or "")
+                cleaned.append(value and clean_key(value))
             except ValueError as error:
                 raise InputError(f"The S3 credentials cannot be used, in the {what}: {error}.") from error
+        if not isinstance(credentials, RefreshableCredentials):
+            credentials.access_key, credentials.secret_key, credentials.token = cleaned
 
     @property
     def endpoint_url(self) -> str | None:

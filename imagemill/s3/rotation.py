@@ -66,7 +66,9 @@ class RotatingCredentials(Credentials):  # type: ignore[misc] # botocore has no 
             keep_secret(known.secret_key or "")
             keep_secret(known.token or "")
             with self._lock:
-                self.access_key, self.secret_key, self.token = known.access_key, known.secret_key, known.token
+                self.access_key, self.secret_key, self.token = (
+                    value and value.strip() for value in known[:3]
+                )
 
 
 def read_again(session: boto3.Session, again: Callable[[], boto3.Session]) -> None:

@@ -92,6 +92,18 @@ def test_the_policy_in_the_documentation_is_enough(bucket: Callable[..., ImageBu
     elsewhere.close()
 
 
+@pytest.mark.parametrize("name", ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"])
+def test_a_line_break_after_a_key_is_not_a_part_of_it(
+    bucket: Callable[..., ImageBucket], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Secret stores add one; the id was then said to be the network's fault, the secret signed with it."""
+    monkeypatch.setenv(name, f"{os.environ[name]}\n")
+    made = bucket(*POLICY["Statement"])
+    made.check()
+    made.write("x", b"1", "text/plain")
+    anyio.run(made.put_image, "images/a.png", b"x", {"key": "a"})
+
+
 @pytest.mark.parametrize("listed", [False, True])
 def test_a_catalog_needs_the_rights_in_the_documentation(
     bucket: Callable[..., ImageBucket], *, listed: bool

@@ -55,7 +55,7 @@ def test_the_parts_of_an_address() -> None:
 
 def test_the_environment_has_the_password(monkeypatch: pytest.MonkeyPatch) -> None:
     assert address_of("redis://h", port=1, options=()).password is None
-    monkeypatch.setenv("IMAGEMILL_STORE_PASSWORD", SECRET)
+    monkeypatch.setenv("IMAGEMILL_STORE_PASSWORD", f"{SECRET}\n")  # as secret stores hand it out
     assert address_of("redis://h", port=1, options=()).password == SECRET
 
 
@@ -83,7 +83,7 @@ def test_neither_settings_nor_the_record_hold_a_password(
     )
     folder = RunFolder("r")
     folder.create()
-    folder.write_record(settings, PlanCounts(1, 0, 1, 0, 0.0, 0.0), "digest")
+    folder.write_record(settings, PlanCounts(1, 0, 1, 0, 0.0, 0.0), "digest", "model")
     assert SECRET not in folder.record.read_text() + repr(settings) + settings.model_dump_json()
     record = folder.read_record()
     assert record
