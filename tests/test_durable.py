@@ -66,7 +66,7 @@ def test_a_runs_record_is_written_once_its_plan_is_safe(
     for file in (folder.plan, folder.rejected):
         file.write_bytes(b"planned")
     settings = RunSettings(run_id="r", catalog="c.parquet", api="together", output="s3://b/p")  # type: ignore[arg-type]
-    folder.write_record(settings, PlanCounts(1, 0, 1, 0, 0.0, 0.0), "digest")
+    folder.write_record(settings, PlanCounts(1, 0, 1, 0, 0.0, 0.0), "digest", "model")
     record = next(place for place, name in enumerate(synced) if name.startswith(".run.json"))
     assert {"plan.parquet", "rejected.parquet", "r"} <= set(synced[:record])
     assert "r" in synced[record:]  # the folder again, or the rename may be undone

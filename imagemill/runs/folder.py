@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
+from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -89,12 +90,14 @@ class RunFolder:
         settings: RunSettings,
         counts: PlanCounts,
         catalog_digest: str,
+        picture_model: str,
         flow_run_id: str | None = None,
         *,
         after: str = "",
     ) -> None:
-        """Store the settings, the counts of the plan, which catalog was planned, and by which flow run.
+        """Store the settings, the plan's counts, and which catalog, model and flow run it is of.
 
+        Of ``picture_model``, which has a block's further fields, only a digest is stored.
         The run counts as planned ``after`` the manifest's last one, whatever this machine's clock says.
         """
         planned_at = datetime.now(UTC)
@@ -104,6 +107,7 @@ class RunFolder:
             "settings": settings.model_dump(mode="json"),
             "plan": asdict(counts),
             "catalog_digest": catalog_digest,
+            "picture_model_digest": _digest(picture_model),
             "planned_at": planned_at.isoformat(timespec="milliseconds"),
             "flow_run_id": flow_run_id,
         }
@@ -139,6 +143,11 @@ class RunFolder:
         """Which catalog was planned; None in the record of an earlier version."""
         digest: str | None = orjson.loads(self.record.read_bytes()).get("catalog_digest")
         return digest
+
+    def is_of(self, picture_model: str) -> bool:
+        """Whether the plan is of this model, as pictures' keys have it; so it is in an older record."""
+        digest = orjson.loads(self.record.read_bytes()).get("picture_model_digest")
+        return digest in {None, _digest(picture_model)}
 
     def read_planned_at(self) -> str:
         """When the run was planned, in ISO format; "" in the record of an earlier version."""
@@ -223,3 +232,7 @@ class RunFolder:
             (self.record, JSON),
         ):
             bucket.upload(file, f"runs/{self.run_id}/{file.name}", media_type)
+
+
+def _digest(text: str) -> str:
+    return blake2b(text.encode(), digest_size=16).hexdigest()

@@ -113,9 +113,14 @@ def plan_run(session: Session, *, publishes: bool = True) -> tuple[PlanCounts, s
     settings, folder, store = session.settings, session.folder, session.store
     record, flow_run_id = folder.read_record(), flow_run.get_id()
     if record is not None:
-        refuse_other_run(settings, record[0])
-    if record is not None:
         known, counts = record
+        refuse_other_run(settings, known)
+        if not folder.is_of(session.maker.picture_model):
+            raise InputError(
+                f"Run {settings.run_id!r} was planned with other further fields (extra_fields of its block),"
+                " or with them for another server: its pictures would differ. Set them as they were, or"
+                " choose another run id."
+            )
         if flow_run_id is None or folder.read_flow_run_id() != flow_run_id:
             _refuse_changed_catalog(settings, counts, folder.read_catalog_digest())
             folder.note_flow_run(flow_run_id, session.bucket)
@@ -135,7 +140,8 @@ def plan_run(session: Session, *, publishes: bool = True) -> tuple[PlanCounts, s
     session.wait(store.mark_planned)
     published = publisher_of(session.bucket)
     after = published.planned_at if published is not None else ""
-    folder.write_record(settings, counts, catalog.digest, flow_run_id, after=after)
+    model = session.maker.picture_model
+    folder.write_record(settings, counts, catalog.digest, model, flow_run_id, after=after)
     folder.publish_plan(session.bucket)
     return counts, loss
 

@@ -72,6 +72,7 @@ class RunSettings(SettingsGroup):
         return {
             "catalog": self.catalog.path,
             "columns": self.catalog.columns,
+            "carried columns": self.catalog.carry,
             "limit": self.catalog.limit,
             "prompt template": self.catalog.prompt_template,
             "negative prompt template": self.catalog.negative_prompt_template,

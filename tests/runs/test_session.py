@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 from prefect.utilities.collections import visit_collection
 
+from imagemill.blocks.apis import OpenAICompatible
 from imagemill.bucket.manifest import OWN_COLUMNS
 from imagemill.cli.interrupts import InterruptedCaller
 from imagemill.emulator import Emulator
@@ -106,6 +107,7 @@ def test_another_machine_does_not_go_on_with_another_model(
 OTHER_RUNS: dict[str, tuple[str, dict[str, Any]]] = {
     "catalog": ("catalog", {"path": "other.parquet"}),
     "columns": ("catalog", {"columns": {"prompt": "text"}}),
+    "carried columns": ("catalog", {"carry": ["photo"]}),
     "limit": ("catalog", {"limit": 3}),
     "prompt template": ("catalog", {"prompt_template": "A {{ title }}"}),
     "negative prompt template": ("catalog", {"negative_prompt_template": "no {{ title }}"}),
@@ -140,6 +142,26 @@ def test_a_run_id_is_not_taken_for_other_pictures(name: str) -> None:
     other = RunSettings.model_validate({**given, group: {**given[group], **change}})  # type: ignore[dict-item]
     with pytest.raises(InputError, match=f"^Run 'r' exists with the {name} "):
         refuse_other_run(other, known)
+
+
+@pytest.mark.usefixtures("prefect_server")
+def test_a_run_does_not_go_on_with_other_fields_than_its_keys_were_made_of(
+    place: Place, catalog: Callable[..., str]
+) -> None:
+    def save(guidance: int) -> None:
+        fields = {"guidance": guidance}
+        api = OpenAICompatible(api_key="k", model="m", base_url="http://127.0.0.1:9", extra_fields=fields)
+        api.save("own", overwrite=True)
+
+    described = settings(place, catalog(prompt=["a"])).model_dump(exclude_unset=True)
+    given = RunSettings.model_validate({**described, "api": {"block": "imagemill-openai/own"}})
+    for guidance in (3, 3):
+        save(guidance)
+        with open_session(given) as session:
+            plan_run(session)
+    save(4)
+    with open_session(given) as session, pytest.raises(InputError, match="planned with other further fields"):
+        plan_run(session)
 
 
 def test_a_run_is_planned_after_the_manifest_whatever_the_clock_says(
