@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import random
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import anyio
 import boto3
@@ -48,20 +50,28 @@ def emulator(running: Emulator) -> Emulator:
 
 
 @pytest.fixture(scope="session")
-def bucket() -> Iterator[ImageBucket]:
+def opened_bucket() -> Iterator[tuple[ImageBucket, Any]]:
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     try:
         url = "http://{}:{}".format(*server.get_host_and_port())
         session = boto3.Session("test", "test", region_name="us-east-1")
         client = session.client("s3", endpoint_url=url)
-        client.create_bucket(Bucket="images")
-        client.close()
         bucket = ImageBucket("s3://images/run", endpoint_url=url, session=session)
-        yield bucket
+        yield bucket, client
         bucket.close()
+        client.close()
     finally:
         server.stop()
+
+
+@pytest.fixture
+def bucket(opened_bucket: tuple[ImageBucket, Any]) -> ImageBucket:
+    """One bucket for all tests; made again where another test has reset moto, of which a process has one."""
+    bucket, client = opened_bucket
+    with suppress(client.exceptions.BucketAlreadyOwnedByYou):
+        client.create_bucket(Bucket="images")
+    return bucket
 
 
 @pytest.fixture
