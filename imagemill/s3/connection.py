@@ -29,6 +29,11 @@ if TYPE_CHECKING:
     from obstore.store import ClientConfig, S3Config
 
 _AWS = (".amazonaws.com", ".amazonaws.com.cn")
+_OF_CREDENTIALS = {
+    "access_key": "access key id",
+    "secret_key": "secret access key",
+    "token": "session token",
+}
 _CREDENTIALS_LAST = timedelta(minutes=5)
 """How long obstore uses credentials before it asks boto3 again, which renews those that expire."""
 
@@ -107,18 +112,14 @@ class S3Connection:
             )
         keep_secret(known.secret_key or "")
         keep_secret(known.token or "")
-        cleaned = list[str | None]()
-        for what, value in (
-            ("access key id", known.access_key),
-            ("secret access key", known.secret_key),
-            ("session token", known.token),
-        ):
+        for name, what in _OF_CREDENTIALS.items():
+            value = getattr(known, name) or ""
             try:
-                cleaned.append(value and clean_key(value))
+                cleaned = clean_key(value)
             except ValueError as error:
                 raise InputError(f"The S3 credentials cannot be used, in the {what}: {error}.") from error
-        if not isinstance(credentials, RefreshableCredentials):
-            credentials.access_key, credentials.secret_key, credentials.token = cleaned
+            if cleaned != value and not isinstance(credentials, RefreshableCredentials):
+                setattr(credentials, name, cleaned)
 
     @property
     def endpoint_url(self) -> str | None:

@@ -98,7 +98,8 @@ class Runware(ImageApi):
         number = job.attempts - self._refused.get(job.key, 0)
         if job.request_id is not None:
             before = job.request_id.removeprefix(PAID)
-            number = next((n + 1 for n in range(1, number) if self._task(job.key, n) == before), number)
+            numbers = range(1, number + 1)
+            number = next((n + 1 for n in numbers if self._task(job.key, n) == before), number)
         return self._task(job.key, number)
 
     def _task(self, key: str, number: int) -> str:
