@@ -271,12 +271,16 @@ class Engine:
                 if route.share is not None:
                     route.share.recover(expected_usd=route.price(job))
 
-    def reopen(self, job: Job) -> None:
-        """Make a failed job pending again; a request of it that the API still has is in doubt no more."""
+    def reopen(self, job: Job, *, is_new: bool = True) -> None:
+        """Make a failed job pending again; a request of it that the API still has is in doubt no more.
+
+        A line says so, unless that is not ``is_new`` to the log, which has later ones.
+        """
         doubtful_usd, route, why = job.unanswered_usd, self.routes.of(job), (job.error_class, job.error_code)
         job.reopen(0.0 if route.api.is_paid(job.request_id) else route.price(job))
         self._cost.doubtful_usd += job.unanswered_usd - doubtful_usd
-        self._recorder.reopened(job, *why)
+        if is_new:
+            self._recorder.reopened(job, *why)
 
     async def check_account(self) -> None:
         """Ask each API, free of charge, whether it will sell images for this key and of this model.

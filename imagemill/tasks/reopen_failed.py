@@ -7,6 +7,7 @@ from prefect.cache_policies import NO_CACHE
 
 from imagemill.bucket.manifest_guard import refuse_older_run
 from imagemill.jobs import JobStatus
+from imagemill.runs.log_replay import last_lines
 from imagemill.runs.planning import newer_than
 from imagemill.runs.session import Session
 from imagemill.runs.user_errors import without_secrets_in_errors
@@ -17,8 +18,10 @@ from imagemill.runs.user_errors import without_secrets_in_errors
 def reopen_failed(session: Session, *, permanent: bool, prepared: bool = False) -> int:
     """Make a run's retryable failures pending again, and the permanent ones too if asked; how many.
 
-    Attempts and costs stay with a job, and its history stays in log.jsonl. Once the run is ``prepared``, what
-    pending jobs' requests may cost is counted: those of these jobs are then counted here.
+    Attempts and costs stay with a job, and its history stays in log.jsonl. A store that a power cut put back
+    may call a job failed of which the log has a later attempt: that line stays the last one, which the
+    recovery reads. Once the run is ``prepared``, what pending jobs' requests may cost is counted: those of
+    these jobs are then counted here.
 
     Raises:
         InputError: the run is older than the manifest, which asks for other pictures.
@@ -30,13 +33,15 @@ def reopen_failed(session: Session, *, permanent: bool, prepared: bool = False) 
     async def reopen() -> int:
         reopened = 0
         async for jobs in session.store.all_jobs():
-            for job in jobs:
-                if job.status is JobStatus.FAILED and (job.retryable or permanent):
-                    session.engine.reopen(job)
-                    session.store.save(job)
-                    reopened += 1
-                    if prepared and job.request_id is not None:
-                        session.engine.expect([job])
+            failed = [job for job in jobs if job.status is JobStatus.FAILED and (job.retryable or permanent)]
+            lines = last_lines(session.folder.log, [job.number for job in failed]) if failed else {}
+            for job in failed:
+                line = lines.get(job.number)
+                session.engine.reopen(job, is_new=line is None or line.attempt <= job.attempts)
+                session.store.save(job)
+                reopened += 1
+                if prepared and job.request_id is not None:
+                    session.engine.expect([job])
             await session.store.commit()
         return reopened
 

@@ -340,6 +340,33 @@ def test_a_request_that_retry_failed_asks_about_is_in_doubt_no_more_on_another_m
         assert (job.status, job.request_id, job.unanswered) == (JobStatus.PENDING, "request-1", 0)
 
 
+def test_a_later_request_of_a_failed_job_is_asked_about_though_the_store_was_put_back(
+    place: Place, catalog: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seed 1000762: the next retry-failed after a power cut wrote over what the log had of the first."""
+    monkeypatch.setenv("FAL_KEY", "k")
+    described = settings(place, catalog(prompt=["a"])).model_dump(exclude_unset=True)
+    described["api"] = {"provider": "fal", "usd_per_image": PRICE_USD}
+    with open_session(RunSettings.model_validate(described)) as session:
+        job = killed_at_work(session)
+        job.fail(2.0, error_class="rate_limited", code="429", message="too many", retryable=True)
+        session.recorder.gave_up(job)
+
+        async def stored() -> None:
+            session.store.save(job)
+            await session.store.commit()
+
+        session.wait(stored)
+        session.portal.call(session.engine.reopen, job)
+        job.start(3.0)
+        session.recorder.sent(job)
+        job.request_id = "request-2"
+        session.recorder.accepted(job)
+        reopen_failed.fn(session, permanent=False)
+        job = resumed(session)
+        assert (job.status, job.request_id, job.attempts) == (JobStatus.PENDING, "request-2", 2)
+
+
 @pytest.fixture
 def on_runware(place: Place, catalog: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> RunSettings:
     """A run of one row at Runware, where this client names the requests."""
