@@ -32,6 +32,10 @@ _PLACEHOLDER = b'"event":"placeholder"'
 _ATTEMPT_FAILED = b'"event":"attempt_failed"'
 _CUT, _UP_NEXT = (f'"event":"{name}"'.encode() for name in (CUT, UP_NEXT))
 _DIGEST = re.compile(rb'"digest":"([0-9a-f]{32})"')
+_REFUSED = {ErrorClass.RATE_LIMITED, ErrorClass.OUT_OF_BUDGET, ErrorClass.UNAUTHORIZED}
+_NOT_SENT = {"connection", "timeout"}
+"""Error codes of an attempt without a request id that never left, where the client names requests."""
+
 _Usd = Annotated[float, Field(ge=0, lt=1e6)]
 
 
@@ -39,8 +43,8 @@ _Usd = Annotated[float, Field(ge=0, lt=1e6)]
 class LastLine:
     """The last log line about a job. Costs are in USD; None if no line has the field.
 
-    ``request_ids`` are those of all lines about the job, ``refused`` the attempts that a rate limit refused,
-    with their routes, and ``answers`` the judge's, by the attempt whose picture it was asked about.
+    ``request_ids`` are those of all lines about the job, ``refused`` the attempts that an API did not take or
+    never got, with their routes, ``answers`` the judge's, by the attempt whose picture it was asked about.
     ``begun_at`` is when the job's first line was written, ``costs`` what the lines say of each route's;
     ``is_cut``: a machine was lost after it, and further lines with it.
     """
@@ -84,9 +88,9 @@ class LastLine:
             self.answers.update(before.answers)
         if self.request_id:
             self.request_ids.add(self.request_id)
-        is_refused = self.event == "attempt_failed" and self.error_class is ErrorClass.RATE_LIMITED
-        if is_refused and self.request_id is None:  # else it was a look at one that the API has
-            self.refused[self.attempt] = self.route
+        is_refused = self.error_class in _REFUSED or self.error_code in _NOT_SENT
+        if is_refused and self.event == "attempt_failed" and self.request_id is None:
+            self.refused[self.attempt] = self.route  # else it was a look at one that the API has
         if self.event == "judged":
             opinion = None if self.score is None else opinion_of(self.score, self.words)
             self.answers[self.attempt] = Answer(opinion, self.failure or "")

@@ -73,7 +73,7 @@ class ImageApi(ImageFetcher):
         """A run is about to send requests: an API that lets its client name them names them after it."""
 
     def was_refused(self, job: Job, times: int) -> None:
-        """Rate limits refused a job so often in this run, before this process asked."""
+        """The API did not take a job, or never got it, so often in this run before this process asked."""
 
     def heard_of(self, request_id: str, at: float) -> None:
         """The API knew a request, of which this process has no answer, at this time, in Unix seconds."""

@@ -79,7 +79,7 @@ class Runware(ImageApi):
 
     _run_id: str = PrivateAttr(default_factory=lambda: uuid.uuid4().hex)
     _refused: dict[str, int] = PrivateAttr(default_factory=dict)
-    """By key, how many attempts a rate limit refused: Runware knows no task of theirs."""
+    """By key, how many attempts Runware did not take, or never got: it knows no task of theirs."""
 
     def begin(self, run_id: str) -> None:
         self._run_id = run_id
@@ -91,9 +91,9 @@ class Runware(ImageApi):
     def task_of(self, job: Job) -> str:
         """The id of the job's next task: the same on every machine that works on the run.
 
-        A refused attempt leaves its id to the next one: a machine that knows nothing of the refusals must
-        arrive at the id of the task that Runware took. Nor does it matter how many attempts asked about the
-        task before, which has failed.
+        An attempt that Runware did not take leaves its id to the next one: a machine that knows nothing of it
+        must arrive at the id of the task that was taken, and a lost machine's task may have the same. Nor
+        does it matter how many attempts asked about the task before, which has failed.
         """
         number = job.attempts - self._refused.get(job.key, 0)
         if job.request_id is not None:
@@ -212,14 +212,11 @@ class Runware(ImageApi):
             async with self.attempt():
                 return await self.post(http, job)
         except ApiError as error:
-            if error.error_class is ErrorClass.RATE_LIMITED and not in_doubt:
-                self._refused[job.key] = self._refused.get(job.key, 0) + 1
             if error.code != "conflictTaskUUID":
-                if isinstance(error.__cause__, NEVER_SENT):
-                    error.keep_request = in_doubt
-                else:
-                    kept = _UNCLEAR | _TAKEN_LATER if in_doubt else _UNCLEAR
-                    error.keep_request = error.error_class in kept
+                not_taken = error.error_class in _TAKEN_LATER or isinstance(error.__cause__, NEVER_SENT)
+                error.keep_request = in_doubt if not_taken else error.error_class in _UNCLEAR
+                if not_taken and not in_doubt:
+                    self._refused[job.key] = self._refused.get(job.key, 0) + 1
                 raise
         while (answer := await self._past(http, task)) is None:  # noqa: ASYNC110 - at the API, not here
             await anyio.sleep(_ASK_AGAIN_S)

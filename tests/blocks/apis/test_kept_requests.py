@@ -149,6 +149,23 @@ def test_an_unreadable_answer_about_a_task_does_not_end_it(details_before: int, 
     assert_bought_once(failed, vendor)
 
 
+def test_the_next_task_has_the_id_of_one_that_never_left(work_all: WorkAll) -> None:
+    """Seed 389256: a lost machine had sent the task of that id, and the picture was bought under the next."""
+    vendor, names = Vendor(host="im.runware.ai"), list[str]()
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        (task,) = json.loads(request.content or b"[{}]")
+        if task.get("taskType") == "imageInference":
+            names.append(task["taskUUID"])
+            if len(names) == 1:
+                raise httpx.ConnectError("no connection", request=request)
+        return vendor(request)
+
+    (outcome,) = work_all(api := runware(), [make_job(api)], transport=httpx.MockTransport(answer))
+    assert_bought_once(outcome.job, vendor)
+    assert names[0] == names[1]
+
+
 @pytest.mark.parametrize("name", APIS)
 def test_an_image_on_another_host_is_booked_and_fetched_once_the_host_is_trusted(
     name: str, work_all: WorkAll
