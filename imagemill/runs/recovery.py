@@ -177,7 +177,8 @@ def _doubt(
     about these.
     """
     since = perhaps.get(job.number, ())
-    lost = _in_doubt(line) + len(since) - job.unanswered
+    known = max(0, job.attempts - (0 if line is None else line.attempt))  # to the store, as after a full disk
+    lost = _in_doubt(line) + len(since) - job.unanswered - known
     if not since or lost <= 0 or job.request_id is not None:
         return False
     others = job.reused or (receipt is not None and receipt.run_id != session.settings.run_id)
@@ -222,7 +223,7 @@ def _may_be_known_by_name(session: Session, job: Job, perhaps: Collection[int]) 
 
 
 def tell_refusals(session: Session, jobs: Sequence[Job], lines: Mapping[int, LastLine]) -> None:
-    """Tell each route's API how often its rate limit refused these jobs: another route's do not count."""
+    """Tell each route's API how often it did not take these jobs: another route's do not count."""
     for route in session.engine.routes:
         name = route.name if session.settings.routes else ""
         for job in jobs:

@@ -231,6 +231,18 @@ def test_an_image_that_another_run_made_costs_this_run_nothing(
         assert job.unanswered == 1
 
 
+def test_a_request_whose_outcome_only_the_store_knows_is_not_in_doubt(
+    place: Place, catalog: Callable[..., str]
+) -> None:
+    """Seed 403483: a full disk took its lines; it was found in the vendor's list, and booked twice."""
+    with open_session(settings(place, catalog(prompt=["a"]))) as session:
+        killed_at_work(session, status=JobStatus.PENDING, cost_usd=PRICE_USD)
+        session.recorder.up_next([0])
+        session.recorder.event("log_cut")
+        job = resumed(session)
+        assert (job.status, job.attempts, job.unanswered) == (JobStatus.PENDING, 1, 0)
+
+
 @pytest.mark.parametrize("paid_usd", [0.0, PRICE_USD])
 def test_what_a_lost_machine_may_have_sent_is_in_doubt_where_another_run_made_the_picture_since(
     place: Place, catalog: Callable[..., str], paid_usd: float
@@ -238,6 +250,8 @@ def test_what_a_lost_machine_may_have_sent_is_in_doubt_where_another_run_made_th
     """Seed 34926: also if the job has paid for a picture that could not be used."""
     with open_session(settings(place, catalog(prompt=["a"]))) as session:
         job = killed_at_work(session, status=JobStatus.PENDING, attempts=bool(paid_usd), cost_usd=paid_usd)
+        if paid_usd:
+            session.recorder.attempt_failed(job, ApiError(ErrorClass.INVALID_IMAGE, "a cut PNG"), 0.0)
         session.recorder.up_next([0])
         session.recorder.event("log_cut")
         receipt = Receipt("another", 1, 2.5, 0.007, 0, 0.0, CostSource.TOLD)
@@ -386,14 +400,21 @@ def test_a_request_that_this_client_named_is_asked_about_though_no_record_has_it
         assert (job.status, job.request_id, job.unanswered) == (JobStatus.PENDING, named, 0)
 
 
-def test_a_request_that_was_refused_before_has_the_same_name_after_a_kill(
-    on_runware: RunSettings,
+@pytest.mark.parametrize(
+    "why",
+    [
+        ApiError(ErrorClass.RATE_LIMITED, "too many"),
+        ApiError(ErrorClass.TIMEOUT, "no connection", code="connection"),
+    ],
+)
+def test_a_request_that_was_not_taken_before_has_the_same_name_after_a_kill(
+    on_runware: RunSettings, why: ApiError
 ) -> None:
     with open_session(on_runware) as session:
         assert isinstance(session.api, Runware)
         job = killed_at_work(session)
         first = session.api.task_of(job)
-        session.recorder.attempt_failed(job, ApiError(ErrorClass.RATE_LIMITED, "too many"), 1.0)
+        session.recorder.attempt_failed(job, why, 1.0)
         job.requeue()
         job.start(2.0)
         session.recorder.sent(job)
