@@ -61,6 +61,9 @@ class RetryRule:
         return rng.uniform(0.0, wait) if self.jitter else wait
 
 
+NOT_TAKEN = frozenset({ErrorClass.RATE_LIMITED, ErrorClass.OUT_OF_BUDGET, ErrorClass.UNAUTHORIZED})
+"""After such an error the API has not taken the request, and may take the same one later."""
+
 RETRY_RULES: Mapping[ErrorClass, RetryRule] = {
     ErrorClass.RATE_LIMITED: RetryRule(3, Outcome.RETRYABLE, base_s=2.0, jitter=True),
     ErrorClass.SERVER_ERROR: RetryRule(1, Outcome.RETRYABLE, base_s=2.0),

@@ -22,7 +22,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from imagemill.blocks.apis.generated_image import PAID
 from imagemill.engine.job_log import CUT, UP_NEXT, lines_with, pieces
-from imagemill.errors import ErrorClass
+from imagemill.errors import NOT_TAKEN, ErrorClass
 from imagemill.jobs import CostSource, Job, JobStatus
 from imagemill.quality.judge import Answer, opinion_of
 from imagemill.runs.route_costs import RouteCosts
@@ -32,7 +32,6 @@ _PLACEHOLDER = b'"event":"placeholder"'
 _ATTEMPT_FAILED = b'"event":"attempt_failed"'
 _CUT, _UP_NEXT = (f'"event":"{name}"'.encode() for name in (CUT, UP_NEXT))
 _DIGEST = re.compile(rb'"digest":"([0-9a-f]{32})"')
-_REFUSED = {ErrorClass.RATE_LIMITED, ErrorClass.OUT_OF_BUDGET, ErrorClass.UNAUTHORIZED}
 _NOT_SENT = {"connection", "timeout"}
 """Error codes of an attempt without a request id that never left, where the client names requests."""
 
@@ -88,7 +87,7 @@ class LastLine:
             self.answers.update(before.answers)
         if self.request_id:
             self.request_ids.add(self.request_id)
-        is_refused = self.error_class in _REFUSED or self.error_code in _NOT_SENT
+        is_refused = self.error_class in NOT_TAKEN or self.error_code in _NOT_SENT
         if is_refused and self.event == "attempt_failed" and self.request_id is None:
             self.refused[self.attempt] = self.route  # else it was a look at one that the API has
         if self.event == "judged":

@@ -38,7 +38,7 @@ from imagemill.blocks.apis.exchange import (
     unexpected_answer,
 )
 from imagemill.blocks.apis.generated_image import PAID, Accepted, GeneratedImage, ImageSource
-from imagemill.errors import ApiError, ErrorClass
+from imagemill.errors import NOT_TAKEN, ApiError, ErrorClass
 from imagemill.jobs import Job
 
 _ASK_AGAIN_S = 1.0
@@ -46,9 +46,6 @@ _ASK_AGAIN_S = 1.0
 
 _UNCLEAR = frozenset({ErrorClass.TIMEOUT, ErrorClass.SERVER_ERROR})
 """After such an error the task may be done all the same: it is asked about before another is sent."""
-
-_TAKEN_LATER = frozenset({ErrorClass.RATE_LIMITED, ErrorClass.OUT_OF_BUDGET, ErrorClass.UNAUTHORIZED})
-"""After such an error the same task may be taken later."""
 
 
 class Runware(ImageApi):
@@ -213,7 +210,7 @@ class Runware(ImageApi):
                 return await self.post(http, job)
         except ApiError as error:
             if error.code != "conflictTaskUUID":
-                not_taken = error.error_class in _TAKEN_LATER or isinstance(error.__cause__, NEVER_SENT)
+                not_taken = error.error_class in NOT_TAKEN or isinstance(error.__cause__, NEVER_SENT)
                 error.keep_request = in_doubt if not_taken else error.error_class in _UNCLEAR
                 if not_taken and not in_doubt:
                     self._refused[job.key] = self._refused.get(job.key, 0) + 1
