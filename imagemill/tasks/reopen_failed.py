@@ -6,8 +6,8 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from imagemill.bucket.manifest_guard import refuse_older_run
-from imagemill.jobs import JobStatus
-from imagemill.runs.log_replay import last_lines
+from imagemill.jobs import Job, JobStatus
+from imagemill.runs.log_replay import LastLine, last_lines
 from imagemill.runs.planning import newer_than
 from imagemill.runs.session import Session
 from imagemill.runs.user_errors import without_secrets_in_errors
@@ -30,12 +30,17 @@ def reopen_failed(session: Session, *, permanent: bool, prepared: bool = False) 
     if newer is not None and not newer.wants_all:
         refuse_older_run(session.bucket.uri, session.settings.run_id, newer.run_id)
 
+    def is_wanted(job: Job) -> bool:
+        return job.status is JobStatus.FAILED and (job.retryable is True or permanent)
+
     async def reopen() -> int:
         reopened = 0
+        lines: dict[int, LastLine] = {}
+        if not prepared:  # else the recovery has read them
+            failed = [job.number async for jobs in session.store.all_jobs() for job in jobs if is_wanted(job)]
+            lines = last_lines(session.folder.log, failed) if failed else {}
         async for jobs in session.store.all_jobs():
-            failed = [job for job in jobs if job.status is JobStatus.FAILED and (job.retryable or permanent)]
-            lines = last_lines(session.folder.log, [job.number for job in failed]) if failed else {}
-            for job in failed:
+            for job in filter(is_wanted, jobs):
                 line = lines.get(job.number)
                 session.engine.reopen(job, is_new=line is None or line.attempt <= job.attempts)
                 session.store.save(job)
