@@ -314,6 +314,15 @@ def test_a_job_that_failed_is_not_bought_again_where_only_the_log_knows(
         assert (job.request_id, job.cost_usd) == (None, PRICE_USD)
 
 
+@pytest.fixture
+def on_fal(place: Place, catalog: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> RunSettings:
+    """A run of one row at fal, whose requests keep their ids."""
+    monkeypatch.setenv("FAL_KEY", "k")
+    described = settings(place, catalog(prompt=["a"])).model_dump(exclude_unset=True)
+    api = {"provider": "fal", "usd_per_image": PRICE_USD}
+    return RunSettings.model_validate({**described, "api": api})
+
+
 def failed_with_its_request(session: Session) -> Job:
     """A job that failed while its request waited, as only the log has it."""
     job = killed_at_work(session, request_id="request-1")
@@ -326,13 +335,10 @@ def failed_with_its_request(session: Session) -> Job:
 
 
 def test_a_request_that_a_failed_job_has_kept_counts_against_the_limit_where_only_the_log_knew_of_it(
-    place: Place, catalog: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+    on_fal: RunSettings,
 ) -> None:
     """Another machine tries the job again: its request counted neither as unanswered nor as expected."""
-    monkeypatch.setenv("FAL_KEY", "k")
-    described = settings(place, catalog(prompt=["a"])).model_dump(exclude_unset=True)
-    described["api"] = {"provider": "fal", "usd_per_image": PRICE_USD}
-    with open_session(RunSettings.model_validate(described)) as session:
+    with open_session(on_fal) as session:
         failed_with_its_request(session)
         job = resumed(session)
         assert (job.status, job.request_id, job.unanswered) == (JobStatus.FAILED, "request-1", 1)
@@ -342,26 +348,20 @@ def test_a_request_that_a_failed_job_has_kept_counts_against_the_limit_where_onl
 
 
 def test_a_request_that_retry_failed_asks_about_is_in_doubt_no_more_on_another_machine_either(
-    place: Place, catalog: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+    on_fal: RunSettings,
 ) -> None:
     """The line of that said nothing of it: what the one before said stood, also once it was charged."""
-    monkeypatch.setenv("FAL_KEY", "k")
-    described = settings(place, catalog(prompt=["a"])).model_dump(exclude_unset=True)
-    described["api"] = {"provider": "fal", "usd_per_image": PRICE_USD}
-    with open_session(RunSettings.model_validate(described)) as session:
+    with open_session(on_fal) as session:
         session.portal.call(session.engine.reopen, failed_with_its_request(session))
         job = resumed(session)  # the store does not know that it failed
         assert (job.status, job.request_id, job.unanswered) == (JobStatus.PENDING, "request-1", 0)
 
 
 def test_a_later_request_of_a_failed_job_is_asked_about_though_the_store_was_put_back(
-    place: Place, catalog: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+    on_fal: RunSettings,
 ) -> None:
     """Seed 1000762: the next retry-failed after a power cut wrote over what the log had of the first."""
-    monkeypatch.setenv("FAL_KEY", "k")
-    described = settings(place, catalog(prompt=["a"])).model_dump(exclude_unset=True)
-    described["api"] = {"provider": "fal", "usd_per_image": PRICE_USD}
-    with open_session(RunSettings.model_validate(described)) as session:
+    with open_session(on_fal) as session:
         job = killed_at_work(session)
         job.fail(2.0, error_class="rate_limited", code="429", message="too many", retryable=True)
         session.recorder.gave_up(job)
