@@ -29,11 +29,13 @@ class EarlierRequests:
     """The requests that were sent before this process began, or before it took their jobs up again.
 
     ``answered`` are the ids of those that were answered, by the jobs' numbers: none of these is lost.
+    ``listed`` are the ids that an API's list told of for a lost one.
     """
 
     def __init__(self, routes: Routes) -> None:
         self._routes = routes
         self.answered: dict[int, set[str]] = {}
+        self.listed: set[str] = set()
 
     def keep(self, job: Job, request_ids: Collection[str]) -> None:
         """These requests of a job were answered: it may be taken up again, unless it is done."""
@@ -51,6 +53,7 @@ class EarlierRequests:
                 found = await route.lost.find_now(lost, self.answered)
                 for job in lost:
                     if request_id := found.get(job.number):
+                        self.listed.add(request_id)
                         job.find_request(request_id, route.price(job))
                         self._routes.place(job, route)
 

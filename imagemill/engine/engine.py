@@ -404,6 +404,7 @@ class Engine:
             finally:
                 del self._looked_for[work.job.number]
             if request_id is not None:
+                self.earlier.listed.add(request_id)
                 work.purchase.found(request_id)
                 work.request_ids.add(request_id)
                 self._store.save(work.job)
@@ -696,7 +697,9 @@ class Engine:
             route.outage = cut(error.message.rstrip("."))
             work.let_down.add(route)
         if not work.keeps_request(error):
-            work.is_lost = route.lost.can_look and job.request_id is None and is_doubtful(error)
+            # One from a list may be another run's, or an earlier one: what was lost may be there yet.
+            in_doubt = is_doubtful(error) if job.request_id is None else job.request_id in self.earlier.listed
+            work.is_lost = route.lost.can_look and in_doubt
             job.request_id = None
             work.purchase.end()
         work.mark_booked()

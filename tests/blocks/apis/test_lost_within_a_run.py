@@ -28,6 +28,14 @@ def assert_paid_once(ended: list[Outcome], emulator: Emulator) -> None:
     assert [outcome.job.unanswered for outcome in ended] == [0] * len(ended)
 
 
+def submit(api: ImageApi, job: Job, emulator: Emulator) -> None:
+    """Post a job, drop the answer, and wait until the API is done with it."""
+    headers = {**api.headers, "prefer": ""}
+    httpx.post(api.endpoint(job), json=api.body(job), headers=headers, trust_env=False)
+    while emulator.stats()["in_flight"]:
+        time.sleep(0.01)
+
+
 def lose_submits(request: httpx.Request, before: int) -> str | None:
     return "lost" if request.method == "POST" and not before else None
 
@@ -169,9 +177,34 @@ def test_a_request_that_the_list_has_is_not_gone_though_it_is_unknown_for_a_mome
     api = VARIANTS[variant](emulator.base_url)
     lost = {"attempts": 1, "unanswered": 1, "unanswered_usd": api.price_usd(512, 512)}
     job = make_job(api, f"Lost {variant}", started_at=time.time() - 3600, **lost)
-    headers = {**api.headers, "prefer": ""}
-    httpx.post(api.endpoint(job), json=api.body(job), headers=headers, trust_env=False)
+    submit(api, job, emulator)
     assert_paid_once(work_all(api, [job], transport=LosingTransport(unheard_of)), emulator)
+
+
+@pytest.mark.parametrize("variant", LISTING)
+def test_where_a_listed_request_failed_the_lost_one_may_be_listed_yet(
+    variant: str, emulator: Emulator, work_all: WorkAll
+) -> None:
+    """Seed 411163: another run's failed request was taken for the lost one, which was then sent again."""
+    api = VARIANTS[variant](emulator.base_url)
+    lost = {"attempts": 1, "unanswered": 1, "unanswered_usd": api.price_usd(512, 512)}
+    job = make_job(api, f"Lost {variant}", started_at=time.time(), **lost)
+    emulator.configure(faults={"fail": 1.0})
+    submit(api, job, emulator)
+    emulator.configure(faults={})
+    old: list[httpx.Response] = []
+
+    def old_list(request: httpx.Request, before: int) -> httpx.Response | None:  # noqa: ARG001
+        if request.method != "GET" or old:
+            return None
+        old.append(httpx.get(request.url, headers=request.headers, trust_env=False))
+        submit(api, job, emulator)
+        return httpx.Response(200, content=old[0].content)
+
+    (ended,) = work_all(api, [job], transport=LosingTransport(old_list))
+    assert ended.job.status is JobStatus.DONE, ended.job.error_message
+    assert emulator.bill()["images"] == 1
+    assert ended.job.cost_usd == pytest.approx(emulator.bill()["usd"])
 
 
 @pytest.mark.parametrize("variant", ["bfl", "fal", "replicate"])
