@@ -190,9 +190,9 @@ def _may_be_bought_again(simulation: Simulation, last: dict[str, object]) -> Cou
 
 
 def _check_secrets(simulation: Simulation) -> None:
-    from tests.simulation.process import KEY, S3_SECRET  # noqa: PLC0415
+    from tests.simulation.process import KEY, S3_SECRET, STORE_PASSWORD  # noqa: PLC0415
 
-    secrets = (KEY.encode(), S3_SECRET.encode())
+    secrets = (KEY.encode(), S3_SECRET.encode(), STORE_PASSWORD.encode())
     for name, stored in simulation.bucket.objects.items():
         held = stored.content + repr(stored.metadata).encode()
         if any(secret in held for secret in secrets):

@@ -20,7 +20,7 @@ from concurrent.futures import Future
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, ExitStack, contextmanager
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 from unittest import mock
 
 import aiosqlite.core
@@ -62,11 +62,15 @@ from imagemill.catalog.counts import PlanCounts
 from imagemill.quality.measures import Measures, measure
 from imagemill.runs.session import Session
 from imagemill.runs.summary import RunSummary
+from imagemill.store_address import PASSWORD_VARIABLE
 from imagemill.stores.sql import SqliteStore
 from imagemill.stores.tables import METADATA
 from tests.simulation.object_store import Bucket, Client, ImageStore
 from tests.simulation.vendor import STAMP, Vendors
 from tests.simulation.world import Killed, Process, World, call
+
+if TYPE_CHECKING:
+    from tests.simulation.store_server import StoreServer
 
 _REAL_TIME, _REAL_MONOTONIC = time.time, time.monotonic
 _REAL_DATETIME = dt.datetime
@@ -78,6 +82,8 @@ class Scene:
     world: World
     bucket: Bucket
     vendors: Vendors
+    store_server: StoreServer
+    home: Path
     measures = True
     """Whether reports are made too, which take most of the real time of a simulation."""
 
@@ -513,6 +519,7 @@ def outside_world(home: Path) -> Iterator[None]:
                     **{api.key_variable: KEY for api in PROVIDERS.values()},
                     "AWS_ACCESS_KEY_ID": "simulated",
                     "AWS_SECRET_ACCESS_KEY": S3_SECRET,
+                    PASSWORD_VARIABLE: STORE_PASSWORD,
                     "AWS_DEFAULT_REGION": "us-east-1",
                 },
             )
@@ -521,4 +528,5 @@ def outside_world(home: Path) -> Iterator[None]:
 
 
 KEY = "sk-simulated-key-0123456789"
+STORE_PASSWORD = "simulated-store-password-5678901234"
 S3_SECRET = "simulated-s3-secret-key-9876543210"

@@ -8,6 +8,7 @@ from typing import Any
 
 from imagemill.emulator.settings import Settings
 from tests.simulation.object_store import StoreWeather
+from tests.simulation.store_server import ServerWeather
 from tests.simulation.vendor import NetworkWeather, base_url
 
 
@@ -62,6 +63,7 @@ class Scenario:
     vendor: Settings = field(default_factory=Settings)
     network: NetworkWeather = field(default_factory=NetworkWeather)
     store_weather: StoreWeather = field(default_factory=StoreWeather)
+    server_weather: ServerWeather = field(default_factory=ServerWeather)
     conditional: bool = True
     deaths: tuple[Death, ...] = ()
     disk_full: tuple[float, float] = (0.0, 0.0)
@@ -130,6 +132,10 @@ SIZES = {"openai": (512, 512), "replicate": (448, 544), "bfl": (256, 256), "clou
 """Width and height in pixels, where an API makes none of 128 x 128."""
 
 
+SERVER_STORE = "postgresql://imagemill@db.simulated/jobs"
+"""The address of a job store on a server."""
+
+
 _ROUTES = ("together", "openai", "fal", "runware")
 """APIs that make one model, FLUX.1 [schnell], in one size."""
 
@@ -188,6 +194,9 @@ def drawn(seed: int) -> Scenario:
     if scenario.disk_full[1] and newest.random() < 0.3:  # the disk fills with what the bucket does not take
         weather = replace(scenario.store_weather, away=((0.5, scenario.disk_full[1]),))
         scenario = replace(scenario, store_weather=weather)
+    server = random.Random(f"server:{seed}")
+    if server.random() < 0.15:
+        scenario = replace(scenario, store=SERVER_STORE, server_weather=_server_weather(server))
     routes = random.Random(f"several:{seed}")
     return _over_routes(scenario, routes) if api in _ROUTES and routes.random() < 0.25 else scenario
 
@@ -300,6 +309,15 @@ def _store_weather(rng: random.Random) -> StoreWeather:
     chosen = {name: rng.choice([0.02, 0.1]) for name in rng.sample(names, rng.randint(1, 2))}
     away = (_window(rng),) if rng.random() < 0.3 else ()
     return StoreWeather(latency_s=0.02, away=away, **chosen)
+
+
+def _server_weather(rng: random.Random) -> ServerWeather:
+    weather = ServerWeather(latency_s=rng.choice([0.0005, 0.005, 0.03]))
+    if rng.random() < 0.5:
+        return weather
+    lost, lost_answer = (rng.choice([0.0, 0.02, 0.1]) for _ in range(2))
+    away = _window(rng) if rng.random() < 0.3 else (0.0, 0.0)
+    return replace(weather, lost=lost, lost_answer=lost_answer, away=away)
 
 
 def _deaths(rng: random.Random, count: int) -> tuple[Death, ...]:

@@ -16,10 +16,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from unittest import mock
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+import imagemill.stores.sql
 from imagemill import pipeline
 from imagemill.engine.engine import StopKind
 from imagemill.errors import InputError, StoreUnavailableError
@@ -33,7 +35,8 @@ from tests.simulation import disk as disks
 from tests.simulation.invariants import Violation, check_end, check_written
 from tests.simulation.object_store import Bucket, StoreWeather
 from tests.simulation.process import outside_world, scene
-from tests.simulation.scenario import Account, Death, Scenario
+from tests.simulation.scenario import SERVER_STORE, Account, Death, Scenario
+from tests.simulation.store_server import ServerStore, ServerWeather, StoreServer
 from tests.simulation.vendor import NetworkWeather, Vendor, Vendors
 from tests.simulation.world import DiedError, Machine, Process, World
 
@@ -43,9 +46,9 @@ _SEEDS_A_COLLECTION = 100
 
 _MAY_REFUSE = (
     "is writing to", "Another run has just begun", "is being worked on", "cannot be reached", "HTTP 503",
-    "does not take images", "does not let",
+    "does not take images", "does not let", "(Postgres at db.simulated:5432) cannot be used",
 )  # fmt: skip
-"""Words with which a run may refuse to begin: another run is at work, or the bucket is away."""
+"""Words with which a run may refuse to begin: another run is at work, or a server is away."""
 
 
 @dataclass
@@ -106,7 +109,9 @@ class Simulation:
         """When processes started that lost their lease to another run."""
         self.kept: set[tuple[str, str]] = set()
         """Runs and prompts of pictures on the disk of a process that stopped: no other run knows of them."""
+        self.store_server = StoreServer(scenario.seed)
         scene.world, scene.bucket, scene.vendors = world, self.bucket, self.vendors
+        scene.store_server, scene.home = self.store_server, home
         scene.measures = scenario.measures
         self.bucket.written = lambda name, content: self._guard(check_written, self, name, content)
         for vendor in self.vendors:
@@ -250,6 +255,7 @@ class Simulation:
         machine = Machine("machine-0", scenario.clock_error_s)
         self.weather(on=True)
         world.met["several routes"] += bool(scenario.others)
+        world.met["store on a server"] += scenario.store == SERVER_STORE
         deaths = list(scenario.deaths)
         if scenario.clock_jump is not None:
             self.world.outside_later(scenario.clock_jump[0], lambda: self._jump(machine, scenario.clock_jump))
@@ -376,6 +382,7 @@ class Simulation:
         """Trouble, as the scenario has it, or none."""
         scenario = self.scenario
         self.bucket.weather = scenario.store_weather if on else StoreWeather()
+        self.store_server.weather = scenario.server_weather if on else ServerWeather()
         for vendor in self.vendors:
             vendor.weather = vendor.account.network if on else NetworkWeather()
             if not on:
@@ -417,7 +424,11 @@ def simulator(home: Path) -> Iterator[Callable[..., Report]]:
     gc.freeze()
     gc.disable()  # it takes a fifth of the time, and what is collected when would not replay
     count = itertools.count(1)
-    with outside_world(home), warnings.catch_warnings():
+    with (
+        outside_world(home),
+        mock.patch.object(imagemill.stores.sql, "PostgresStore", ServerStore),
+        warnings.catch_warnings(),
+    ):
         warnings.simplefilter("ignore")
 
         def play(scenario: Scenario, *, trace: bool = False) -> Report:
