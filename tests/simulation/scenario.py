@@ -194,6 +194,7 @@ def drawn(seed: int) -> Scenario:
     if scenario.disk_full[1] and newest.random() < 0.3:  # the disk fills with what the bucket does not take
         weather = replace(scenario.store_weather, away=((0.5, scenario.disk_full[1]),))
         scenario = replace(scenario, store_weather=weather)
+    scenario = _with_returns(scenario, random.Random(f"return:{seed}"))
     server = random.Random(f"server:{seed}")
     if server.random() < 0.15:
         scenario = replace(scenario, store=SERVER_STORE, server_weather=_server_weather(server))
@@ -318,6 +319,16 @@ def _server_weather(rng: random.Random) -> ServerWeather:
     lost, lost_answer = (rng.choice([0.0, 0.02, 0.1]) for _ in range(2))
     away = _window(rng) if rng.random() < 0.3 else (0.0, 0.0)
     return replace(weather, lost=lost, lost_answer=lost_answer, away=away)
+
+
+def _with_returns(scenario: Scenario, rng: random.Random) -> Scenario:
+    """The same, where the run may go back to a machine that it has left for an empty one."""
+    deaths: list[Death] = []
+    for death in scenario.deaths:
+        is_elsewhere = any(before.how == "empty machine" for before in deaths)
+        returns = is_elsewhere and rng.random() < 0.5
+        deaths.append(replace(death, how="machine that was left") if returns else death)
+    return replace(scenario, deaths=tuple(deaths))
 
 
 def _deaths(rng: random.Random, count: int) -> tuple[Death, ...]:

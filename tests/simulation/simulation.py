@@ -102,6 +102,8 @@ class Simulation:
         self.rng = random.Random(f"simulation:{scenario.seed}")
         self.endings: list[Ending] = []
         self.machines_lost = 0
+        self.left: list[Machine] = []
+        """Machines that the run has left for others, with their disks."""
         self.power_cuts = 0
         self.session: Session | None = None
         self.ended_on_full_disk = False
@@ -355,7 +357,12 @@ class Simulation:
             disks.disk.cut_power(self.home / machine.name)
         elif how == "empty machine":
             self.machines_lost += 1
+            self.left.append(machine)
             return Machine(f"machine-{self.machines_lost}", self.scenario.clock_error_s)
+        elif how == "machine that was left" and self.left:
+            self.machines_lost += 1
+            self.left.append(machine)
+            return self.left.pop(0)
         return machine
 
     def _is_over(self, ending: Ending) -> bool:
