@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: the first stops a run cleanly, the second ends the process."""
+"""Ctrl-C and SIGTERM: the first stops a run cleanly, the second waits for nothing, the third is the end."""
 
 from __future__ import annotations
 
@@ -11,18 +11,26 @@ from imagemill.cli.terminal import stderr
 from imagemill.engine.recorder import Progress
 from imagemill.runs.caller import Caller
 
-_AFTER_RUN = "Interrupted. Finished images are kept. Run the same command again."
+_AFTER_RUN = (
+    "Interrupted. Finished images are kept. Go on with: imagemill resume RUN_ID (imagemill runs shows the id)"
+)
+_SAID = (
+    "Stopping: requests in flight may finish; Ctrl-C again to leave them.",
+    "Leaving the requests in flight; Ctrl-C again ends the process as it is.",
+)
 
 
 class InterruptedCaller(Caller):
     """A caller whose runs Ctrl-C and SIGTERM stop cleanly.
 
-    A second signal ends the process immediately, and so does the first while there is nothing to stop.
+    A second one lets go of the requests in flight, so that the run ends at once, with its summary. A third
+    ends the process immediately, and so does the first while there is nothing to stop.
     """
 
     def __init__(self, show: Callable[[Progress], None] | None = None) -> None:
         super().__init__(show)
-        self._interrupted = self._has_run = False
+        self._signals = 0
+        self._has_run = False
 
     @contextmanager
     def interrupting(self, stop: Callable[[str], None]) -> Iterator[None]:
@@ -42,8 +50,8 @@ class InterruptedCaller(Caller):
                 signal.signal(number, handler)
 
     def _stop(self, number: int, _frame: FrameType | None) -> None:
-        again, self._interrupted = self._interrupted, True
-        if again or not self.interrupt("Interrupted."):
+        self._signals += 1
+        if self._signals > len(_SAID) or not self.interrupt("Interrupted."):
             signal.signal(number, signal.SIG_DFL)
             raise KeyboardInterrupt(_AFTER_RUN if self._has_run else "")
-        stderr.print("Stopping: requests in flight may finish; Ctrl-C again to leave them.", style="yellow")
+        stderr.print(_SAID[self._signals - 1], style="yellow")

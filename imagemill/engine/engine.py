@@ -130,6 +130,7 @@ class Engine:
         self._uploads = anyio.Semaphore(_UPLOADS)
         self._stopping = anyio.Event()
         self._interrupted = anyio.Event()
+        self._let_go = anyio.Event()
         self._shards: list[anyio.CancelScope] = []
         self.stopped: Stop | None = None
         self._admission = Admission(routes, cost, store, recorder, self._stopping, self.stop)
@@ -153,6 +154,10 @@ class Engine:
             self._stopping.set()
             self.routes.stop()
             self._cost.stop()
+
+    def let_go(self) -> None:
+        """Wait no longer for what is in flight once the run is interrupted; it counts as unanswered."""
+        self._let_go.set()
 
     def line_up(self, unfinished: Sequence[int]) -> None:
         """The numbers of the run's unfinished jobs, ascending: shards will be of these."""
@@ -316,7 +321,9 @@ class Engine:
         async with anyio.create_task_group() as group:
             for work in self._on_the_way.values():
                 group.start_soon(self._withdraw, work)
-            await anyio.sleep(self.grace_s)
+            with anyio.move_on_after(self.grace_s):
+                await self._let_go.wait()
+                group.cancel_scope.cancel()
         for scope in self._shards:
             scope.cancel()
 

@@ -6,6 +6,7 @@ and joins the run.
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import (
@@ -235,12 +236,17 @@ class Session:
     def interruptible(self) -> Iterator[None]:
         """Stop the run when its caller interrupts it or an exception leaves the block. It can be resumed.
 
-        Otherwise the threads would continue to the end of their shards, and Prefect, which waits half a
-        minute for a cancelled run, would kill the process.
+        Interrupted once more, it does not wait for requests in flight. Without the block, the threads would
+        continue to the end of their shards, and Prefect, which waits half a minute for a cancelled run, would
+        kill the process.
         """
+        times = itertools.count()
 
         def interrupt(reason: str) -> None:
-            self.portal.start_task_soon(self.engine.stop, StopKind.INTERRUPTED, reason)
+            if next(times):
+                self.portal.start_task_soon(self.engine.let_go)
+            else:
+                self.portal.start_task_soon(self.engine.stop, StopKind.INTERRUPTED, reason)
 
         with current_caller().interrupting(interrupt):
             try:

@@ -74,7 +74,8 @@ class RunSummary(BaseModel):
     images_per_minute: float = Field(description="Generated images over the time it took.")
     error_rate: float = Field(description="Failed jobs divided by finished jobs, from 0 to 1.")
     p50_latency_s: float | None = Field(
-        description="Median time from request to image, excluding the wait for a slot."
+        description="Median time from request to image, excluding the wait for a slot. Null if there was"
+        " none, and for an interrupted run, which is measured once it is resumed."
     )
     p95_latency_s: float | None = Field(description="95th percentile of the same.")
     p50_queued_s: float | None = Field(
@@ -85,7 +86,8 @@ class RunSummary(BaseModel):
     cost_source: str | None = Field(
         default=None,
         description="Where the cost is from: told (the API said it for every image), list (from the price for"
-        " some), unknown (some have no price). Null if nothing was charged or counted.",
+        " some), unknown (some have no price). Null if nothing was charged or counted, and for an interrupted"
+        " run.",
     )
     unanswered: int = Field(
         default=0,

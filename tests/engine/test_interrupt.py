@@ -12,6 +12,7 @@ from pathlib import Path
 import anyio
 import boto3
 import httpx
+import orjson
 import pytest
 
 from imagemill.bucket.image_bucket import ImageBucket
@@ -75,6 +76,39 @@ def test_what_does_not_come_home_within_the_grace_is_counted_and_said(
     _, err = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 3, err
     assert "5 requests got no answer, and the API may charge $" in " ".join(err.split())
+
+
+@pytest.mark.slow
+def test_a_second_ctrl_c_leaves_what_is_in_flight_and_says_what_it_may_cost(
+    place: Place,
+    emulator: Callable[..., Emulator],
+    catalog: Callable[..., str],
+    start_command: Start,
+    own_home: Path,
+) -> None:
+    emulated = emulator(latency_s=3600.0, latency_sigma=0)
+    path = catalog(prompt=[f"p{n}" for n in range(60)])
+    given = (
+        "--run-id",
+        "left",
+        "--concurrency",
+        "5",
+        "--grace",
+        "3600",
+        "--request-timeout",
+        "3600",
+        "--json",
+    )
+    process = start_command("run", path, *arguments(place, emulated, *given))
+    wait_for(lambda: emulated.stats()["in_flight"] == 5, process)
+    process.send_signal(signal.SIGINT)
+    wait_for(lambda: '"stopping"' in (own_home / "runs/left/log.jsonl").read_text(), process)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 3, err
+    assert orjson.loads(out)["unanswered"] == 5
+    assert "5 requests got no answer, and the API may charge $" in " ".join(err.split())
+    assert "Resume with: imagemill resume left" in " ".join(err.split())
 
 
 @pytest.fixture

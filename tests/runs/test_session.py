@@ -225,8 +225,9 @@ def test_a_signal_ends_at_once_what_cannot_be_stopped() -> None:
         os.kill(os.getpid(), signal.SIGINT)
     caller = InterruptedCaller()
     with called_by(caller), caller.interrupting(reasons.append):
-        os.kill(os.getpid(), signal.SIGINT)
-        assert reasons == ["Interrupted."]
+        for times in (1, 2):
+            os.kill(os.getpid(), signal.SIGINT)
+            assert reasons == ["Interrupted."] * times
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
 
