@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Collection
 from urllib.parse import urlsplit
 
@@ -27,10 +28,12 @@ def recorded_settings(run_id: str, output: OutputSettings | None) -> RunSettings
         bucket.close()
     record = folder.read_record()
     if record is None:
-        raise InputError(
-            f"There is no run {run_id!r} on this machine (looked in {folder.path}). If it ran on another"
-            " machine, set its output, which has its records."
-        )
+        here = f"There is no run {run_id!r} on this machine (looked in {folder.path})"
+        if output is not None:
+            raise InputError(
+                f"{here}, nor in {output.uri}, which gets the record of a run once it is planned."
+            )
+        raise InputError(f"{here}. If it ran on another machine, set its output, which has its records.")
     settings = record[0]
     if output is not None:  # where the bucket is and who may use it is this machine's to say
         place = {"s3_endpoint_url": output.s3_endpoint_url, "s3_bucket_block": output.s3_bucket_block}
@@ -54,16 +57,18 @@ def settings_to_go_on(
         InputError: there is no such run; or another machine recorded an address or a judge that nobody has
             named here.
     """
+    folder = RunFolder(run_id)
+    was_here = folder.record.exists()
     settings = recorded_settings(run_id, output)
-    refuse_unnamed_address(settings, base_url)
-    if RunFolder(run_id).is_fetched:
-        if settings.quality.judge is not None and judge is None:
-            raise InputError(
-                f"The record of run {run_id!r} in the bucket has its pictures judged by"
-                f" {settings.quality.judge!r}. If that is meant, name the judge:"
-                f" --judge {settings.quality.judge}"
-            )
-        _refuse_unnamed_servers(settings, named)
+    try:
+        refuse_unnamed_address(settings, base_url)
+        if folder.is_fetched:
+            _refuse_unnamed_judge(settings, judge)
+            _refuse_unnamed_servers(settings, named)
+    except InputError:
+        if not was_here:  # it would look like a run that has made nothing
+            shutil.rmtree(folder.path)
+        raise
     if base_url is not None:
         settings = settings.model_copy(update={"api": settings.api.model_copy(update={"base_url": base_url})})
     if judge is not None:
@@ -71,6 +76,20 @@ def settings_to_go_on(
             update={"quality": settings.quality.model_copy(update={"judge": judge})}
         )
     return settings
+
+
+def _refuse_unnamed_judge(settings: RunSettings, judge: str | None) -> None:
+    """Check that a record from the bucket hands no picture to a judge that nobody has named here.
+
+    Raises:
+        InputError: it would; names the judge and how to allow it.
+    """
+    if settings.quality.judge is not None and judge is None:
+        raise InputError(
+            f"The record of run {settings.run_id!r} in the bucket has its pictures judged by"
+            f" {settings.quality.judge!r}. If that is meant, name the judge:"
+            f" --judge {settings.quality.judge}"
+        )
 
 
 def _refuse_unnamed_servers(settings: RunSettings, named: Collection[str]) -> None:

@@ -34,12 +34,18 @@ def test_a_record_from_the_bucket_sends_the_key_nowhere_that_nobody_named(
     assert settings_to_go_on("r", None).api.base_url == ELSEWHERE  # this machine's own record
 
     monkeypatch.setenv("IMAGEMILL_HOME", str(tmp_path / "another machine"))
-    for _ in range(2):  # it is here by now, and asks all the same
-        with pytest.raises(InputError, match=r"together key to 'collector\.example\.com'.* --base-url https"):
-            settings_to_go_on("r", output)
+    asks = pytest.raises(InputError, match=r"together key to 'collector\.example\.com'.* --base-url https")
+    with asks:
+        settings_to_go_on("r", output)
+    assert not list(tmp_path.glob("another machine/runs/*"))  # it would be listed with nothing done
+    assert recorded_settings("r", output).api.base_url == ELSEWHERE  # to read a run sends nothing
+    for given in (output, None):  # it is here by now, and asks all the same
+        with asks:
+            settings_to_go_on("r", given)
     with pytest.raises(InputError, match="--judge json:dumps"):
         settings_to_go_on("r", None, base_url=ELSEWHERE)
-    assert recorded_settings("r", output).api.base_url == ELSEWHERE  # to read a run sends nothing
+    with pytest.raises(InputError, match=r"no run 'other' on this machine .*, nor in s3://"):
+        settings_to_go_on("other", output)
     mine = {"base_url": "https://mine.example.com/v1", "judge": "json:loads"}
     with pytest.raises(InputError, match=f"--store {store}"):
         settings_to_go_on("r", output, **mine)
