@@ -175,6 +175,7 @@ def test_what_lies_in_the_queue_of_a_route_that_stays_down_is_left_for_a_resume(
     assert ended.stopped is not None
     assert ended.stopped.kind is StopKind.UNAVAILABLE
     assert "no route left. first: The API has been down for too long" in ended.stopped.reason
+    assert ended.stopped.reason.endswith("are made elsewhere with --give-up first.")
     first.down = False
     both = {"first": first, "second": second}
     again: Ended = run(lambda: run_over(tmp_path, both, ended.jobs, policy="failover"))
