@@ -264,6 +264,12 @@ def _application(studio: Studio) -> Starlette:
             return together.error(413)
         return await (openai if speaks_openai(body) else together).generate(request, body)
 
+    async def models(request: Request) -> Response:
+        asks_together = request.headers.get("authorization", "").lower().startswith("bearer")
+        if asks_together and not together.known(request):
+            return together.error(401)
+        return await platform.models(request)
+
     async def refuse(request: Request, error: Exception) -> Response:
         status = error.status_code if isinstance(error, HTTPException) else 500
         studio.stats.arrive()
@@ -287,7 +293,7 @@ def _application(studio: Studio) -> Starlette:
         route("GET", f"{request_path}/status/stream", fal.status_stream),
         route("GET", request_path, fal.result),
         route("PUT", f"{request_path}/cancel", fal.cancel),
-        route("GET", "/v1/models", platform.models),
+        route("GET", "/v1/models", models),
         route("GET", "/v1/models/pricing", platform.pricing),
         route("GET", "/v1/models/billing-events", platform.billing_events),
         route("GET", "/v1/models/requests/by-endpoint", platform.requests),

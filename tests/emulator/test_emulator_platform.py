@@ -50,6 +50,7 @@ def test_a_model_with_its_schema(get: Get, client: httpx.Client) -> None:
     assert "openapi" not in get("models", endpoint_id=MODEL)["models"][0]
     assert get("models", endpoint_id="fal-ai/other")["models"] == []
     assert client.get("/v1/models").status_code == 200  # the key is optional
+    assert client.get("/v1/models", headers={"authorization": "Bearer"}).status_code == 401  # at Together
 
 
 def test_prices(get: Get, client: httpx.Client) -> None:
