@@ -145,11 +145,10 @@ def _show_story(story: JobStory) -> None:
     if story.prompt:
         say(f"  prompt    {spelled_out(story.prompt[:200])}")
     if story.error_class:
-        code = (
-            f" ({spelled_out(story.error_code)})" if story.error_code not in {None, story.error_class} else ""
-        )
+        named = story.error_code not in {None, story.error_class}
+        code = f", code {spelled_out(story.error_code or '')}" if named else ""
         outcome = "may succeed later" if story.retryable else "would fail again"
-        say(f"  error     {story.error_class}, code {spelled_out(code)}, {outcome}")
+        say(f"  error     {story.error_class}{code}, {outcome}")
     if story.message:
         say(f"  {'reason  ' if story.status == 'rejected' else 'message '}  {spelled_out(story.message)}")
     if story.attempts:
