@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
@@ -127,10 +127,14 @@ class RunFolder:
             InputError: the record is damaged.
         """
         try:
-            document: dict[str, Any] = orjson.loads(self.record.read_bytes())
-            return RunSettings(**document["settings"]), PlanCounts(**document["plan"])
+            return self._parsed(self.record.read_bytes())
         except FileNotFoundError:
             return None
+
+    def _parsed(self, record: bytes) -> tuple[RunSettings, PlanCounts]:
+        try:
+            document: dict[str, Any] = orjson.loads(record)
+            return RunSettings(**document["settings"]), PlanCounts(**document["plan"])
         except ValidationError as error:
             raise input_error(error) from error
         except (orjson.JSONDecodeError, KeyError, TypeError) as error:
@@ -179,13 +183,18 @@ class RunFolder:
         """Remove the summary: the run continues."""
         self.summary.unlink(missing_ok=True)
 
-    def fetch(self, bucket: ImageBucket) -> None:
-        """Fetch a run that another machine planned from the bucket, if it is there."""
+    def fetch(self, bucket: ImageBucket, accept: Callable[[RunSettings], None] | None = None) -> None:
+        """Fetch a run that another machine planned from the bucket, if it is there.
+
+        Nothing is fetched where ``accept`` raises for the settings in its record.
+        """
         if self.record.exists():
             return
         record = bucket.read(f"runs/{self.run_id}/run.json")
         if record is None:
             return
+        if accept is not None:
+            accept(self._parsed(record)[0])
         self.create()
         for file in (self.log, self.parts):  # of a run of this id that was never planned
             file.unlink(missing_ok=True)

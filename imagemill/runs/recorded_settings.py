@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from urllib.parse import urlsplit
 
 from imagemill.blocks.loading import image_api
@@ -13,8 +12,12 @@ from imagemill.runs.folder import RunFolder
 from imagemill.settings import RUN_ID, ApiSettings, OutputSettings, RunSettings
 
 
-def recorded_settings(run_id: str, output: OutputSettings | None) -> RunSettings:
+def recorded_settings(
+    run_id: str, output: OutputSettings | None, accept: Callable[[RunSettings], None] | None = None
+) -> RunSettings:
     """The settings that a run began with, from its record on this machine or in the bucket, to read it.
+
+    ``accept`` may raise for those in the bucket, before anything of the run is fetched.
 
     Raises:
         InputError: there is no such run.
@@ -24,7 +27,7 @@ def recorded_settings(run_id: str, output: OutputSettings | None) -> RunSettings
     folder = RunFolder(run_id)
     if output is not None:
         bucket = open_bucket(output)
-        folder.fetch(bucket)
+        folder.fetch(bucket, accept)
         bucket.close()
     record = folder.read_record()
     if record is None:
@@ -57,18 +60,15 @@ def settings_to_go_on(
         InputError: there is no such run; or another machine recorded an address or a judge that nobody has
             named here.
     """
-    folder = RunFolder(run_id)
-    was_here = folder.record.exists()
-    settings = recorded_settings(run_id, output)
-    try:
-        refuse_unnamed_address(settings, base_url)
-        if folder.is_fetched:
-            _refuse_unnamed_judge(settings, judge)
-            _refuse_unnamed_servers(settings, named)
-    except InputError:
-        if not was_here:  # it would look like a run that has made nothing
-            shutil.rmtree(folder.path)
-        raise
+
+    def accept(settings: RunSettings) -> None:
+        _refuse_unnamed_address(settings, base_url)
+        _refuse_unnamed_judge(settings, judge)
+        _refuse_unnamed_servers(settings, named)
+
+    settings = recorded_settings(run_id, output, accept)
+    if RunFolder(run_id).is_fetched:
+        accept(settings)
     if base_url is not None:
         settings = settings.model_copy(update={"api": settings.api.model_copy(update={"base_url": base_url})})
     if judge is not None:
@@ -116,8 +116,11 @@ def refuse_unnamed_address(settings: RunSettings, base_url: str | None) -> None:
     Raises:
         InputError: it would; names the address and how to allow it.
     """
-    if not RunFolder(settings.run_id).is_fetched:
-        return
+    if RunFolder(settings.run_id).is_fetched:
+        _refuse_unnamed_address(settings, base_url)
+
+
+def _refuse_unnamed_address(settings: RunSettings, base_url: str | None) -> None:
     apis: list[ApiSettings] = [*settings.routes]
     if not apis and base_url is None:
         apis = [settings.api]

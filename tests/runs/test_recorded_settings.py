@@ -35,9 +35,13 @@ def test_a_record_from_the_bucket_sends_the_key_nowhere_that_nobody_named(
 
     monkeypatch.setenv("IMAGEMILL_HOME", str(tmp_path / "another machine"))
     asks = pytest.raises(InputError, match=r"together key to 'collector\.example\.com'.* --base-url https")
+    kept = tmp_path / "another machine/runs/r/unsaved/k.png"
+    kept.parent.mkdir(parents=True)
+    kept.write_bytes(b"a picture of a worker's")
     with asks:
         settings_to_go_on("r", output)
-    assert not list(tmp_path.glob("another machine/runs/*"))  # it would be listed with nothing done
+    assert kept.exists()
+    assert not (tmp_path / "another machine/runs/r/run.json").exists()  # it would be listed with nothing done
     assert recorded_settings("r", output).api.base_url == ELSEWHERE  # to read a run sends nothing
     for given in (output, None):  # it is here by now, and asks all the same
         with asks:
