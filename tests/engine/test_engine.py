@@ -14,7 +14,7 @@ import orjson
 import pytest
 
 from imagemill.blocks.apis import Fal, ImageApi, Runware, Together
-from imagemill.engine.engine import Engine
+from imagemill.engine.engine import Engine, StopKind
 from imagemill.engine.recorder import Recorder
 from imagemill.errors import StoreUnavailableError
 from imagemill.jobs import JobStatus
@@ -150,6 +150,24 @@ def test_a_picture_is_fetched_and_uploaded_while_the_store_cannot_be_written(
     assert uploaded[0] < 5.0
     assert ended.seconds > 30.0
     assert (ended.statuses["done"], account.posted, len(account.charged)) == (1, 1, 1)
+
+
+def test_a_store_that_takes_nothing_is_why_a_run_stops_though_its_budget_is_spent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its counts and costs are old, and a resume makes them right (seed 475519)."""
+
+    async def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Jobs, "_write", full)
+    api = Fal(api_key="k", base_url="http://first.test", usd_per_image=0.003)
+    account, jobs = Account(api, latency_s=0.5), jobs_of(3, api.model)
+    ended = run(lambda: run_over(tmp_path, {"first": account}, jobs, limit_usd=0.004))
+    assert (account.posted, len(account.charged)) == (1, 1)
+    assert ended.stopped is not None
+    assert ended.stopped.kind is StopKind.UNAVAILABLE
+    assert "No space left on device" in ended.stopped.reason
 
 
 class Cancelling(Account):
