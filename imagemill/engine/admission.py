@@ -52,7 +52,7 @@ class Admission:
         """Those of them whose route is down: they are asked about at the end."""
         self.stranded: set[int] = set()
         """Jobs that no route is left for."""
-        self._kept_at: dict[int, str] = {}
+        self._kept_at: dict[int, Route] = {}
         """The routes that still have requests of theirs."""
         self.perhaps_later: set[int] = set()
         """Those of them that may have one at the end: what was down may work, another may make them."""
@@ -174,8 +174,9 @@ class Admission:
     def strand(self, job: Job, *, perhaps_later: bool) -> None:
         """No route is left for a job; ``perhaps_later``: one may be at the end."""
         self.stranded.add(job.number)
+        self._kept_at.pop(job.number, None)
         if job.request_id is not None:
-            self._kept_at[job.number] = job.route
+            self._kept_at[job.number] = self._routes.of(job)
         if perhaps_later:
             self.perhaps_later.add(job.number)
 
@@ -194,11 +195,11 @@ class Admission:
             return None
         kind, reasons = self._why_none_is_left()
         words = f"{counted(len(self.stranded), 'image has', 'images have')} no route left."
-        kept_at = sorted({self._kept_at[number] for number in self.stranded if number in self._kept_at})
-        advice = [
-            f" Images whose requests {name} has are made elsewhere with --give-up {name}." for name in kept_at
-        ]
-        return Stop(kind, f"{words} {reasons.removeprefix('No route is left. ')}{''.join(advice)}")
+        kept_at = {self._kept_at[number] for number in self.stranded if number in self._kept_at}
+        if not all(route.is_down for route in self._routes.open):
+            for name in [route.name for route in self._routes if route in kept_at and route.is_down]:
+                reasons += f" Images whose requests {name} has are made elsewhere with --give-up {name}."
+        return Stop(kind, f"{words} {reasons.removeprefix('No route is left. ')}")
 
     def _close_spent(self, route: Route) -> None:
         if route.share is not None:

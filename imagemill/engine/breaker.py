@@ -64,7 +64,7 @@ class Breaker:
         self._clock = clock
         self._failed: deque[bool] = deque(maxlen=WINDOW)
         self._open_since: float | None = None
-        self._failed_at = 0.0
+        self._asked_at = 0.0
         self._refused_since: float | None = None
         self._refused_at = 0.0
         self._next_probe_at = 0.0
@@ -86,12 +86,12 @@ class Breaker:
 
     def record(self, error_class: ErrorClass | None) -> bool:
         """Record the result of an attempt; whether this opened or closed the breaker."""
+        self._asked_at = self._clock()
         if error_class is ErrorClass.RATE_LIMITED:
             if self.is_refusing:
-                self._failed_at = self._clock()
                 return False
             if self._is_refused_too_long():
-                self._open_since, self._failed_at = self._refused_since, self._clock()
+                self._open_since = self._refused_since
                 self.sent()
                 return True
         elif error_class not in OUTAGE:
@@ -100,7 +100,6 @@ class Breaker:
         self._in_a_row = self._in_a_row + 1 if failed else 0
         if self._open_since is not None:
             if failed:
-                self._failed_at = self._clock()
                 return False
             self._open_since = None
             self._failed.clear()
@@ -110,7 +109,7 @@ class Breaker:
         often = len(self._failed) >= LEAST and sum(self._failed) > self._share * len(self._failed)
         if not often and (self._most_in_a_row is None or self._in_a_row < self._most_in_a_row):
             return False
-        self._open_since = self._failed_at = self._clock()
+        self._open_since = self._clock()
         self._next_probe_at = self._open_since + PROBE_S
         return True
 
@@ -124,12 +123,7 @@ class Breaker:
 
     @property
     def has_given_up(self) -> bool:
-        """Whether the API was found down after longer than the run waits; unasked, it may be up again."""
-        return self._open_since is not None and self._failed_at - self._open_since > self._patience_s
-
-    @property
-    def is_overdue(self) -> bool:
-        """Whether the run has waited long enough for the API, asked or not."""
+        """Whether the API has been down for longer than the run waits."""
         return self._open_since is not None and self._clock() - self._open_since > self._patience_s
 
     def wait_s(self) -> float:
@@ -155,6 +149,11 @@ class Breaker:
                 return
             with anyio.move_on_after(wait_s):
                 await self._changed.wait()
+
+    def wait_anew(self) -> None:
+        """Let the patience begin anew where nobody has asked the API for as long: it may be up again."""
+        if self.has_given_up and self._clock() - self._asked_at > self._patience_s:
+            self._open_since = self._clock()
 
     def stop(self) -> None:
         """Wake those who wait, because the run is stopping."""

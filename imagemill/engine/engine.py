@@ -154,6 +154,8 @@ class Engine:
             self._stopping.set()
             self.routes.stop()
             self._cost.stop()
+        elif kind is StopKind.UNAVAILABLE and self.stopped.kind is StopKind.OUT_OF_BUDGET:
+            self.stopped = Stop(kind, reason)  # a store that took nothing more has old counts and costs
 
     def let_go(self) -> None:
         """Wait no longer for what is in flight once the run is interrupted; it counts as unanswered."""
@@ -244,6 +246,8 @@ class Engine:
         request must not be paid for twice.
         """
         self.routes.parks = False
+        for route in self.routes:
+            route.breaker.wait_anew()
         left = self._admission.take_left()
         for start in range(0, len(left), _LEFT_AT_ONCE):
             async with anyio.create_task_group() as group:
@@ -436,7 +440,8 @@ class Engine:
                     self.routes.place(work.job, route)
                 group.cancel_scope.cancel()
 
-        routes = [work.route] if work.watch else [route for route in self.routes if not route.is_given_up]
+        is_here = work.watch and not work.from_list
+        routes = [work.route] if is_here else [route for route in self.routes if not route.is_given_up]
         async with anyio.create_task_group() as group:
             for route in routes:
                 group.start_soon(look, route)
@@ -648,8 +653,8 @@ class Engine:
             return
         if error.charged:
             work.purchase.charge(*work.route.api.charge(work.job))
-        elif is_doubtful(error):
-            work.purchase.doubt()
+        elif is_doubtful(error) or work.job.request_id in self.earlier.listed:
+            work.purchase.doubt()  # one from a list may be another run's: what was lost may be there yet
 
     def _set_aside(self, work: Work, image: GeneratedImage, took_s: float, queued_s: float) -> None:
         """Keep an image that is paid for, where the run is cancelled before its upload begins."""
@@ -704,8 +709,8 @@ class Engine:
             route.outage = cut(error.message.rstrip("."))
             work.let_down.add(route)
         if not work.keeps_request(error):
-            # One from a list may be another run's, or an earlier one: what was lost may be there yet.
-            in_doubt = is_doubtful(error) if job.request_id is None else job.request_id in self.earlier.listed
+            work.from_list = job.request_id in self.earlier.listed
+            in_doubt = work.from_list or (job.request_id is None and is_doubtful(error))
             work.is_lost = route.lost.can_look and in_doubt
             job.request_id = None
             work.purchase.end()

@@ -100,7 +100,7 @@ class LostRequests:
         """Whether a list that could not be read for so long, and so often, is given up."""
         if tried_s <= max(_UNREADABLE_S, 2 * self.patience_s):
             return False
-        return self._breaker.is_overdue or (times >= _UNREADABLE_TIMES and not self._breaker.is_open)
+        return self._breaker.has_given_up or (times >= _UNREADABLE_TIMES and not self._breaker.is_open)
 
     async def find_now(self, jobs: Collection[Job], known: Mapping[int, Collection[str]]) -> dict[int, str]:
         """One look for many jobs: request ids by the jobs' numbers.

@@ -38,7 +38,7 @@ class Work:
     whether it cancelled it. ``taken_over``: another process has the job now. ``kept`` is the better of the
     pictures made so far, and ``again`` whether a suspect one is made once more. ``redone``: the job came with
     a picture, in place of which another is wanted. ``asked``: the latest attempt sent nothing but asked about
-    an earlier request.
+    an earlier request; ``from_list``: one that an API's list told of in place of a lost one.
 
     ``route`` is that of its latest request, or the one that its next takes. It may go to no route that is
     ``excluded``, and to those in ``not_before`` only from a moment on, in monotonic seconds; it probes none
@@ -61,6 +61,7 @@ class Work:
     again: bool = False
     redone: bool = False
     asked: bool = False
+    from_list: bool = False
 
     def __post_init__(self) -> None:
         self.redone = self.job.image is not None

@@ -243,10 +243,12 @@ class Session:
         times = itertools.count()
 
         def interrupt(reason: str) -> None:
-            if next(times):
-                self.portal.start_task_soon(self.engine.let_go)
-            else:
+            if not next(times):
                 self.portal.start_task_soon(self.engine.stop, StopKind.INTERRUPTED, reason)
+            elif self.settings.execution.on_dask:  # the requests are the workers'
+                raise KeyboardInterrupt(f"Interrupted. Resume with: imagemill resume {self.settings.run_id}")
+            else:
+                self.portal.start_task_soon(self.engine.let_go)
 
         with current_caller().interrupting(interrupt):
             try:

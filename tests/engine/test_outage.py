@@ -141,18 +141,23 @@ def test_an_api_that_nobody_asked_meanwhile_has_not_refused_everything() -> None
     assert breaker.record(ErrorClass.RATE_LIMITED)
 
 
-def test_an_api_that_nobody_asked_meanwhile_may_be_up_again() -> None:
+def test_an_api_that_nobody_asked_for_as_long_as_the_run_waits_may_be_up_again() -> None:
     """Seed 409354: a route took no more jobs, and its last request was given up unasked."""
     now = 0.0
     breaker = Breaker(0.5, patience_s=60, in_a_row=1, clock=lambda: now)
     assert breaker.record(ErrorClass.TIMEOUT)
+    now = 30.0
+    assert not breaker.record(ErrorClass.TIMEOUT)
     now = 61.0
+    breaker.wait_anew()
+    assert breaker.has_given_up  # it was asked half a minute ago
+    now = 91.0
+    breaker.wait_anew()
     assert not breaker.has_given_up
     assert breaker.wait_s() == 0.0
+    now = 152.0
     assert not breaker.record(ErrorClass.TIMEOUT)
     assert breaker.has_given_up
-    assert breaker.record(None)
-    assert not breaker.has_given_up
 
 
 def test_a_minutes_allowance_that_is_used_up_is_no_outage() -> None:
