@@ -30,7 +30,7 @@ class InterruptedCaller(Caller):
     def __init__(self, show: Callable[[Progress], None] | None = None) -> None:
         super().__init__(show)
         self._signals = 0
-        self._has_run = False
+        self._is_saying = self._has_run = False
 
     @contextmanager
     def interrupting(self, stop: Callable[[str], None]) -> Iterator[None]:
@@ -54,4 +54,7 @@ class InterruptedCaller(Caller):
         if self._signals > len(_SAID) or not self.interrupt("Interrupted."):
             signal.signal(number, signal.SIG_DFL)
             raise KeyboardInterrupt(_AFTER_RUN if self._has_run else "")
-        stderr.print(_SAID[self._signals - 1], style="yellow")
+        if not self._is_saying:  # the terminal is not ours while the signal before is being answered
+            self._is_saying = True
+            stderr.print(_SAID[self._signals - 1], style="yellow")
+            self._is_saying = False
