@@ -18,6 +18,7 @@ from functools import partial
 from pathlib import Path
 from unittest import mock
 
+import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -108,14 +109,16 @@ class Simulation:
         self.session: Session | None = None
         self.ended_on_full_disk = False
         self.overtaken: set[float] = set()
-        """When processes started that lost their lease to another run."""
+        """When processes started that lost their lease to another run, whether or not they noticed."""
+        self._at_work: dict[str, Process] = {}
+        self._holder: str | None = None
         self.kept: set[tuple[str, str]] = set()
         """Runs and prompts of pictures on the disk of a process that stopped: no other run knows of them."""
         self.store_server = StoreServer(scenario.seed)
         scene.world, scene.bucket, scene.vendors = world, self.bucket, self.vendors
         scene.store_server, scene.home = self.store_server, home
         scene.measures = scenario.measures
-        self.bucket.written = lambda name, content: self._guard(check_written, self, name, content)
+        self.bucket.written = self._written
         for vendor in self.vendors:
             vendor.studio.on_charge = partial(self._check_budget, vendor)
 
@@ -124,6 +127,14 @@ class Simulation:
             check(*arguments)
         except Violation as violation:
             self.violations.append(str(violation))
+
+    def _written(self, name: str, content: bytes) -> None:
+        self._guard(check_written, self, name, content)
+        if name == f"{PREFIX}/refresh.lease":
+            before, self._holder = self._holder, orjson.loads(content)["holder"]
+            process = self._at_work.get(before or "")
+            if self._holder not in {None, before} and process is not None and process.pid in self.world.alive:
+                self.overtaken.add(process.started_at)
 
     def _check_budget(self, vendor: Vendor) -> None:
         if self.forgets:
@@ -194,7 +205,7 @@ class Simulation:
             disks.disk.save(folder, saved)
 
         process = Process(world, machine, dies_at=dies_at, on_death=remember)
-        world.alive[process.pid] = process
+        world.alive[process.pid] = self._at_work[run_id] = process
         ending = Ending(process)
         settings = self.settings(run_id)
 
@@ -233,16 +244,14 @@ class Simulation:
             self._note_kept(run_id, folder)
             process.alive = False if process.death else process.alive
             stopped = ending.summary and ending.summary.stopped
-            self._note_end(process, f"{ending.error} {stopped}")
+            self._note_end()
             world.note(f"ended: {process.death or ending.error or stopped or 'well'}")
 
         return ending, world.outside(until_gone())
 
-    def _note_end(self, process: Process, reason: str) -> None:
+    def _note_end(self) -> None:
         begun, ended = disks.disk.full
         self.ended_on_full_disk |= begun <= self.world.loop.now < ended
-        if "took it over" in reason:
-            self.overtaken.add(process.started_at)
 
     def _note_kept(self, run_id: str, folder: Path) -> None:
         """Note the pictures that a process has left on its disk."""
