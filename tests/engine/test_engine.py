@@ -170,6 +170,29 @@ def test_a_store_that_takes_nothing_is_why_a_run_stops_though_its_budget_is_spen
     assert "No space left on device" in ended.stopped.reason
 
 
+class Losing(Account):
+    """An account that takes and charges what is posted, and whose answers are lost; its list is away."""
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        if "by-endpoint" in request.url.path:
+            return httpx.Response(503, request=request)
+        answer = await super().handle_async_request(request)
+        if request.method == "POST" and anyio.current_time() < 200.0:
+            raise httpx.ReadError("the connection was reset", request=request)
+        return answer
+
+
+def test_lost_requests_are_not_sent_again_as_probes_of_an_api_whose_list_is_away(tmp_path: Path) -> None:
+    """A resume looks for them; to send one only to see whether the API works may pay for it twice."""
+    api = Fal(api_key="k", base_url="http://first.test", usd_per_image=0.003)
+    account, jobs = Losing(api, latency_s=0.5), jobs_of(6, api.model)
+    ended = run(lambda: run_over(tmp_path, {"first": account}, jobs, concurrency=6))
+    assert (account.posted, len(account.charged)) == (6, 6)
+    assert [(job.status, job.unanswered) for job in ended.jobs] == [(JobStatus.PENDING, 1)] * 6
+    assert ended.stopped is not None
+    assert ended.stopped.kind is StopKind.UNAVAILABLE
+
+
 class Cancelling(Account):
     """An account whose owner cancels the first request at the vendor, where it was being made."""
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import httpx
+import orjson
 import pytest
 
 from imagemill.blocks.apis import Fal, ImageApi
@@ -183,7 +185,7 @@ def test_a_request_that_the_list_has_is_not_gone_though_it_is_unknown_for_a_mome
 
 @pytest.mark.parametrize("variant", LISTING)
 def test_where_a_listed_request_failed_the_lost_one_may_be_listed_yet(
-    variant: str, emulator: Emulator, work_all: WorkAll
+    variant: str, emulator: Emulator, work_all: WorkAll, tmp_path: Path
 ) -> None:
     """Seed 411163: another run's failed request was taken for the lost one, which was then sent again."""
     api = VARIANTS[variant](emulator.base_url)
@@ -205,6 +207,12 @@ def test_where_a_listed_request_failed_the_lost_one_may_be_listed_yet(
     assert ended.job.status is JobStatus.DONE, ended.job.error_message
     assert emulator.bill()["images"] == 1
     assert ended.job.cost_usd == pytest.approx(emulator.bill()["usd"])
+    (log,) = tmp_path.rglob("log.jsonl")
+    lines = map(orjson.loads, log.read_bytes().splitlines())  # a resume would look as well
+    assert [line["unanswered"] for line in lines if line["event"] == "attempt_failed"] == [
+        1
+    ]  # a resume looks
+    assert ended.job.unanswered == 0
 
 
 @pytest.mark.parametrize("variant", ["bfl", "fal", "replicate"])
