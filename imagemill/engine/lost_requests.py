@@ -80,7 +80,7 @@ class LostRequests:
 
         ``known`` are ids of the job's earlier requests, which were not lost.
         """
-        begun, before, pause_s, read = anyio.current_time(), self._readings, FIRST_LOOK_S, 0
+        begun, pause_s, times, read = anyio.current_time(), FIRST_LOOK_S, 0, 0
         while self.can_look and not stopping.is_set():
             left_s = self.patience_s - (anyio.current_time() - begun)
             is_last = left_s <= pause_s  # begun no earlier than the slowest request can have ended
@@ -88,9 +88,9 @@ class LostRequests:
                 await stopping.wait()
                 break
             request_id, is_read = await self._look(job, known)
-            read += is_read
-            tried_s, times = anyio.current_time() - begun, self._readings - before
-            is_over = (is_read and read >= _LEAST_READ) or self._is_unreadable(tried_s, times)
+            times, read = times + 1, read + is_read  # readings for other jobs do not count
+            unreadable = self._is_unreadable(anyio.current_time() - begun, times)
+            is_over = unreadable or (is_read and read >= _LEAST_READ)
             if request_id is not None or (is_last and is_over):
                 return request_id
             pause_s = FIRST_LOOK_S if is_last and left_s > 0 else min(2 * pause_s, _LONGEST_PAUSE_S)

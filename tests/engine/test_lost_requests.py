@@ -218,6 +218,26 @@ def test_a_list_that_cannot_be_read_is_given_up_after_a_minute_or_the_apis_outag
     looking(look)
 
 
+def test_readings_for_other_jobs_do_not_show_that_the_list_cannot_be_read(
+    looking: Callable[..., Any],
+) -> None:
+    """Seed 6002626: with them a job had sixteen behind it after half as many of its own."""
+
+    async def look(lost: LostRequests, _: List) -> None:
+        alone = await find(lost, lost_job())
+        async with anyio.create_task_group() as group:
+            for number in range(1, 9):
+                group.start_soon(lost.find, lost_job(number), (), anyio.Event())
+                await anyio.sleep(0.3)
+            beside_others = await find(lost, lost_job())
+        assert alone[0] is beside_others[0] is None
+        assert beside_others[1] == pytest.approx(alone[1], abs=5.0)
+
+    listed = List()
+    listed.refusal = lambda: httpx.Response(502)
+    looking(look, listed)
+
+
 @pytest.mark.parametrize("status", [401, 403, 422])
 def test_a_key_that_may_not_read_the_list_is_not_asked_again(
     looking: Callable[..., Any], status: int
