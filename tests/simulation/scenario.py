@@ -16,12 +16,14 @@ from tests.simulation.vendor import NetworkWeather, base_url
 class Death:
     """A process that dies at its point number ``at``, and what comes after: how it is resumed.
 
-    With ``interrupt_after_s`` it is interrupted so many virtual seconds after its start, if it lives then.
+    With ``interrupt_after_s`` it is interrupted so many virtual seconds after its start, if it lives then,
+    and with ``let_go_after_s`` once more so many seconds later.
     """
 
     at: int | None
     how: str
     interrupt_after_s: float | None = None
+    let_go_after_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,6 +197,7 @@ def drawn(seed: int) -> Scenario:
         weather = replace(scenario.store_weather, away=((0.5, scenario.disk_full[1]),))
         scenario = replace(scenario, store_weather=weather)
     scenario = _with_returns(scenario, random.Random(f"return:{seed}"))
+    scenario = _with_second_interrupts(scenario, random.Random(f"second interrupt:{seed}"))
     server = random.Random(f"server:{seed}")
     if server.random() < 0.15:
         scenario = replace(scenario, store=SERVER_STORE, server_weather=_server_weather(server))
@@ -328,6 +331,16 @@ def _with_returns(scenario: Scenario, rng: random.Random) -> Scenario:
         is_elsewhere = any(before.how == "empty machine" for before in deaths)
         returns = is_elsewhere and rng.random() < 0.5
         deaths.append(replace(death, how="machine that was left") if returns else death)
+    return replace(scenario, deaths=tuple(deaths))
+
+
+def _with_second_interrupts(scenario: Scenario, rng: random.Random) -> Scenario:
+    deaths = [
+        death
+        if death.interrupt_after_s is None or rng.random() < 0.5
+        else replace(death, let_go_after_s=rng.uniform(0.0, 3.0))
+        for death in scenario.deaths
+    ]
     return replace(scenario, deaths=tuple(deaths))
 
 

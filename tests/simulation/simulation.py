@@ -281,7 +281,7 @@ class Simulation:
             ending, over = self.start("run", machine, death.at if death else None)
             self.session = None
             if death is not None and death.interrupt_after_s is not None:
-                world.outside_later(death.interrupt_after_s, self._interrupt)
+                world.outside_later(death.interrupt_after_s, partial(self._interrupt, death.let_go_after_s))
             await over
             self.endings.append(ending)
             self._check_ending(ending)
@@ -347,11 +347,14 @@ class Simulation:
             self.world.met["two at once: refused"] += isinstance(ending.error, InputError)
             await asyncio.sleep(60.0)
 
-    def _interrupt(self) -> None:
+    def _interrupt(self, let_go_after_s: float | None) -> None:
         session = self.session
         if session is not None and session.engine.stopped is None:
             self.world.met["interrupt"] += 1
             session.engine.stop(StopKind.INTERRUPTED, "Interrupted.")
+            if let_go_after_s is not None:
+                self.world.met["second interrupt"] += 1
+                self.world.outside_later(let_go_after_s, session.engine.let_go)
 
     def _jump(self, machine: Machine, jump: tuple[float, float] | None) -> None:
         if jump is not None:
