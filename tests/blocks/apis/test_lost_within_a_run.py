@@ -190,7 +190,7 @@ def test_where_a_listed_request_failed_the_lost_one_may_be_listed_yet(
     """Seed 411163: another run's failed request was taken for the lost one, which was then sent again."""
     api = VARIANTS[variant](emulator.base_url)
     lost = {"attempts": 1, "unanswered": 1, "unanswered_usd": api.price_usd(512, 512)}
-    job = make_job(api, f"Lost {variant}", started_at=time.time(), **lost)
+    job = make_job(api, f"Listed {variant}", started_at=time.time(), **lost)
     emulator.configure(faults={"fail": 1.0})
     submit(api, job, emulator)
     emulator.configure(faults={})
@@ -209,9 +209,7 @@ def test_where_a_listed_request_failed_the_lost_one_may_be_listed_yet(
     assert ended.job.cost_usd == pytest.approx(emulator.bill()["usd"])
     (log,) = tmp_path.rglob("log.jsonl")
     lines = map(orjson.loads, log.read_bytes().splitlines())  # a resume would look as well
-    assert [line["unanswered"] for line in lines if line["event"] == "attempt_failed"] == [
-        1
-    ]  # a resume looks
+    assert [line["unanswered"] for line in lines if line["event"] == "attempt_failed"] == [1]
     assert ended.job.unanswered == 0
 
 
