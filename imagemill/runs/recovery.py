@@ -199,15 +199,26 @@ def _find_named(
 ) -> list[Job]:
     """Ask about requests of these jobs that this client named; the jobs that it asked about.
 
-    What an API has told of leaves ``perhaps``.
+    What an API has told of leaves ``perhaps``. The others that lost machines may have sent stay in doubt
+    where they may have gone to a route that cannot be asked.
     """
     named = [job for job in jobs if _may_be_known_by_name(session, job, perhaps)]
-    counted = [job for job in named if job.unanswered > _in_doubt(lines.get(job.number))]  # it was away
+    missed: dict[int, int] = {}
+    """How many doubts a job lacks, if an API has a request of this name; or how many it has too many."""
+    for job in named:
+        line = lines.get(job.number)
+        known = max(0, job.attempts - (0 if line is None else line.attempt))
+        elsewhere = any(route.api.name_of(job) is None for route in session.engine.routes)
+        others = max(0, len(perhaps[job.number]) - 1 - known) if elsewhere else 0
+        missed[job.number] = min(others, _in_doubt(line) + others - job.unanswered)
     for number in session.wait(session.engine.earlier.find_named, named) if named else ():
         del perhaps[number]
-    for job in counted:
+    for job in named:
         if job.request_id is not None:
-            job.find_request(job.request_id, _highest_price(session, job))
+            if missed[job.number] < 0:  # it was away when that was counted
+                job.find_request(job.request_id, _highest_price(session, job))
+            for _ in range(missed[job.number]):
+                job.lose_answer(_highest_price(session, job))
     return named
 
 

@@ -482,7 +482,7 @@ def lost_with_its_machine(session: Session, *routes: Route) -> Job:
 async def sent_by_a_lost_machine(route: Route, job: Job) -> None:
     async def accepted(_: str) -> None: ...
 
-    await route.api.generate(route.http, replace(job, attempts=1), accepted)
+    await route.api.generate(route.http, replace(job, attempts=1, model=route.api.model), accepted)
 
 
 @pytest.mark.parametrize(("sent", "away"), [(True, False), (False, False), (True, True)])
@@ -568,6 +568,25 @@ def test_every_account_is_asked_about_what_a_lost_machine_may_have_sent(
             "to both": (named, first.name, 1),  # by two machines, one after the other
         }
         assert (job.request_id, job.route, job.unanswered) == found[sent]
+
+
+def test_what_another_lost_machine_may_have_sent_elsewhere_stays_in_doubt(
+    on_runware: RunSettings, emulator: Callable[..., Emulator]
+) -> None:
+    """Seed 5033595: the second machine's task was found by its name, and took away the first one's doubt."""
+    described = on_runware.model_dump(exclude_unset=True)
+    accounts = [{"provider": name, "base_url": emulator().base_url} for name in ("together", "runware")]
+    both = RunSettings.model_validate({**described, "api": accounts[0], "routes": accounts})
+    with open_session(both) as session:
+        together, runware = session.engine.routes
+        job = lost_with_its_machine(session, together)
+        session.recorder.event("up_next", jobs=[0])  # by another machine
+        session.wait(sent_by_a_lost_machine, runware, job)
+        session.recorder.event("log_cut")
+        named = runware.api.name_of(replace(job, attempts=1))
+        for _ in range(2):
+            job = resumed(session)
+            assert (job.request_id, job.route, job.unanswered) == (named, runware.name, 1)
 
 
 def test_a_request_that_was_answered_is_not_taken_for_a_lost_one_after_a_restart(
