@@ -177,8 +177,7 @@ def _doubt(
     about these.
     """
     since = perhaps.get(job.number, ())
-    known = max(0, job.attempts - (0 if line is None else line.attempt))  # to the store, as after a full disk
-    lost = _in_doubt(line) + len(since) - job.unanswered - known
+    lost = _in_doubt(line) + len(since) - job.unanswered - _only_in_store(job, line)
     if not since or lost <= 0 or job.request_id is not None:
         return False
     others = job.reused or (receipt is not None and receipt.run_id != session.settings.run_id)
@@ -207,9 +206,8 @@ def _find_named(
     """How many doubts a job lacks, if an API has a request of this name; or how many it has too many."""
     for job in named:
         line = lines.get(job.number)
-        known = max(0, job.attempts - (0 if line is None else line.attempt))
         elsewhere = any(route.api.name_of(job) is None for route in session.engine.routes)
-        others = max(0, len(perhaps[job.number]) - 1 - known) if elsewhere else 0
+        others = max(0, len(perhaps[job.number]) - 1 - _only_in_store(job, line)) if elsewhere else 0
         missed[job.number] = min(others, _in_doubt(line) + others - job.unanswered)
     for number in session.wait(session.engine.earlier.find_named, named) if named else ():
         del perhaps[number]
@@ -220,6 +218,11 @@ def _find_named(
             for _ in range(missed[job.number]):
                 job.lose_answer(_highest_price(session, job))
     return named
+
+
+def _only_in_store(job: Job, line: LastLine | None) -> int:
+    """How many attempts of a job its lines do not have, as after a full disk; nothing of them is in doubt."""
+    return max(0, job.attempts - (0 if line is None else line.attempt))
 
 
 def _in_doubt(line: LastLine | None) -> int:
