@@ -50,10 +50,8 @@ class Admission:
         """Jobs whose requests are sent, and which this process has yet to ask about."""
         self.parked: set[int] = set()
         """Those of them whose route is down: they are asked about at the end."""
-        self.stranded: set[int] = set()
-        """Jobs that no route is left for."""
-        self._kept_at: dict[int, Route] = {}
-        """The routes that still have requests of theirs."""
+        self.stranded: dict[int, Route | None] = {}
+        """Jobs that no route is left for, with the one that still has their request, if any has."""
         self.perhaps_later: set[int] = set()
         """Those of them that may have one at the end: what was down may work, another may make them."""
         self.at_work = 0
@@ -173,10 +171,7 @@ class Admission:
 
     def strand(self, job: Job, *, perhaps_later: bool) -> None:
         """No route is left for a job; ``perhaps_later``: one may be at the end."""
-        self.stranded.add(job.number)
-        self._kept_at.pop(job.number, None)
-        if job.request_id is not None:
-            self._kept_at[job.number] = self._routes.of(job)
+        self.stranded[job.number] = None if job.request_id is None else self._routes.of(job)
         if perhaps_later:
             self.perhaps_later.add(job.number)
 
@@ -185,7 +180,8 @@ class Admission:
         left, self.parked = self.parked, set()
         if not any(route.breaker.has_given_up for route in self._routes.open):
             left |= self.perhaps_later
-            self.stranded -= self.perhaps_later
+            for number in self.perhaps_later:
+                self.stranded.pop(number, None)
         return sorted(left)
 
     @property
@@ -195,7 +191,7 @@ class Admission:
             return None
         kind, reasons = self._why_none_is_left()
         words = f"{counted(len(self.stranded), 'image has', 'images have')} no route left."
-        kept_at = {self._kept_at[number] for number in self.stranded if number in self._kept_at}
+        kept_at = set(self.stranded.values())
         if not all(route.is_down for route in self._routes.open):
             for name in [route.name for route in self._routes if route in kept_at and route.is_down]:
                 reasons += f" Images whose requests {name} has are made elsewhere with --give-up {name}."
