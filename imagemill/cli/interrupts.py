@@ -24,13 +24,13 @@ class InterruptedCaller(Caller):
     """A caller whose runs Ctrl-C and SIGTERM stop cleanly.
 
     A second one lets go of the requests in flight, so that the run ends at once, with its summary. A third
-    ends the process immediately, and so does the first while there is nothing to stop.
+    ends the process, and so does the first while there is nothing to stop; a next one kills it.
     """
 
     def __init__(self, show: Callable[[Progress], None] | None = None) -> None:
         super().__init__(show)
         self._signals = 0
-        self._is_saying = self._has_run = False
+        self._is_saying = self._has_run = self._is_over = False
 
     @contextmanager
     def interrupting(self, stop: Callable[[str], None]) -> Iterator[None]:
@@ -41,17 +41,19 @@ class InterruptedCaller(Caller):
 
     @contextmanager
     def signals(self) -> Iterator[None]:
-        """Handle signals while the block runs."""
+        """Handle signals while the block runs, unless one has ended the process."""
         before = {number: signal.signal(number, self._stop) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             yield
         finally:
             for number, handler in before.items():
-                signal.signal(number, handler)
+                signal.signal(number, signal.SIG_DFL if self._is_over else handler)
 
     def _stop(self, number: int, _frame: FrameType | None) -> None:
         self._signals += 1
-        if self._signals > len(_SAID) or not self.interrupt("Interrupted."):
+        is_first = self._signals == 1  # after it the run is ending, be it between two blocks
+        if self._signals > len(_SAID) or not (self.interrupt("Interrupted.") or not is_first):
+            self._is_over = True
             signal.signal(number, signal.SIG_DFL)
             raise KeyboardInterrupt(_AFTER_RUN if self._has_run else "")
         if not self._is_saying:  # the terminal is not ours while the signal before is being answered

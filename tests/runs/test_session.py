@@ -232,6 +232,23 @@ def test_a_signal_ends_at_once_what_cannot_be_stopped() -> None:
             os.kill(os.getpid(), signal.SIGINT)
 
 
+def test_a_second_signal_while_a_run_ends_ends_it_no_sooner_and_a_fourth_kills() -> None:
+    """The run is writing its summary, or waits for its store; Python may not get to raise anything."""
+    caller = InterruptedCaller()
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        with caller.signals():
+            with caller.interrupting(lambda _: None):
+                os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+            with pytest.raises(KeyboardInterrupt), caller.interrupting(lambda _: None):
+                os.kill(os.getpid(), signal.SIGINT)
+            assert signal.getsignal(signal.SIGINT) is signal.SIG_DFL
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def test_a_caller_stops_only_what_can_be_stopped() -> None:
     caller = Caller()
     reasons: list[str] = []
