@@ -153,7 +153,10 @@ class Breaker:
     def wait_anew(self) -> None:
         """Let the patience begin anew where nobody has asked the API for as long: it may be up again."""
         if self.has_given_up and self._clock() - self._asked_at > self._patience_s:
-            self._open_since = self._clock()
+            now = self._clock()
+            if self.is_refusing:
+                self._refused_since = self._refused_at = now
+            self._open_since = now
 
     def stop(self) -> None:
         """Wake those who wait, because the run is stopping."""

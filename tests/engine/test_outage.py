@@ -160,6 +160,21 @@ def test_an_api_that_nobody_asked_for_as_long_as_the_run_waits_may_be_up_again()
     assert breaker.has_given_up
 
 
+def test_an_api_that_refuses_everything_is_not_up_because_nobody_asked_it_for_a_while() -> None:
+    now = 0.0
+    breaker = Breaker(0.5, patience_s=300, clock=lambda: now)
+    breaker.record(ErrorClass.RATE_LIMITED)
+    now = 301.0
+    assert breaker.record(ErrorClass.RATE_LIMITED)
+    now = 640.0
+    breaker.wait_anew()
+    assert not breaker.has_given_up
+    assert not breaker.record(ErrorClass.RATE_LIMITED)
+    assert breaker.is_refusing
+    now = 941.0
+    assert breaker.has_given_up
+
+
 def test_a_minutes_allowance_that_is_used_up_is_no_outage() -> None:
     now = 0.0
     breaker = Breaker(0.5, patience_s=0, clock=lambda: now)
