@@ -201,6 +201,9 @@ def drawn(seed: int) -> Scenario:
     server = random.Random(f"server:{seed}")
     if server.random() < 0.15:
         scenario = replace(scenario, store=SERVER_STORE, server_weather=_server_weather(server))
+    longer = random.Random(f"longer:{seed}")
+    if longer.random() < (0.2 if scenario.store == SERVER_STORE else 0.01):
+        scenario = _with_more_rows(scenario, longer)
     routes = random.Random(f"several:{seed}")
     return _over_routes(scenario, routes) if api in _ROUTES and routes.random() < 0.25 else scenario
 
@@ -342,6 +345,24 @@ def _with_second_interrupts(scenario: Scenario, rng: random.Random) -> Scenario:
         for death in scenario.deaths
     ]
     return replace(scenario, deaths=tuple(deaths))
+
+
+def _with_more_rows(scenario: Scenario, rng: random.Random) -> Scenario:
+    """The same with a catalog of which most is not sent yet when a machine is lost."""
+    count = rng.randint(12, 40)
+    budget, per_row = scenario.max_cost_usd, count / len(scenario.prompts)
+    return replace(
+        scenario,
+        prompts=[f"prompt {n}" for n in range(count)],
+        max_cost_usd=None if budget is None else budget * per_row,
+        deaths=tuple(
+            replace(
+                death, at=None if death.at is None else max(1, round(death.at * rng.uniform(0.1, per_row)))
+            )
+            for death in scenario.deaths
+        ),
+        refresh=None,
+    )
 
 
 def _deaths(rng: random.Random, count: int) -> tuple[Death, ...]:
