@@ -44,6 +44,9 @@ class CostSource(StrEnum):
 KEPT = "kept"
 """In place of a job's verdicts: a person looked at its picture, and it is right."""
 
+_LISTED = "listed:"
+"""In a job's ``ended_ids``, before the id of a request that an API's list told of."""
+
 PLACEHOLDER = "placeholder"
 """The verdict on a file that no model made: it is no picture."""
 
@@ -77,7 +80,8 @@ class Job:
     holds the picture's measures and the judge's opinion as JSON, "" where there are none; ``suspect`` the
     verdicts, with commas. ``judge_usd`` is what the judge cost, which ``cost_usd`` does not count.
     ``route`` names the route that its latest request took, "" in a run over one; ``model`` is that route's
-    while the job is worked on, and in the plan of such a run the family.
+    while the job is worked on, and in the plan of such a run the family. ``ended_ids`` are the ids of the
+    requests that ended without a picture, one a line, until there is one: none of these is a lost one.
     """
 
     number: int
@@ -117,6 +121,17 @@ class Job:
     suspect: str = ""
     judge_usd: float = 0.0
     route: str = ""
+    ended_ids: str = ""
+
+    @property
+    def request_ids(self) -> set[str]:
+        """The ids of the job's requests that are known, the present one's excluded."""
+        return {line.removeprefix(_LISTED) for line in self.ended_ids.splitlines()}
+
+    @property
+    def is_listed(self) -> bool:
+        """Whether an API's list told of its request, in place of a lost one: it may be another run's."""
+        return self.request_id is not None and f"{_LISTED}{self.request_id}" in self.ended_ids.splitlines()
 
     @property
     def total_usd(self) -> float:
@@ -166,9 +181,32 @@ class Job:
         self.unanswered += 1
         self.unanswered_usd = plus(self.unanswered_usd, price_usd)
 
-    def find_request(self, request_id: str, price_usd: float) -> None:
-        """A request whose answer never came is found at the API: it is asked about, not sent again."""
+    def accept(self, request_id: str) -> None:
+        """The API has a request of this id; one that it had before is over."""
+        if self.request_id is not None and self.request_id != request_id:
+            self.note_ended([self.request_id])
         self.request_id = request_id
+
+    def drop_request(self) -> None:
+        """The request is over, or nobody will ask about it any more."""
+        if self.request_id is not None:
+            self.note_ended([self.request_id])
+        self.request_id = None
+
+    def note_ended(self, request_ids: Iterable[str]) -> bool:
+        """Keep the ids of requests that are over; whether any is new."""
+        new = set(request_ids) - self.request_ids
+        self.ended_ids = "\n".join([*self.ended_ids.splitlines(), *sorted(new)])
+        return bool(new)
+
+    def find_request(self, request_id: str, price_usd: float, *, listed: bool = False) -> None:
+        """A request whose answer never came is found at the API: it is asked about, not sent again.
+
+        ``listed``: it is in the API's list, and asks for the same.
+        """
+        self.request_id = request_id
+        if listed:
+            self.note_ended([f"{_LISTED}{request_id}"])
         if self.unanswered:
             self.unanswered -= 1
             left_usd = max(0.0, plus(self.unanswered_usd, -price_usd))
@@ -196,6 +234,7 @@ class Job:
         self.finished_at = at
         self.error_code = self.error_class = self.error_message = None
         self.retryable = None
+        self.ended_ids = ""
 
     def fail(self, at: float, *, error_class: str, code: str, message: str, retryable: bool) -> None:
         """The job's budget for this class of error is spent."""
@@ -221,7 +260,7 @@ class Job:
         """Another picture is wanted in place of the one there is; what that one cost stays with the job."""
         self._leave(JobStatus.DONE, JobStatus.FAILED)
         self.status = JobStatus.PENDING
-        self.request_id = None  # asked about again, it would bring the same picture
+        self.drop_request()  # asked about again, it would bring the same picture
         self.error_class = self.error_code = self.error_message = None
         self.retryable = self.finished_at = None
 

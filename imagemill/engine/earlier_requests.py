@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import anyio
@@ -12,7 +12,7 @@ import httpx
 from imagemill.engine.route import PATIENCE_S, Route
 from imagemill.engine.routes import Routes
 from imagemill.errors import ApiError, ErrorClass
-from imagemill.jobs import Job, JobStatus
+from imagemill.jobs import Job
 
 _NAMES_AT_ONCE = 10
 """So many requests are asked about by name at once."""
@@ -26,21 +26,10 @@ _ASK_AGAIN_S = 1.0
 
 
 class EarlierRequests:
-    """The requests that were sent before this process began, or before it took their jobs up again.
-
-    ``answered`` are the ids of those that were answered, by the jobs' numbers: none of these is lost.
-    ``listed`` are the ids that an API's list told of for a lost one.
-    """
+    """The requests that were sent before this process began."""
 
     def __init__(self, routes: Routes) -> None:
         self._routes = routes
-        self.answered: dict[int, set[str]] = {}
-        self.listed: set[str] = set()
-
-    def keep(self, job: Job, request_ids: Collection[str]) -> None:
-        """These requests of a job were answered: it may be taken up again, unless it is done."""
-        if request_ids and job.status is not JobStatus.DONE:
-            self.answered.setdefault(job.number, set()).update(request_ids)
 
     async def find_lost(self, jobs: Sequence[Job]) -> None:
         """Look for unanswered requests in the APIs' lists; a job whose request is there gets its id."""
@@ -50,37 +39,43 @@ class EarlierRequests:
                 lost = [job for job in lost if (self._routes.of(job) is route) is is_own]
                 if not lost or route.is_given_up:
                     continue
-                found = await route.lost.find_now(lost, self.answered)
+                found = await route.lost.find_now(lost)
                 for job in lost:
                     if request_id := found.get(job.number):
-                        self.listed.add(request_id)
-                        job.find_request(request_id, route.price(job))
+                        job.find_request(request_id, route.price(job), listed=True)
                         self._routes.place(job, route)
 
-    async def find_named(self, jobs: Sequence[Job]) -> set[int]:
+    async def find_named(self, jobs: Sequence[Job], unwritten: Mapping[int, int]) -> set[int]:
         """Ask about requests that may have been sent under the names that these jobs have as their next.
 
         A job whose request an API has gets its id, and counts that attempt: where it failed, the next needs a
         name of its own. The numbers of the jobs whose request is in doubt no more: an API may not know yet
-        what it is working on, and sent again only to the same one it is the same.
+        what it is working on, and sent again only to the same one it is the same. ``unwritten`` is how many
+        attempts of a job no line tells of: an API may have refused them, and left their names to the next.
         """
         asked: set[int] = set()
         at_once = anyio.CapacityLimiter(_NAMES_AT_ONCE)
 
         async def ask(job: Job) -> None:
-            next_one = replace(job, attempts=job.attempts + 1)
             said = list[bool | None]()
             accounts = set[object]()  # two models of one have the same tasks
+            next_one = job.attempts + 1
+            numbers = range(next_one, next_one - unwritten.get(job.number, 0) - 1, -1)
+            nexts = [replace(job, attempts=number) for number in numbers]
             for route in self._routes:
-                name = route.api.name_of(next_one)
-                said.append(None if name is None else await _knows(route, name, at_once))
+                names = [name for one in nexts if (name := route.api.name_of(one))]
+                known = {
+                    name: await _knows(route, name, at_once) for name in names if name not in job.request_ids
+                }
+                name = next((name for name in names if known.get(name)), None)
+                said.append(None if not names or None in known.values() else name is not None)
                 account = (route.api.base_url, route.api.api_key)
-                if not said[-1] or account in accounts:
+                if name is None or account in accounts:
                     continue
                 if accounts:  # that of another lost machine: nobody will ask about it
                     job.lose_answer(route.price(job))
                 else:
-                    job.request_id, job.attempts = name, next_one.attempts
+                    job.request_id, job.attempts = name, next_one
                     self._routes.place(job, route)
                     asked.add(job.number)
                 accounts.add(account)

@@ -21,6 +21,7 @@ from anyio.abc import TaskGroup
 
 from imagemill.blocks.apis import CostSource, GeneratedImage
 from imagemill.blocks.apis.error_codes import NO_SUCH_MODEL, QUEUE_TIMEOUT
+from imagemill.blocks.apis.exchange import not_taken
 from imagemill.blocks.apis.queued import QueuedApi
 from imagemill.bucket.image_bucket import ImageBucket, image_name
 from imagemill.durable import write_whole
@@ -213,13 +214,18 @@ class Engine:
         work = self._work_on(job)
         is_forgotten = work.route.is_given_up and job.request_id is not None
         if work.route.is_given_up:
-            work.is_lost = False
-            await self._forget_request(work)
+            if job.route == work.route.name:
+                work.is_lost = False  # it was sent there, and nowhere else
+            try:
+                await self._forget_request(work)
+            except StoreUnavailableError as error:
+                self.stop(StopKind.UNAVAILABLE, str(error))
+                return False
         if self._admission.is_spent and job.request_id is None:
             return True
         # These must hold up no other job: until a route is free, or the log safe.
         waits_apart = is_forgotten or (self.routes.are_several and not self.routes.is_free(job))
-        if waits_apart or (work.is_lost and any(route.lost.can_look for route in self.routes)):
+        if waits_apart or (work.is_lost and any(route.can_look for route in self.routes)):
             group.start_soon(self._work, work, None)
             return True
         slot = await self._admission.admit(work)
@@ -234,7 +240,7 @@ class Engine:
             await work.purchase.promise()
             work.purchase.doubt()
             work.purchase.end()
-            job.request_id = None
+            job.drop_request()
             self._admission.expected.discard(job.number)
             self._recorder.given_up(job)
             self._store.save(job)
@@ -353,7 +359,7 @@ class Engine:
             expected=job.number in self._admission.expected,
             charged=route.api.is_paid(job.request_id),
         )
-        return Work(job, purchase, route, request_ids=set(self.earlier.answered.get(job.number, ())))
+        return Work(job, purchase, route)
 
     async def _work(self, work: Work, slot: Slot | None) -> None:
         """One job until it is done, failed, or left pending by a stop."""
@@ -386,7 +392,6 @@ class Engine:
             self._leave(work)
             raise
         finally:
-            self.earlier.keep(job, work.request_ids)
             self._admission.at_work -= 1
             if job.number not in self._admission.parked:
                 self._admission.expected.discard(job.number)
@@ -400,7 +405,7 @@ class Engine:
         elsewhere that still asks about an accepted one would not know that another followed.
         """
         job = work.job
-        if job.request_id is None and (job.cost_usd or job.unanswered or work.request_ids):
+        if job.request_id is None and (job.cost_usd or job.unanswered or job.ended_ids):
             await self._recorder.until_safe()
         with anyio.move_on_after(wait_s):
             await self._stopping.wait()
@@ -410,15 +415,15 @@ class Engine:
         if work.is_lost:
             work.is_lost = False
             self._looked_for[work.job.number] = None
+            before, went_there = work.route, work.watch is not None or work.job.route == work.route.name
             try:
                 request_id = await self._find(work)
             finally:
                 del self._looked_for[work.job.number]
             if request_id is not None:
-                self.earlier.listed.add(request_id)
-                work.purchase.found(request_id)
-                work.request_ids.add(request_id)
-                self._store.save(work.job)
+                is_here = went_there and work.route is before
+                work.purchase.found(request_id, in_share=is_here)
+                self._store.save(work.job, durable=True)
         return await self._admission.admit(work)
 
     def _close_for(self, route: Route, error: ApiError) -> None:
@@ -432,16 +437,16 @@ class Engine:
 
         async def look(route: Route) -> None:
             nonlocal found
-            request_id = await route.lost.find(work.job, work.request_ids, self._stopping)
+            request_id = await route.lost.find(work.job, self._stopping)
             if request_id is not None and found is None:
                 found = request_id
-                if route is not work.route:
+                if self.routes.are_several:
                     work.go(route)
                     self.routes.place(work.job, route)
                 group.cancel_scope.cancel()
 
         is_here = work.watch and not work.from_list
-        routes = [work.route] if is_here else [route for route in self.routes if not route.is_given_up]
+        routes = [work.route] if is_here else [route for route in self.routes if route.can_look]
         async with anyio.create_task_group() as group:
             for route in routes:
                 group.start_soon(look, route)
@@ -633,8 +638,7 @@ class Engine:
         """
         if request_id != work.route.api.name_of(work.job):
             work.route.accepted()
-        work.job.request_id = request_id
-        work.request_ids.add(request_id)
+        work.job.accept(request_id)
         if charged_usd is not None:
             expected = work.route.api.charge(work.job)
             work.purchase.charge(
@@ -653,7 +657,7 @@ class Engine:
             return
         if error.charged:
             work.purchase.charge(*work.route.api.charge(work.job))
-        elif is_doubtful(error) or work.job.request_id in self.earlier.listed:
+        elif is_doubtful(error) or work.job.is_listed:
             work.purchase.doubt()  # one from a list may be another run's: what was lost may be there yet
 
     def _set_aside(self, work: Work, image: GeneratedImage, took_s: float, queued_s: float) -> None:
@@ -709,10 +713,12 @@ class Engine:
             route.outage = cut(error.message.rstrip("."))
             work.let_down.add(route)
         if not work.keeps_request(error):
-            work.from_list = job.request_id in self.earlier.listed
+            work.from_list = job.is_listed
             in_doubt = work.from_list or (job.request_id is None and is_doubtful(error))
             work.is_lost = route.lost.can_look and in_doubt
-            job.request_id = None
+            if not_taken(error):
+                job.request_id = None  # the next one may have the same id
+            job.drop_request()
             work.purchase.end()
         work.mark_booked()
         if self._closes(work, error):
@@ -821,7 +827,7 @@ class Engine:
     def _leave(self, work: Work) -> None:
         """Leave a job pending for a resume, its request id with it, unless its request was withdrawn."""
         if work.watch is not None and work.watch.withdrawn:
-            work.job.request_id = None
+            work.job.drop_request()
         work.mark_booked()
         is_ours = work.job.status not in TERMINAL and not work.taken_over
         if is_ours and work.kept is not None and work.job.request_id is not None:

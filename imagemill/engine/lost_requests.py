@@ -7,7 +7,7 @@ reading. A reading that fails proves nothing either, and one alone may be a cach
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Sequence
 
 import anyio
 import httpx
@@ -51,7 +51,7 @@ class LostRequests:
         self._recorder = recorder
         self.slowest_s = 0.0
         """How long the slowest of the latest requests took, its time in the vendor's queue included."""
-        self._waiting: dict[int, tuple[Job, Collection[str]]] = {}
+        self._waiting: dict[int, Job] = {}
         self._found: dict[int, str] = {}
         self._reading = anyio.Lock()
         self._readings, self._is_read = 0, False
@@ -75,11 +75,8 @@ class LostRequests:
             _LATENCIES * self.slowest_s,
         )
 
-    async def find(self, job: Job, known: Collection[str], stopping: anyio.Event) -> str | None:
-        """The id of the job's lost request; None where the list does not have it, however often it is read.
-
-        ``known`` are ids of the job's earlier requests, which were not lost.
-        """
+    async def find(self, job: Job, stopping: anyio.Event) -> str | None:
+        """The id of the job's lost request; None if the list does not have it, however often it is read."""
         begun, pause_s, times, read = anyio.current_time(), FIRST_LOOK_S, 0, 0
         while self.can_look and not stopping.is_set():
             left_s = self.patience_s - (anyio.current_time() - begun)
@@ -87,7 +84,7 @@ class LostRequests:
             with anyio.move_on_after(pause_s if left_s <= 0 else min(pause_s, left_s)):
                 await stopping.wait()
                 break
-            request_id, is_read = await self._look(job, known)
+            request_id, is_read = await self._look(job)
             times, read = times + 1, read + is_read  # readings for other jobs do not count
             unreadable = self._is_unreadable(anyio.current_time() - begun, times)
             is_over = unreadable or (is_read and read >= _LEAST_READ)
@@ -102,36 +99,32 @@ class LostRequests:
             return False
         return self._breaker.has_given_up or (times >= _UNREADABLE_TIMES and not self._breaker.is_open)
 
-    async def find_now(self, jobs: Collection[Job], known: Mapping[int, Collection[str]]) -> dict[int, str]:
-        """One look for many jobs: request ids by the jobs' numbers.
-
-        ``known`` are ids of their earlier requests, by the jobs' numbers.
-        """
-        found, _ = await self._read({job.number: (job, known.get(job.number, ())) for job in jobs})
+    async def find_now(self, jobs: Collection[Job]) -> dict[int, str]:
+        """One look for many jobs: request ids by the jobs' numbers."""
+        found, _ = await self._read(list(jobs))
         return found
 
-    async def _look(self, job: Job, known: Collection[str]) -> tuple[str | None, bool]:
+    async def _look(self, job: Job) -> tuple[str | None, bool]:
         """The id of the job's request, if it is found, and whether the list could be read."""
-        self._waiting[job.number] = (job, known)
+        self._waiting[job.number] = job
         before = self._readings
         try:
             async with self._reading:
                 if job.number not in self._found and self._readings == before:  # or one was begun since
                     self._readings, self._is_read = self._readings + 1, False
-                    found, self._is_read = await self._read(self._waiting)
+                    found, self._is_read = await self._read(list(self._waiting.values()))
                     self._found |= found
                 return self._found.pop(job.number, None), self._is_read
         finally:
             del self._waiting[job.number]
 
-    async def _read(self, wanted: dict[int, tuple[Job, Collection[str]]]) -> tuple[dict[int, str], bool]:
+    async def _read(self, wanted: Sequence[Job]) -> tuple[dict[int, str], bool]:
         """One reading: request ids by the jobs' numbers, and whether the list was read to its end."""
         is_read = False
         found: dict[int, str] = {}
-        known = {request_id for _, ids in wanted.values() for request_id in ids}
+        known = {request_id for job in wanted for request_id in job.request_ids}  # these were not lost
         try:
-            jobs = [job for job, _ in wanted.values()]
-            async for job, request_id in self._api.find_lost(self._http, jobs, known):
+            async for job, request_id in self._api.find_lost(self._http, wanted, known):
                 found[job.number] = request_id
             is_read = True
         except ApiError as error:

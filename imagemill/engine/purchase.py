@@ -97,14 +97,14 @@ class Purchase:
             self._job.lose_answer(self._price_usd)
             self._settle(doubtful_usd=self._price_usd)
 
-    def found(self, request_id: str) -> None:
-        """A request that was in doubt is found at the API."""
+    def found(self, request_id: str, *, in_share: bool) -> None:
+        """A request that was in doubt is found in the API's list; ``in_share``: in doubt at this route."""
         before_usd = self._job.unanswered_usd  # counted at the dearest price where it may have gone anywhere
-        self._job.find_request(request_id, self._price_usd)
+        self._job.find_request(request_id, self._price_usd, listed=True)
         self._cost.settle(-self._price_usd, doubtful_usd=self._job.unanswered_usd - before_usd)
         self._promised = True
         if self._share is not None:
-            self._share.settle(-self._price_usd, doubtful_usd=-self._price_usd)
+            self._share.settle(-self._price_usd, doubtful_usd=-self._price_usd if in_share else 0.0)
             self._share_usd = self._price_usd
 
     def end(self) -> None:

@@ -86,6 +86,11 @@ class Route:
         return self.closed is None or self.closed.kind in _ASKABLE
 
     @property
+    def can_look(self) -> bool:
+        """Whether a lost request may be looked for in the list of the API's requests."""
+        return self.lost.can_look and not self.is_given_up
+
+    @property
     def why_down(self) -> str:
         """The sentence for an API that is down."""
         cause = f" ({self.outage})" if self.outage else ""

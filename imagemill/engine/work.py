@@ -52,7 +52,6 @@ class Work:
     excluded: set[Route] = field(default_factory=set)
     let_down: set[Route] = field(default_factory=set)
     not_before: dict[Route, float] = field(default_factory=dict)
-    request_ids: set[str] = field(default_factory=set)
     is_lost: bool = False
     watch: SlotWatch | None = None
     withdrawal: anyio.Event | None = None
@@ -66,8 +65,6 @@ class Work:
     def __post_init__(self) -> None:
         self.redone = self.job.image is not None
         self.is_lost = self.job.unanswered > 0 and self.job.request_id is None
-        if self.job.request_id is not None:
-            self.request_ids.add(self.job.request_id)
 
     def go(self, route: Route) -> None:
         """Take one of several routes: from now on the job is this model's, at this price."""

@@ -90,6 +90,8 @@ class LastLine:
         is_refused = self.error_class in NOT_TAKEN or self.error_code in _NOT_SENT
         if is_refused and self.event == "attempt_failed" and self.request_id is None:
             self.refused[self.attempt] = self.route  # else it was a look at one that the API has
+            if before is not None and before.attempt == self.attempt:
+                self.request_ids.discard(before.request_id or "")  # the next one may have the same
         if self.event == "judged":
             opinion = None if self.score is None else opinion_of(self.score, self.words)
             self.answers[self.attempt] = Answer(opinion, self.failure or "")

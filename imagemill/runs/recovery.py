@@ -147,9 +147,7 @@ def find_images(
             job for job in jobs if _doubt(session, job, receipts.get(job.key), lines.get(job.number), perhaps)
         ]
         lost = [job for job in jobs if _is_lost(job)]
-        session.engine.earlier.answered.update(
-            {job.number: lines[job.number].request_ids for job in jobs if job.number in lines}
-        )
+        ended = [job for job in jobs if _note_ended(job, lines.get(job.number))]
         if lost:
             session.wait(session.engine.earlier.find_lost, lost)
         session.cost.recover(doubtful_usd=sum(job.unanswered_usd for job in jobs) - doubtful_usd)
@@ -157,10 +155,8 @@ def find_images(
             costs = costs_of(job, lines.get(job.number))
             count_in_shares(session.engine.routes, job, costs, known[job.number])
         _expect(session, jobs, lines)
-        if changed or doubted or named or lost:
-            session.wait(
-                save, list({job.number: job for job in (*changed, *doubted, *named, *lost)}.values())
-            )
+        if to_save := {job.number: job for job in (*changed, *doubted, *named, *lost, *ended)}:
+            session.wait(save, list(to_save.values()))
     return session.wait(store.unfinished_numbers) if images or lines else numbers
 
 
@@ -177,7 +173,7 @@ def _doubt(
     about these.
     """
     since = perhaps.get(job.number, ())
-    lost = _in_doubt(line) + len(since) - job.unanswered - _only_in_store(job, line)
+    lost = _in_doubt(line) + len(since) - job.unanswered - _is_known_to_store(job, line)
     if not since or lost <= 0 or job.request_id is not None:
         return False
     others = job.reused or (receipt is not None and receipt.run_id != session.settings.run_id)
@@ -207,9 +203,10 @@ def _find_named(
     for job in named:
         line = lines.get(job.number)
         elsewhere = any(route.api.name_of(job) is None for route in session.engine.routes)
-        others = max(0, len(perhaps[job.number]) - 1 - _only_in_store(job, line)) if elsewhere else 0
+        others = max(0, len(perhaps[job.number]) - 1 - _is_known_to_store(job, line)) if elsewhere else 0
         missed[job.number] = min(others, _in_doubt(line) + others - job.unanswered)
-    for number in session.wait(session.engine.earlier.find_named, named) if named else ():
+    unwritten = {job.number: _only_in_store(job, lines.get(job.number)) for job in named}
+    for number in session.wait(session.engine.earlier.find_named, named, unwritten) if named else ():
         del perhaps[number]
     for job in named:
         if job.request_id is not None:
@@ -220,9 +217,25 @@ def _find_named(
     return named
 
 
+def _note_ended(job: Job, line: LastLine | None) -> bool:
+    """Keep the ids of an unfinished job's earlier requests with it; whether any is new."""
+    if line is None or job.status is JobStatus.DONE:
+        return False
+    return job.note_ended(line.request_ids - {job.request_id or ""})
+
+
 def _only_in_store(job: Job, line: LastLine | None) -> int:
-    """How many attempts of a job its lines do not have, as after a full disk; nothing of them is in doubt."""
+    """How many attempts of a job its lines do not have, as after a full disk."""
     return max(0, job.attempts - (0 if line is None else line.attempt))
+
+
+def _is_known_to_store(job: Job, line: LastLine | None) -> bool:
+    """Whether the store knows how one lost machine's requests ended, of which there are no lines.
+
+    Of one machine alone: who else was lost may have sent a request that the store has not heard of.
+    """
+    in_doubt = max(0, job.unanswered - _in_doubt(line))
+    return _only_in_store(job, line) > in_doubt
 
 
 def _in_doubt(line: LastLine | None) -> int:

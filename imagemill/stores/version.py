@@ -13,7 +13,7 @@ from importlib.metadata import version
 
 from imagemill.errors import InputError
 
-STORE_VERSION = 5
+STORE_VERSION = 6
 """2: jobs have ``params``, ``cost_source`` and ``queued_s``.
 
 3: ``variant``, ``varied``, ``quality`` and ``suspect``.
@@ -21,9 +21,11 @@ STORE_VERSION = 5
 4: ``judge_usd``.
 
 5: ``route``.
+
+6: ``ended_ids``.
 """
 
-UPGRADED = frozenset({1, 2, 3, 4})
+UPGRADED = frozenset({1, 2, 3, 4, 5})
 """Earlier versions that differ only by fields that have a default."""
 
 UNKNOWN = 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
@@ -27,6 +28,7 @@ from imagemill.engine.route import Route
 from imagemill.engine.routes import Policy, Routes
 from imagemill.engine.setup_fault import SetupFault
 from imagemill.engine.telemetry import Telemetry
+from imagemill.errors import StoreUnavailableError
 from imagemill.jobs import Job, JobStatus
 from imagemill.quality.inspection import Inspection
 from imagemill.stores.memory import MemoryStore
@@ -107,13 +109,16 @@ class Images(ImageBucket):
 
 
 class Jobs(MemoryStore):
-    """A store without a disk, which remembers all that was saved, in order."""
+    """A store without a disk, which remembers all that was saved, in order; ``away_from``: a virtual time."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, away_from: float = math.inf) -> None:
         super().__init__(path)
         self.saves: list[Job] = []
+        self._away_from = away_from
 
     def save(self, job: Job, *, durable: bool = False) -> None:
+        if anyio.current_time() > self._away_from:
+            self._fail(StoreUnavailableError("The job store has not answered for 60 s."))
         self.saves.append(replace(job))
         super().save(job, durable=durable)
 
@@ -180,6 +185,7 @@ async def run_over(  # noqa: PLR0913 - what a test may vary
     concurrency: int | None = None,
     measured: float = 0,
     given_up: Collection[str] = (),
+    store_away_after_s: float = math.inf,
     meanwhile: Callable[[], Awaitable[None]] | None = None,
     uploaded: Callable[[Recorder, Engine], Awaitable[None]] | None = None,
 ) -> Ended:
@@ -200,7 +206,10 @@ async def run_over(  # noqa: PLR0913 - what a test may vary
         Telemetry("run", "all", "m"),
     )
     cost, bucket, begun = CostLimit(limit_usd), Images(), anyio.current_time()
-    async with Jobs(folder / "jobs.json") as store, anyio.create_task_group() as group:
+    async with (
+        Jobs(folder / "jobs.json", begun + store_away_after_s) as store,
+        anyio.create_task_group() as group,
+    ):
         await store.add(jobs)
         await store.mark_planned()
         recorder.begin(unique=len(jobs), done=0, failed=0, cost_usd=0.0)

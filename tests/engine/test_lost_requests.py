@@ -94,10 +94,10 @@ def looking(tmp_path: Path) -> Callable[..., Any]:
     return inside
 
 
-async def find(lost: LostRequests, job: Job, *known: str) -> tuple[str | None, float]:
+async def find(lost: LostRequests, job: Job) -> tuple[str | None, float]:
     """What a search brings, and after how many seconds."""
     begun = anyio.current_time()
-    found = await lost.find(job, known, anyio.Event())
+    found = await lost.find(job, anyio.Event())
     return found, round(anyio.current_time() - begun, 1)
 
 
@@ -136,12 +136,13 @@ def test_an_api_that_is_given_little_time_is_not_waited_for_longer(looking: Call
 
 def test_ids_of_answered_requests_are_not_taken(looking: Callable[..., Any]) -> None:
     async def look(lost: LostRequests, listed: List) -> None:
-        job = lost_job()
+        job, other = lost_job(), lost_job()
+        job.note_ended(["answered"])
         listed.ended["answered"] = (0.0, job)
-        assert (await find(lost, job, "answered"))[0] is None
+        assert (await find(lost, job))[0] is None
         listed.ended["lost"] = (0.0, job)
-        assert await lost.find_now([job], {0: ["answered"]}) == {0: "lost"}
-        assert await lost.find_now([job], {}) == {0: "answered"}
+        assert await lost.find_now([job]) == {0: "lost"}
+        assert await lost.find_now([other]) == {0: "answered"}
 
     looking(look)
 
@@ -227,7 +228,7 @@ def test_readings_for_other_jobs_do_not_show_that_the_list_cannot_be_read(
         alone = await find(lost, lost_job())
         async with anyio.create_task_group() as group:
             for number in range(1, 9):
-                group.start_soon(lost.find, lost_job(number), (), anyio.Event())
+                group.start_soon(lost.find, lost_job(number), anyio.Event())
                 await anyio.sleep(0.3)
             beside_others = await find(lost, lost_job())
         assert alone[0] is beside_others[0] is None
@@ -280,7 +281,7 @@ def test_a_list_of_any_shape_ends_no_run(looking: Callable[..., Any], tmp_path: 
             raise ValueError("no such shape")
 
         listed.refusal = broken
-        assert await lost.find_now([lost_job()], {}) == {}
+        assert await lost.find_now([lost_job()]) == {}
         assert lost.can_look
 
     looking(look)
@@ -292,7 +293,7 @@ def test_a_stop_ends_the_search(looking: Callable[..., Any]) -> None:
     async def look(lost: LostRequests, listed: List) -> None:
         stopping = anyio.Event()
         stopping.set()
-        assert await lost.find(lost_job(), (), stopping) is None
+        assert await lost.find(lost_job(), stopping) is None
         assert listed.read_at == []
         stopping = anyio.Event()
 
@@ -302,7 +303,7 @@ def test_a_stop_ends_the_search(looking: Callable[..., Any]) -> None:
 
         async with anyio.create_task_group() as group:
             group.start_soon(stop)
-            assert await lost.find(lost_job(), (), stopping) is None
+            assert await lost.find(lost_job(), stopping) is None
         assert anyio.current_time() - listed.begun == 2.0
 
     looking(look)
@@ -330,7 +331,7 @@ def asked_by_name(folder: Path, answer: Callable[..., Awaitable[httpx.Response]]
                 unsaved=folder,
             )
             begun, lost = anyio.current_time(), [make_job(api, number=number) for number in range(jobs)]
-            asked = await engine.earlier.find_named(lost)
+            asked = await engine.earlier.find_named(lost, {})
             recorder.close()
             return asked, [job.request_id is not None for job in lost], anyio.current_time() - begun
 

@@ -118,7 +118,7 @@ def test_a_lost_answer_is_in_doubt_until_its_request_is_found(deal: Callable[...
     one.purchase.doubt()
     one.purchase.end()
     assert (one.of_the_run, one.of_the_job) == ((0, 0, 3, 0), (0, 1, 3))
-    one.purchase.found(REQUEST)
+    one.purchase.found(REQUEST, in_share=True)
     assert (one.of_the_run, one.of_the_job) == ((0, 3, 0, 0), (0, 0, 0))
     assert one.job.request_id == REQUEST
     one.promise()  # which stands already
@@ -133,7 +133,7 @@ def test_what_was_in_doubt_at_another_routes_price_is_in_doubt_no_more_once_foun
     one = deal()
     one.job.lose_answer(doubted_usd)
     one.cost.recover(doubtful_usd=doubted_usd)
-    one.purchase.found(REQUEST)
+    one.purchase.found(REQUEST, in_share=True)
     assert (one.of_the_run, one.of_the_job) == ((0, 3, 0, 0), (0, 0, 0))
 
 
@@ -181,12 +181,25 @@ def test_what_moves_to_another_route_is_promised_at_its_price_and_set_aside_of_i
         assert (one.of_the_run, amounts(share)) == ((0, 2, 0, 0), (0, 2, 0, 0))
     one.purchase.doubt()
     assert (one.of_the_run, amounts(share)) == ((0, 0, 2, 0), (0, 0, 2, 0))
-    one.purchase.found(REQUEST)
+    one.purchase.found(REQUEST, in_share=True)
     assert (one.of_the_run, amounts(share)) == ((0, 2, 0, 0), (0, 2, 0, 0))
     one.purchase.defer()
     assert (one.of_the_run, amounts(share)) == ((0, 0, 0, 2), (0, 0, 0, 2))
     one.promise()
     one.purchase.move(0.02, share)
+    assert (one.of_the_run, amounts(share)) == ((0, 2, 0, 0), (0, 2, 0, 0))
+    one.purchase.charge(0.02)
+    assert (one.of_the_run, amounts(share)) == ((2, 0, 0, 0), (2, 0, 0, 0))
+
+
+def test_a_request_that_is_found_at_another_route_than_it_was_in_doubt_at_is_set_aside_of_its_share(
+    deal: Callable[..., Deal],
+) -> None:
+    one, share = deal(), CostLimit(1.0)
+    one.job.lose_answer(0.02)
+    one.cost.recover(doubtful_usd=0.02)
+    one.purchase.move(0.02, share)
+    one.purchase.found(REQUEST, in_share=False)
     assert (one.of_the_run, amounts(share)) == ((0, 2, 0, 0), (0, 2, 0, 0))
     one.purchase.charge(0.02)
     assert (one.of_the_run, amounts(share)) == ((2, 0, 0, 0), (2, 0, 0, 0))

@@ -8,7 +8,7 @@ import random
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -32,7 +32,7 @@ from imagemill.engine.routes import Routes
 from imagemill.engine.schedule import Schedule
 from imagemill.engine.telemetry import Telemetry
 from imagemill.engine.work import Work
-from imagemill.jobs import Job, JobStatus
+from imagemill.jobs import CostSource, Job, JobStatus
 from tests.engine.accounts import SIZE, Account, Ended, jobs_of, run_over
 from tests.virtual_time import run
 
@@ -236,9 +236,80 @@ def test_what_lies_in_the_queue_of_a_route_that_is_given_up_is_made_elsewhere(
     assert paid_twice(first, second).keys() <= {str(number) for number in left}
 
 
+def test_a_store_that_fails_while_the_requests_of_a_route_are_given_up_stops_the_run(tmp_path: Path) -> None:
+    first, second = fal("first-key"), together("second-key", max_concurrent=2)
+    jobs = jobs_of(200)
+    for job in jobs[100:]:
+        job.route, job.request_id = "first", f"r{job.number}"
+
+    both = {"first": first, "second": second}
+    play = partial(run_over, tmp_path, both, jobs, given_up={"first"}, store_away_after_s=3.0)
+    ended: Ended = run(play)
+    assert ended.stopped is not None
+    assert ended.stopped.kind is StopKind.UNAVAILABLE
+
+
+async def submitted(account: Account, job: Job) -> str:
+    """The id of the job's request, which somebody has sent to this account."""
+    account.open()
+    async with httpx.AsyncClient(transport=account) as http:
+        answer = await http.post(
+            f"{account.api.base_url}/{job.model}", json=account.api.body(job), headers=account.api.headers
+        )
+    assert answer.is_success
+    return str(answer.json()["request_id"])
+
+
+def test_a_request_that_was_answered_is_not_taken_for_a_lost_one_by_another_process(tmp_path: Path) -> None:
+    """Such as a worker on another machine, which has no log of the first."""
+    first = fal("first-key", latency_s=8.0, latency_sigma=0.0)
+    (job,) = jobs_of(1, model=first.api.model)
+    job.started_at = time.time()
+
+    async def play() -> Ended:
+        job.request_id = await submitted(first, job)
+        await anyio.sleep(20.0)
+        job.pay(0.002, CostSource.LIST)  # its picture was cut off
+        job.drop_request()
+        lost.append(await submitted(first, job))
+        job.lose_answer(0.002)
+        return await run_over(tmp_path, {"first": first}, [job])
+
+    lost: list[str] = []
+    ended: Ended = run(play)
+    (done,) = ended.jobs
+    assert (done.status, done.request_id) == (JobStatus.DONE, lost[0])
+    assert (done.cost_usd, done.unanswered) == (0.004, 0)
+
+
+def test_a_request_from_the_list_that_fails_in_a_later_process_is_looked_for_again(
+    tmp_path: Path,
+) -> None:
+    """Another run's, which had failed; the process that found it ended before it could ask about it."""
+    first = fal("first-key", latency_s=6.0, latency_sigma=0.0)
+    (job,) = jobs_of(1, model=first.api.model)
+    job.started_at = time.time()
+
+    async def play() -> Ended:
+        first.open()
+        first.studio.configure(replace(first.studio.settings, faults={"fail": 1.0}))
+        others = await submitted(first, job)
+        await anyio.sleep(20.0)
+        first.studio.configure(replace(first.studio.settings, faults={}))
+        await submitted(first, job)
+        job.lose_answer(0.002)
+        job.find_request(others, 0.002, listed=True)
+        return await run_over(tmp_path, {"first": first}, [job])
+
+    ended: Ended = run(play)
+    assert ended.statuses == {"done": 1}
+    assert not paid_twice(first)
+
+
 @pytest.mark.parametrize("ends_after_s", [0.5, 8.0])
+@pytest.mark.parametrize("given_up", [[], ["first"]])
 def test_what_a_lost_machine_may_have_sent_is_looked_for_at_all_routes(
-    tmp_path: Path, ends_after_s: float
+    tmp_path: Path, ends_after_s: float, given_up: list[str]
 ) -> None:
     """Seed 26236: it had gone to the second account, and only the first one's list was read."""
     first, second = fal("first-key"), fal("second-key", latency_s=ends_after_s, latency_sigma=0.0)
@@ -247,13 +318,8 @@ def test_what_a_lost_machine_may_have_sent_is_looked_for_at_all_routes(
     job.lose_answer(0.002)
 
     async def play() -> Ended:
-        second.open()
-        async with httpx.AsyncClient(transport=second) as http:
-            submitted = await http.post(
-                f"{second.api.base_url}/{job.model}", json=second.api.body(job), headers=second.api.headers
-            )
-        assert submitted.is_success
-        return await run_over(tmp_path, {"first": first, "second": second}, [job])
+        await submitted(second, job)
+        return await run_over(tmp_path, {"first": first, "second": second}, [job], given_up=given_up)
 
     ended: Ended = run(play)
     assert ended.made_by == {"second": 1}

@@ -243,6 +243,39 @@ def test_a_request_whose_outcome_only_the_store_knows_is_not_in_doubt(
         assert (job.status, job.attempts, job.unanswered) == (JobStatus.PENDING, 1, 0)
 
 
+@pytest.mark.parametrize(
+    "known",
+    [
+        {"attempts": 0, "unanswered": 1},  # the first machine's request: only its log knew of it
+        {"attempts": 1, "unanswered": 1},  # the same, where the store knew that it was sent
+        {"attempts": 1, "unanswered": 0},  # the first machine was refused
+        {"attempts": 2, "unanswered": 0},  # it was refused twice
+    ],
+)
+def test_what_a_second_lost_machine_may_have_sent_is_in_doubt_whatever_the_store_knows_of_the_first(
+    place: Place, catalog: Callable[..., str], known: dict[str, int]
+) -> None:
+    with open_session(settings(place, catalog(prompt=["a"]))) as session:
+        unanswered_usd = known["unanswered"] * PRICE_USD
+        killed_at_work(session, status=JobStatus.PENDING, unanswered_usd=unanswered_usd, **known)
+        for _ in range(2):
+            session.recorder.event("up_next", jobs=[0])
+            session.recorder.event("log_cut")
+        job = resumed(session)
+        assert job.unanswered == known["unanswered"] + 1
+
+
+def test_what_each_of_two_lost_machines_has_sent_is_in_doubt(
+    place: Place, catalog: Callable[..., str]
+) -> None:
+    with open_session(settings(place, catalog(prompt=["a"]))) as session:
+        killed_at_work(session)  # a store on a server knows that the first has sent it
+        for machines in (1, 2):
+            session.recorder.event("up_next", jobs=[0])
+            session.recorder.event("log_cut")
+            assert resumed(session).unanswered == machines
+
+
 @pytest.mark.parametrize("paid_usd", [0.0, PRICE_USD])
 def test_what_a_lost_machine_may_have_sent_is_in_doubt_where_another_run_made_the_picture_since(
     place: Place, catalog: Callable[..., str], paid_usd: float
@@ -398,6 +431,34 @@ def test_a_request_that_this_client_named_is_asked_about_though_no_record_has_it
         named = session.api.task_of(job)
         job = resumed(session)
         assert (job.status, job.request_id, job.unanswered) == (JobStatus.PENDING, named, 0)
+
+
+@pytest.mark.parametrize("answered", [False, True])
+def test_a_request_after_a_refusal_that_only_the_store_knows_is_asked_about_by_its_name(
+    on_runware: RunSettings, emulator: Callable[..., Emulator], *, answered: bool
+) -> None:
+    """It has the name of the one that was refused; but one that was answered is not asked about again."""
+    described = on_runware.model_dump(exclude_unset=True)
+    described["api"] = {"provider": "runware", "base_url": emulator().base_url}
+    with open_session(RunSettings.model_validate(described)) as session:
+        job = killed_at_work(session, status=JobStatus.PENDING, attempts=1)
+        session.recorder.up_next([0])
+        route = session.engine.routes.first
+        route.api.was_refused(job, 1)
+        sent = replace(job, attempts=2, model=route.api.model)
+        name = route.api.name_of(sent)
+
+        async def accepted(_: str, charged_usd: float | None = None) -> None: ...
+
+        session.wait(route.api.generate, route.http, sent, accepted)
+        if answered:
+            job.note_ended([name or ""])
+            session.store.save(job)
+            session.wait(session.store.commit)
+        session.recorder.event("log_cut")
+        route.api.was_refused(job, 0)  # another process
+        job = resumed(session)
+        assert (job.request_id, job.unanswered) == (None if answered else name, 0)
 
 
 @pytest.mark.parametrize(

@@ -494,13 +494,13 @@ async def test_a_store_of_another_version_is_refused_and_left_alone(
         await planned(store, [job(0), job(1)])
         store.save(done(0))
     made_by = version("imagemill")
-    for ours in (0, 6):  # one that the store is newer than, one that it is older than
+    for ours in (0, 7):  # one that the store is newer than, one that it is older than
         monkeypatch.setattr("imagemill.stores.version.STORE_VERSION", ours)
         monkeypatch.setattr("imagemill.stores.version.version", lambda _, ours=ours: f"{ours}.9.0")
         with pytest.raises(InputError) as refusal:
             await make().__aenter__()
         sentence = str(refusal.value)
-        assert f"was made by imagemill {made_by}, in version 5; this is imagemill {ours}.9.0" in sentence
+        assert f"was made by imagemill {made_by}, in version 6; this is imagemill {ours}.9.0" in sentence
         assert f"which reads version {ours}. Continue with the version that made it" in sentence
     monkeypatch.undo()
     async with make() as store:

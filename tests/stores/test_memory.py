@@ -64,9 +64,9 @@ async def test_a_damaged_checkpoint_is_set_aside(path: Path, damage: object) -> 
 
 
 async def test_another_version_is_left_alone(path: Path) -> None:
-    content = orjson.dumps({"version": 6, "jobs": [{"of": "the future"}]})
+    content = orjson.dumps({"version": 7, "jobs": [{"of": "the future"}]})
     path.write_bytes(content)
-    with pytest.raises(InputError, match=r"by a newer imagemill, in version 6; .* which reads version 5"):
+    with pytest.raises(InputError, match=r"by a newer imagemill, in version 7; .* which reads version 6"):
         await MemoryStore(path).__aenter__()
     assert path.read_bytes() == content
 

@@ -14,7 +14,7 @@ import orjson
 import pybase64
 
 from imagemill.blocks.apis.error_codes import UNKNOWN_ANSWER
-from imagemill.errors import ApiError, ErrorClass, printable
+from imagemill.errors import NOT_TAKEN, ApiError, ErrorClass, printable
 
 MAX_ANSWER_BYTES = 96 * 1024 * 1024
 """No answer and no image may be larger; a 2048 x 2048 PNG is at most some 16 MB."""
@@ -39,6 +39,11 @@ NEVER_SENT = (
     httpx.UnsupportedProtocol,
 )
 """No connection, or no request that may be sent: nothing can have been charged."""
+
+
+def not_taken(error: ApiError) -> bool:
+    """Whether the API has refused the request, or never got it, and may take the same one later."""
+    return error.error_class in NOT_TAKEN or isinstance(error.__cause__, NEVER_SENT)
 
 
 async def fetch(

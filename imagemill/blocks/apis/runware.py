@@ -29,16 +29,16 @@ from pydantic import HttpUrl, PrivateAttr
 from imagemill.blocks.apis.base import ImageApi
 from imagemill.blocks.apis.error_codes import REQUEST_GONE
 from imagemill.blocks.apis.exchange import (
-    NEVER_SENT,
     amount_of,
     fetch,
+    not_taken,
     objects_at,
     parsed,
     text_at,
     unexpected_answer,
 )
 from imagemill.blocks.apis.generated_image import PAID, Accepted, GeneratedImage, ImageSource
-from imagemill.errors import NOT_TAKEN, ApiError, ErrorClass
+from imagemill.errors import ApiError, ErrorClass
 from imagemill.jobs import Job
 
 _ASK_AGAIN_S = 1.0
@@ -210,9 +210,8 @@ class Runware(ImageApi):
                 return await self.post(http, job)
         except ApiError as error:
             if error.code != "conflictTaskUUID":
-                not_taken = error.error_class in NOT_TAKEN or isinstance(error.__cause__, NEVER_SENT)
-                error.keep_request = in_doubt if not_taken else error.error_class in _UNCLEAR
-                if not_taken and not in_doubt:
+                error.keep_request = in_doubt if not_taken(error) else error.error_class in _UNCLEAR
+                if not_taken(error) and not in_doubt:
                     self._refused[job.key] = self._refused.get(job.key, 0) + 1
                 raise
         while (answer := await self._past(http, task)) is None:  # noqa: ASYNC110 - at the API, not here
