@@ -127,11 +127,12 @@ class RunFolder:
             InputError: the record is damaged.
         """
         try:
-            return self._parsed(self.record.read_bytes())
+            record = self.record.read_bytes()
         except FileNotFoundError:
             return None
+        return self._parsed(record, str(self.record), "Move its folder aside and start the run again")
 
-    def _parsed(self, record: bytes) -> tuple[RunSettings, PlanCounts]:
+    def _parsed(self, record: bytes, place: str, remedy: str) -> tuple[RunSettings, PlanCounts]:
         try:
             document: dict[str, Any] = orjson.loads(record)
             return RunSettings(**document["settings"]), PlanCounts(**document["plan"])
@@ -139,8 +140,8 @@ class RunFolder:
             raise input_error(error) from error
         except (orjson.JSONDecodeError, KeyError, TypeError) as error:
             raise InputError(
-                f"The record {self.record} of run {self.run_id!r} is damaged. Move its folder aside and"
-                " start the run again: images in the bucket are found there."
+                f"The record {place} of run {self.run_id!r} is damaged. {remedy}: images in the bucket are"
+                " found there."
             ) from error
 
     def read_catalog_digest(self) -> str | None:
@@ -187,14 +188,19 @@ class RunFolder:
         """Fetch a run that another machine planned from the bucket, if it is there.
 
         Nothing is fetched where ``accept`` raises for the settings in its record.
+
+        Raises:
+            InputError: the record is damaged.
         """
         if self.record.exists():
             return
-        record = bucket.read(f"runs/{self.run_id}/run.json")
+        name = f"runs/{self.run_id}/run.json"
+        record = bucket.read(name)
         if record is None:
             return
+        recorded, _ = self._parsed(record, bucket.uri_of(name), "Start the run under another run id")
         if accept is not None:
-            accept(self._parsed(record)[0])
+            accept(recorded)
         self.create()
         for file in (self.log, self.parts):  # of a run of this id that was never planned
             file.unlink(missing_ok=True)

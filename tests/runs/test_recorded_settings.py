@@ -55,3 +55,15 @@ def test_a_record_from_the_bucket_sends_the_key_nowhere_that_nobody_named(
         settings_to_go_on("r", output, **mine)
     named = settings_to_go_on("r", output, **mine, named=["store"])
     assert (named.api.base_url, named.quality.judge) == tuple(mine.values())
+
+
+def test_a_damaged_record_in_the_bucket_is_not_fetched(
+    place: Place, catalog: Callable[..., str], own_home: Path
+) -> None:
+    """Its folder moved aside, it would be fetched again."""
+    with open_session(settings(place, catalog(prompt=["a"]))) as session:
+        session.bucket.write(record := "runs/r/run.json", b"{", "application/json")
+    refusal = rf"record {place.uri}/{record} .* damaged\. Start the run under another"
+    with pytest.raises(InputError, match=refusal):
+        recorded_settings("r", OutputSettings.model_validate(place.settings()))
+    assert not (own_home / record).exists()
