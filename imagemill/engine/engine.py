@@ -405,7 +405,7 @@ class Engine:
         elsewhere that still asks about an accepted one would not know that another followed.
         """
         job = work.job
-        if job.request_id is None and (job.cost_usd or job.unanswered or job.ended_ids):
+        if job.request_id is None and (job.cost_usd or job.unanswered or work.was_accepted):
             await self._recorder.until_safe()
         with anyio.move_on_after(wait_s):
             await self._stopping.wait()
@@ -639,6 +639,7 @@ class Engine:
         if request_id != work.route.api.name_of(work.job):
             work.route.accepted()
         work.job.accept(request_id)
+        work.was_accepted = True
         if charged_usd is not None:
             expected = work.route.api.charge(work.job)
             work.purchase.charge(

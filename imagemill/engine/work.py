@@ -38,7 +38,8 @@ class Work:
     whether it cancelled it. ``taken_over``: another process has the job now. ``kept`` is the better of the
     pictures made so far, and ``again`` whether a suspect one is made once more. ``redone``: the job came with
     a picture, in place of which another is wanted. ``asked``: the latest attempt sent nothing but asked about
-    an earlier request; ``from_list``: one that an API's list told of in place of a lost one.
+    an earlier request; ``from_list``: one that a list told of in place of a lost one. ``was_accepted``: the
+    log has told of a request's id, be it that the API did not take that request in the end.
 
     ``route`` is that of its latest request, or the one that its next takes. It may go to no route that is
     ``excluded``, and to those in ``not_before`` only from a moment on, in monotonic seconds; it probes none
@@ -61,10 +62,12 @@ class Work:
     redone: bool = False
     asked: bool = False
     from_list: bool = False
+    was_accepted: bool = False
 
     def __post_init__(self) -> None:
         self.redone = self.job.image is not None
         self.is_lost = self.job.unanswered > 0 and self.job.request_id is None
+        self.was_accepted = self.job.request_id is not None or bool(self.job.ended_ids)
 
     def go(self, route: Route) -> None:
         """Take one of several routes: from now on the job is this model's, at this price."""

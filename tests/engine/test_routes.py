@@ -249,6 +249,29 @@ def test_a_store_that_fails_while_the_requests_of_a_route_are_given_up_stops_the
     assert ended.stopped.kind is StopKind.UNAVAILABLE
 
 
+def test_another_route_takes_a_job_once_it_is_safe_in_the_log_that_the_first_has_no_request(
+    tmp_path: Path,
+) -> None:
+    """Seed 539043: the log had a task's id; a lost machine's successor asked for it, and paid twice."""
+    first, second = runware("first-key"), together("second-key")
+    first.down = True
+    safe_at: list[float] = []
+
+    async def upload(recorder: Recorder, _: Engine) -> None:
+        recorder.uploading()
+        while True:
+            await recorder.urgent()
+            await anyio.sleep(1.5)
+            safe_at.append(anyio.current_time())
+            for event in recorder.uploading():
+                event.set()
+
+    both = {"first": first, "second": second}
+    ended: Ended = run(partial(run_over, tmp_path, both, jobs_of(1), policy="failover", uploaded=upload))
+    assert ended.made_by == {"second": 1}
+    assert safe_at[0] < second.posted_at[0]
+
+
 async def submitted(account: Account, job: Job) -> str:
     """The id of the job's request, which somebody has sent to this account."""
     account.open()
