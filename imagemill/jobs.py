@@ -44,8 +44,8 @@ class CostSource(StrEnum):
 KEPT = "kept"
 """In place of a job's verdicts: a person looked at its picture, and it is right."""
 
-_LISTED = "listed:"
-"""In a job's ``ended_ids``, before the id of a request that an API's list told of."""
+_LISTED, _LOST = "listed:", "lost: "
+"""In a job's ``earlier``, before the id of a request that an API's list told of, and for a lost machine."""
 
 PLACEHOLDER = "placeholder"
 """The verdict on a file that no model made: it is no picture."""
@@ -80,8 +80,9 @@ class Job:
     holds the picture's measures and the judge's opinion as JSON, "" where there are none; ``suspect`` the
     verdicts, with commas. ``judge_usd`` is what the judge cost, which ``cost_usd`` does not count.
     ``route`` names the route that its latest request took, "" in a run over one; ``model`` is that route's
-    while the job is worked on, and in the plan of such a run the family. ``ended_ids`` are the ids of the
-    requests that ended without a picture, one a line, until there is one: none of these is a lost one.
+    while the job is worked on, and in the plan of such a run the family. ``earlier`` is what is
+    known of its earlier requests until there is a picture, one a line: the ids of those that ended, so that
+    none is taken for a lost one, and which lost machines' requests are counted.
     """
 
     number: int
@@ -121,17 +122,28 @@ class Job:
     suspect: str = ""
     judge_usd: float = 0.0
     route: str = ""
-    ended_ids: str = ""
+    earlier: str = ""
 
     @property
     def request_ids(self) -> set[str]:
-        """The ids of the job's requests that are known, the present one's excluded."""
-        return {line.removeprefix(_LISTED) for line in self.ended_ids.splitlines()}
+        """The ids of requests that ended, or that a list told of."""
+        lines = self.earlier.splitlines()
+        return {line.removeprefix(_LISTED) for line in lines if not line.startswith(_LOST)}
 
     @property
     def is_listed(self) -> bool:
         """Whether an API's list told of its request, in place of a lost one: it may be another run's."""
-        return self.request_id is not None and f"{_LISTED}{self.request_id}" in self.ended_ids.splitlines()
+        listed = f"{_LISTED}{_without_spaces(self.request_id or '')}"
+        return self.request_id is not None and listed in self.earlier.splitlines()
+
+    @property
+    def lost_machines(self) -> dict[str, int]:
+        """The lost machines that are counted, by the time since when each may have sent a request.
+
+        With the job's attempts as of then.
+        """
+        lines = [line.split() for line in self.earlier.splitlines() if line.startswith(_LOST)]
+        return {since: int(attempts) for _, since, attempts in lines}
 
     @property
     def total_usd(self) -> float:
@@ -195,9 +207,15 @@ class Job:
 
     def note_ended(self, request_ids: Iterable[str]) -> bool:
         """Keep the ids of requests that are over; whether any is new."""
-        new = set(request_ids) - self.request_ids
-        self.ended_ids = "\n".join([*self.ended_ids.splitlines(), *sorted(new)])
+        new = {_without_spaces(request_id) for request_id in request_ids} - self.request_ids
+        self.earlier = "\n".join([*self.earlier.splitlines(), *sorted(new)])
         return bool(new)
+
+    def note_lost(self, since: Iterable[str]) -> None:
+        """What these lost machines may have sent is counted, if it is not known."""
+        new = [machine for machine in since if machine not in self.lost_machines]
+        lines = [f"{_LOST}{machine} {self.attempts}" for machine in new]
+        self.earlier = "\n".join([*self.earlier.splitlines(), *lines])
 
     def find_request(self, request_id: str, price_usd: float, *, listed: bool = False) -> None:
         """A request whose answer never came is found at the API: it is asked about, not sent again.
@@ -234,7 +252,7 @@ class Job:
         self.finished_at = at
         self.error_code = self.error_class = self.error_message = None
         self.retryable = None
-        self.ended_ids = ""
+        self.earlier = ""
 
     def fail(self, at: float, *, error_class: str, code: str, message: str, retryable: bool) -> None:
         """The job's budget for this class of error is spent."""
@@ -277,6 +295,11 @@ class Job:
     def _leave(self, *allowed: JobStatus) -> None:
         if self.status not in allowed:
             raise ValueError(f"job {self.number} is {self.status}: it cannot change so")
+
+
+def _without_spaces(request_id: str) -> str:
+    """An id as ``earlier`` has it: an API may send any text, and none of it may end a line."""
+    return "".join(request_id.split())
 
 
 JOB_FIELDS: tuple[str, ...] = tuple(field.name for field in fields(Job))

@@ -125,3 +125,21 @@ def test_new_jobs_are_the_jobs_they_were_made_of() -> None:
     assert columns.column("number") == (0, 1, 2, 3, 4)
     assert len(columns.columns) == len(INPUT_FIELDS)
     assert list(NewJobs.of([])) == []
+
+
+def test_what_is_known_of_earlier_requests_is_kept_whatever_an_api_calls_them() -> None:
+    one = job()
+    hostile = "lost: 2026-11-28 many\nlisted:a\u2028b"
+    for request_id in ("first", hostile):
+        one.accept(request_id)
+    one.drop_request()
+    one.note_lost(["2026-11-28T00:00:00+00:00"])
+    one.find_request("second", 0.0, listed=True)
+    assert one.is_listed
+    assert one.request_ids == {"first", "".join(hostile.split()), "second"}
+    assert one.lost_machines == {"2026-11-28T00:00:00+00:00": 0}
+    one.drop_request()
+    assert not one.is_listed
+    one.start(1.0)
+    one.finish(2.0, image="a.png", image_bytes=1, latency_s=1.0)
+    assert one.earlier == ""

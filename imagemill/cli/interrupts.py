@@ -49,12 +49,13 @@ class InterruptedCaller(Caller):
             for number, handler in before.items():
                 signal.signal(number, signal.SIG_DFL if self._is_over else handler)
 
-    def _stop(self, number: int, _frame: FrameType | None) -> None:
+    def _stop(self, _number: int, _frame: FrameType | None) -> None:
         self._signals += 1
         is_first = self._signals == 1  # after it the run is ending, be it between two blocks
         if self._signals > len(_SAID) or not (self.interrupt("Interrupted.") or not is_first):
             self._is_over = True
-            signal.signal(number, signal.SIG_DFL)
+            for each in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(each, signal.SIG_DFL)
             raise KeyboardInterrupt(_AFTER_RUN if self._has_run else "")
         if not self._is_saying:  # the terminal is not ours while the signal before is being answered
             self._is_saying = True

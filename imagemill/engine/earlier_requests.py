@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import takewhile
 
 import anyio
 import httpx
@@ -64,10 +65,9 @@ class EarlierRequests:
             nexts = [replace(job, attempts=number) for number in numbers]
             for route in self._routes:
                 names = [name for one in nexts if (name := route.api.name_of(one))]
-                known = {
-                    name: await _knows(route, name, at_once) for name in names if name not in job.request_ids
-                }
-                name = next((name for name in names if known.get(name)), None)
+                names = names[:1] + list(takewhile(lambda name: name not in job.request_ids, names[1:]))
+                known = {name: await _knows(route, name, at_once) for name in names}
+                name = next((name for name in names if known[name]), None)
                 said.append(None if not names or None in known.values() else name is not None)
                 account = (route.api.base_url, route.api.api_key)
                 if name is None or account in accounts:

@@ -67,7 +67,7 @@ class Work:
     def __post_init__(self) -> None:
         self.redone = self.job.image is not None
         self.is_lost = self.job.unanswered > 0 and self.job.request_id is None
-        self.was_accepted = self.job.request_id is not None or bool(self.job.ended_ids)
+        self.was_accepted = self.job.request_id is not None or bool(self.job.earlier)
 
     def go(self, route: Route) -> None:
         """Take one of several routes: from now on the job is this model's, at this price."""

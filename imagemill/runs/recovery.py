@@ -172,17 +172,17 @@ def _doubt(
     The job is pending; or it has the picture of another run, or of an earlier request, and nobody will ask
     about these.
     """
-    since = perhaps.get(job.number, ())
-    lost = _in_doubt(line) + len(since) - job.unanswered - _is_known_to_store(job, line)
-    if not since or lost <= 0 or job.request_id is not None:
+    new = _uncounted(job, perhaps)
+    if not new or job.request_id is not None:
         return False
     others = job.reused or (receipt is not None and receipt.run_id != session.settings.run_id)
     before = receipt is not None and line is not None and receipt.attempts <= line.attempt
     if job.status is not JobStatus.PENDING and not (job.status is JobStatus.DONE and (others or before)):
         return False
-    for _ in range(lost):
+    for _ in range(len(new) - _is_known_to_store(job, line)):
         job.lose_answer(_highest_price(session, job))  # any route may have had it
-    job.started_at = job.started_at or min(since).timestamp()  # from when on the API's list is read
+    job.note_lost(machine.isoformat() for machine in new)
+    job.started_at = job.started_at or min(new).timestamp()  # from when on the API's list is read
     return True
 
 
@@ -201,20 +201,30 @@ def _find_named(
     missed: dict[int, int] = {}
     """How many doubts a job lacks, if an API has a request of this name; or how many it has too many."""
     for job in named:
-        line = lines.get(job.number)
+        line, new = lines.get(job.number), _uncounted(job, perhaps)
         elsewhere = any(route.api.name_of(job) is None for route in session.engine.routes)
-        others = max(0, len(perhaps[job.number]) - 1 - _is_known_to_store(job, line)) if elsewhere else 0
-        missed[job.number] = min(others, _in_doubt(line) + others - job.unanswered)
+        if new:
+            missed[job.number] = max(0, len(new) - 1 - _is_known_to_store(job, line)) if elsewhere else 0
+        else:  # the API was away when they were counted
+            counted = 1 if elsewhere else len(perhaps[job.number])
+            missed[job.number] = -max(0, min(counted, job.unanswered - _in_doubt(line)))
     unwritten = {job.number: _only_in_store(job, lines.get(job.number)) for job in named}
+    since = {job.number: [machine.isoformat() for machine in perhaps[job.number]] for job in named}
     for number in session.wait(session.engine.earlier.find_named, named, unwritten) if named else ():
         del perhaps[number]
     for job in named:
         if job.request_id is not None:
-            if missed[job.number] < 0:  # it was away when that was counted
+            for _ in range(-missed[job.number]):
                 job.find_request(job.request_id, _highest_price(session, job))
             for _ in range(missed[job.number]):
                 job.lose_answer(_highest_price(session, job))
+            job.note_lost(since[job.number])
     return named
+
+
+def _uncounted(job: Job, perhaps: Mapping[int, Sequence[datetime]]) -> list[datetime]:
+    """The lost machines whose request of a job is not counted yet."""
+    return [since for since in perhaps.get(job.number, ()) if since.isoformat() not in job.lost_machines]
 
 
 def _note_ended(job: Job, line: LastLine | None) -> bool:
@@ -230,12 +240,9 @@ def _only_in_store(job: Job, line: LastLine | None) -> int:
 
 
 def _is_known_to_store(job: Job, line: LastLine | None) -> bool:
-    """Whether the store knows how one lost machine's requests ended, of which there are no lines.
-
-    Of one machine alone: who else was lost may have sent a request that the store has not heard of.
-    """
-    in_doubt = max(0, job.unanswered - _in_doubt(line))
-    return _only_in_store(job, line) > in_doubt
+    """Whether the store knows what one lost machine sent that was not counted before, and what it came to."""
+    counted = max(job.lost_machines.values(), default=0)
+    return job.attempts > max(counted, 0 if line is None else line.attempt)
 
 
 def _in_doubt(line: LastLine | None) -> int:

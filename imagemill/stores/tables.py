@@ -62,7 +62,7 @@ JOBS = sa.Table(
     sa.Column("suspect", sa.Text, nullable=False, server_default=""),
     sa.Column("judge_usd", sa.Double, nullable=False, server_default="0"),
     sa.Column("route", sa.Text, nullable=False, server_default=""),
-    sa.Column("ended_ids", sa.Text, nullable=False, server_default=""),
+    sa.Column("earlier", sa.Text, nullable=False, server_default=""),
     sqlite_with_rowid=False,  # the rows lie in the order of their key: half the work of an insert
 )
 

@@ -22,7 +22,7 @@ STORE_VERSION = 6
 
 5: ``route``.
 
-6: ``ended_ids``.
+6: ``earlier``.
 """
 
 UPGRADED = frozenset({1, 2, 3, 4, 5})

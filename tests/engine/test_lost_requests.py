@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import pytest
 from imagemill.blocks.apis import Fal, Runware
 from imagemill.engine.breaker import Breaker
 from imagemill.engine.cost_limit import CostLimit
+from imagemill.engine.earlier_requests import EarlierRequests
 from imagemill.engine.engine import Engine
 from imagemill.engine.job_log import JobLog
 from imagemill.engine.limits.pacer import Pacer
@@ -365,3 +367,52 @@ def test_a_refused_question_about_a_request_is_asked_again(
         return httpx.Response(200, json={"data": [{**task, "response": {}}]})
 
     assert asked_by_name(tmp_path, answer, 1) == ({0} if found else set(), [found], after_s)
+
+
+def named_by(
+    tmp_path: Path, job: Job, apis: dict[str, Runware], unwritten: int, tasks: dict[str, set[str]]
+) -> None:
+    """Ask Runware about a job's task; ``tasks`` are those that each account has, by its name."""
+
+    async def answer(request: httpx.Request) -> httpx.Response:
+        (asked,) = orjson.loads(request.content)
+        has_it = asked["taskUUID"] in tasks[request.headers["authorization"].removeprefix("Bearer ")]
+        return httpx.Response(200, json={"data": [{**asked, "response": {}}] if has_it else []})
+
+    async def ask() -> None:
+        log = JobLog("run", tmp_path / "log")
+        recorder = Recorder("run", log, Pacer(1), Telemetry("run", "runware", "m"))
+        async with httpx.AsyncClient(transport=httpx.MockTransport(answer)) as http:
+            routes = [
+                Route.of(api, http, Pacer(1), Breaker(0.5, OUTAGE_S), recorder, name=name)
+                for name, api in apis.items()
+            ]
+            await EarlierRequests(Routes(routes)).find_named([job], {job.number: unwritten})
+        recorder.close()
+
+    run(ask)
+
+
+def test_a_task_is_asked_about_whose_name_another_accounts_had_that_ended(tmp_path: Path) -> None:
+    """The first attempt was refused by a, the second failed at b; a lost machine sent the third to a."""
+    apis = {name: Runware(api_key=name) for name in ("a", "b")}
+    for api in apis.values():
+        api.begin("run")
+    job = make_job(apis["a"], attempts=2, route="b")
+    apis["a"].was_refused(job, 1)
+    name = apis["a"].name_of(replace(job, attempts=3)) or ""
+    assert name == apis["b"].name_of(job)
+    job.note_ended([name])
+    named_by(tmp_path, job, apis, 0, {"a": {name}, "b": {name}})
+    assert (job.request_id, job.route) == (name, "a")
+
+
+def test_no_task_is_taken_up_that_is_older_than_one_that_ended(tmp_path: Path) -> None:
+    """The first failed, the second made a picture, in place of which another is wanted."""
+    api = Runware(api_key="a")
+    api.begin("run")
+    job = make_job(api, attempts=2)
+    first, second = (api.name_of(replace(job, attempts=number)) or "" for number in (1, 2))
+    job.note_ended([second])
+    named_by(tmp_path, job, {"a": api}, 2, {"a": {first, second}})
+    assert job.request_id is None

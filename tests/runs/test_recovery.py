@@ -244,36 +244,26 @@ def test_a_request_whose_outcome_only_the_store_knows_is_not_in_doubt(
 
 
 @pytest.mark.parametrize(
-    "known",
+    ("known", "doubts"),
     [
-        {"attempts": 0, "unanswered": 1},  # the first machine's request: only its log knew of it
-        {"attempts": 1, "unanswered": 1},  # the same, where the store knew that it was sent
-        {"attempts": 1, "unanswered": 0},  # the first machine was refused
-        {"attempts": 2, "unanswered": 0},  # it was refused twice
+        ({"status": JobStatus.PENDING, "attempts": 0}, 1),
+        ({}, 1),  # the store knows that it was sent
+        ({"status": JobStatus.PENDING}, 0),  # that it was refused
+        ({"status": JobStatus.PENDING, "attempts": 2}, 0),  # twice
+        ({"status": JobStatus.PENDING, "attempts": 2, "unanswered": 1}, 1),  # that nobody answered once
     ],
 )
-def test_what_a_second_lost_machine_may_have_sent_is_in_doubt_whatever_the_store_knows_of_the_first(
-    place: Place, catalog: Callable[..., str], known: dict[str, int]
+def test_what_each_of_several_lost_machines_may_have_sent_is_in_doubt_once(
+    place: Place, catalog: Callable[..., str], known: dict[str, object], doubts: int
 ) -> None:
+    """Whatever a store on a server knows of the first one's requests, of which there are no lines."""
     with open_session(settings(place, catalog(prompt=["a"]))) as session:
-        unanswered_usd = known["unanswered"] * PRICE_USD
-        killed_at_work(session, status=JobStatus.PENDING, unanswered_usd=unanswered_usd, **known)
-        for _ in range(2):
+        killed_at_work(session, **known)
+        for machine in range(3):
             session.recorder.event("up_next", jobs=[0])
             session.recorder.event("log_cut")
-        job = resumed(session)
-        assert job.unanswered == known["unanswered"] + 1
-
-
-def test_what_each_of_two_lost_machines_has_sent_is_in_doubt(
-    place: Place, catalog: Callable[..., str]
-) -> None:
-    with open_session(settings(place, catalog(prompt=["a"]))) as session:
-        killed_at_work(session)  # a store on a server knows that the first has sent it
-        for machines in (1, 2):
-            session.recorder.event("up_next", jobs=[0])
-            session.recorder.event("log_cut")
-            assert resumed(session).unanswered == machines
+            for _ in range(2):  # resumed, and once more before anything was sent
+                assert resumed(session).unanswered == doubts + machine
 
 
 @pytest.mark.parametrize("paid_usd", [0.0, PRICE_USD])

@@ -218,11 +218,23 @@ def test_an_interrupt_while_a_server_does_not_answer_ends_the_opening(
         signal.signal(signal.SIGINT, before)
 
 
+@pytest.fixture
+def own_handlers() -> Iterator[None]:
+    """Whatever a test does to the handlers of signals, the next test has those that were there before."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("own_handlers")
 def test_a_signal_ends_at_once_what_cannot_be_stopped() -> None:
     """The first one, too: a run that opens may wait for a server that never answers."""
     caller, reasons = InterruptedCaller(), list[str]()
-    with called_by(caller), caller.signals(), pytest.raises(KeyboardInterrupt):
-        os.kill(os.getpid(), signal.SIGINT)
+    with called_by(caller), caller.signals():
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL  # the next one kills, whichever it is
     caller = InterruptedCaller()
     with called_by(caller), caller.interrupting(reasons.append):
         for times in (1, 2):
@@ -232,21 +244,17 @@ def test_a_signal_ends_at_once_what_cannot_be_stopped() -> None:
             os.kill(os.getpid(), signal.SIGINT)
 
 
+@pytest.mark.usefixtures("own_handlers")
 def test_a_second_signal_while_a_run_ends_ends_it_no_sooner_and_a_fourth_kills() -> None:
     """The run is writing its summary, or waits for its store; Python may not get to raise anything."""
     caller = InterruptedCaller()
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        with caller.signals():
-            with caller.interrupting(lambda _: None):
-                os.kill(os.getpid(), signal.SIGINT)
+    with caller.signals():
+        with caller.interrupting(lambda _: None):
             os.kill(os.getpid(), signal.SIGINT)
-            with pytest.raises(KeyboardInterrupt), caller.interrupting(lambda _: None):
-                os.kill(os.getpid(), signal.SIGINT)
-            assert signal.getsignal(signal.SIGINT) is signal.SIG_DFL
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        os.kill(os.getpid(), signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt), caller.interrupting(lambda _: None):
+            os.kill(os.getpid(), signal.SIGINT)
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_DFL
 
 
 def test_a_caller_stops_only_what_can_be_stopped() -> None:

@@ -114,7 +114,8 @@ def _check_money(simulation: Simulation, last: dict[str, object]) -> None:
     cost_usd = sum(summary.cost_usd for summary in summaries)
     unanswered_usd = sum(summary.unanswered_usd for summary in summaries)
     again = _may_be_bought_again(simulation, last)
-    remembers = not simulation.forgets or scenario.apis <= CLIENT_NAMED
+    asks = scenario.apis <= CLIENT_NAMED and not simulation.loses_pictures
+    remembers = asks or not simulation.forgets
     if simulation.forgets:  # its machine's name for a request is found by each run, by no other run
         again.update(dict.fromkeys(simulation.prompts_of("run"), len(last) - 1))
     for prompt, count in vendors.charged().items():

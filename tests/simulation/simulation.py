@@ -155,10 +155,19 @@ class Simulation:
         With a machine or in a power cut while the bucket was away, or where the disk was full and the bucket
         away, too, or the disk stayed full until the process had ended.
         """
-        met = self.world.met
-        away = any(what.startswith("bucket") for what in met)
-        full = met["disk: full"] and (away or self.ended_on_full_disk)
-        return bool(((self.machines_lost or self.power_cuts) and away) or full)
+        full = self.world.met["disk: full"] and (self.is_bucket_away or self.ended_on_full_disk)
+        return bool(((self.machines_lost or self.power_cuts) and self.is_bucket_away) or full)
+
+    @property
+    def is_bucket_away(self) -> bool:
+        """Whether the bucket has had any trouble."""
+        return any(what.startswith("bucket") for what in self.world.met)
+
+    @property
+    def loses_pictures(self) -> bool:
+        """Whether neither bucket nor disk may have taken a picture, and its link has expired since."""
+        expires = any(account.vendor.link_ttl_s is not None for account in self.scenario.accounts)
+        return expires and self.is_bucket_away and bool(self.world.met["disk: full"])
 
     # One process
 
