@@ -74,6 +74,9 @@ CANCEL_GRACE_S = 20.0
 """How long requests in flight may take to finish after a cancellation, at least, in seconds."""
 
 
+_DISK_PATIENCE_S = 60.0
+"""How long requests wait for a disk that does not take the log before the run stops, in seconds."""
+
 HANDOVER_S = 75.0
 """How long a run that Prefect starts again waits for the process before to let go of it, in seconds: Prefect
 kills that one 30 s after SIGTERM, and then its leases last another 30 s."""
@@ -90,7 +93,7 @@ class Session:
     """
 
     __slots__ = (
-        "_begun", "_half_named", "before", "bucket", "catalog", "cost", "engine", "folder",
+        "_begun", "_disk_trouble", "_half_named", "before", "bucket", "catalog", "cost", "engine", "folder",
         "lease", "log", "maker", "portal", "recorder", "settings", "store",
     )  # fmt: skip
 
@@ -125,6 +128,7 @@ class Session:
         self.before = JobTotals()
         self._begun = begun
         self._half_named = -1
+        self._disk_trouble = ""
 
     @property
     def api(self) -> ImageApi:
@@ -189,7 +193,13 @@ class Session:
     async def _send_log(self, log: LeaderLog) -> None:
         """Upload the log's new lines, and the names of jobs that may be sent before the next ones."""
         names = self.engine.up_next() if self._names_jobs else []
-        if await _send(log, self.recorder, names) and names:
+        try:
+            is_sent = await _send(log, self.recorder, names)
+        except OSError as error:
+            self._disk_trouble = error.strerror or type(error).__name__
+            return
+        self._disk_trouble = ""
+        if is_sent and names:
             self._half_named = names[len(names) // 2]
 
     async def keep_sending_log(self) -> None:
@@ -204,7 +214,8 @@ class Session:
     async def may_send(self, job: int) -> bool:
         """Wait until the log in the bucket has named the job: another machine may have to ask about it.
 
-        A bucket that is away is waited for a few seconds; it takes no images either.
+        A bucket that is away is waited for a few seconds; it takes no images either. A full disk is waited
+        for until the run stops: images would be made of which no other machine knows.
         """
         await self.holds_output()
         if self._names_jobs and self.log is not None and self.log.is_open:
@@ -212,7 +223,16 @@ class Session:
                 self.recorder.want_names()
             if self.engine.is_unsent(job) and not self.recorder.has_named(job):
                 await self.recorder.until_safe()
+                await self._until_log_is_written()
         return True
+
+    async def _until_log_is_written(self) -> None:
+        with anyio.move_on_after(_DISK_PATIENCE_S) as patience:
+            while self._disk_trouble and self.engine.stopped is None:
+                await self.recorder.until_safe()
+        if patience.cancelled_caught:
+            reason = f"Cannot write to the run's folder {self.folder.path} ({self._disk_trouble})."
+            self.engine.stop(StopKind.UNAVAILABLE, reason)
 
     async def holds_output(self) -> None:
         """If the output's lease expired while this process was suspended, wait until it is ours again.
@@ -467,14 +487,18 @@ async def _running(parts: _Parts, joining: Joining | None) -> AsyncIterator[Sess
 
 
 async def _send(log: LeaderLog, recorder: Recorder, up_next: Sequence[int]) -> bool:
-    """Upload the log's new lines; whether the bucket took them. Else they go with the next ones."""
+    """Upload the log's new lines; whether the bucket took them. Else they go with the next ones.
+
+    Raises:
+        OSError: the disk does not take them.
+    """
     if not log.is_open:
         return False
     named = recorder.up_next(up_next)
     try:
         unsafe = recorder.uploading()
         await log.send()
-    except (StoreUnavailableError, OSError):
+    except StoreUnavailableError:
         return False
     recorder.named_safely(named)
     for event in unsafe:

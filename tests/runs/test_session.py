@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import itertools
 import json
 import os
 import resource
@@ -24,6 +26,7 @@ from imagemill.blocks.apis import OpenAICompatible
 from imagemill.bucket.manifest import OWN_COLUMNS
 from imagemill.cli.interrupts import InterruptedCaller
 from imagemill.emulator import Emulator
+from imagemill.engine.job_log import JobLog
 from imagemill.errors import InputError
 from imagemill.runs.caller import Caller, called_by, current_caller
 from imagemill.runs.planning import newer_than, plan_run, refuse_other_run
@@ -366,3 +369,29 @@ def test_a_job_that_is_tried_again_is_named_in_the_bucket_again(
         lines = [json.loads(line) for line in session.folder.log.read_bytes().splitlines()]
     events = [line["event"] for line in lines if line["event"] in {"up_next", "sent", "reopened"}]
     assert events == ["up_next", "sent", "reopened", "up_next", "sent"]
+
+
+@pytest.mark.parametrize("stays_full", [False, True])
+def test_nothing_is_sent_while_a_full_disk_keeps_the_log_from_naming_it(
+    place: Place, catalog: Callable[..., str], monkeypatch: pytest.MonkeyPatch, *, stays_full: bool
+) -> None:
+    """Seed 554734: the machine was lost a second later, and what it had sent was in no record."""
+    failures = itertools.count()
+
+    def full(_: JobLog) -> None:
+        if next(failures) < 3 or stays_full:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("imagemill.engine.recorder._SAFE_S", 0.05)
+    monkeypatch.setattr("imagemill.runs.session._DISK_PATIENCE_S", 0.5 if stays_full else 60.0)
+    with open_session(settings(place, catalog(prompt=["a"]))) as session:
+        plan_run(session)
+        monkeypatch.setattr(JobLog, "flush", full)
+        session.wait(session.announce, [0])
+        monkeypatch.setattr(session.engine, "is_unsent", lambda _: True)
+        session.wait(session.may_send, 0)
+        assert session.recorder.has_named(0) is not stays_full
+        assert (session.engine.stopped is not None) is stays_full
+        if session.engine.stopped is not None:
+            assert "runs/" in session.engine.stopped.reason
+            assert "(No space left on device)" in session.engine.stopped.reason
