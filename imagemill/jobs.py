@@ -81,8 +81,8 @@ class Job:
     verdicts, with commas. ``judge_usd`` is what the judge cost, which ``cost_usd`` does not count.
     ``route`` names the route that its latest request took, "" in a run over one; ``model`` is that route's
     while the job is worked on, and in the plan of such a run the family. ``earlier`` is what is
-    known of its earlier requests until there is a picture, one a line: the ids of those that ended, so that
-    none is taken for a lost one, and which lost machines' requests are counted.
+    known of its earlier requests, one a line: the ids of those that ended, so that none is taken for a lost
+    one, and which lost machines' requests are counted.
     """
 
     number: int
@@ -252,7 +252,6 @@ class Job:
         self.finished_at = at
         self.error_code = self.error_class = self.error_message = None
         self.retryable = None
-        self.earlier = ""
 
     def fail(self, at: float, *, error_class: str, code: str, message: str, retryable: bool) -> None:
         """The job's budget for this class of error is spent."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from itertools import takewhile
 
 import anyio
 import httpx
@@ -59,26 +58,26 @@ class EarlierRequests:
 
         async def ask(job: Job) -> None:
             said = list[bool | None]()
-            accounts = set[object]()  # two models of one have the same tasks
+            found = set[object]()
             next_one = job.attempts + 1
             numbers = range(next_one, next_one - unwritten.get(job.number, 0) - 1, -1)
             nexts = [replace(job, attempts=number) for number in numbers]
             for route in self._routes:
                 names = [name for one in nexts if (name := route.api.name_of(one))]
-                names = names[:1] + list(takewhile(lambda name: name not in job.request_ids, names[1:]))
+                names = names[:1] + [name for name in names[1:] if name not in job.request_ids]
                 known = {name: await _knows(route, name, at_once) for name in names}
                 name = next((name for name in names if known[name]), None)
                 said.append(None if not names or None in known.values() else name is not None)
-                account = (route.api.base_url, route.api.api_key)
-                if name is None or account in accounts:
+                task = (route.api.base_url, route.api.api_key, name)
+                if name is None or task in found:
                     continue
-                if accounts:  # that of another lost machine: nobody will ask about it
+                if found:  # that of another lost machine: nobody will ask about it
                     job.lose_answer(route.price(job))
                 else:
                     job.request_id, job.attempts = name, next_one
                     self._routes.place(job, route)
                     asked.add(job.number)
-                accounts.add(account)
+                found.add(task)
             if said == [False]:
                 asked.add(job.number)
 

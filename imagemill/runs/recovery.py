@@ -172,9 +172,11 @@ def _doubt(
     The job is pending; or it has the picture of another run, or of an earlier request, and nobody will ask
     about these.
     """
-    new = _uncounted(job, perhaps)
-    if not new or job.request_id is not None:
+    if not (new := _uncounted(job, perhaps)):
         return False
+    if job.request_id is not None:  # it is what the last of them sent, and is asked about
+        job.note_lost(machine.isoformat() for machine in new)
+        return True
     others = job.reused or (receipt is not None and receipt.run_id != session.settings.run_id)
     before = receipt is not None and line is not None and receipt.attempts <= line.attempt
     if job.status is not JobStatus.PENDING and not (job.status is JobStatus.DONE and (others or before)):
@@ -203,10 +205,10 @@ def _find_named(
     for job in named:
         line, new = lines.get(job.number), _uncounted(job, perhaps)
         elsewhere = any(route.api.name_of(job) is None for route in session.engine.routes)
-        if new:
-            missed[job.number] = max(0, len(new) - 1 - _is_known_to_store(job, line)) if elsewhere else 0
-        else:  # the API was away when they were counted
-            counted = 1 if elsewhere else len(perhaps[job.number])
+        if elsewhere and new:
+            missed[job.number] = max(0, len(new) - 1 - _is_known_to_store(job, line))
+        else:  # the API was away when others were counted, whose task is the same if it is theirs
+            counted = 1 if elsewhere else len(perhaps[job.number]) - len(new)
             missed[job.number] = -max(0, min(counted, job.unanswered - _in_doubt(line)))
     unwritten = {job.number: _only_in_store(job, lines.get(job.number)) for job in named}
     since = {job.number: [machine.isoformat() for machine in perhaps[job.number]] for job in named}

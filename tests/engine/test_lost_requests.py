@@ -407,12 +407,12 @@ def test_a_task_is_asked_about_whose_name_another_accounts_had_that_ended(tmp_pa
     assert (job.request_id, job.route) == (name, "a")
 
 
-def test_no_task_is_taken_up_that_is_older_than_one_that_ended(tmp_path: Path) -> None:
+def test_no_task_is_taken_up_that_has_ended(tmp_path: Path) -> None:
     """The first failed, the second made a picture, in place of which another is wanted."""
     api = Runware(api_key="a")
     api.begin("run")
     job = make_job(api, attempts=2)
     first, second = (api.name_of(replace(job, attempts=number)) or "" for number in (1, 2))
-    job.note_ended([second])
+    job.note_ended([first, second])
     named_by(tmp_path, job, {"a": api}, 2, {"a": {first, second}})
     assert job.request_id is None

@@ -266,6 +266,90 @@ def test_what_each_of_several_lost_machines_may_have_sent_is_in_doubt_once(
                 assert resumed(session).unanswered == doubts + machine
 
 
+def test_a_doubt_is_counted_once_though_another_run_makes_the_picture(
+    place: Place, catalog: Callable[..., str]
+) -> None:
+    with open_session(settings(place, catalog(prompt=["a"]))) as session:
+        job = killed_at_work(session, status=JobStatus.PENDING, attempts=0)
+        session.recorder.event("up_next", jobs=[0])
+        session.recorder.event("log_cut")
+        assert resumed(session).unanswered == 1
+        receipt = Receipt("another", 1, 2.5, 0.007, 0, 0.0, CostSource.TOLD)
+        name = f"images/{job.key[:2]}/{job.key}.png"
+        session.wait(session.bucket.put_image, name, picture(), image_metadata(job, receipt))
+        job = resumed(session)
+        assert (job.status, job.unanswered) == (JobStatus.DONE, 1)
+
+
+def test_a_doubt_is_counted_once_though_a_second_lost_machine_made_a_picture_and_took_it_back(
+    place: Place, catalog: Callable[..., str]
+) -> None:
+    with open_session(settings(place, catalog(prompt=["a"]))) as session:
+        killed_at_work(session, status=JobStatus.PENDING, attempts=0)
+        session.recorder.event("up_next", jobs=[0])
+        session.recorder.event("log_cut")
+        job = resumed(session)
+        session.recorder.event("up_next", jobs=[0])
+        job.start(5.0)
+        job.pay(PRICE_USD, CostSource.LIST)
+        job.finish(6.0, image=f"images/{job.key}.png", image_bytes=1, latency_s=1.0)
+        job.redo()  # a placeholder; a store on a server knows of it
+        session.store.save(job)
+        session.wait(session.store.commit)
+        session.recorder.event("log_cut")
+        assert resumed(session).unanswered == 1
+
+
+def test_a_lost_machine_whose_request_the_store_knew_is_in_no_doubt_later(
+    place: Place, catalog: Callable[..., str]
+) -> None:
+    with open_session(settings(place, catalog(prompt=["a"]))) as session:
+        killed_at_work(session, status=JobStatus.PENDING, attempts=1, request_id="X")
+        session.recorder.event("up_next", jobs=[0])
+        session.recorder.event("log_cut")
+        job = resumed(session)
+        assert (job.request_id, job.unanswered) == ("X", 0)
+        session.recorder.event("up_next", jobs=[0])
+        job.start(5.0)
+        job.drop_request()  # it failed for nothing, and the second machine was lost
+        job.requeue()
+        session.store.save(job)
+        session.wait(session.store.commit)
+        session.recorder.event("log_cut")
+        assert resumed(session).unanswered == 0
+
+
+def test_a_task_that_was_in_doubt_for_two_lost_machines_is_found_for_both(
+    on_runware: RunSettings, emulator: Callable[..., Emulator]
+) -> None:
+    """The API was away when the first was counted."""
+    emulated = emulator()
+    described = on_runware.model_dump(exclude_unset=True)
+    described["api"] = {"provider": "runware", "base_url": emulated.base_url}
+    with open_session(RunSettings.model_validate(described)) as session:
+        named = session.api.name_of(
+            replace(lost_with_its_machine(session, session.engine.routes.first), attempts=1)
+        )
+        session.api.base_url = "http://127.0.0.1:9"
+        assert resumed(session).unanswered == 1
+        session.recorder.event("up_next", jobs=[0])
+        session.recorder.event("log_cut")
+        session.api.base_url = emulated.base_url
+        job = resumed(session)
+        assert (job.request_id, job.unanswered) == (named, 0)
+
+
+def test_two_models_of_one_runware_account_have_tasks_of_their_own(on_runware: RunSettings) -> None:
+    """Or what failed for one would be asked about for the other, and booked again."""
+    api = {"provider": "runware", "base_url": "http://127.0.0.1:9", "family": "flux"}
+    other = {**api, "model": "runware:101@1", "usd_per_image": 0.003}
+    described = on_runware.model_dump(exclude_unset=True)
+    both = RunSettings.model_validate({**described, "routes": [api, other]})
+    with open_session(both) as session:
+        job = killed_at_work(session)
+        assert len({route.api.name_of(job) for route in session.engine.routes}) == 2
+
+
 @pytest.mark.parametrize("paid_usd", [0.0, PRICE_USD])
 def test_what_a_lost_machine_may_have_sent_is_in_doubt_where_another_run_made_the_picture_since(
     place: Place, catalog: Callable[..., str], paid_usd: float

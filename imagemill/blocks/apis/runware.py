@@ -100,7 +100,7 @@ class Runware(ImageApi):
         return self._task(job.key, number)
 
     def _task(self, key: str, number: int) -> str:
-        seed = f"{self._run_id}|{key}|{number}".encode()
+        seed = f"{self._run_id}|{key}|{self.model}|{number}".encode()  # one account may make several models
         # Runware asks for version 4, which any 122 bits can be.
         return str(uuid.UUID(bytes=blake2b(seed, digest_size=16).digest(), version=4))
 
