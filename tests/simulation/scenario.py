@@ -362,6 +362,7 @@ def _with_more_rows(scenario: Scenario, rng: random.Random) -> Scenario:
             for death in scenario.deaths
         ),
         refresh=None,
+        second_after_s=None,  # it would wait for longer than it has patience
     )
 
 
