@@ -19,6 +19,7 @@ from imagemill.engine.route import Route
 from imagemill.errors import ApiError, ErrorClass
 from imagemill.jobs import CostSource, Job, JobStatus
 from imagemill.quality.judge import Answer, Opinion
+from imagemill.runs.log_replay import perhaps_sent
 from imagemill.runs.planning import plan_run
 from imagemill.runs.recovery import drop_leftovers, find_images, upload_unsaved
 from imagemill.runs.review_choices import ReviewChoices
@@ -36,6 +37,7 @@ from tests.runs.test_session import settings
 
 PRICE_USD = 0.003
 LINK = "https://api.together.ai/imgproxy/a.png"
+ANOTHERS = Receipt("another", 1, 2.5, 0.007, 0, 0.0, CostSource.TOLD)
 
 
 def killed_at_work(session: Session, **state: object) -> Job:
@@ -274,9 +276,8 @@ def test_a_doubt_is_counted_once_though_another_run_makes_the_picture(
         session.recorder.event("up_next", jobs=[0])
         session.recorder.event("log_cut")
         assert resumed(session).unanswered == 1
-        receipt = Receipt("another", 1, 2.5, 0.007, 0, 0.0, CostSource.TOLD)
         name = f"images/{job.key[:2]}/{job.key}.png"
-        session.wait(session.bucket.put_image, name, picture(), image_metadata(job, receipt))
+        session.wait(session.bucket.put_image, name, picture(), image_metadata(job, ANOTHERS))
         job = resumed(session)
         assert (job.status, job.unanswered) == (JobStatus.DONE, 1)
 
@@ -339,6 +340,31 @@ def test_a_task_that_was_in_doubt_for_two_lost_machines_is_found_for_both(
         assert (job.request_id, job.unanswered) == (named, 0)
 
 
+def test_a_task_that_is_found_takes_away_no_doubt_about_an_earlier_one(
+    on_runware: RunSettings, emulator: Callable[..., Emulator]
+) -> None:
+    """The lost machine counts as known: what it had sent before was in the store."""
+    described = on_runware.model_dump(exclude_unset=True)
+    described["api"] = {"provider": "runware", "base_url": emulator().base_url}
+    with open_session(RunSettings.model_validate(described)) as session:
+        job = killed_at_work(session, unanswered=1, unanswered_usd=PRICE_USD)
+        session.recorder.attempt_failed(job, ApiError(ErrorClass.SERVER_ERROR, "late", code="http_504"), 0.0)
+        job.requeue()
+        session.recorder.event("up_next", jobs=[0])
+        route = session.engine.routes.first
+
+        async def accepted(_: str) -> None: ...
+
+        sent = replace(job, attempts=2, model=route.api.model)
+        session.wait(route.api.generate, route.http, sent, accepted)
+        session.recorder.event("log_cut")
+        job.note_lost(machine.isoformat() for machine in perhaps_sent(session.folder.log)[0])
+        session.store.save(job)
+        session.wait(session.store.commit)
+        job = resumed(session)
+        assert (job.request_id, job.unanswered) == (route.api.name_of(sent), 1)
+
+
 def test_two_models_of_one_runware_account_have_tasks_of_their_own(on_runware: RunSettings) -> None:
     """Or what failed for one would be asked about for the other, and booked again."""
     api = {"provider": "runware", "base_url": "http://127.0.0.1:9", "family": "flux"}
@@ -350,9 +376,9 @@ def test_two_models_of_one_runware_account_have_tasks_of_their_own(on_runware: R
         assert len({route.api.name_of(job) for route in session.engine.routes}) == 2
 
 
-@pytest.mark.parametrize("paid_usd", [0.0, PRICE_USD])
+@pytest.mark.parametrize(("paid_usd", "receipt"), [(0.0, ANOTHERS), (PRICE_USD, ANOTHERS), (0.0, None)])
 def test_what_a_lost_machine_may_have_sent_is_in_doubt_where_another_run_made_the_picture_since(
-    place: Place, catalog: Callable[..., str], paid_usd: float
+    place: Place, catalog: Callable[..., str], paid_usd: float, receipt: Receipt | None
 ) -> None:
     """Seed 34926: also if the job has paid for a picture that could not be used."""
     with open_session(settings(place, catalog(prompt=["a"]))) as session:
@@ -361,7 +387,6 @@ def test_what_a_lost_machine_may_have_sent_is_in_doubt_where_another_run_made_th
             session.recorder.attempt_failed(job, ApiError(ErrorClass.INVALID_IMAGE, "a cut PNG"), 0.0)
         session.recorder.up_next([0])
         session.recorder.event("log_cut")
-        receipt = Receipt("another", 1, 2.5, 0.007, 0, 0.0, CostSource.TOLD)
         name = f"images/{job.key[:2]}/{job.key}.png"
         session.wait(session.bucket.put_image, name, picture(), image_metadata(job, receipt))
         job = resumed(session)
