@@ -169,6 +169,7 @@ def _may_be_bought_again(simulation: Simulation, last: dict[str, object]) -> Cou
         again.update(
             {charge.prompt for charge in simulation.vendors.charges if charge.begun in simulation.overtaken}
         )
+    failed = _failed_though_paid(simulation)
     for run_id, ending in last.items():
         for job in ending.jobs:  # type: ignore[attr-defined]
             is_done = job.status is JobStatus.DONE
@@ -185,9 +186,21 @@ def _may_be_bought_again(simulation: Simulation, last: dict[str, object]) -> Cou
             if left and job.request_id is not None and not is_done and not job.unanswered:
                 again[job.prompt] += 1  # only this run will ask about it
             interrupted = run_id == "run" and met["interrupt"]
-            if left and job.cost_usd and (not is_done or scenario.away_s or interrupted):
+            retried = len(last) > 1 and is_done and (run_id, job.prompt) in failed
+            if retried or (left and job.cost_usd and (not is_done or scenario.away_s or interrupted)):
                 again[job.prompt] += 1
     return again
+
+
+def _failed_though_paid(simulation: Simulation) -> set[tuple[str, str]]:
+    """Runs and prompts of jobs that failed at first: what one run has paid for, another buys meanwhile."""
+    return {
+        (ending.summary.run_id, job.prompt)
+        for ending in simulation.endings
+        if ending.summary is not None
+        for job in ending.jobs
+        if job.status is JobStatus.FAILED and job.cost_usd
+    }
 
 
 def _check_secrets(simulation: Simulation) -> None:
