@@ -268,6 +268,18 @@ def test_what_each_of_several_lost_machines_may_have_sent_is_in_doubt_once(
                 assert resumed(session).unanswered == doubts + machine
 
 
+def test_what_a_lost_machine_has_made_is_not_in_doubt(place: Place, catalog: Callable[..., str]) -> None:
+    with open_session(settings(place, catalog(prompt=["a"]))) as session:
+        job = killed_at_work(session, status=JobStatus.PENDING, attempts=0)
+        session.recorder.event("up_next", jobs=[0])
+        session.recorder.event("log_cut")
+        receipt = replace(ANOTHERS, run_id=session.settings.run_id or "")
+        name = f"images/{job.key[:2]}/{job.key}.png"
+        session.wait(session.bucket.put_image, name, picture(), image_metadata(job, receipt))
+        job = resumed(session)
+        assert (job.status, job.cost_usd, job.unanswered) == (JobStatus.DONE, receipt.cost_usd, 0)
+
+
 def test_a_doubt_is_counted_once_though_another_run_makes_the_picture(
     place: Place, catalog: Callable[..., str]
 ) -> None:
