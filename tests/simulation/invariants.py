@@ -151,15 +151,17 @@ def _check_booked(simulation: Simulation, last: dict[str, object]) -> None:
 def _may_be_bought_again(simulation: Simulation, last: dict[str, object]) -> Counter[str]:
     """How often a prompt may have been bought beyond the first time."""
     scenario, objects = simulation.scenario, simulation.bucket.objects
-    # A link expires before it is followed only where a process dies or stops, or the network is slow.
+    # A link expires before it is followed only where a process dies or stops, the network is slow, or the
+    # request took longer than it was waited for.
     met = simulation.world.met
     slowed = any(what.startswith(("death", "network", "interrupt", "API: hang")) for what in met)
     again: Counter[str] = Counter()
     unlisted: Counter[str] = Counter()
     for vendor in simulation.vendors:
         account = vendor.account
-        if slowed and account.api not in RENEWING:
-            again += vendor.missed
+        late = vendor.slow(account.settings["request_timeout_s"])
+        if account.api not in RENEWING:
+            again += vendor.missed if slowed else vendor.missed & late
         if account.api in LISTS_ENDED:
             # A lost request that takes longer than it is looked for is in no list of those that have ended.
             unlisted += vendor.slow(min(LEAST_S, account.settings["request_timeout_s"]))
