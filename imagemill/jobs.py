@@ -80,9 +80,9 @@ class Job:
     holds the picture's measures and the judge's opinion as JSON, "" where there are none; ``suspect`` the
     verdicts, with commas. ``judge_usd`` is what the judge cost, which ``cost_usd`` does not count.
     ``route`` names the route that its latest request took, "" in a run over one; ``model`` is that route's
-    while the job is worked on, and in the plan of such a run the family. ``earlier`` is what is
-    known of its earlier requests, one a line: the ids of those that ended, so that none is taken for a lost
-    one, and which lost machines' requests are counted.
+    while the job is worked on, and in the plan of such a run the family. ``earlier`` is what is known of its
+    earlier requests, one a line: the ids of those that ended, so that none is taken for a lost one, and which
+    lost machines' requests are counted.
     """
 
     number: int
@@ -195,8 +195,8 @@ class Job:
 
     def accept(self, request_id: str) -> None:
         """The API has a request of this id; one that it had before is over."""
-        if self.request_id is not None and self.request_id != request_id:
-            self.note_ended([self.request_id])
+        if self.request_id != request_id:
+            self.drop_request()
         self.request_id = request_id
 
     def drop_request(self) -> None:
@@ -213,7 +213,8 @@ class Job:
 
     def note_lost(self, since: Iterable[str]) -> None:
         """What these lost machines may have sent is counted, if it is not known."""
-        new = [machine for machine in since if machine not in self.lost_machines]
+        counted = self.lost_machines
+        new = [machine for machine in since if machine not in counted]
         lines = [f"{_LOST}{machine} {self.attempts}" for machine in new]
         self.earlier = "\n".join([*self.earlier.splitlines(), *lines])
 

@@ -52,7 +52,7 @@ class InterruptedCaller(Caller):
     def _stop(self, _number: int, _frame: FrameType | None) -> None:
         self._signals += 1
         is_first = self._signals == 1  # after it the run is ending, be it between two blocks
-        if self._signals > len(_SAID) or not (self.interrupt("Interrupted.") or not is_first):
+        if self._signals > len(_SAID) or (not self.interrupt("Interrupted.") and is_first):
             self._is_over = True
             for each in (signal.SIGINT, signal.SIGTERM):
                 signal.signal(each, signal.SIG_DFL)

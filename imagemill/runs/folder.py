@@ -81,9 +81,11 @@ class RunFolder:
         except OSError as error:
             if error.errno not in _DISK_TROUBLE:
                 raise
-            raise StoreUnavailableError(
-                f"Cannot write to the run's folder {self.path} ({error.strerror})."
-            ) from error
+            raise StoreUnavailableError(self.trouble(error)) from error
+
+    def trouble(self, error: OSError) -> str:
+        """The sentence for a disk that does not take what is written to the folder."""
+        return f"Cannot write to the run's folder {self.path} ({error.strerror or type(error).__name__})."
 
     def write_record(
         self,

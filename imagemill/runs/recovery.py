@@ -211,22 +211,23 @@ def _find_named(
             counted = 1 if elsewhere else len(perhaps[job.number]) - len(new)
             missed[job.number] = -max(0, min(counted, job.unanswered - _in_doubt(line)))
     unwritten = {job.number: _only_in_store(job, lines.get(job.number)) for job in named}
-    since = {job.number: [machine.isoformat() for machine in perhaps[job.number]] for job in named}
-    for number in session.wait(session.engine.earlier.find_named, named, unwritten) if named else ():
-        del perhaps[number]
+    asked = session.wait(session.engine.earlier.find_named, named, unwritten) if named else ()
     for job in named:
         if job.request_id is not None:
             for _ in range(-missed[job.number]):
                 job.find_request(job.request_id, _highest_price(session, job))
             for _ in range(missed[job.number]):
                 job.lose_answer(_highest_price(session, job))
-            job.note_lost(since[job.number])
+            job.note_lost(machine.isoformat() for machine in perhaps[job.number])
+    for number in asked:
+        del perhaps[number]
     return named
 
 
 def _uncounted(job: Job, perhaps: Mapping[int, Sequence[datetime]]) -> list[datetime]:
     """The lost machines whose request of a job is not counted yet."""
-    return [since for since in perhaps.get(job.number, ()) if since.isoformat() not in job.lost_machines]
+    counted = job.lost_machines
+    return [since for since in perhaps.get(job.number, ()) if since.isoformat() not in counted]
 
 
 def _note_ended(job: Job, line: LastLine | None) -> bool:

@@ -196,7 +196,7 @@ class Session:
         try:
             is_sent = await _send(log, self.recorder, names)
         except OSError as error:
-            self._disk_trouble = error.strerror or type(error).__name__
+            self._disk_trouble = self.folder.trouble(error)
             return
         self._disk_trouble = ""
         if is_sent and names:
@@ -230,9 +230,8 @@ class Session:
         with anyio.move_on_after(_DISK_PATIENCE_S) as patience:
             while self._disk_trouble and self.engine.stopped is None:
                 await self.recorder.until_safe()
-        if patience.cancelled_caught:
-            reason = f"Cannot write to the run's folder {self.folder.path} ({self._disk_trouble})."
-            self.engine.stop(StopKind.UNAVAILABLE, reason)
+        if patience.cancelled_caught and self._disk_trouble:
+            self.engine.stop(StopKind.UNAVAILABLE, self._disk_trouble)
 
     async def holds_output(self) -> None:
         """If the output's lease expired while this process was suspended, wait until it is ours again.
