@@ -58,6 +58,18 @@ def killed_at_work(session: Session, **state: object) -> Job:
     return job
 
 
+def saved(session: Session, job: Job) -> None:
+    """The job store has this state of the job."""
+    session.store.save(job)
+    session.wait(session.store.commit)
+
+
+def lose_a_machine(session: Session) -> None:
+    """A machine has named the job as its next, and was lost before its next lines were uploaded."""
+    session.recorder.event("up_next", jobs=[0])
+    session.recorder.event("log_cut")
+
+
 def resumed(session: Session) -> Job:
     upload_unsaved(session)
     find_images(session, [0], begun=True)
@@ -262,8 +274,7 @@ def test_what_each_of_several_lost_machines_may_have_sent_is_in_doubt_once(
     with open_session(settings(place, catalog(prompt=["a"]))) as session:
         killed_at_work(session, **known)
         for machine in range(3):
-            session.recorder.event("up_next", jobs=[0])
-            session.recorder.event("log_cut")
+            lose_a_machine(session)
             for _ in range(2):  # resumed, and once more before anything was sent
                 assert resumed(session).unanswered == doubts + machine
 
@@ -271,8 +282,7 @@ def test_what_each_of_several_lost_machines_may_have_sent_is_in_doubt_once(
 def test_what_a_lost_machine_has_made_is_not_in_doubt(place: Place, catalog: Callable[..., str]) -> None:
     with open_session(settings(place, catalog(prompt=["a"]))) as session:
         job = killed_at_work(session, status=JobStatus.PENDING, attempts=0)
-        session.recorder.event("up_next", jobs=[0])
-        session.recorder.event("log_cut")
+        lose_a_machine(session)
         receipt = replace(ANOTHERS, run_id=session.settings.run_id or "")
         name = f"images/{job.key[:2]}/{job.key}.png"
         session.wait(session.bucket.put_image, name, picture(), image_metadata(job, receipt))
@@ -285,8 +295,7 @@ def test_a_doubt_is_counted_once_though_another_run_makes_the_picture(
 ) -> None:
     with open_session(settings(place, catalog(prompt=["a"]))) as session:
         job = killed_at_work(session, status=JobStatus.PENDING, attempts=0)
-        session.recorder.event("up_next", jobs=[0])
-        session.recorder.event("log_cut")
+        lose_a_machine(session)
         assert resumed(session).unanswered == 1
         name = f"images/{job.key[:2]}/{job.key}.png"
         session.wait(session.bucket.put_image, name, picture(), image_metadata(job, ANOTHERS))
@@ -299,16 +308,14 @@ def test_a_doubt_is_counted_once_though_a_second_lost_machine_made_a_picture_and
 ) -> None:
     with open_session(settings(place, catalog(prompt=["a"]))) as session:
         killed_at_work(session, status=JobStatus.PENDING, attempts=0)
-        session.recorder.event("up_next", jobs=[0])
-        session.recorder.event("log_cut")
+        lose_a_machine(session)
         job = resumed(session)
         session.recorder.event("up_next", jobs=[0])
         job.start(5.0)
         job.pay(PRICE_USD, CostSource.LIST)
         job.finish(6.0, image=f"images/{job.key}.png", image_bytes=1, latency_s=1.0)
         job.redo()  # a placeholder; a store on a server knows of it
-        session.store.save(job)
-        session.wait(session.store.commit)
+        saved(session, job)
         session.recorder.event("log_cut")
         assert resumed(session).unanswered == 1
 
@@ -318,16 +325,14 @@ def test_a_lost_machine_whose_request_the_store_knew_is_in_no_doubt_later(
 ) -> None:
     with open_session(settings(place, catalog(prompt=["a"]))) as session:
         killed_at_work(session, status=JobStatus.PENDING, attempts=1, request_id="X")
-        session.recorder.event("up_next", jobs=[0])
-        session.recorder.event("log_cut")
+        lose_a_machine(session)
         job = resumed(session)
         assert (job.request_id, job.unanswered) == ("X", 0)
         session.recorder.event("up_next", jobs=[0])
         job.start(5.0)
         job.drop_request()  # it failed for nothing, and the second machine was lost
         job.requeue()
-        session.store.save(job)
-        session.wait(session.store.commit)
+        saved(session, job)
         session.recorder.event("log_cut")
         assert resumed(session).unanswered == 0
 
@@ -337,16 +342,13 @@ def test_a_task_that_was_in_doubt_for_two_lost_machines_is_found_for_both(
 ) -> None:
     """The API was away when the first was counted."""
     emulated = emulator()
-    described = on_runware.model_dump(exclude_unset=True)
-    described["api"] = {"provider": "runware", "base_url": emulated.base_url}
-    with open_session(RunSettings.model_validate(described)) as session:
+    with open_session(at_runware(on_runware, emulated)) as session:
         named = session.api.name_of(
             replace(lost_with_its_machine(session, session.engine.routes.first), attempts=1)
         )
         session.api.base_url = "http://127.0.0.1:9"
         assert resumed(session).unanswered == 1
-        session.recorder.event("up_next", jobs=[0])
-        session.recorder.event("log_cut")
+        lose_a_machine(session)
         session.api.base_url = emulated.base_url
         job = resumed(session)
         assert (job.request_id, job.unanswered) == (named, 0)
@@ -356,9 +358,7 @@ def test_a_task_that_is_found_takes_away_no_doubt_about_an_earlier_one(
     on_runware: RunSettings, emulator: Callable[..., Emulator]
 ) -> None:
     """The lost machine counts as known: what it had sent before was in the store."""
-    described = on_runware.model_dump(exclude_unset=True)
-    described["api"] = {"provider": "runware", "base_url": emulator().base_url}
-    with open_session(RunSettings.model_validate(described)) as session:
+    with open_session(at_runware(on_runware, emulator())) as session:
         job = killed_at_work(session, unanswered=1, unanswered_usd=PRICE_USD)
         session.recorder.attempt_failed(job, ApiError(ErrorClass.SERVER_ERROR, "late", code="http_504"), 0.0)
         job.requeue()
@@ -371,8 +371,7 @@ def test_a_task_that_is_found_takes_away_no_doubt_about_an_earlier_one(
         session.wait(route.api.generate, route.http, sent, accepted)
         session.recorder.event("log_cut")
         job.note_lost(machine.isoformat() for machine in perhaps_sent(session.folder.log)[0])
-        session.store.save(job)
-        session.wait(session.store.commit)
+        saved(session, job)
         job = resumed(session)
         assert (job.request_id, job.unanswered) == (route.api.name_of(sent), 1)
 
@@ -434,8 +433,7 @@ def test_a_request_without_an_answer_and_what_lost_machines_may_have_sent_since_
         job = killed_at_work(session)
         session.recorder.sent(job)
         for _ in range(2):
-            session.recorder.event("up_next", jobs=[0])
-            session.recorder.event("log_cut")
+            lose_a_machine(session)
         assert [resumed(session).unanswered for _ in range(2)] == [3, 3]
 
 
@@ -533,6 +531,13 @@ def on_runware(place: Place, catalog: Callable[..., str], monkeypatch: pytest.Mo
     return RunSettings.model_validate({**described, "api": "runware"})
 
 
+def at_runware(on_runware: RunSettings, emulated: Emulator) -> RunSettings:
+    """The same run at an emulated Runware."""
+    described = on_runware.model_dump(exclude_unset=True)
+    api = {"provider": "runware", "base_url": emulated.base_url}
+    return RunSettings.model_validate({**described, "api": api})
+
+
 def test_a_request_that_this_client_named_is_asked_about_though_no_record_has_its_name(
     on_runware: RunSettings,
 ) -> None:
@@ -549,9 +554,7 @@ def test_a_request_after_a_refusal_that_only_the_store_knows_is_asked_about_by_i
     on_runware: RunSettings, emulator: Callable[..., Emulator], *, answered: bool
 ) -> None:
     """It has the name of the one that was refused; but one that was answered is not asked about again."""
-    described = on_runware.model_dump(exclude_unset=True)
-    described["api"] = {"provider": "runware", "base_url": emulator().base_url}
-    with open_session(RunSettings.model_validate(described)) as session:
+    with open_session(at_runware(on_runware, emulator())) as session:
         job = killed_at_work(session, status=JobStatus.PENDING, attempts=1)
         session.recorder.up_next([0])
         route = session.engine.routes.first
@@ -564,8 +567,7 @@ def test_a_request_after_a_refusal_that_only_the_store_knows_is_asked_about_by_i
         session.wait(route.api.generate, route.http, sent, accepted)
         if answered:
             job.note_ended([name or ""])
-            session.store.save(job)
-            session.wait(session.store.commit)
+            saved(session, job)
         session.recorder.event("log_cut")
         route.api.was_refused(job, 0)  # another process
         job = resumed(session)
@@ -597,9 +599,7 @@ def test_a_task_in_doubt_that_a_rate_limit_refuses_changes_no_later_name(
     on_runware: RunSettings, emulator: Callable[..., Emulator]
 ) -> None:
     """A lost machine bought the next one by a name that its successor did not derive."""
-    described = on_runware.model_dump(exclude_unset=True)
-    described["api"] = {"provider": "runware", "base_url": emulator().base_url}
-    with open_session(RunSettings.model_validate(described)) as session:
+    with open_session(at_runware(on_runware, emulator())) as session:
         killed_at_work(session, prompt="Fox #fault:429*1")
         job = resumed(session)
         job.start(2.0)
@@ -663,9 +663,7 @@ def test_what_a_lost_machine_may_have_sent_is_asked_about_by_its_name(
 ) -> None:
     """Seed 74575: it was charged, nobody counted it, and the next images exceeded the budget."""
     emulated = emulator()
-    described = on_runware.model_dump(exclude_unset=True)
-    described["api"] = {"provider": "runware", "base_url": emulated.base_url}
-    with open_session(RunSettings.model_validate(described)) as session:
+    with open_session(at_runware(on_runware, emulated)) as session:
         job = lost_with_its_machine(session, *[session.engine.routes.first] * sent)
         if away:
             emulated.stop()
@@ -679,9 +677,7 @@ def test_after_a_lost_machines_request_that_failed_the_next_has_another_name(
     on_runware: RunSettings, emulator: Callable[..., Emulator]
 ) -> None:
     """It had the same: the API refused it as a conflict, and the job failed once more for the old error."""
-    described = on_runware.model_dump(exclude_unset=True)
-    described["api"] = {"provider": "runware", "base_url": emulator().base_url}
-    with open_session(RunSettings.model_validate(described)) as session:
+    with open_session(at_runware(on_runware, emulator())) as session:
         failing = {"attempts": 0, "prompt": "Fox #fault:fail*1"}
         job = killed_at_work(session, status=JobStatus.PENDING, **failing)
         session.recorder.up_next([0])
@@ -707,9 +703,7 @@ def test_what_was_counted_while_the_api_was_away_is_found_once_it_is_back(
 ) -> None:
     """It was counted as unanswered for good, and as charged as well."""
     emulated = emulator()
-    described = on_runware.model_dump(exclude_unset=True)
-    described["api"] = {"provider": "runware", "base_url": emulated.base_url}
-    with open_session(RunSettings.model_validate(described)) as session:
+    with open_session(at_runware(on_runware, emulated)) as session:
         job = lost_with_its_machine(session, session.engine.routes.first)
         price_usd = session.engine.routes.first.price(job)
         named = session.api.name_of(replace(job, attempts=1))
