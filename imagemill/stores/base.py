@@ -14,8 +14,8 @@ import contextlib
 import os
 import sqlite3
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Sequence
+from dataclasses import astuple, dataclass, fields, replace
 from operator import attrgetter
 from types import TracebackType
 from typing import Any, ClassVar, NamedTuple, Self, TypeAlias, TypeVar
@@ -28,6 +28,7 @@ from imagemill.errors import InputError, StoreUnavailableError
 from imagemill.holder import Holder
 from imagemill.jobs import STATE_FIELDS, Job, JobStatus
 from imagemill.parquet import column_of
+from imagemill.usd import total
 
 T = TypeVar("T")
 
@@ -70,6 +71,31 @@ class JobTotals:
     def generated(self) -> int:
         """Jobs whose image this run paid for."""
         return self.done - self.reused
+
+    @classmethod
+    def of(cls, jobs: Collection[Job]) -> JobTotals:
+        """The counts of these jobs."""
+        done = [job for job in jobs if job.status is JobStatus.DONE]
+        failed = sum(job.status is JobStatus.FAILED for job in jobs)
+        rejected = sum(job.is_rejected for job in jobs)
+        return cls(
+            done=len(done),
+            failed=failed - rejected,
+            rejected=rejected,
+            pending=len(jobs) - len(done) - failed,
+            reused=sum(job.reused for job in done),
+            attempts=sum(job.attempts for job in jobs),
+            retries=sum(job.retries for job in jobs),
+            cost_usd=total(job.total_usd for job in jobs),
+            unanswered=sum(job.unanswered for job in jobs),
+            unanswered_usd=total(job.unanswered_usd for job in jobs),
+            judge_usd=total(job.judge_usd for job in jobs),
+        )
+
+    def after(self, before: Collection[Job], now: Collection[Job]) -> JobTotals:
+        """The counts once some of the jobs are no more as they were ``before``."""
+        sums = zip(*map(astuple, (self, JobTotals.of(now), JobTotals.of(before))), strict=True)
+        return JobTotals(*(all_ + new - old for all_, new, old in sums))
 
 
 JobState: TypeAlias = tuple[Any, ...]
@@ -153,9 +179,9 @@ class JobStore(ABC):
         Raises:
             StoreUnavailableError: the store was unavailable for too long, or another process took the run.
         """
+        self._dirty[job.number] = (job.number, *[getattr(job, name) for name in STATE_FIELDS])
         if self._failure is not None:
             raise self._failure
-        self._dirty[job.number] = (job.number, *[getattr(job, name) for name in STATE_FIELDS])
         self._durable |= durable
         self._wake.set()
 
@@ -208,6 +234,8 @@ class JobStore(ABC):
                 self._fail(error)
             except Exception as error:  # noqa: BLE001 - whatever it is, the engine must stop
                 self._fail(StoreUnavailableError(f"{self._title} cannot write: {reason_of(error)}."))
+        if self._failure is not None:
+            self._dirty = batch | self._dirty
         for waiter in waiters:
             waiter.set()
 
@@ -341,9 +369,23 @@ class JobStore(ABC):
             if chosen:
                 yield record_batch(names, list(zip(*map(values_of, chosen), strict=True)))
 
-    @abstractmethod
     async def totals(self) -> JobTotals:
-        """Count the run's jobs."""
+        """Count the run's jobs, with what the store no longer took: it is what a run that stops has done."""
+        totals = await self._totals()
+        if self._failure is None or not self._dirty:
+            return totals
+        found = await self.unfinished(min(self._dirty), max(self._dirty))
+        before = [job for job in found if job.number in self._dirty]
+        states = (self._dirty[job.number][1:] for job in before)
+        now = [
+            replace(job, **dict(zip(STATE_FIELDS, state, strict=True)))
+            for job, state in zip(before, states, strict=True)
+        ]
+        return totals.after(before, now)
+
+    @abstractmethod
+    async def _totals(self) -> JobTotals:
+        """Count the jobs as the store has them."""
 
     @abstractmethod
     async def _open(self) -> None:

@@ -21,12 +21,11 @@ from pydantic import TypeAdapter
 
 from imagemill.durable import make_durable, write_whole
 from imagemill.errors import InputError
-from imagemill.jobs import JOB_FIELDS, STATE_FIELDS, TERMINAL, Job, JobStatus
+from imagemill.jobs import JOB_FIELDS, STATE_FIELDS, TERMINAL, Job
 from imagemill.stores.base import JobState, JobStore, JobTotals
 from imagemill.stores.encoding import from_json, to_json
 from imagemill.stores.lease_file import LeaseFile
 from imagemill.stores.version import StoreVersion
-from imagemill.usd import total
 
 CHECKPOINT_INTERVAL_S = 2.0
 """The maximum age of the checkpoint while jobs finish, in seconds."""
@@ -76,24 +75,8 @@ class MemoryStore(JobStore):
         for start in range(0, len(jobs), batch_size):
             yield [_copy(job) for job in jobs[start : start + batch_size]]
 
-    async def totals(self) -> JobTotals:
-        jobs = self._jobs.values()
-        done = [job for job in jobs if job.status is JobStatus.DONE]
-        failed = sum(job.status is JobStatus.FAILED for job in jobs)
-        rejected = sum(job.is_rejected for job in jobs)
-        return JobTotals(
-            done=len(done),
-            failed=failed - rejected,
-            rejected=rejected,
-            pending=len(jobs) - len(done) - failed,
-            reused=sum(job.reused for job in done),
-            attempts=sum(job.attempts for job in jobs),
-            retries=sum(job.retries for job in jobs),
-            cost_usd=total(job.total_usd for job in jobs),
-            unanswered=sum(job.unanswered for job in jobs),
-            unanswered_usd=total(job.unanswered_usd for job in jobs),
-            judge_usd=total(job.judge_usd for job in jobs),
-        )
+    async def _totals(self) -> JobTotals:
+        return JobTotals.of(self._jobs.values())
 
     async def _open(self) -> None:
         try:

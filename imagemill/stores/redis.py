@@ -168,7 +168,7 @@ class RedisStore(JobStore, Board):
             for start in range(0, len(jobs), batch_size):
                 yield jobs[start : start + batch_size]
 
-    async def totals(self) -> JobTotals:
+    async def _totals(self) -> JobTotals:
         numbers = await self._numbers()
         states = await self.patiently(self._redis.hlen, self._key("states"))
         if not states:

@@ -168,7 +168,7 @@ class SqlStore(JobStore):
             yield record_batch(fields, columns).select(list(names))
             last = columns[0][-1]
 
-    async def totals(self) -> JobTotals:
+    async def _totals(self) -> JobTotals:
         (row,) = await self._rows(_totals_of(self._run_id))
         count, done, failed, rejected, reused, attempts, retries, unanswered, *picos = (
             int(n or 0) for n in row

@@ -286,6 +286,8 @@ async def test_a_lease_that_ran_out_is_free_and_its_old_holder_fails(make: Make)
                 await first.commit()
             with pytest.raises(StoreUnavailableError):
                 first.save(done(1))
+            assert (await first.totals()).done == 2  # what it has done, be it that no store took it
+            assert (await second.totals()).done == 0
             assert list(await second.unfinished_numbers()) == [0, 1]
         finally:
             await second.__aexit__(None, None, None)
