@@ -262,14 +262,15 @@ class Job:
         self.retryable = retryable
         self.finished_at = at
 
-    def reopen(self, doubtful_usd: float = 0.0) -> None:
+    def reopen(self, doubtful_usd: float | None = None) -> None:
         """A failed job is to be tried again; what its attempts cost stays with it.
 
-        A request that the API kept is asked about first: what it may have charged is in doubt no more.
+        A request that the API kept is asked about first: what it may have charged is in doubt no more, but
+        for one that is paid for, which has no doubt.
         """
         self._leave(JobStatus.FAILED)
         self.status = JobStatus.PENDING
-        if self.request_id is not None and doubtful_usd:
+        if self.request_id is not None and doubtful_usd is not None:
             self.find_request(self.request_id, doubtful_usd)
         self.error_class = self.error_code = self.error_message = None
         self.retryable = self.finished_at = None

@@ -81,8 +81,10 @@ def test_a_failed_job_says_why_in_bounds_and_can_be_reopened() -> None:
     assert (one.attempts, one.cost_usd) == (1, 0.2)
 
 
-@pytest.mark.parametrize(("request_id", "doubtful_usd"), [(None, 0.1), ("r", 0.0)])
-def test_reopening_leaves_a_doubt_that_nobody_can_settle(request_id: str | None, doubtful_usd: float) -> None:
+@pytest.mark.parametrize(("request_id", "doubtful_usd"), [(None, 0.1), ("r", None)])
+def test_reopening_leaves_a_doubt_that_nobody_can_settle(
+    request_id: str | None, doubtful_usd: float | None
+) -> None:
     given = {"request_id": request_id, "unanswered": 1, "unanswered_usd": 0.1, "status": JobStatus.FAILED}
     one, other = job(**given), job(**given)
     one.reopen(doubtful_usd)

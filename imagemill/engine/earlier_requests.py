@@ -9,6 +9,7 @@ from dataclasses import replace
 import anyio
 import httpx
 
+from imagemill.blocks.apis.generated_image import PAID
 from imagemill.engine.route import PATIENCE_S, Route
 from imagemill.engine.routes import Routes
 from imagemill.errors import ApiError, ErrorClass
@@ -62,11 +63,15 @@ class EarlierRequests:
             next_one = job.attempts + 1
             numbers = range(next_one, next_one - unwritten.get(job.number, 0) - 1, -1)
             nexts = [replace(job, attempts=number) for number in numbers]
+            answered = {request_id.removeprefix(PAID) for request_id in job.request_ids}
             for route in self._routes:
                 names = [name for one in nexts if (name := route.api.name_of(one))]
-                names = names[:1] + [name for name in names[1:] if name not in job.request_ids]
+                names = names[:1] + [name for name in names[1:] if name not in answered]
                 known = {name: await _knows(route, name, at_once) for name in names}
                 name = next((name for name in names if known[name]), None)
+                if not any(known.values()) and self._routes.of(job) is route:
+                    # It never took those attempts, be it that it is at work on the last one under their name.
+                    route.api.was_refused_further(job, list(known.values())[1:].count(False))
                 said.append(None if not names or None in known.values() else name is not None)
                 task = (route.api.base_url, route.api.api_key, name)
                 if name is None or task in found:

@@ -549,9 +549,9 @@ def test_a_request_that_this_client_named_is_asked_about_though_no_record_has_it
         assert (job.status, job.request_id, job.unanswered) == (JobStatus.PENDING, named, 0)
 
 
-@pytest.mark.parametrize("answered", [False, True])
+@pytest.mark.parametrize("answered", ["", "{}", "paid:{}"])
 def test_a_request_after_a_refusal_that_only_the_store_knows_is_asked_about_by_its_name(
-    on_runware: RunSettings, emulator: Callable[..., Emulator], *, answered: bool
+    on_runware: RunSettings, emulator: Callable[..., Emulator], answered: str
 ) -> None:
     """It has the name of the one that was refused; but one that was answered is not asked about again."""
     with open_session(at_runware(on_runware, emulator())) as session:
@@ -566,12 +566,41 @@ def test_a_request_after_a_refusal_that_only_the_store_knows_is_asked_about_by_i
 
         session.wait(route.api.generate, route.http, sent, accepted)
         if answered:
-            job.note_ended([name or ""])
+            job.note_ended([answered.format(name)])
             saved(session, job)
         session.recorder.event("log_cut")
         route.api.was_refused(job, 0)  # another process
         job = resumed(session)
         assert (job.request_id, job.unanswered) == (None if answered else name, 0)
+
+
+def test_a_task_under_way_after_a_refusal_that_only_the_store_knows_is_sent_again_under_its_name(
+    on_runware: RunSettings, emulator: Callable[..., Emulator]
+) -> None:
+    """Seed 681073: Runware knew no task by its names yet, and the picture was bought under the next one."""
+    with open_session(at_runware(on_runware, emulator())) as session:
+        job = killed_at_work(session, status=JobStatus.PENDING, attempts=1)
+        session.recorder.up_next([0])
+        api = session.engine.routes.first.api
+        following = replace(job, attempts=2, model=api.model)
+        api.was_refused(job, 1)
+        name = api.name_of(following)
+        session.recorder.event("log_cut")
+        api.was_refused(job, 0)  # another process
+        assert resumed(session).request_id is None
+        assert api.name_of(following) == name
+
+
+def test_a_request_without_a_price_that_is_asked_about_again_is_in_doubt_no_more(
+    on_fal: RunSettings,
+) -> None:
+    free = on_fal.model_dump(exclude_unset=True) | {"api": {"provider": "fal", "usd_per_image": 0}}
+    with open_session(RunSettings.model_validate(free)) as session:
+        job = killed_at_work(session, request_id="request-1")
+        job.lose_answer(0.0)
+        job.fail(2.0, error_class="timeout", code="timeout", message="late", retryable=True)
+        session.portal.call(session.engine.reopen, job)
+        assert (job.status, job.unanswered) == (JobStatus.PENDING, 0)
 
 
 @pytest.mark.parametrize(

@@ -75,6 +75,9 @@ class ImageApi(ImageFetcher):
     def was_refused(self, job: Job, times: int) -> None:
         """The API did not take a job, or never got it, so often in this run before this process asked."""
 
+    def was_refused_further(self, job: Job, times: int) -> None:
+        """Nor so often besides, as the API says: no line tells of these attempts."""
+
     def heard_of(self, request_id: str, at: float) -> None:
         """The API knew a request, of which this process has no answer, at this time, in Unix seconds."""
         request_id = request_id.removeprefix(PAID)

@@ -107,6 +107,9 @@ class Runware(ImageApi):
     def was_refused(self, job: Job, times: int) -> None:
         self._refused[job.key] = times
 
+    def was_refused_further(self, job: Job, times: int) -> None:
+        self._refused[job.key] = self._refused.get(job.key, 0) + times
+
     def name_of(self, job: Job) -> str | None:
         return self.task_of(job)
 
@@ -212,7 +215,7 @@ class Runware(ImageApi):
             if error.code != "conflictTaskUUID":
                 error.keep_request = in_doubt if not_taken(error) else error.error_class in _UNCLEAR
                 if not_taken(error) and not in_doubt:
-                    self._refused[job.key] = self._refused.get(job.key, 0) + 1
+                    self.was_refused_further(job, 1)
                 raise
         while (answer := await self._past(http, task)) is None:  # noqa: ASYNC110 - at the API, not here
             await anyio.sleep(_ASK_AGAIN_S)
