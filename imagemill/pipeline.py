@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
-from typing import cast
+from queue import Empty, SimpleQueue
+from typing import Any, cast
 from uuid import UUID
 
 from prefect import get_run_logger, unmapped
 from prefect.client.orchestration import get_client
 from prefect.exceptions import TerminationSignal
+from prefect.futures import PrefectFuture, PrefectFutureList
 from prefect.runtime import flow_run
 from prefect.task_runners import ThreadPoolTaskRunner
 
@@ -26,7 +28,7 @@ from imagemill.reports.measurement import count
 from imagemill.runs.environment import refuse_proxies
 from imagemill.runs.presets import warn_of_lost_presets
 from imagemill.runs.remembered_limit import write_limit
-from imagemill.runs.session import Session, open_session
+from imagemill.runs.session import WAKE_S, Session, open_session
 from imagemill.runs.states import ended_state
 from imagemill.runs.summary import RunStoppedError, RunSummary
 from imagemill.settings import (
@@ -113,7 +115,7 @@ def generate(run: Run, prepared: Prepared) -> None:
             runner: ThreadPoolTaskRunner[None] = ThreadPoolTaskRunner(session.settings.execution.workers)
             with runner, session.interruptible():
                 shards = {"session": unmapped(session), "shard": prepared.shards}
-                runner.map(generate_shard, shards).result()
+                _wait_for(runner.map(generate_shard, shards))
                 session.work_off(session.engine.run_parked)
     except (TerminationSignal, KeyboardInterrupt):  # cancelled in the UI, or the worker was stopped
         run.artifacts.conclude(count(session, prepared.counts))
@@ -121,6 +123,18 @@ def generate(run: Run, prepared: Prepared) -> None:
     for route in session.engine.routes:
         if (learned := route.pacer.learned()) is not None:
             write_limit(route.api, learned)
+
+
+def _wait_for(futures: PrefectFutureList[Any]) -> None:
+    """Wait until all are over, or one has raised."""
+    over = SimpleQueue[PrefectFuture[Any]]()
+    for future in futures:
+        future.add_done_callback(over.put)
+    left = len(futures)
+    while left:
+        with suppress(Empty):
+            over.get(timeout=WAKE_S).result()
+            left -= 1
 
 
 def finish(run: Run, prepared: Prepared) -> RunSummary:

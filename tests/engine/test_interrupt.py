@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import random
 import signal
 import socket
@@ -61,6 +62,23 @@ def test_requests_in_flight_come_home_after_ctrl_c(
     assert done.code == 0, done.err
     assert emulated.bill()["images"] == 60
     assert (done.json["unanswered"], done.json["cost_usd"]) == (0, pytest.approx(emulated.bill()["usd"]))
+
+
+@pytest.mark.slow
+def test_a_signal_that_another_thread_receives_stops_the_run(
+    place: Place, emulator: Callable[..., Emulator], catalog: Callable[..., str], start_command: Start
+) -> None:
+    """As one that comes just as the main thread begins to wait: only the end of that wait shows it."""
+    emulated = emulator(latency_s=0.5, latency_sigma=0)
+    path = catalog(prompt=[f"p{n}" for n in range(60)])
+    process = start_command("run", path, *arguments(place, emulated, "--concurrency", "2"))
+    wait_for(lambda: emulated.bill()["images"] >= 2, process)
+    thread = max(int(task.name) for task in Path(f"/proc/{process.pid}/task").iterdir())
+    assert thread != process.pid
+    ctypes.CDLL(None).tgkill(process.pid, thread, signal.SIGINT)
+    _, err = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 3, err
+    assert emulated.bill()["images"] < 60
 
 
 @pytest.mark.slow

@@ -476,6 +476,7 @@ def outside_world(home: Path) -> Iterator[None]:
         put(imagemill.runs.folder, "home", lambda: home / _process().machine.name)
         session: Any = imagemill.runs.session
         put(session, "start_blocking_portal", _portal)
+        put(session, "wait", lambda *_: types.SimpleNamespace(done=True))
         for name in ("learn_published", "read_limit"):
             put(imagemill.runs.accounts, name, lambda *_: None)
         put(session, "http_client", _http)
@@ -485,10 +486,14 @@ def outside_world(home: Path) -> Iterator[None]:
                 put(module, "ThreadPoolExecutor", _Executor)
         put(imagemill.bucket.output_lease, "threading", types.SimpleNamespace(Event=_Event, Thread=_Thread))
         pipeline: Any = imagemill.pipeline
-        put(pipeline, "ThreadPoolTaskRunner", _Runner)
-        put(pipeline, "write_limit", lambda *_: None)
-        put(pipeline, "publish", _PlainTask(pipeline.publish.fn))
-        put(pipeline, "measure", _PlainTask(_measured))
+        for name, value in {
+            "ThreadPoolTaskRunner": _Runner,
+            "_wait_for": _Runner.result,
+            "write_limit": lambda *_: None,
+            "publish": _PlainTask(pipeline.publish.fn),
+            "measure": _PlainTask(_measured),
+        }.items():
+            put(pipeline, name, value)
         session_of_boto3 = boto3.Session("simulated", S3_SECRET, region_name="us-east-1")
         put(imagemill.bucket.access, "aws_session", lambda _: (session_of_boto3, None))
         put(imagemill.s3.connection.S3Connection, "client", _client)
