@@ -139,7 +139,7 @@ def _open_member(settings: RunSettings) -> Iterator[_Member]:
             recorder=session.recorder,
             rates=leased,
         )
-        session.engine.fence = membership.owns
+        session.engine.fence = lambda job: membership.owns(job.number)
         with on_loop(session.portal, joined(membership, session.engine.routes.look_again)):
             yield _Member(session, membership, part)
 

@@ -28,7 +28,7 @@ class Admission:
     """Lets the jobs of one process go, one request after another.
 
     ``stop`` stops the run, and has set ``stopping`` then. ``fence``, which may be set, is asked right before
-    each purchase whether the job of this number is still this process's.
+    each purchase whether the job is still this process's.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class Admission:
         """Those of them that may have one at the end: what was down may work, another may make them."""
         self.at_work = 0
         self.is_spent = False
-        self.fence: Callable[[int], Awaitable[bool]] | None = None
+        self.fence: Callable[[Job], Awaitable[bool]] | None = None
         routes.on_spent = self._close_spent
 
     async def admit(self, work: Work) -> Slot | None:
@@ -117,7 +117,7 @@ class Admission:
         """
         await self._store.hold()
         if self.fence is not None:
-            work.taken_over = not await self.fence(work.job.number)
+            work.taken_over = not await self.fence(work.job)
         return not (work.taken_over or self._stopping.is_set())
 
     async def _promise(self, work: Work) -> None:

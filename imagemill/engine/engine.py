@@ -137,12 +137,12 @@ class Engine:
         self._admission = Admission(routes, cost, store, recorder, self._stopping, self.stop)
 
     @property
-    def fence(self) -> Callable[[int], Awaitable[bool]] | None:
-        """Asked right before each purchase whether the job of this number is still this process's."""
+    def fence(self) -> Callable[[Job], Awaitable[bool]] | None:
+        """Asked right before each purchase whether the job is still this process's."""
         return self._admission.fence
 
     @fence.setter
-    def fence(self, fence: Callable[[int], Awaitable[bool]] | None) -> None:
+    def fence(self, fence: Callable[[Job], Awaitable[bool]] | None) -> None:
         self._admission.fence = fence
 
     def stop(self, kind: StopKind, reason: str) -> None:
@@ -292,7 +292,7 @@ class Engine:
         A line says so, unless that is not ``is_new`` to the log, which has later ones.
         """
         doubtful_usd, route, why = job.unanswered_usd, self.routes.of(job), (job.error_class, job.error_code)
-        job.reopen(0.0 if route.api.is_paid(job.request_id) else route.price(job))
+        job.reopen(None if route.api.is_paid(job.request_id) else route.price(job))
         self._cost.doubtful_usd += job.unanswered_usd - doubtful_usd
         if is_new:
             self._recorder.reopened(job, *why)

@@ -290,8 +290,16 @@ class Recorder:
             OSError: a full disk does not take them.
         """
         self._is_uploaded = True
-        self._log.flush()
+        self.flush()
         return self._unsafe.copy()
+
+    def flush(self) -> None:
+        """Write the lines that a full disk has not taken.
+
+        Raises:
+            OSError: it is full still.
+        """
+        self._log.flush()
 
     async def until_safe(self) -> None:
         """Wait a few seconds at most until the lines so far survive this machine, if lines are uploaded."""

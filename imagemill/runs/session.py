@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from concurrent.futures import wait
 from contextlib import (
     AbstractAsyncContextManager,
     AsyncExitStack,
@@ -73,6 +74,10 @@ T = TypeVar("T")
 CANCEL_GRACE_S = 20.0
 """How long requests in flight may take to finish after a cancellation, at least, in seconds."""
 
+
+WAKE_S = 1.0
+"""No wait of the main thread for a run is longer, in seconds: Python hears of a signal that comes just as one
+begins once it ends."""
 
 _DISK_PATIENCE_S = 60.0
 """How long requests wait for a disk that does not take the log before the run stops, in seconds."""
@@ -160,6 +165,8 @@ class Session:
         """As :meth:`wait`; an interrupt of this thread stops the run and waits for what is in flight."""
         work = self.portal.start_task_soon(function)
         try:
+            while not wait([work], WAKE_S).done:
+                pass
             work.result()
         except BaseException:
             self._cancel()
@@ -211,27 +218,37 @@ class Session:
                 await self.recorder.urgent()
             await self._send_log(self.log)
 
-    async def may_send(self, job: int) -> bool:
+    async def may_send(self, job: Job) -> bool:
         """Wait until the log in the bucket has named the job: another machine may have to ask about it.
 
         A bucket that is away is waited for a few seconds; it takes no images either. A full disk is waited
-        for until the run stops: images would be made of which no other machine knows.
+        for until the run stops: requests, and what they came to, would be known to nobody.
         """
         await self.holds_output()
         if self._names_jobs and self.log is not None and self.log.is_open:
-            if job > self._half_named:
+            if job.number > self._half_named:
                 self.recorder.want_names()
-            if self.engine.is_unsent(job) and not self.recorder.has_named(job):
+            if self.engine.is_unsent(job.number) and not self.recorder.has_named(job.number):
                 await self.recorder.until_safe()
+            if job.request_id is None:  # to ask about one costs nothing, and may bring its picture home
                 await self._until_log_is_written()
         return True
 
     async def _until_log_is_written(self) -> None:
+        trouble = ""
         with anyio.move_on_after(_DISK_PATIENCE_S) as patience:
-            while self._disk_trouble and self.engine.stopped is None:
+            while (trouble := self._log_trouble()) and self.engine.stopped is None:
                 await self.recorder.until_safe()
-        if patience.cancelled_caught and self._disk_trouble:
-            self.engine.stop(StopKind.UNAVAILABLE, self._disk_trouble)
+        if patience.cancelled_caught and trouble:
+            self.engine.stop(StopKind.UNAVAILABLE, trouble)
+
+    def _log_trouble(self) -> str:
+        """Why the disk does not take the log, if it does not."""
+        try:
+            self.recorder.flush()
+        except OSError as error:
+            return self.folder.trouble(error)
+        return self._disk_trouble
 
     async def holds_output(self) -> None:
         """If the output's lease expired while this process was suspended, wait until it is ours again.

@@ -213,9 +213,9 @@ def test_what_lies_in_the_queue_of_a_route_that_is_given_up_is_made_elsewhere(
     posted, unnamed = first.posted, set[int]()
 
     async def watch(recorder: Recorder, engine: Engine) -> None:
-        async def fence(job: int) -> bool:
-            if engine.is_unsent(job) and not recorder.has_named(job):
-                unnamed.add(job)  # a machine that is lost then may have sent it, and nobody would know
+        async def fence(job: Job) -> bool:
+            if engine.is_unsent(job.number) and not recorder.has_named(job.number):
+                unnamed.add(job.number)  # a machine that is lost then may have sent it, and nobody would know
             return True
 
         recorder.up_next(left)

@@ -12,6 +12,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -388,10 +389,33 @@ def test_nothing_is_sent_while_a_full_disk_keeps_the_log_from_naming_it(
         plan_run(session)
         monkeypatch.setattr(JobLog, "flush", full)
         session.wait(session.announce, [0])
+        (job,) = session.wait(session.store.unfinished, 0, 0)
         monkeypatch.setattr(session.engine, "is_unsent", lambda _: True)
-        session.wait(session.may_send, 0)
+        session.wait(session.may_send, job)
         assert session.recorder.has_named(0) is not stays_full
         assert (session.engine.stopped is not None) is stays_full
         if session.engine.stopped is not None:
             assert "runs/" in session.engine.stopped.reason
             assert "(No space left on device)" in session.engine.stopped.reason
+
+
+def test_a_full_disk_holds_back_a_second_request_but_no_question_about_the_first(
+    place: Place, catalog: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it came to is in no record, nor are its charges: retries of a minute were counted by nobody."""
+    failures = itertools.count()
+
+    def full(_: JobLog) -> None:
+        if next(failures) < 3:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("imagemill.engine.recorder._SAFE_S", 0.05)
+    with open_session(settings(place, catalog(prompt=["a"]))) as session:
+        plan_run(session)
+        session.wait(session.announce, [0])
+        (job,) = session.wait(session.store.unfinished, 0, 0)
+        monkeypatch.setattr(JobLog, "flush", full)
+        session.wait(session.may_send, replace(job, request_id="task"))
+        assert next(failures) == 0
+        session.wait(session.may_send, job)
+        assert next(failures) > 2

@@ -93,7 +93,7 @@ def work_all(bucket: ImageBucket, tmp_path: Path) -> Callable[..., list[Outcome]
         cost: CostLimit,
         transport: httpx.AsyncBaseTransport | None,
         interrupt_after_s: float | None,
-        fence: Callable[[int], Awaitable[bool]] | None,
+        fence: Callable[[Job], Awaitable[bool]] | None,
     ) -> list[Outcome]:
         pacer = Pacer(10)
         telemetry = Telemetry("run", api.provider, api.model)
@@ -137,7 +137,7 @@ def work_all(bucket: ImageBucket, tmp_path: Path) -> Callable[..., list[Outcome]
         fast: bool = True,
         always_fast: bool = False,
         interrupt_after_s: float | None = None,
-        fence: Callable[[int], Awaitable[bool]] | None = None,
+        fence: Callable[[Job], Awaitable[bool]] | None = None,
     ) -> list[Outcome]:
         run = partial(run_fast, always=always_fast) if fast else anyio.run
         return run(inside, api, jobs, CostLimit(limit_usd, spent_usd), transport, interrupt_after_s, fence)

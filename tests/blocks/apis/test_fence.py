@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from imagemill.emulator import Emulator
-from imagemill.jobs import JobStatus
+from imagemill.jobs import Job, JobStatus
 from tests.blocks.apis.variants import VARIANTS, Outcome, make_job
 
 
@@ -14,8 +14,8 @@ def test_what_was_taken_over_is_not_bought(
 ) -> None:
     api = VARIANTS["together"](emulator.base_url)
 
-    async def even(number: int) -> bool:
-        return number % 2 == 0
+    async def even(job: Job) -> bool:
+        return job.number % 2 == 0
 
     ended = work_all(api, [make_job(api, f"Fox {n}", number=n) for n in range(20)], fence=even)
     assert [outcome.job.status for outcome in ended] == [JobStatus.DONE, JobStatus.PENDING] * 10
@@ -29,8 +29,8 @@ def test_a_retry_of_what_was_taken_over_meanwhile_is_not_bought(
     api = VARIANTS["together"](emulator.base_url)
     asked: list[int] = []
 
-    async def once(number: int) -> bool:
-        asked.append(number)
+    async def once(job: Job) -> bool:
+        asked.append(job.number)
         return len(asked) == 1
 
     (outcome,) = work_all(api, [make_job(api, "Fox #fault:500*1")], fence=once)
