@@ -41,6 +41,9 @@ OUTAGE_S = 60.0
 LEASE_S = 30.0
 """How long a lease lasts, in seconds; it is renewed three times as often."""
 
+_BLOCK = 10_000
+"""So many jobs are read at once."""
+
 CONNECT_S = 5.0
 """The time limit for a server's answer when a store is opened, in seconds."""
 
@@ -374,8 +377,10 @@ class JobStore(ABC):
         totals = await self._totals()
         if self._failure is None or not self._dirty:
             return totals
-        found = await self.unfinished(min(self._dirty), max(self._dirty))
-        before = [job for job in found if job.number in self._dirty]
+        before: list[Job] = []
+        for block in {number // _BLOCK for number in self._dirty}:
+            found = await self.unfinished(block * _BLOCK, (block + 1) * _BLOCK - 1)
+            before += [job for job in found if job.number in self._dirty]
         states = (self._dirty[job.number][1:] for job in before)
         now = [
             replace(job, **dict(zip(STATE_FIELDS, state, strict=True)))
