@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import json
 import os
@@ -148,6 +149,26 @@ def own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("TOGETHER_API_KEY", "test-key-together")
     monkeypatch.setenv("FAL_KEY", "test-key-fal")
     return home
+
+
+@pytest.fixture
+def make_read_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """From its call on, no file in the test's own folder can be written, renamed or removed."""
+
+    def refused(function: Callable[..., Any]) -> Callable[..., Any]:
+        def refuse(path: Path, *given: Any, **named: Any) -> Any:
+            reads = function.__name__ == "open" and (*given, named.get("mode", "r"))[0] in {"r", "rb"}
+            if tmp_path in path.parents and not reads:
+                raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+            return function(path, *given, **named)
+
+        return refuse
+
+    def make() -> None:
+        for name in ("open", "unlink", "rename", "replace", "touch"):
+            monkeypatch.setattr(Path, name, refused(getattr(Path, name)))
+
+    return make
 
 
 @pytest.fixture

@@ -125,7 +125,8 @@ def run_on_cluster(
         reason = f"The Dask scheduler {settings.execution.scheduler} is gone ({type(error).__name__})."
         session.stop(StopKind.UNAVAILABLE, reason)
     if session.log is not None:
-        session.wait(session.log.gather)
+        with session.folder.trouble_named():
+            session.wait(session.log.gather)
     _stop_if_incomplete(session, membership)
 
 

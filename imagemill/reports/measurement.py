@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -71,8 +72,9 @@ def count(session: Session, counts: PlanCounts) -> RunSummary:
     summary = summarize(session, counts, MeasuredJobs.none(), read_pace(session))
     try:
         session.folder.write_summary(summary)
-    except OSError:  # a full disk may be why the run stops
-        session.folder.forget_summary()
+    except OSError:  # a full disk may be why the run stops, or one that is only to be read
+        with suppress(OSError):
+            session.folder.forget_summary()
     return summary
 
 

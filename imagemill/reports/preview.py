@@ -87,7 +87,7 @@ def make_preview(session: Session, counts: PlanCounts, images: int, most_usd: fl
     cost more than that together, a second one of each suspect picture included.
 
     Raises:
-        StoreUnavailableError: the bucket is unavailable.
+        StoreUnavailableError: the bucket is unavailable, or the disk is full.
     """
     rows = spread_rows(session.folder.plan, images, counts.variants)
     if most_usd is not None:
@@ -107,7 +107,8 @@ def make_preview(session: Session, counts: PlanCounts, images: int, most_usd: fl
     preview = _preview(session, counts, count(session, counts), len(tiles), len(faults))
     page = PreviewPage(preview, session.settings, session.maker.model, tiles)
     file = session.folder.path / "preview.html"
-    file.write_text(render_preview(page), encoding="utf-8")
+    with session.folder.trouble_named():
+        file.write_text(render_preview(page), encoding="utf-8")
     session.bucket.upload(file, _name(session), HTML)
     return preview
 

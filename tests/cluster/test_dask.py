@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import signal
 import subprocess
 from collections import Counter
@@ -14,6 +16,7 @@ from imagemill.blocks.apis import Together
 from imagemill.cluster.dask import leading
 from imagemill.cluster.worker import RunMember
 from imagemill.emulator import Emulator
+from imagemill.runs.log_parts import LeaderLog
 from imagemill.runs.planning import plan_run
 from imagemill.runs.session import open_session
 from imagemill.settings import RunSettings
@@ -177,6 +180,28 @@ def test_workers_together_keep_to_the_budget_and_a_resume_goes_on(
     assert done.code == 0, done.err
     assert (done.json["done"], done.json["pending"]) == (600, 0)
     assert emulated.bill()["images"] == 600
+
+
+@pytest.mark.slow
+def test_a_full_disk_that_does_not_take_the_workers_lines_leaves_the_run_to_a_resume(
+    emulator: Callable[..., Emulator],
+    arguments: Callable[..., list[str]],
+    command: Callable[..., Command],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    given = arguments(emulator(), "full-disk", "postgres", 20)
+
+    def full(_: LeaderLog) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LeaderLog, "_gather", full)
+        stopped = command(*given)
+    assert stopped.code == 3
+    assert "runs/full-disk (No space left on device). Run the same command again" in stopped.err
+    assert "Traceback" not in stopped.err
+    done = command(*given)
+    assert (done.code, done.json["done"]) == (0, 20), done.err
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ import pytest
 from prefect.states import State
 
 from imagemill.emulator import Emulator
+from imagemill.errors import StoreUnavailableError
 from imagemill.flows.generate_catalog import generate_catalog
 from imagemill.flows.preview_catalog import preview_catalog
 from imagemill.reports.preview import make_preview
@@ -71,7 +72,10 @@ def test_a_preview_shows_a_sample_that_is_not_bought_again(
 
 
 def test_a_preview_beside_an_estimate_stays_below_what_needs_no_approval(
-    place: Place, emulator: Callable[..., Emulator], catalog: Callable[..., str]
+    place: Place,
+    emulator: Callable[..., Emulator],
+    catalog: Callable[..., str],
+    make_read_only: Callable[[], None],
 ) -> None:
     emulated = emulator()
     path = catalog(prompt=[str(number) for number in range(40)], width=[1024] * 4 + [256] * 36)
@@ -82,4 +86,7 @@ def test_a_preview_beside_an_estimate_stays_below_what_needs_no_approval(
         counts, _ = plan_run(session)
         found = make_preview(session, counts, 12, most_usd)
         assert (found.shown, found.paid_usd) == (4, pytest.approx(most_usd))
+        make_read_only()
+        with pytest.raises(StoreUnavailableError, match=r"runs/r \(Read-only file system\)"):
+            make_preview(session, counts, 12, most_usd)
     assert emulated.bill()["usd"] == pytest.approx(most_usd)

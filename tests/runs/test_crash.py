@@ -20,6 +20,7 @@ from PIL import Image
 
 from imagemill.cli.command import main
 from imagemill.emulator import Emulator
+from imagemill.engine.engine import Engine
 from imagemill.stores import memory
 from tests.cli.test_command import wait_for
 from tests.conftest import Command, Place
@@ -230,6 +231,35 @@ def test_a_full_disk_stops_the_run_and_a_resume_finishes_it(
     assert summary["cost_usd"] == pytest.approx(bill["usd"], abs=1e-9)
     assert {job["attempts"] for job in place.table("runs/killed/jobs.parquet")} == {1}
     assert all(job["latency_s"] for job in place.table("runs/killed/jobs.parquet"))
+
+
+@pytest.mark.usefixtures("prefect_server")
+def test_a_disk_that_becomes_read_only_leaves_the_run_its_summary(
+    place: Place,
+    emulator: Callable[..., Emulator],
+    catalog: Callable[..., str],
+    make_read_only: Callable[[], None],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Nothing can be removed there either, such as the summary of the run before."""
+    emulated = emulator()
+    given = [*run_arguments(place, emulated, "together", catalog(prompt=["a", "b"])), "--store", "memory"]
+    run_shard = Engine.run_shard
+
+    async def then_read_only(engine: Engine, *shard: int) -> None:
+        await run_shard(engine, *shard)
+        make_read_only()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Engine, "run_shard", then_read_only)
+        patch.setattr("imagemill.stores.base.OUTAGE_S", 1.0)
+        assert main(given) == 3
+    stopped = capsys.readouterr()
+    assert json.loads(stopped.out)["cost_usd"] == pytest.approx(emulated.bill()["usd"])
+    assert "Read-only file system" in stopped.err
+    assert "imagemill resume killed" in stopped.err
+    assert "Traceback" not in stopped.err
 
 
 @pytest.mark.slow
