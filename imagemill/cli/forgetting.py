@@ -14,6 +14,7 @@ from imagemill.cli.options import output_of
 from imagemill.cli.terminal import complain, say
 from imagemill.errors import InputError
 from imagemill.formatting import counted
+from imagemill.runs.folder import RunFolder
 from imagemill.runs.forgetting import Forgettable, forget, forgettable
 
 _AGE = re.compile(r"(\d{1,5})([hdw])")
@@ -30,7 +31,8 @@ def forget_runs(arguments: argparse.Namespace) -> int:
         forgotten = [each.run for each in found if each.kept is None]
         for run in forgotten:
             if is_meant:
-                forget(run, bucket)
+                with RunFolder(run.run_id).writable():
+                    forget(run, bucket)
             if not arguments.json:
                 what = "forgotten" if is_meant else "would be forgotten"
                 say(f"{what}: {run.run_id} ({(run.planned_at or '')[:10]})")

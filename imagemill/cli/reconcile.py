@@ -13,6 +13,7 @@ from imagemill.cli.terminal import say, stdout
 from imagemill.errors import InputError
 from imagemill.formatting import money
 from imagemill.reports.reconciliation import add_to_report
+from imagemill.runs.folder import RunFolder
 from imagemill.runs.reconciliation import (
     Reconciliation,
     reason_in_words,
@@ -34,15 +35,16 @@ def show_reconciliation(arguments: argparse.Namespace) -> int:
         refuse_unnamed_address(settings, arguments.base_url)
     bucket = open_bucket(output or settings.output)
     try:
-        found = reconcile(
-            settings,
-            bucket,
-            arguments.export,
-            pairs_of("--column", "NAME=COLUMN", arguments.column or []),
-            base_url=arguments.base_url,
-            route=arguments.route,
-        )
-        report = add_to_report(bucket, found)
+        with RunFolder(arguments.run_id).writable():
+            found = reconcile(
+                settings,
+                bucket,
+                arguments.export,
+                pairs_of("--column", "NAME=COLUMN", arguments.column or []),
+                base_url=arguments.base_url,
+                route=arguments.route,
+            )
+            report = add_to_report(bucket, found)
     finally:
         bucket.close()
     if arguments.json:

@@ -18,8 +18,10 @@ def show_review(arguments: argparse.Namespace) -> int:
     output = output_of(arguments)
     settings = recorded_settings(arguments.run_id, output)
     bucket = open_bucket(output or settings.output)
+    folder = RunFolder(arguments.run_id)
     try:
-        review = publish_review(bucket, RunFolder(arguments.run_id))
+        with folder.writable():
+            review = publish_review(bucket, folder)
     finally:
         bucket.close()
     if arguments.json:

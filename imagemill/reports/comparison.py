@@ -88,7 +88,7 @@ def publish_comparison(a: ComparedRun, b: ComparedRun, pictures: int) -> Compari
     """Write the page into the first run's folder and bucket; at most ``pictures`` pairs, of rows that differ.
 
     Raises:
-        InputError: a run has published nothing yet.
+        InputError: a run has published nothing yet, or the disk does not take the page.
         StoreUnavailableError: the bucket is unavailable.
     """
     summaries = _summary(a), _summary(b)
@@ -110,7 +110,8 @@ def publish_comparison(a: ComparedRun, b: ComparedRun, pictures: int) -> Compari
         page=a.bucket.uri_of(f"runs/{a.folder.run_id}/{name}"),
         file=str(a.folder.path / name),
     )
-    Path(found.file).write_text(render_comparison(found, a.settings, b.settings, pairs), encoding="utf-8")
+    with a.folder.writable():
+        Path(found.file).write_text(render_comparison(found, a.settings, b.settings, pairs), encoding="utf-8")
     a.bucket.upload(Path(found.file), f"runs/{a.folder.run_id}/{name}", HTML)
     return found
 
@@ -184,7 +185,8 @@ def _jobs_file(run: ComparedRun, file: Path) -> Path:
         raise InputError(f"Run {run.folder.run_id!r} has no jobs.parquet in its bucket yet: resume it first.")
     if not run.folder.plan.exists():
         run.folder.create()
-        run.bucket.download(f"runs/{run.folder.run_id}/{run.folder.plan.name}", run.folder.plan)
+        with run.folder.writable():
+            run.bucket.download(f"runs/{run.folder.run_id}/{run.folder.plan.name}", run.folder.plan)
     return file
 
 

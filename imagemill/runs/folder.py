@@ -83,6 +83,23 @@ class RunFolder:
                 raise
             raise StoreUnavailableError(self.trouble(error)) from error
 
+    @contextmanager
+    def writable(self) -> Iterator[None]:
+        """The same for a block outside of a run, which nothing is to be resumed after.
+
+        Raises:
+            InputError: the disk is full, broken or only to be read; says what to do.
+        """
+        try:
+            yield
+        except OSError as error:
+            if error.errno not in _DISK_TROUBLE:
+                raise
+            raise InputError(
+                f"{self.trouble(error)} Make room there, or set IMAGEMILL_HOME to a folder that can be"
+                " written."
+            ) from error
+
     def trouble(self, error: OSError) -> str:
         """The sentence for a disk that does not take what is written to the folder."""
         return f"Cannot write to the run's folder {self.path} ({error.strerror or type(error).__name__})."

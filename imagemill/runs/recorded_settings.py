@@ -20,14 +20,15 @@ def recorded_settings(
     ``accept`` may raise for those in the bucket, before anything of the run is fetched.
 
     Raises:
-        InputError: there is no such run.
+        InputError: there is no such run, or the disk does not take its record.
     """
     if not RUN_ID.fullmatch(run_id):  # it becomes a part of paths
         raise InputError(f"There is no run {run_id!r}: an id has letters, digits, '.', '_' and '-'.")
     folder = RunFolder(run_id)
     if output is not None:
         bucket = open_bucket(output)
-        folder.fetch(bucket, accept)
+        with folder.writable():
+            folder.fetch(bucket, accept)
         bucket.close()
     record = folder.read_record()
     if record is None:

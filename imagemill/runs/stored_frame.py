@@ -91,7 +91,8 @@ def _store(bucket: ImageBucket, catalog: CatalogSettings, execution: ExecutionSe
     """Store the file of a frame with a run, unless the run has been planned from the same; its address."""
     folder = RunFolder(str(execution.run_id))
     name = STORED_FRAME.format(run_id=folder.run_id)
-    folder.fetch(bucket)
+    with folder.writable():
+        folder.fetch(bucket)
     if folder.read_record() is None:
         return bucket.upload(Path(catalog.path), name, PARQUET)
     if not execution.keep_plan and open_catalog(catalog).digest != folder.read_catalog_digest():

@@ -176,6 +176,28 @@ def test_a_run_id_is_no_path(given: list[str], capsys: pytest.CaptureFixture[str
     assert "There is no run '../" in said
 
 
+def test_a_disk_that_is_only_to_be_read_is_one_sentence(
+    place: Place,
+    emulator: Callable[..., Emulator],
+    catalog: Callable[..., str],
+    command: Callable[..., Command],
+    make_read_only: Callable[[], None],
+    tmp_path: Path,
+    own_home: Path,
+) -> None:
+    run = arguments(place, emulator(pictures="full"), "--run-id", "r", "--quality", "all")
+    assert command("run", catalog(prompt=["a flat one #fault:flat", "b"]), *run).code == 0
+    (bill := tmp_path / "bill.csv").write_text("id,cost_usd\nelse,1\n")
+    make_read_only()
+    for asks in ("review r", "compare r r", f"reconcile r --from {bill}", "forget r"):
+        done = command(*asks.split())
+        assert (done.code, done.out) == (2, ""), asks
+        assert done.err == (
+            f"imagemill: Cannot write to the run's folder {own_home / 'runs/r'} (Read-only file system). Make"
+            " room there, or set IMAGEMILL_HOME to a folder that can be written.\n"
+        )
+
+
 @pytest.mark.slow
 def test_a_run_id_stands_for_one_run(
     place: Place,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -43,6 +45,10 @@ def test_a_frame_is_stored_with_its_run_which_then_needs_no_frame(
         "picture": {"width": 256, "height": 256},
         "execution": {"run_id": "framed"},
     }
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
     state = generate_catalog(catalog_of(SHOP), **how, return_state=True)
     summary = state.result()
     assert (summary.done, summary.failed, summary.rejected) == (1, 1, 1)
@@ -60,6 +66,10 @@ def test_a_frame_is_stored_with_its_run_which_then_needs_no_frame(
     assert len(place.table("runs/framed/catalog.parquet")) == len(SHOP)
     assert generate_catalog(**resumed_arguments("framed")).requests == summary.requests
     monkeypatch.setenv("IMAGEMILL_HOME", str(tmp_path / "another machine"))
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(InputError, match=r"framed \(No space left on device\)"):
+            generate_catalog(catalog_of(SHOP), **how)
     assert generate_catalog(**how | {"catalog": catalog_of(path)}).done == 1
 
     preview = preview_catalog(SHOP.rename(columns={"sku": "id"}), **how | {"execution": {}})

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +14,7 @@ from imagemill.runs.planning import plan_run
 from imagemill.runs.recorded_settings import recorded_settings, settings_to_go_on
 from imagemill.runs.session import open_session
 from imagemill.settings import OutputSettings, RunSettings
-from tests.conftest import Place
+from tests.conftest import Command, Place
 from tests.runs.test_session import settings
 
 ELSEWHERE = "https://collector.example.com/v1"
@@ -67,3 +69,29 @@ def test_a_damaged_record_in_the_bucket_is_not_fetched(
     with pytest.raises(InputError, match=refusal):
         recorded_settings("r", OutputSettings.model_validate(place.settings()))
     assert not (own_home / record).exists()
+
+
+@pytest.mark.parametrize("name", ["resume", "retry-failed", "review", "reconcile"])
+def test_a_full_disk_that_does_not_take_a_run_from_the_bucket_is_one_sentence(
+    place: Place,
+    catalog: Callable[..., str],
+    command: Callable[..., Command],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+) -> None:
+    with open_session(settings(place, catalog(prompt=["a"]))) as session:
+        plan_run(session)
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    home = tmp_path / "another machine"
+    where = ("--output", place.uri, "--s3-endpoint-url", place.s3.endpoint_url)
+    done = command(name, "r", *where, IMAGEMILL_HOME=str(home))
+    assert (done.code, done.out) == (2, "")
+    assert done.err == (
+        f"imagemill: Cannot write to the run's folder {home / 'runs/r'} (No space left on device). Make room"
+        " there, or set IMAGEMILL_HOME to a folder that can be written.\n"
+    )
