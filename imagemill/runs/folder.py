@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import orjson
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from imagemill.catalog.counts import PlanCounts
 from imagemill.durable import make_durable, write_whole
@@ -26,6 +26,7 @@ if TYPE_CHECKING:  # a listing of the runs on this machine needs no bucket
     from imagemill.runs.summary import RunSummary
 
 
+_COUNTS = TypeAdapter(PlanCounts)
 _DISK_TROUBLE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS})
 
 
@@ -154,10 +155,12 @@ class RunFolder:
     def _parsed(self, record: bytes, place: str, remedy: str) -> tuple[RunSettings, PlanCounts]:
         try:
             document: dict[str, Any] = orjson.loads(record)
-            return RunSettings(**document["settings"]), PlanCounts(**document["plan"])
-        except ValidationError as error:
-            raise input_error(error) from error
-        except (orjson.JSONDecodeError, KeyError, TypeError) as error:
+            try:
+                settings = RunSettings(**document["settings"])
+            except ValidationError as error:
+                raise input_error(error) from error
+            return settings, _COUNTS.validate_python(document["plan"])
+        except (orjson.JSONDecodeError, KeyError, TypeError, ValidationError) as error:
             raise InputError(
                 f"The record {place} of run {self.run_id!r} is damaged. {remedy}: images in the bucket are"
                 " found there."

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -69,6 +71,43 @@ def test_a_damaged_record_in_the_bucket_is_not_fetched(
     with pytest.raises(InputError, match=refusal):
         recorded_settings("r", OutputSettings.model_validate(place.settings()))
     assert not (own_home / record).exists()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"rows": "x"},
+        {"rows": None},
+        {"variants": None},
+        {"unique": "many"},
+        {"cost_usd": "x"},
+        {"columns": []},
+    ],
+)
+def test_a_record_in_the_bucket_whose_counts_are_none_is_not_fetched(
+    place: Place, catalog: Callable[..., str], own_home: Path, wrong: dict[str, object]
+) -> None:
+    with open_session(settings(place, catalog(prompt=["a"]))) as session:
+        plan_run(session)
+        document = json.loads(session.folder.record.read_bytes())
+        document["plan"] |= wrong
+        session.bucket.write("runs/r/run.json", json.dumps(document).encode(), "application/json")
+    shutil.rmtree(own_home)
+    with pytest.raises(InputError, match=r"record s3://.* damaged\. Start the run under another run id"):
+        recorded_settings("r", OutputSettings.model_validate(place.settings()))
+    assert not own_home.exists()
+
+
+def test_a_record_with_a_count_of_a_later_version_is_read(
+    place: Place, catalog: Callable[..., str], own_home: Path
+) -> None:
+    with open_session(settings(place, catalog(prompt=["a"]))) as session:
+        plan_run(session)
+        document = json.loads(session.folder.record.read_bytes())
+        document["plan"]["animated"] = 1
+        session.bucket.write("runs/r/run.json", json.dumps(document).encode(), "application/json")
+    shutil.rmtree(own_home)
+    assert recorded_settings("r", OutputSettings.model_validate(place.settings())).run_id == "r"
 
 
 @pytest.mark.parametrize("name", ["resume", "retry-failed", "review", "reconcile"])
