@@ -198,9 +198,12 @@ def job_story(records: RunRecords, run_id: str, row_id: str) -> JobStory:
 
 def _known(records: RunRecords, run_id: str) -> KnownRun:
     try:
-        record: Mapping[str, Any] = orjson.loads(records.read(run_id, "run.json") or b"{}")
-    except orjson.JSONDecodeError:
-        record = {}  # damaged: still list the other runs
+        return _described(records, run_id, orjson.loads(records.read(run_id, "run.json") or b"{}"))
+    except (AttributeError, TypeError, ValueError):  # damaged: still list the other runs
+        return _described(records, run_id, {})
+
+
+def _described(records: RunRecords, run_id: str, record: Mapping[str, Any]) -> KnownRun:
     settings, plan = record.get("settings") or {}, record.get("plan") or {}
     common = {
         "run_id": run_id,

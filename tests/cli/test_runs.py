@@ -139,8 +139,10 @@ def test_a_run_that_is_worked_on_and_one_that_was_killed(
     assert json.loads(runs("mine", "--json"))["state"] == "running"
     log.close()
 
-    (folder / "run.json").write_text("{")
-    assert json.loads(runs("--json"))["runs"][0]["catalog"] is None
+    for damaged in ("{", "[]", '{"plan": {"rows": "x"}}', '{"plan": {"unique": "x", "cost_usd": null}}'):
+        (folder / "run.json").write_text(damaged)
+        (listed,) = json.loads(runs("--json"))["runs"]
+        assert (listed["catalog"], listed["unique"], listed["done"]) == (None, None, 1)
 
 
 @pytest.mark.parametrize(
