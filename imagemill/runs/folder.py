@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from hashlib import blake2b
@@ -70,36 +70,32 @@ class RunFolder:
                 " folder that can be written."
             ) from error
 
-    @contextmanager
-    def trouble_named(self) -> Iterator[None]:
+    def trouble_named(self) -> AbstractContextManager[None]:
         """Raise what a full or broken disk brings in the block as an error that a run can be resumed after.
 
         Raises:
             StoreUnavailableError: the disk is full, broken or only to be read.
         """
-        try:
-            yield
-        except OSError as error:
-            if error.errno not in _DISK_TROUBLE:
-                raise
-            raise StoreUnavailableError(self.trouble(error)) from error
+        return self._troubled(StoreUnavailableError, "")
 
-    @contextmanager
-    def writable(self) -> Iterator[None]:
+    def writable(self) -> AbstractContextManager[None]:
         """The same for a block outside of a run, which nothing is to be resumed after.
 
         Raises:
             InputError: the disk is full, broken or only to be read; says what to do.
         """
+        return self._troubled(
+            InputError, " Make room there, or set IMAGEMILL_HOME to a folder that can be written."
+        )
+
+    @contextmanager
+    def _troubled(self, kind: type[InputError | StoreUnavailableError], what_to_do: str) -> Iterator[None]:
         try:
             yield
         except OSError as error:
             if error.errno not in _DISK_TROUBLE:
                 raise
-            raise InputError(
-                f"{self.trouble(error)} Make room there, or set IMAGEMILL_HOME to a folder that can be"
-                " written."
-            ) from error
+            raise kind(f"{self.trouble(error)}{what_to_do}") from error
 
     def trouble(self, error: OSError) -> str:
         """The sentence for a disk that does not take what is written to the folder."""

@@ -76,8 +76,8 @@ CANCEL_GRACE_S = 20.0
 
 
 WAKE_S = 1.0
-"""No wait of the main thread for a run is longer, in seconds: Python hears of a signal that comes just as one
-begins once it ends."""
+"""No wait of the main thread for requests is longer, in seconds: Python hears of a signal that comes just as
+one begins once it ends."""
 
 _DISK_PATIENCE_S = 60.0
 """How long requests wait for a disk that does not take the log before the run stops, in seconds."""

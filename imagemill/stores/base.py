@@ -381,10 +381,9 @@ class JobStore(ABC):
         for block in {number // _BLOCK for number in self._dirty}:
             found = await self.unfinished(block * _BLOCK, (block + 1) * _BLOCK - 1)
             before += [job for job in found if job.number in self._dirty]
-        states = (self._dirty[job.number][1:] for job in before)
         now = [
-            replace(job, **dict(zip(STATE_FIELDS, state, strict=True)))
-            for job, state in zip(before, states, strict=True)
+            replace(job, **dict(zip(STATE_FIELDS, self._dirty[job.number][1:], strict=True)))
+            for job in before
         ]
         return totals.after(before, now)
 
