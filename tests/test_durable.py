@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import subprocess
 import sys
@@ -14,6 +13,7 @@ from imagemill.catalog.counts import PlanCounts
 from imagemill.durable import drop_parts, write_whole, written_whole
 from imagemill.runs.folder import RunFolder
 from imagemill.settings import RunSettings
+from tests.conftest import full_disk
 
 
 def test_a_file_is_there_whole(tmp_path: Path) -> None:
@@ -30,11 +30,7 @@ def test_a_full_disk_leaves_what_was_there(
         pytest.skip("this system has no /dev/full")
     (tmp_path / "a.png").write_bytes(b"before")
     if step == "fsync":
-
-        def full(_: int) -> None:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-        monkeypatch.setattr(os, "fsync", full)
+        monkeypatch.setattr(os, "fsync", full_disk)
     else:
         open_file = Path.open
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import errno
 import json
-import os
 import signal
 import subprocess
 from collections import Counter
@@ -23,7 +21,7 @@ from imagemill.settings import RunSettings
 from imagemill.stores import Shard
 from tests.cli.test_command import wait_for
 from tests.cluster.local_cluster import Cluster
-from tests.conftest import Command, Place
+from tests.conftest import Command, Place, full_disk
 from tests.patience import PATIENCE_S
 from tests.s3_server import S3Server
 from tests.servers import PASSWORD
@@ -191,11 +189,8 @@ def test_a_full_disk_that_does_not_take_the_workers_lines_leaves_the_run_to_a_re
 ) -> None:
     given = arguments(emulator(), "full-disk", "postgres", 20)
 
-    def full(_: LeaderLog) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
     with monkeypatch.context() as patch:
-        patch.setattr(LeaderLog, "_gather", full)
+        patch.setattr(LeaderLog, "_gather", full_disk)
         stopped = command(*given)
     assert stopped.code == 3
     assert "runs/full-disk (No space left on device). Run the same command again" in stopped.err

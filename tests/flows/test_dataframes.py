@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 from collections.abc import Callable
@@ -17,7 +16,7 @@ import imagemill
 from imagemill import InputError, RunSummary, generate_catalog, preview_catalog
 from imagemill.cli.running import resumed_arguments
 from imagemill.emulator import Emulator
-from tests.conftest import Place
+from tests.conftest import Place, full_disk
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 
@@ -46,9 +45,6 @@ def test_a_frame_is_stored_with_its_run_which_then_needs_no_frame(
         "execution": {"run_id": "framed"},
     }
 
-    def full(_: int) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
     state = generate_catalog(catalog_of(SHOP), **how, return_state=True)
     summary = state.result()
     assert (summary.done, summary.failed, summary.rejected) == (1, 1, 1)
@@ -67,7 +63,7 @@ def test_a_frame_is_stored_with_its_run_which_then_needs_no_frame(
     assert generate_catalog(**resumed_arguments("framed")).requests == summary.requests
     monkeypatch.setenv("IMAGEMILL_HOME", str(tmp_path / "another machine"))
     with monkeypatch.context() as patch:
-        patch.setattr(os, "fsync", full)
+        patch.setattr(os, "fsync", full_disk)
         with pytest.raises(InputError, match=r"framed \(No space left on device\)"):
             generate_catalog(catalog_of(SHOP), **how)
     assert generate_catalog(**how | {"catalog": catalog_of(path)}).done == 1

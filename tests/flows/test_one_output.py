@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -21,7 +19,7 @@ from imagemill.errors import InputError
 from imagemill.flows.generate_catalog import generate_catalog
 from imagemill.runs.summary import RunStoppedError
 from tests.bucket.s3_front import Answer, Asked, S3Front
-from tests.conftest import Place
+from tests.conftest import Place, full_disk
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 
@@ -248,10 +246,7 @@ def test_what_neither_bucket_nor_disk_keeps_is_counted_and_said(
     emulated = emulator()
     front.before = refused("/images/")
 
-    def full(_path: Path, _content: bytes) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr("imagemill.engine.engine.write_whole", full)  # the store has room still
+    monkeypatch.setattr("imagemill.engine.engine.write_whole", full_disk)  # the store has room still
     with pytest.raises(RunStoppedError, match=r"could keep [123] images that were paid for") as caught:
         run(place, emulated, catalog(prompt=["a", "b", "c"]), output={"s3_endpoint_url": front.url})
     bought = emulated.bill()["images"]

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import errno
 import io
 import json
-import os
 import random
 import signal
 import subprocess
@@ -23,7 +21,7 @@ from imagemill.emulator import Emulator
 from imagemill.engine.engine import Engine
 from imagemill.stores import memory
 from tests.cli.test_command import wait_for
-from tests.conftest import Command, Place
+from tests.conftest import Command, Place, full_disk
 from tests.patience import PATIENCE_S
 
 PARTI = Path(__file__).parents[3] / "shared" / "catalogs" / "parti_prompts.parquet"
@@ -190,7 +188,7 @@ def test_a_full_disk_stops_the_run_and_a_resume_finishes_it(
 
     def fill() -> None:
         if emulated.bill()["images"] >= 40:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            full_disk()
 
     def full(path: Path, content: bytes) -> None:
         fill()
@@ -206,7 +204,7 @@ def test_a_full_disk_stops_the_run_and_a_resume_finishes_it(
 
     def full_for_the_summary(path: Path, content: bytes) -> None:
         if path.name == "summary.json":
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            full_disk()
         write(path, content)
 
     with monkeypatch.context() as patch:

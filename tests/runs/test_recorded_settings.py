@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import shutil
@@ -16,7 +15,7 @@ from imagemill.runs.planning import plan_run
 from imagemill.runs.recorded_settings import recorded_settings, settings_to_go_on
 from imagemill.runs.session import open_session
 from imagemill.settings import OutputSettings, RunSettings
-from tests.conftest import Command, Place
+from tests.conftest import Command, Place, full_disk
 from tests.runs.test_session import settings
 
 ELSEWHERE = "https://collector.example.com/v1"
@@ -122,10 +121,7 @@ def test_a_full_disk_that_does_not_take_a_run_from_the_bucket_is_one_sentence(
     with open_session(settings(place, catalog(prompt=["a"]))) as session:
         plan_run(session)
 
-    def full(_: int) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full_disk)
     home = tmp_path / "another machine"
     where = ("--output", place.uri, "--s3-endpoint-url", place.s3.endpoint_url)
     done = command(name, "r", *where, IMAGEMILL_HOME=str(home))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import itertools
 import json
 import os
@@ -34,7 +33,7 @@ from imagemill.runs.planning import newer_than, plan_run, refuse_other_run
 from imagemill.runs.session import CANCEL_GRACE_S, Session, open_session
 from imagemill.settings import RunSettings
 from tests.bucket.s3_front import Answer, S3Front
-from tests.conftest import Place
+from tests.conftest import Place, full_disk
 from tests.s3_server import S3Server
 
 
@@ -381,7 +380,7 @@ def test_nothing_is_sent_while_a_full_disk_keeps_the_log_from_naming_it(
 
     def full(_: JobLog) -> None:
         if next(failures) < 3 or stays_full:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            full_disk()
 
     monkeypatch.setattr("imagemill.engine.recorder._SAFE_S", 0.05)
     monkeypatch.setattr("imagemill.runs.session._DISK_PATIENCE_S", 0.5 if stays_full else 60.0)
@@ -407,7 +406,7 @@ def test_a_full_disk_holds_back_a_second_request_but_no_question_about_the_first
 
     def full(_: JobLog) -> None:
         if next(failures) < 3:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            full_disk()
 
     monkeypatch.setattr("imagemill.engine.recorder._SAFE_S", 0.05)
     with open_session(settings(place, catalog(prompt=["a"]))) as session:

@@ -17,6 +17,7 @@ import pytest
 from imagemill.errors import InputError, StoreUnavailableError
 from imagemill.holder import Holder
 from imagemill.stores import MemoryStore
+from tests.conftest import full_disk
 from tests.stores.sample import done, job
 
 pytestmark = pytest.mark.anyio
@@ -77,13 +78,10 @@ async def test_a_full_disk_stops_the_run_and_keeps_the_last_checkpoint(
     await write(path)
     before = path.read_bytes()
 
-    def full(_: int) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
     store = MemoryStore(path)
     store.outage_s = 0.2
     async with store:
-        monkeypatch.setattr("os.fsync", full)
+        monkeypatch.setattr("os.fsync", full_disk)
         store.save(done(1))
         with pytest.raises(
             StoreUnavailableError, match=r"\(memory\) has not answered for 0 s \(No space left on device\)"
