@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 
 import pyarrow as pa
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from imagemill.catalog.digest_index import DIGEST_BYTES, DigestIndex, text_digests
@@ -45,6 +45,8 @@ TEXTS = st.none() | st.text(max_size=30) | st.integers(0, 17).map(lambda size: "
 
 
 @settings(deadline=None)  # numpy and pyarrow load what they need with the first one
+@example(["\x07", "\0" * 6], 0)
+@example(["a1234567x", "b1234567x\0"], 0)
 @given(st.lists(TEXTS, max_size=40), st.integers(0, 5))
 def test_texts_have_equal_digests_if_they_are_equal(texts: list[str | None], skipped: int) -> None:
     digests = split(text_digests(pa.array(texts, pa.string())))
