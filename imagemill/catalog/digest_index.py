@@ -116,7 +116,9 @@ def text_digests(texts: pa.Array) -> bytes:
     octets = np.concatenate((octets, np.zeros(8, np.uint8)))  # the last word may reach beyond the last text
     words = np.ndarray(len(octets) - 7, "<u8", octets, strides=(1,))
     # A size must not cancel out with the bytes that follow: "\x07" was "\0\0\0\0\0\0".
-    halves = sizes.astype(np.uint64) * _SECRETS[2:, np.newaxis] ^ _SECRETS[:2, np.newaxis]
+    halves: npt.NDArray[np.uint64] = (
+        sizes.astype(np.uint64) * _SECRETS[2:, np.newaxis] ^ _SECRETS[:2, np.newaxis]
+    )
     shortest = sizes.min(initial=0)
     for place in range(0, int(sizes.max(initial=0)), 8):
         rows = slice(None) if place < shortest else np.flatnonzero(sizes > place)
