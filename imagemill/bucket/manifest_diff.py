@@ -54,13 +54,15 @@ class Comparison:
     def changes(self, before: Path, lost: Callable[[pa.RecordBatch], None] | None = None) -> Changes:
         """Compare with the previous manifest; ``lost`` is called with its rows whose ids are gone.
 
-        Of several rows with the same id, the last one counts. Retired rows do not count.
+        Of several rows with the same id, the last one counts. Retired rows do not count, nor rejected ones
+        without an id: whether one of the new rows is such a row, repaired, cannot be known.
         """
         known = np.zeros(len(self._ids), bool)
         keys = np.zeros(len(self._ids), np.int64)
         gone = DigestIndex()
         columns = [*identity_columns(pq.read_schema(before)), "key", "status"]
-        for batch in read_batches(before, None if lost else columns):
+        for rows in read_batches(before, None if lost else columns):
+            batch = rows.filter(rows["id"].is_valid())
             digests = identities(batch)
             numbers = self._ids.places(digests)
             active = pc.fill_null(pc.not_equal(batch["status"], RETIRED), fill_value=False)

@@ -47,7 +47,8 @@ class Standing:
 
     ``usable`` are the plan's rows that can become images, ``rows`` those of the manifest. Of these,
     ``retired`` have left the catalog, and ``rejected`` are in it but cannot be used. ``shared`` are the rows
-    of the manifest that the plan can use, also those that were rejected before and are repaired now. Of the
+    of the manifest that the plan can use, also those that were rejected before and are repaired now: for a
+    repaired rejected.parquet all that were rejected, as their ids may be what was repaired. Of the
     manifest's ``images``, no row of the plan uses ``unused``. ``by`` is what identifies a row: its id, or its
     prompt if the catalog has no ids. ``changed`` rows of the manifest would get another image.
     ``newly_used`` are the catalog's columns, by imagemill's names, that the manifest only carries.
@@ -77,13 +78,16 @@ def _without_dates(path: str) -> str:
     return _DATE.sub("", path)
 
 
-def standing(bucket: ImageBucket, plan: Path, matched: Mapping[str, str]) -> Standing | None:
+def standing(
+    bucket: ImageBucket, plan: Path, matched: Mapping[str, str], *, repaired: bool = False
+) -> Standing | None:
     """Compare a plan with the manifest; None where there is no manifest, or none with rows in use.
 
     Args:
         bucket: where the manifest is.
         plan: the plan.parquet.
         matched: the catalog's columns that are used because of their names, in whatever capitals.
+        repaired: whether the plan is that of a rejected.parquet.
 
     Raises:
         InputError: the manifest cannot be read.
@@ -94,7 +98,9 @@ def standing(bucket: ImageBucket, plan: Path, matched: Mapping[str, str]) -> Sta
         planned = _Planned(plan)
         try:
             # A refusal ends the process, which pyarrow's own threads would abort at its exit.
-            return _standing(bucket, planned, pq.ParquetFile(file, pre_buffer=False), matched)
+            return _standing(
+                bucket, planned, pq.ParquetFile(file, pre_buffer=False), matched, repaired=repaired
+            )
         except (pa.ArrowException, OSError, KeyError) as error:
             raise _unreadable(bucket, error) from error
 
@@ -132,7 +138,12 @@ class _Planned:
 
 
 def _standing(
-    bucket: ImageBucket, planned: _Planned, manifest: pq.ParquetFile, matched: Mapping[str, str]
+    bucket: ImageBucket,
+    planned: _Planned,
+    manifest: pq.ParquetFile,
+    matched: Mapping[str, str],
+    *,
+    repaired: bool,
 ) -> Standing | None:
     rows = shared = retired = rejected = changed = 0
     images, unused = DigestIndex(), DigestIndex()
@@ -146,10 +157,12 @@ def _standing(
         known, usable = planned.known(digests)
         retired += int((~known).sum())
         rejected += int((known & ~usable).sum())
+        without_image = batch.filter(pc.and_(active, batch["key"].is_null()))
         if planned.numbered:
             usable = planned.prompts.places(text_digests(some["prompt"])) >= 0
-        else:
-            without_image = batch.filter(pc.and_(active, batch["key"].is_null()))
+        if repaired:
+            shared += without_image.num_rows
+        elif not planned.numbered:
             shared += int(planned.known(identities(without_image))[1].sum())
         shared += int(usable.sum())
         keys = text_digests(some["key"])

@@ -328,7 +328,7 @@ class _Refused(NamedTuple):
 
     places: list[int]
     reasons: list[str]
-    names: list[str]
+    names: list[str | None]
     whole: list[bool]
 
     @classmethod
@@ -339,7 +339,7 @@ class _Refused(NamedTuple):
         return cls(
             places,
             [reasons[place] for place in places],
-            [judged.names[place] for place in places],
+            [judged.names[place] or None for place in places],
             [place // combinations in whole for place in places],
         )
 

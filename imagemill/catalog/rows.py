@@ -53,7 +53,10 @@ class CatalogRows(NamedTuple):
 
 
 class Judged(NamedTuple):
-    """A batch of rows: the names of all, those that can become jobs, and by place why others cannot."""
+    """A batch of rows: the names of all, those that can become jobs, and by place why others cannot.
+
+    The name of a row that was rejected because of its id is "".
+    """
 
     names: list[str]
     rows: CatalogRows
@@ -82,17 +85,14 @@ class Judge:
             raise InputError(f"{str(error)[0].upper()}{str(error)[1:]}.") from None
 
     def judge(self, batch: pa.Table, numbers: Sequence[int], reasons: dict[int, str]) -> Judged:
-        """Judge rows that have imagemill's own names of columns; one without an id is named by its number.
+        """Judge rows that have imagemill's own names of columns; without ids, their numbers name them.
 
         ``numbers`` are the rows', ``reasons`` has those that were rejected before, by place.
         """
         count = batch.num_rows
         given = set(batch.column_names)
         # By columns in this order: a row's first fault counts.
-        if "id" in given:
-            names = _names(batch["id"].to_pylist(), numbers, reasons)
-        else:
-            names = [str(row) for row in numbers]
+        names = _names(batch["id"].to_pylist(), reasons) if "id" in given else [str(row) for row in numbers]
         prompts = _prompts(batch["prompt"].to_pylist(), reasons)
         negatives: list[str | None] = [None] * count
         if "negative_prompt" in given:
@@ -186,7 +186,7 @@ def _told_apart(values: list[Any]) -> list[Any]:
     ]
 
 
-def _names(values: list[Any], numbers: Sequence[int], reasons: dict[int, str]) -> list[str]:
+def _names(values: list[Any], reasons: dict[int, str]) -> list[str]:
     if set(map(type, values)) == {str} and all(values):
         is_plain = max(map(len, values)) <= MAX_ID_LENGTH and not any(map(str.isspace, values))
         if is_plain:
@@ -201,12 +201,12 @@ def _names(values: list[Any], numbers: Sequence[int], reasons: dict[int, str]) -
             name = "" if value is None or value != value else str(value)
         if not name or name.isspace():
             reasons.setdefault(place, "blank id")
-            name = str(numbers[place])
+            name = ""
         elif len(name) > MAX_ID_LENGTH:
             reasons.setdefault(
                 place, f"the id has {len(name):,} characters; at most {MAX_ID_LENGTH:,} are allowed"
             )
-            name = str(numbers[place])
+            name = ""
         names.append(name)
     return names
 

@@ -164,7 +164,8 @@ def _refuse_loss(session: Session, counts: PlanCounts) -> str | None:
         return None
     columns: dict[str, str] = counts.columns.get("used", {})
     matched = {own: name for own, name in columns.items() if own not in settings.catalog.columns}
-    found = standing(session.bucket, session.folder.plan, matched)
+    repaired = bool(counts.columns.get("partial"))
+    found = standing(session.bucket, session.folder.plan, matched, repaired=repaired)
     if found is None:
         return None
     asks = refresh is not None and refresh.approve_loss

@@ -94,7 +94,7 @@ def test_a_row_is_rejected_once_and_a_combination_alone(catalog: Callable[..., s
     assert rejected[2]["reason"] == "an earlier row has the same id and other content"
     assert [(row["id"], row["variant"], row["reason"] is None) for row in planned] == [
         ("a", 1, True), ("a", 2, True), ("a", 3, True), ("a", 4, True),
-        ("1", 1, False),
+        (None, 1, False),
         ("c", 1, False), ("c", 2, True), ("c", 4, True),
         ("a", 1, False),
     ]  # fmt: skip

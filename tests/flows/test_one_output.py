@@ -121,6 +121,31 @@ def test_a_catalog_of_rejected_rows_replaces_no_manifest(
         run(place, emulated, catalog(prompt=["", "x"][1:] * 2), picture={"width": 17})
 
 
+def test_rejected_rows_are_repaired_whatever_was_wrong_with_them(
+    place: Place, emulator: Callable[..., Emulator], catalog: Callable[..., str], tmp_path: Path
+) -> None:
+    emulated = emulator()
+    first = catalog(id=["1", "", "a", "a", "x" * 3000], prompt=["one", "none", "first", "other", "long"])
+    rejected = run(place, emulated, first).rejected_rows(place.settings())
+    before = place.table("manifest.parquet")
+    assert [row["id"] for row in before] == ["1", None, "a", "a", None]
+
+    repaired = tmp_path / "repaired.parquet"
+    rejected.assign(id=["b", "", "c"]).to_parquet(repaired)
+    summary = run(place, emulated, str(repaired))
+    assert (summary.done, summary.rejected) == (2, 1)
+    rejected.assign(id=["b", "d", "c"]).to_parquet(repaired)
+    assert run(place, emulated, str(repaired)).done == 3
+    pictures = {row["id"]: row["prompt"] for row in place.table("manifest.parquet") if row["uri"]}
+    assert pictures == {"1": "one", "a": "first", "b": "none", "c": "long", "d": "other"}
+    assert None not in [row["id"] for row in place.table("manifest.parquet")]
+
+    elsewhere = {"uri": f"{place.uri}/elsewhere"}
+    run(place, emulated, catalog("whole.parquet", prompt=["p", "q"]), output=elsewhere)
+    with pytest.raises(InputError, match="0 of its 2 ids are in this catalog"):  # none was rejected there
+        run(place, emulated, str(repaired), output=elsewhere)
+
+
 @pytest.mark.slow
 def test_a_run_id_with_something_else_is_refused_never_ignored(
     place: Place, emulator: Callable[..., Emulator], catalog: Callable[..., str]
