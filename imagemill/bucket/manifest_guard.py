@@ -207,6 +207,19 @@ def refuse_other_catalog(found: Standing, path: str) -> None:
         )
 
 
+def refuse_empty_catalog(found: Standing, path: str) -> NoReturn:
+    """Say why a catalog without rows is not run where there is a manifest.
+
+    Raises:
+        InputError: always.
+    """
+    raise InputError(
+        f"The catalog {path!r} has no rows, but the manifest in {found.uri}, that of the catalog"
+        f" {found.known_as!r}, has {found.rows:,}. Check the catalog, choose another output, or replace that"
+        " manifest with --replace-manifest."
+    )
+
+
 class NewerRun(NamedTuple):
     """A run that has published the manifest though another one, which was planned before it, goes on.
 

@@ -19,6 +19,7 @@ from imagemill.bucket.manifest_guard import (
     newer_run,
     publisher_of,
     rebought_columns,
+    refuse_empty_catalog,
     refuse_other_catalog,
     standing,
 )
@@ -171,6 +172,8 @@ def _refuse_loss(session: Session, counts: PlanCounts) -> str | None:
     asks = refresh is not None and refresh.approve_loss
     if refresh is None or is_part(settings, counts):
         if not settings.output.merge_manifest:
+            if not counts.rows and not repaired:
+                refuse_empty_catalog(found, path)
             refuse_other_catalog(found, path)
     elif (loss := loss_of_refresh(found, path, refresh, prune=settings.prune)) and asks:
         return loss

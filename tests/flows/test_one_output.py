@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import pyarrow as pa
 import pytest
 
 from imagemill.bucket.image_bucket import ImageBucket
@@ -119,6 +120,19 @@ def test_a_catalog_of_rejected_rows_replaces_no_manifest(
     assert place.read("manifest.parquet") == before
     with pytest.raises(InputError, match=r"Every row .* was rejected, 2 of 2 .*: width 17 "):
         run(place, emulated, catalog(prompt=["", "x"][1:] * 2), picture={"width": 17})
+
+
+def test_a_catalog_without_rows_is_refused_where_there_is_a_manifest(
+    place: Place, emulator: Callable[..., Emulator], catalog: Callable[..., str]
+) -> None:
+    emulated, empty = emulator(), catalog("empty.parquet", prompt=pa.nulls(0, pa.string()))
+    run(place, emulated, catalog("shop.parquet", prompt=["a", "b"]))
+    with pytest.raises(InputError, match=r"empty\.parquet' has no rows, but the manifest in .* has 2\."):
+        run(place, emulated, empty)
+    assert len(place.table("manifest.parquet")) == 2
+    assert run(place, emulated, empty, output={"merge_manifest": True}).rows == 0
+    assert run(place, emulated, empty, output={"replace_manifest": True}).rows == 0
+    assert place.table("manifest.parquet") == []
 
 
 def test_rejected_rows_are_repaired_whatever_was_wrong_with_them(
