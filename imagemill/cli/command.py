@@ -11,12 +11,18 @@ from typing import Any
 from imagemill.cli.exit_codes import DONE, STOPPED, UNUSABLE
 from imagemill.cli.memory import collect, few_collections, keep_little
 from imagemill.cli.parser import parser
+from imagemill.cli.streams import Streams
 
 
 def process() -> int:
     """Run the command as a process of its own; its exit code."""
+    streams = Streams()
     with few_collections():
-        return main()
+        try:
+            code = main()
+        except SystemExit as end:  # from the parser
+            code = int(end.code or DONE)
+        return streams.end(code)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
