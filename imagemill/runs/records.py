@@ -111,6 +111,9 @@ FAILED_SCHEMA = pa.schema(
         ("params", pa.string()),
         ("variant", pa.int32()),
         ("varied", pa.string()),
+        ("unanswered", pa.int32()),
+        ("unanswered_usd", pa.float64()),
+        ("request_id", pa.string()),
     ]
 )
 

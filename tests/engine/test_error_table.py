@@ -55,6 +55,9 @@ UNANSWERED = {
     "wrong_shape": 2,
 }
 
+IN_BOTH = ("attempts", "cost_usd", "unanswered", "unanswered_usd", "request_id", "finished_at")
+"""Columns that failed.parquet shares with jobs.parquet."""
+
 
 @pytest.mark.slow
 @pytest.mark.parametrize("provider", ["together", "fal"])
@@ -90,6 +93,7 @@ def test_each_class_has_its_own_budget_and_its_own_end(
             assert failed[fault]["retryable"] is retryable
             assert failed[fault]["prompt"] == prompt
             assert failed[fault]["error_message"]
+            assert failed[fault] == failed[fault] | {name: jobs[fault][name] for name in IN_BOTH}
     assert summary.failed == sum(status == "failed" for _, status, *_ in expected.values())
     assert summary.done == len(CASES) - summary.failed
     # Hangs and resets, before anything was kept to ask about. On a synchronous API one image of them was
