@@ -25,6 +25,7 @@ from imagemill.bucket.manifest_guard import (
 )
 from imagemill.catalog.access import catalog_of
 from imagemill.catalog.columns import described
+from imagemill.catalog.cost import refuse_guesses
 from imagemill.catalog.counts import PlanCounts
 from imagemill.catalog.plan import Planner, planned_jobs, write_plan
 from imagemill.errors import InputError, StoreUnavailableError
@@ -129,6 +130,7 @@ def plan_run(session: Session, *, publishes: bool = True) -> tuple[PlanCounts, s
         if not session.wait(store.is_planned):
             # The run began on another machine, or its store was lost: restore the jobs from the plan.
             _restore_jobs(session, known)
+        refuse_guesses(counts, settings.limits)
         return counts, _refuse_loss(session, counts) if publishes else None
     session.wait(store.clear)
     catalog = session.catalog or catalog_of(settings.catalog, settings.output)
@@ -137,6 +139,7 @@ def plan_run(session: Session, *, publishes: bool = True) -> tuple[PlanCounts, s
         counts = write_plan(planner, catalog, folder.plan, folder.rejected, add)
     counts = replace(counts, columns=described(catalog.usage))
     _refuse_run_wide_reason(session, counts, planner)
+    refuse_guesses(counts, settings.limits)
     loss = _refuse_loss(session, counts)
     session.wait(store.mark_planned)
     published = publisher_of(session.bucket)

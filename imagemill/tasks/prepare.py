@@ -9,7 +9,6 @@ from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 
 from imagemill.bucket.manifest_guard import NewerRun, refuse_older_run
-from imagemill.catalog.cost import refuse_guesses
 from imagemill.catalog.counts import PlanCounts
 from imagemill.runs.caller import at_a_terminal
 from imagemill.runs.planning import newer_than, plan_run
@@ -58,7 +57,6 @@ def prepare(session: Session, *, reviewed: bool = False) -> Prepared:
         counts, loss = plan_run(session, publishes=newer is None)
         for note in counts.columns.get("notes", ()):
             get_run_logger().warning("%s", note if at_a_terminal() else in_names_of_settings(note))
-        refuse_guesses(counts, session.settings.limits)
         session.folder.forget_summary()
         drop_leftovers(session)
         upload_unsaved(session)
