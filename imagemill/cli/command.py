@@ -155,6 +155,7 @@ def _estimate(arguments: argparse.Namespace) -> int:
 
 
 def _resume(arguments: argparse.Namespace) -> int:
+    from imagemill.cli.options import bucket_options
     from imagemill.cli.running import check, run_and_show
     from imagemill.flows.generate_catalog import generate_catalog
     from imagemill.flows.refresh_catalog import refresh_catalog
@@ -165,11 +166,13 @@ def _resume(arguments: argparse.Namespace) -> int:
         lambda: refresh_catalog(**settings) if "refresh" in settings else generate_catalog(**settings),
         as_json=arguments.json,
         log_format=arguments.log_format,
+        where=bucket_options(arguments),
     )
 
 
 def _retry_failed(arguments: argparse.Namespace) -> int:
-    from imagemill.cli.running import check, run_and_show
+    from imagemill.cli.options import bucket_options
+    from imagemill.cli.running import check, run_and_show, say_what_is_left
     from imagemill.flows.retry_failed import retry_failed
     from imagemill.runs.folder import RunFolder
     from imagemill.runs.review_choices import read_choices
@@ -179,6 +182,8 @@ def _retry_failed(arguments: argparse.Namespace) -> int:
     if choices is not None:
         choices.check(arguments.run_id, RunFolder(arguments.run_id).plan)
     check(settings)
+    if choices is None:
+        say_what_is_left(arguments.run_id, permanent=arguments.permanent)
     return run_and_show(
         lambda: retry_failed(
             arguments.run_id,
@@ -192,6 +197,7 @@ def _retry_failed(arguments: argparse.Namespace) -> int:
         ),
         as_json=arguments.json,
         log_format=arguments.log_format,
+        where=bucket_options(arguments),
     )
 
 

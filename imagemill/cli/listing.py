@@ -9,8 +9,15 @@ from collections.abc import Sequence
 from rich.text import Text
 
 from imagemill.cli.exit_codes import DONE
-from imagemill.cli.options import settings_of
-from imagemill.cli.terminal import say, show_summary, stdout, suspects_in_words
+from imagemill.cli.options import bucket_options, settings_of
+from imagemill.cli.terminal import (
+    resume_command,
+    say,
+    show_failures,
+    show_summary,
+    stdout,
+    suspects_in_words,
+)
 from imagemill.engine.job_log import spelled_out
 from imagemill.errors import InputError
 from imagemill.formatting import duration, money, seconds
@@ -74,23 +81,24 @@ def _show(arguments: argparse.Namespace, records: RunRecords) -> int:
     elif arguments.json:
         _print_json({**run.model_dump(), "summary": summary and summary.model_dump()})
     else:
-        _show_run(run, summary)
+        _show_run(run, summary, bucket_options(arguments))
     return DONE
 
 
-def _show_run(run: KnownRun, summary: RunSummary | None) -> None:
+def _show_run(run: KnownRun, summary: RunSummary | None, where: str) -> None:
     if summary is None:
         _show_table([run])
         if run.state == "unfinished":
-            say(f"The run did not finish. Resume it with: imagemill resume {run.run_id}")
+            say(f"The run did not finish. Resume it with: {resume_command(run.run_id, where=where)}")
         return
     show_summary(summary)
     if summary.stopped:
-        say(f"Stopped: {spelled_out(summary.stopped)} Resume it with: imagemill resume {run.run_id}")
+        command = resume_command(run.run_id, summary.stopped, where)
+        say(f"Stopped: {spelled_out(summary.stopped)} Resume it with: {command}")
     if summary.suspect:
-        say(suspects_in_words(summary))
+        say(suspects_in_words(summary, where))
     if summary.failed:
-        say(f"Why jobs failed: imagemill runs {run.run_id} --failed")
+        show_failures(summary, where)
 
 
 def _print_json(document: object) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from pydantic import ValidationError
@@ -183,6 +184,16 @@ def output_of(arguments: argparse.Namespace) -> OutputSettings | None:
         return None
     output: OutputSettings = settings_of(arguments, "output")
     return output
+
+
+def bucket_options(arguments: argparse.Namespace) -> str:
+    """The options that located a bucket, as they were given, to repeat in another command."""
+    given = [
+        (option, getattr(arguments, f"{group}.{name}"))
+        for option, _, group, name in OPTIONS
+        if option in BUCKET_OPTIONS
+    ]
+    return "".join(f" {option} {quote(value)}" for option, value in given if value is not None)
 
 
 def settings_of(arguments: argparse.Namespace, group: str, **given: object) -> Any:  # noqa: ANN401

@@ -19,8 +19,10 @@ from imagemill.cli.terminal import (
     complain,
     job_lines_shown,
     progress_shown,
+    resume_command,
     say,
     show_dashboard,
+    show_failures,
     show_preview,
     show_summary,
     suspects_in_words,
@@ -38,6 +40,7 @@ from imagemill.runs.accounts import named_routes
 from imagemill.runs.caller import called_by
 from imagemill.runs.environment import refuse_environment
 from imagemill.runs.folder import RunFolder
+from imagemill.runs.known_runs import LocalRecords, failed_jobs
 from imagemill.runs.recorded_settings import settings_to_go_on
 from imagemill.runs.summary import RunStoppedError, RunSummary
 from imagemill.settings import OutputSettings, RegressionSettings
@@ -45,11 +48,16 @@ from imagemill.settings import OutputSettings, RegressionSettings
 R = TypeVar("R", RunSummary, Preview)
 
 
-def run_and_show(flow: Callable[[], RunSummary], *, as_json: bool, log_format: str | None = None) -> int:
-    """Run a flow that ends in a summary; print it; the exit code."""
+def run_and_show(
+    flow: Callable[[], RunSummary], *, as_json: bool, log_format: str | None = None, where: str = ""
+) -> int:
+    """Run a flow that ends in a summary; print it; the exit code.
+
+    ``where`` has the options of the bucket that further commands need, too.
+    """
     outcome = run(flow, log_format)
     if isinstance(outcome, RunStoppedError):
-        return _stopped(outcome.summary, as_json=as_json)
+        return _stopped(outcome.summary, as_json=as_json, where=where)
     summary = outcome
     if as_json:
         print(summary.model_dump_json())
@@ -61,16 +69,15 @@ def run_and_show(flow: Callable[[], RunSummary], *, as_json: bool, log_format: s
         if summary.rejected:
             say(summary.rejections_in_words)
         if summary.suspect:
-            say(suspects_in_words(summary))
+            say(suspects_in_words(summary, where))
         if summary.failed:
-            failed = counted(summary.failed, "image", "images")
-            say(f"{failed} failed. See why: imagemill runs {summary.run_id} --failed")
+            show_failures(summary, where)
     if summary.failed or (summary.rejected and not summary.unique):
         return FAILURES
     return DONE
 
 
-def _stopped(summary: RunSummary, *, as_json: bool) -> int:
+def _stopped(summary: RunSummary, *, as_json: bool, where: str = "") -> int:
     if as_json:
         print(summary.model_dump_json())
     else:
@@ -78,7 +85,7 @@ def _stopped(summary: RunSummary, *, as_json: bool) -> int:
     complain(
         f"{summary.stopped} {summary.done:,} of {summary.unique:,} images are done and kept,"
         f" {summary.pending:,} are pending{summary.unanswered_in_words}."
-        f" Resume with: imagemill resume {summary.run_id}"
+        f" Resume with: {resume_command(summary.run_id, summary.stopped, where)}"
     )
     return STOPPED
 
@@ -148,6 +155,19 @@ def check(settings: dict[str, Any]) -> None:
         warn(image_api(settings["api"]))
     open_bucket(settings["output"]).close()
     check_cluster(settings["execution"])
+
+
+def say_what_is_left(run_id: str, *, permanent: bool) -> None:
+    """Say it if no failed job of a run is to be retried."""
+    failed = failed_jobs(LocalRecords(), run_id)
+    if not failed:
+        complain(f"No image of run {run_id} has failed: there is nothing to retry.")
+    elif not permanent and not any(story.retryable for story in failed):
+        images = counted(len(failed), "failed image", "failed images")
+        complain(
+            f"The {images} of run {run_id} would fail again with the same input: only --permanent retries"
+            " them."
+        )
 
 
 def resumed_arguments(

@@ -184,11 +184,27 @@ def _say_routes(summary: RunSummary) -> None:
             say(f"{route.route} takes no more jobs in this run. {route.stopped}")
 
 
-def suspects_in_words(summary: RunSummary) -> str:
-    """How many pictures look wrong, and how to see them."""
+def suspects_in_words(summary: RunSummary, where: str = "") -> str:
+    """How many pictures look wrong, and how to see them; ``where`` has the options of the run's bucket."""
     pictures = counted(summary.suspect, "picture looks", "pictures look")
     them = "it" if summary.suspect == 1 else "them"
-    return f"{pictures} wrong. Look at {them}: imagemill review {summary.run_id}"
+    return f"{pictures} wrong. Look at {them}: imagemill review {summary.run_id}{where}"
+
+
+def show_failures(summary: RunSummary, where: str = "") -> None:
+    """Print how many images failed, how to see why, and how to retry them."""
+    failed = counted(summary.failed, "image", "images")
+    say(f"{failed} failed. See why: imagemill runs {summary.run_id} --failed{where}")
+    say(
+        f"Retry them: imagemill retry-failed {summary.run_id}{where}"
+        " (--permanent includes those that would fail again with the same input)"
+    )
+
+
+def resume_command(run_id: str, stopped: str | None = None, where: str = "") -> str:
+    """The command that resumes a run, which ``stopped`` for this reason."""
+    raised = " --max-cost MORE" if stopped and "raise --max-cost" in stopped else ""
+    return f"imagemill resume {run_id}{where}{raised}"
 
 
 def show_estimate(estimate: Estimate) -> None:

@@ -55,11 +55,15 @@ def test_failed_jobs_exit_with_1_and_a_person_gets_a_table(
     catalog: Callable[..., str],
     command: Callable[..., Command],
 ) -> None:
-    done = command("run", catalog(prompt=["a", "b #fault:400"]), *arguments(place, emulator()))
+    given = arguments(place, emulator(), "--run-id", "r")
+    done = command("run", catalog(prompt=["a", "b #fault:400"]), *given)
     assert done.code == 1
     for text in ("images/min", "error rate", "p95 latency", "total cost", "--failed", place.uri):
         assert text in done.out
     assert "Traceback" not in done.out + done.err
+    retried = command("retry-failed", "r")
+    assert retried.code == 1
+    assert "The 1 failed image of run r would fail again with the same input" in retried.err
 
 
 @pytest.mark.parametrize("form", [("estimate",), ("run", "--dry-run")])
@@ -196,6 +200,53 @@ def test_a_disk_that_is_only_to_be_read_is_one_sentence(
             f"imagemill: Cannot write to the run's folder {own_home / 'runs/r'} (Read-only file system). Make"
             " room there, or set IMAGEMILL_HOME to a folder that can be written.\n"
         )
+
+
+def test_a_limit_on_an_unknown_price_leaves_no_run_behind(
+    place: Place,
+    emulator: Callable[..., Emulator],
+    catalog: Callable[..., str],
+    command: Callable[..., Command],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    path = catalog(prompt=["a"])
+    given = [*arguments(place, emulator(), "--run-id", "r", "--max-cost", "1"), "--provider", "openai"]
+    monkeypatch.setenv("OPENAI_API_KEY", "a-key")
+    refused = command("run", path, *given)
+    assert (refused.code, refused.out) == (2, "")
+    assert "--max-cost needs a price" in refused.err
+    assert command("runs", "--json").json == {"runs": []}
+    assert command("run", path, *given, "--usd-per-image", "0.01").code == 0
+
+
+def test_a_command_that_a_run_prints_goes_on_with_it(
+    place: Place,
+    emulator: Callable[..., Emulator],
+    catalog: Callable[..., str],
+    command: Callable[..., Command],
+    tmp_path: Path,
+) -> None:
+    emulated = emulator()
+    path = catalog(prompt=["a", "b", "c #fault:500*2", "d"])
+    given = arguments(place, emulated, "--run-id", "r", "--max-cost", "0.0003", "--concurrency", "1")
+    stopped = command("run", path, *given)
+    assert stopped.code == 3
+    assert "Resume with: imagemill resume r --max-cost MORE\n" in stopped.err
+
+    elsewhere = {"IMAGEMILL_HOME": str(tmp_path / "elsewhere")}
+    where = f" --output {place.uri} --s3-endpoint-url {place.s3.endpoint_url}"
+    shown = command("runs", "r", *where.split(), **elsewhere).out
+    resume = f"imagemill resume r{where} --max-cost MORE"
+    assert f"Resume it with: {resume}\n" in shown
+    named = ("--base-url", emulated.base_url)
+    done = command(*resume.replace("MORE", "1").split()[1:], *named, **elsewhere)
+    assert done.code == 1, done.err
+    retry = f"imagemill retry-failed r{where}"
+    assert f"Retry them: {retry} (--permanent" in done.out
+    assert f"See why: imagemill runs r --failed{where}\n" in done.out
+    again = [*retry.split()[1:], *named, "--max-cost", "1"]
+    assert command(*again, **elsewhere).code == 0
+    assert "No image of run r has failed: there is nothing to retry." in command(*again, **elsewhere).err
 
 
 @pytest.mark.slow
