@@ -36,7 +36,7 @@ from imagemill.prefect_address import lasting_server
 from imagemill.quality.named_judge import named_judge
 from imagemill.reports.dashboard import DashboardSummary
 from imagemill.reports.preview import Preview
-from imagemill.runs.accounts import named_routes
+from imagemill.runs.accounts import named_routes, refuse_given_up
 from imagemill.runs.caller import called_by
 from imagemill.runs.environment import refuse_environment
 from imagemill.runs.folder import RunFolder
@@ -148,10 +148,14 @@ def check(settings: dict[str, Any]) -> None:
     if run_id is None or RunFolder(run_id).read_record() is None:
         for note in catalog_of(settings["catalog"], settings["output"]).usage.notes:
             complain(note)
+    given_up = settings["execution"].give_up
     if isinstance(settings["api"], list):
-        for api in named_routes(settings["api"])[1]:
+        routes, apis = named_routes(settings["api"])
+        refuse_given_up(routes, given_up)
+        for api in apis:
             warn(api)
     else:
+        refuse_given_up([], given_up)
         warn(image_api(settings["api"]))
     open_bucket(settings["output"]).close()
     check_cluster(settings["execution"])

@@ -59,9 +59,11 @@ def named_settings(settings: RunSettings) -> tuple[RunSettings, list[ImageApi]]:
         InputError: something that the settings name cannot be used.
     """
     if not settings.routes:
+        refuse_given_up([], settings.execution.give_up)
         api = image_api(settings.api)
         return settings.model_copy(update={"api": _named(settings.api, api)}), [api]
     routes, apis = named_routes(settings.routes)
+    refuse_given_up(routes, settings.execution.give_up)
     return settings.model_copy(update={"api": routes[0], "routes": routes}), apis
 
 
@@ -83,6 +85,20 @@ def named_routes(given: Sequence[RouteSettings]) -> tuple[list[RouteSettings], l
 
 def _named(given: AnyApi, api: ImageApi) -> AnyApi:
     return given.model_copy(update={"provider": api.provider, "model": api.model})
+
+
+def refuse_given_up(routes: Sequence[RouteSettings], given_up: Collection[str]) -> None:
+    """Check that the routes to give up are the run's, and not all of them.
+
+    Raises:
+        InputError: they are not, or they are all.
+    """
+    names = [route.name or "" for route in routes]
+    if unknown := [name for name in given_up if name not in names]:
+        there = f"its routes are {', '.join(names)}" if names else "it is over one API"
+        raise InputError(f"The run has no route {unknown[0][:60]!r} to give up: {there}.")
+    if names and not set(names) - set(given_up):
+        raise InputError("All routes of the run are given up: leave one that makes the pictures.")
 
 
 def maker_of(settings: RunSettings, apis: Sequence[ImageApi]) -> PictureMaker:
@@ -107,10 +123,9 @@ def accounts_of(settings: RunSettings, apis: Sequence[ImageApi]) -> list[Account
     """The APIs with their limits, as the run's settings and earlier runs have them.
 
     Raises:
-        InputError: a route's price must be known, and is not; or one that does not exist is given up, or all.
+        InputError: a route's price must be known, and is not.
     """
     limits = settings.limits
-    _check_given_up(settings)
     needing = {
         "--route-policy cheapest": limits.route_policy == "cheapest",
         "--max-cost": limits.max_cost_usd is not None,
@@ -140,15 +155,6 @@ def accounts_of(settings: RunSettings, apis: Sequence[ImageApi]) -> list[Account
         )
         for route, api in zip(settings.routes, apis, strict=True)
     ]
-
-
-def _check_given_up(settings: RunSettings) -> None:
-    names, given_up = [route.name or "" for route in settings.routes], settings.execution.give_up
-    if unknown := [name for name in given_up if name not in names]:
-        there = f"its routes are {', '.join(names)}" if names else "it is over one API"
-        raise InputError(f"The run has no route {unknown[0][:60]!r} to give up: {there}.")
-    if names and not set(names) - set(given_up):
-        raise InputError("All routes of the run are given up: leave one that makes the pictures.")
 
 
 def refuse_past_deadline(limits: LimitSettings) -> None:

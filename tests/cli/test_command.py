@@ -122,6 +122,10 @@ BAD_INPUT: dict[str, tuple[dict[str, Any], str]] = {
     "question mark in the prefix": ({"output": "s3://tests/shop?A"}, "holds a question mark"),
     "key with a line break": ({"environment": {"TOGETHER_API_KEY": "sk-a\nbcdef"}}, "holds a line break"),
     "quoted key": ({"environment": {"TOGETHER_API_KEY": "\u201csk-abcdef\u201d"}}, "holds a quotation mark"),
+    "no such route": (
+        {"more": ["--give-up", "nobody"], "endpoint": "http://127.0.0.1:9"},
+        "The run has no route 'nobody' to give up: it is over one API.",
+    ),
     "unknown option": ({"more": ["--speed", "9"]}, "unrecognized arguments: --speed 9"),
 }  # fmt: skip
 
