@@ -70,19 +70,19 @@ class Job:
 
     ``number`` is the job's place in its run, from 0; a shard is a range of numbers. Times are Unix seconds,
     ``latency_s`` runs from the request sent to the image's bytes held, waiting for a slot excluded, here or
-    in the vendor's queue; ``queued_s`` is the time in that queue. ``params`` are further fields for the
-    model, as JSON with sorted names, "" for none. ``variant`` numbers a row's pictures from 1, ``varied`` is
-    what they were varied in, as JSON, "" for nothing. ``cost_usd`` counts every image the API made for this
-    job, ``cost_source`` how that is known ("" while nothing is charged); ``unanswered`` its requests whose
-    answer never came or could not be read, and ``unanswered_usd`` what the API may have charged for them. A
-    job that failed while the API kept its request still has its ``request_id``. ``image`` is the object's
-    name below the output prefix. ``reused`` says the image was there before this run asked. ``quality``
-    holds the picture's measures and the judge's opinion as JSON, "" where there are none; ``suspect`` the
-    verdicts, with commas. ``judge_usd`` is what the judge cost, which ``cost_usd`` does not count.
-    ``route`` names the route that its latest request took, "" in a run over one; ``model`` is that route's
-    while the job is worked on, and in the plan of such a run the family. ``earlier`` is what is known of its
-    earlier requests, one a line: the ids of those that ended, so that none is taken for a lost one, and which
-    lost machines' requests are counted.
+    in the vendor's queue; ``queued_s`` is the time in that queue. Both are None where an earlier process sent
+    the request. ``params`` are further fields for the model, as JSON with sorted names, "" for none.
+    ``variant`` numbers a row's pictures from 1, ``varied`` is what they were varied in, as JSON, "" for
+    nothing. ``cost_usd`` counts every image the API made for this job, ``cost_source`` how that is known (""
+    while nothing is charged); ``unanswered`` its requests whose answer never came or could not be read, and
+    ``unanswered_usd`` what the API may have charged for them. A job that failed while the API kept its
+    request still has its ``request_id``. ``image`` is the object's name below the output prefix. ``reused``
+    says the image was there before this run asked. ``quality`` holds the picture's measures and the judge's
+    opinion as JSON, "" where there are none; ``suspect`` the verdicts, with commas. ``judge_usd`` is what the
+    judge cost, which ``cost_usd`` does not count. ``route`` names the route that its latest request took, ""
+    in a run over one; ``model`` is that route's while the job is worked on, and in the plan of such a run the
+    family. ``earlier`` is what is known of its earlier requests, one a line: the ids of those that ended, so
+    that none is taken for a lost one, and which lost machines' requests are counted.
     """
 
     number: int

@@ -31,6 +31,7 @@ from urllib3.exceptions import HTTPError
 
 from imagemill.durable import written_whole
 from imagemill.errors import InputError, StoreUnavailableError
+from imagemill.formatting import cut
 from imagemill.media_types import JSON
 from imagemill.s3.connection import S3Connection
 from imagemill.s3.filesystem import S3File
@@ -483,5 +484,8 @@ def copy_name(row_id: str, extension: str, variant: int = 1) -> str:
 
 
 def first_line(error: Exception) -> str:
-    """What an error says, bounded, on one line."""
-    return re.sub(r"\s+", " ", str(error))[:200]
+    """What an error says, bounded, on one line; of obstore, which says where and when first, the cause."""
+    said, _, details = str(error).partition("\n\nDebug source:")
+    said = re.sub(r"^.*?Error performing [A-Z]+ \S+ in .*? - ", "", said, flags=re.DOTALL)
+    cause = re.search(r'\b(?:message|error): "([^"]+)"', details)
+    return cut(f"{said}: {cause[1]}" if cause else said, 200)

@@ -461,7 +461,7 @@ class Engine:
         """
         job = work.job
         try:
-            image, latency_s, queued_s = await self._generate(work, slot)
+            image = await self._generate(work, slot)
             try:
                 if image.flagged:
                     raise ApiError(ErrorClass.CONTENT_FILTERED, "the API flagged the image", code="flagged")
@@ -470,7 +470,7 @@ class Engine:
                     found = await self._look_at(work, image)
                 work.route.setup.succeeded(job)
                 name = image_name(job.key, picture.extension, job.take)
-                made = KeptPicture(name, len(image.content), found, latency_s, queued_s)
+                made = KeptPicture(name, len(image.content), found, work.latency_s, work.queued_s)
                 made = await self._choose(work, made, image.content)
             finally:
                 self._uploads.release()
@@ -586,8 +586,8 @@ class Engine:
         self._store.save(job)
         self._recorder.finished(job)
 
-    async def _generate(self, work: Work, slot: Slot) -> tuple[GeneratedImage, float, float]:
-        """One request: its image, its latency, and its time in the vendor's queue, in seconds.
+    async def _generate(self, work: Work, slot: Slot) -> GeneratedImage:
+        """One request, or one more look at an earlier one: its image.
 
         Gives the slot back, but not before there is a place among the uploads, which the caller gives
         back: a slow bucket slows the requests down instead of filling the memory with images.
@@ -602,14 +602,17 @@ class Engine:
         self._unsent.pop(job.number, None)
         self._sent += 1
         sent = self._clock()
-        work.asked = job.request_id is not None
+        work.begin_attempt()
         watch = work.watch = SlotWatch(partial(self._accepted, work), route.pacer, slot)
         self._on_the_way[job.number] = work
         try:
-            image = await route.api.generate(route.http, job, watch)
-            took_s = self._clock() - sent
+            try:
+                image = await route.api.generate(route.http, job, watch)
+            finally:
+                work.add_time(self._clock() - sent, watch.queued_s)
             slot.served = True
-            route.served(took_s)
+            if work.latency_s is not None and work.queued_s is not None:
+                route.served(work.latency_s + work.queued_s)
             purchase.charge(image.cost_usd, image.cost_source)
             self._note_health(route, None)
             await self._uploads.acquire()
@@ -622,14 +625,14 @@ class Engine:
             raise
         except BaseException as error:  # cancelled, or an answer that nobody foresaw
             if image is not None and not isinstance(error, Exception):
-                self._set_aside(work, image, took_s, watch.queued_s)
+                self._set_aside(work, image)
             elif job.request_id is None:
                 purchase.doubt()
             raise
         finally:
             route.pacer.release(slot)
             del self._on_the_way[job.number]
-        return image, max(0.0, took_s - watch.queued_s), watch.queued_s
+        return image
 
     async def _accepted(self, work: Work, request_id: str, charged_usd: float | None = None) -> None:
         """The API has the request: its id goes to disk, but no picture waits for a store that is away.
@@ -661,13 +664,12 @@ class Engine:
         elif is_doubtful(error) or work.job.is_listed:
             work.purchase.doubt()  # one from a list may be another run's: what was lost may be there yet
 
-    def _set_aside(self, work: Work, image: GeneratedImage, took_s: float, queued_s: float) -> None:
+    def _set_aside(self, work: Work, image: GeneratedImage) -> None:
         """Keep an image that is paid for, where the run is cancelled before its upload begins."""
         job = work.job
         with contextlib.suppress(ApiError):
             picture = self._checked(work, image)
-            latency_s = max(0.0, took_s - queued_s)
-            receipt = Receipt.of(self._recorder.run_id, job, latency_s, queued_s)
+            receipt = Receipt.of(self._recorder.run_id, job, work.latency_s, work.queued_s)
             self._save_here(image_name(job.key, picture.extension, job.take), image.content, receipt)
 
     @staticmethod

@@ -25,16 +25,16 @@ class Receipt:
 
     run_id: str
     attempts: int
-    latency_s: float
+    latency_s: float | None
     cost_usd: float
     unanswered: int
     unanswered_usd: float
     cost_source: str = ""
-    queued_s: float = 0.0
+    queued_s: float | None = 0.0
     route: str = ""
 
     @classmethod
-    def of(cls, run_id: str, job: Job, latency_s: float, queued_s: float) -> Self:
+    def of(cls, run_id: str, job: Job, latency_s: float | None, queued_s: float | None) -> Self:
         """The receipt of a job whose image has just arrived."""
         return cls(
             run_id,
@@ -53,8 +53,8 @@ class Receipt:
         return {
             "run-id": self.run_id,
             "attempts": str(self.attempts),
-            "latency-s": f"{self.latency_s:.4f}",
-            "queued-s": f"{self.queued_s:.4f}",
+            "latency-s": _text_of(self.latency_s),
+            "queued-s": _text_of(self.queued_s),
             "cost-usd": repr(round(self.cost_usd, 12)),
             "cost-source": self.cost_source or "none",
             "unanswered": str(self.unanswered),
@@ -69,18 +69,18 @@ class Receipt:
             found = cls(
                 str(metadata["run-id"]),
                 int(metadata["attempts"]),
-                float(metadata["latency-s"]),
+                _seconds_of(metadata["latency-s"]),
                 float(metadata["cost-usd"]),
                 int(metadata["unanswered"]),
                 float(metadata["unanswered-usd"]),
                 _source_of(str(metadata.get("cost-source", ""))),
-                float(metadata.get("queued-s", 0.0)),
+                _seconds_of(metadata.get("queued-s", "0")),
                 str(metadata.get("route", "")),
             )
         except (KeyError, TypeError, ValueError, OverflowError):
             return None
         numbers = (
-            *(found.attempts, found.latency_s, found.queued_s),
+            *(found.attempts, found.latency_s or 0.0, found.queued_s or 0.0),
             *(found.cost_usd, found.unanswered, found.unanswered_usd),
         )
         return found if all(math.isfinite(number) and number >= 0 for number in numbers) else None
@@ -112,6 +112,14 @@ def drop_with_receipt(file: Path) -> None:
     """Delete an image that was kept in the run's folder, and then its receipt."""
     for path in (file, file.with_suffix(RECEIPT_SUFFIX)):
         path.unlink(missing_ok=True)
+
+
+def _text_of(seconds: float | None) -> str:
+    return "unknown" if seconds is None else f"{seconds:.4f}"
+
+
+def _seconds_of(text: str) -> float | None:
+    return None if text == "unknown" else float(text)
 
 
 def _source_of(text: str) -> str:

@@ -21,13 +21,13 @@ from imagemill.request_watch import RequestState
 
 @dataclass(frozen=True, slots=True)
 class KeptPicture:
-    """A picture that is in the bucket: the object's name, its bytes, and how long it took."""
+    """A picture in the bucket: the object's name, its bytes, and how long it took, if that is known."""
 
     name: str
     size: int
     found: Finding
-    latency_s: float
-    queued_s: float
+    latency_s: float | None
+    queued_s: float | None
 
 
 @dataclass(slots=True)
@@ -39,7 +39,9 @@ class Work:
     pictures made so far, and ``again`` whether a suspect one is made once more. ``redone``: the job came with
     a picture, in place of which another is wanted. ``asked``: the latest attempt sent nothing but asked about
     an earlier request; ``from_list``: one that a list told of in place of a lost one. ``was_accepted``: the
-    log has told of a request's id, be it that the API did not take that request in the end.
+    log has told of a request's id, be it that the API did not take that request in the end. ``latency_s`` and
+    ``queued_s`` are what its latest request has taken so far, without the pauses between the attempts that
+    wait for it; None where another process sent it.
 
     ``route`` is that of its latest request, or the one that its next takes. It may go to no route that is
     ``excluded``, and to those in ``not_before`` only from a moment on, in monotonic seconds; it probes none
@@ -63,6 +65,8 @@ class Work:
     asked: bool = False
     from_list: bool = False
     was_accepted: bool = False
+    latency_s: float | None = None
+    queued_s: float | None = None
 
     def __post_init__(self) -> None:
         self.redone = self.job.image is not None
@@ -74,6 +78,18 @@ class Work:
         self.route = route
         self.purchase.move(route.price(self.job), route.share)
         self.job.model = route.api.model
+
+    def begin_attempt(self) -> None:
+        """An attempt begins, which may only ask about an earlier request."""
+        self.asked = self.job.request_id is not None
+        if not self.asked:
+            self.latency_s = self.queued_s = 0.0
+
+    def add_time(self, took_s: float, queued_s: float) -> None:
+        """An attempt took so long, of which its request waited in the vendor's queue for so long."""
+        if self.latency_s is not None and self.queued_s is not None:
+            self.latency_s += max(0.0, took_s - queued_s)
+            self.queued_s += queued_s
 
     def failed(self, error_class: ErrorClass) -> int:
         """Count a failure; how many of this class there are now, at this route."""

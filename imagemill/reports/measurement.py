@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from imagemill.bucket.manifest_diff import Changes
 from imagemill.catalog.counts import PlanCounts
 from imagemill.errors import ErrorClass
+from imagemill.formatting import counted
 from imagemill.jobs import CostSource
 from imagemill.media_types import HTML, JSON, PARQUET
 from imagemill.parquet import read_batches, read_rows
@@ -149,10 +150,16 @@ def _rejections(file: Path) -> dict[str, int]:
 
 
 def _why_stopped(session: Session) -> str | None:
-    stop, lost = session.engine.stopped, session.recorder.lost_images
-    if stop is None or not lost:
-        return None if stop is None else stop.reason
-    return f"{stop.reason} Neither bucket nor disk could keep {lost:,} images that were paid for."
+    stop, lost, unsaved = session.engine.stopped, session.recorder.lost_images, session.folder.unsaved_images
+    if stop is None:
+        return None
+    words = [stop.reason]
+    if unsaved:
+        wait = counted(len(unsaved), "paid image waits", "paid images wait")
+        words.append(f"{wait} in {session.folder.unsaved} until a resume uploads them.")
+    if lost:
+        words.append(f"Neither bucket nor disk could keep {lost:,} images that were paid for.")
+    return " ".join(words)
 
 
 def read_pace(session: Session) -> Pace:

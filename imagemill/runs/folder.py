@@ -17,6 +17,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from imagemill.catalog.counts import PlanCounts
 from imagemill.durable import make_durable, write_whole
+from imagemill.engine.receipt import RECEIPT_SUFFIX
 from imagemill.errors import InputError, StoreUnavailableError
 from imagemill.media_types import JSON, PARQUET
 from imagemill.settings import RunSettings, input_error
@@ -51,6 +52,11 @@ class RunFolder:
         self.record = self.path / "run.json"
         self.summary = self.path / "summary.json"
         self.unsaved = self.path / "unsaved"
+
+    @property
+    def unsaved_images(self) -> list[Path]:
+        """The whole images that are paid for and not in the bucket yet, without their receipts."""
+        return [file for file in self.unsaved.glob("[!.]*.*") if file.suffix != RECEIPT_SUFFIX]
 
     def model_of(self, route: str | None) -> Path:
         """The file with what the vendor published of the model of a route, or of a run over one."""

@@ -56,7 +56,7 @@ def forgettable(
             kept = None
             if "running" in states or run.run_id == working:
                 kept = "it is being worked on"
-            elif is_here and any(RunFolder(run.run_id).unsaved.glob("[!.]*")):
+            elif is_here and RunFolder(run.run_id).unsaved_images:
                 kept = "images that are paid for have not been uploaded: resume it"
             elif not states <= _FINISHED and not unfinished:
                 kept = "it has not finished (--unfinished forgets it all the same)"

@@ -41,9 +41,8 @@ def upload_unsaved(session: Session) -> None:
     picture may be in use, and what this one cost is counted as unanswered.
     """
     files: dict[str, list[Path]] = {}
-    for file in session.folder.unsaved.glob("[!.]*.*"):
-        if file.suffix != RECEIPT_SUFFIX:
-            files.setdefault(file.name.partition(".")[0], []).append(file)
+    for file in session.folder.unsaved_images:
+        files.setdefault(file.name.partition(".")[0], []).append(file)
     if not files:
         return
     there = session.bucket.images(files.keys())
@@ -81,7 +80,7 @@ def drop_leftovers(session: Session) -> None:
     unsaved = session.folder.unsaved
     for folder in (session.folder.path, unsaved):
         drop_parts(folder)
-    kept = {file.stem for file in unsaved.glob("*.*") if file.suffix != RECEIPT_SUFFIX}
+    kept = {file.stem for file in session.folder.unsaved_images}
     for receipt in unsaved.glob(f"*{RECEIPT_SUFFIX}"):
         if receipt.stem not in kept:
             receipt.unlink(missing_ok=True)

@@ -74,8 +74,9 @@ class RunSummary(BaseModel):
     images_per_minute: float = Field(description="Generated images over the time it took.")
     error_rate: float = Field(description="Failed jobs divided by finished jobs, from 0 to 1.")
     p50_latency_s: float | None = Field(
-        description="Median time from request to image, excluding the wait for a slot. Null if there was"
-        " none, and for an interrupted run, which is measured once it is resumed."
+        description="Median time from request to image, excluding the wait for a slot, of the images whose"
+        " request was sent by the process that got them. Null if there was none, and for an interrupted run,"
+        " which is measured once it is resumed."
     )
     p95_latency_s: float | None = Field(description="95th percentile of the same.")
     p50_queued_s: float | None = Field(

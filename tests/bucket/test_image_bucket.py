@@ -19,6 +19,7 @@ from imagemill.bucket.image_bucket import ConflictError, ImageBucket, image_name
 from imagemill.bucket.probe import probe
 from imagemill.errors import StoreUnavailableError
 from tests.bucket.s3_front import Answer, Asked, S3Front
+from tests.servers import free_port
 
 CONDITIONS = ("if-match", "if-none-match")
 
@@ -178,6 +179,18 @@ def test_a_connection_that_breaks_is_an_outage(
     for use in (lambda: bucket.upload(file, "name", "text/plain"), lambda: bucket.read("name")):
         with pytest.raises(StoreUnavailableError):
             use()
+
+
+def test_why_a_bucket_takes_no_image_is_said_in_short(
+    open_bucket: Callable[..., ImageBucket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """obstore says address, time and retries first: cut off, its error had no cause."""
+    monkeypatch.setattr("imagemill.s3.connection.RETRIES", 0)
+    away = open_bucket(f"s3://images/{'a' * 200}", f"http://127.0.0.1:{free_port()}")
+    with pytest.raises(StoreUnavailableError) as caught:
+        anyio.run(away.put_image, "images/ab/abcd.png", b"x", {})
+    why = "HTTP error: error sending request: Connection refused"
+    assert str(caught.value) == f"The bucket 'images' did not take an image ({why})."
 
 
 def test_a_bucket_that_goes_away_while_a_file_is_read_is_no_damaged_file(

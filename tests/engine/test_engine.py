@@ -119,6 +119,16 @@ def test_a_picture_that_nothing_could_keep_is_booked_once_though_a_resume_fetche
     assert (done.status, done.cost_usd, done.unanswered) == (JobStatus.DONE, 0.003, 0)
     assert resumed.cost.spent_usd == 0.0
     assert (account.posted, len(account.charged)) == (1, 1)
+    assert (done.latency_s, done.queued_s) == (None, None)  # known to who sent it
+
+
+def test_a_latency_begins_with_the_request_and_not_with_the_last_question_about_it(tmp_path: Path) -> None:
+    api = Fal(api_key="k", base_url="http://first.test", usd_per_image=0.003, request_timeout_s=5.0)
+    account = Account(api, latency_s=8.0, latency_sigma=0.0)
+    ended = run(lambda: run_over(tmp_path, {"first": account}, jobs_of(1, api.model)))
+    done = ended.jobs[0]
+    assert (done.status, done.attempts, account.posted) == (JobStatus.DONE, 2, 1)
+    assert done.latency_s == pytest.approx(8.0, abs=1.0)
 
 
 def test_a_picture_is_fetched_and_uploaded_while_the_store_cannot_be_written(

@@ -271,13 +271,16 @@ def test_images_that_the_bucket_did_not_take_are_kept_and_not_paid_again(
         going.join(PATIENCE_S)
         assert stopped.code == 3, stopped.err
         assert "imagemill resume away" in stopped.err
-        assert list((own_home / "runs" / "away" / "unsaved").iterdir())
+        unsaved = own_home / "runs" / "away" / "unsaved"
+        kept = f"{len([*unsaved.glob('*.png')])} paid images wait in {unsaved} until a resume uploads them."
+        assert kept in stopped.json["stopped"]
+        assert kept in stopped.err
         proxy.away = False
         done = command("run", path, *given)
     assert done.code == 0, done.err
     assert done.json["done"] == 300
     assert emulated.bill()["images"] == 300
-    assert not list((own_home / "runs" / "away" / "unsaved").iterdir())
+    assert not list(unsaved.iterdir())
 
 
 @pytest.mark.slow
