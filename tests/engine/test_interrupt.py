@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import random
 import signal
 import socket
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -127,6 +129,43 @@ def test_a_second_ctrl_c_leaves_what_is_in_flight_and_says_what_it_may_cost(
     assert orjson.loads(out)["unanswered"] == 5
     assert "5 requests got no answer, and the API may charge $" in " ".join(err.split())
     assert "Resume with: imagemill resume left" in " ".join(err.split())
+
+
+@pytest.mark.slow
+def test_requests_in_flight_come_home_after_the_terminal_is_closed(
+    place: Place,
+    emulator: Callable[..., Emulator],
+    catalog: Callable[..., str],
+    prefect_server: str,
+    own_home: Path,
+) -> None:
+    emulated = emulator(latency_s=2.0, latency_sigma=0.2)
+    path = catalog(prompt=[f"p{n}" for n in range(60)])
+    given = arguments(place, emulated, "--run-id", "away", "--concurrency", "15")
+    ours, terminal = os.openpty()
+    with subprocess.Popen(
+        [sys.executable, "-c", _ON_TERMINAL, "run", path, *given],
+        env={**os.environ, "PREFECT_API_URL": prefect_server},
+        stdin=terminal,
+        stdout=terminal,
+        stderr=terminal,
+        start_new_session=True,
+    ) as process:
+        os.close(terminal)
+        with os.fdopen(ours, "rb", buffering=0) as screen:
+            wait_for(lambda: screen.read(65536) and emulated.bill()["images"] >= 20, process)
+        assert process.wait(PATIENCE_S) == 3
+    kept = [name for name in place.objects() if name.startswith("images/")]
+    assert len(kept) == emulated.bill()["images"] < 60
+    summary = orjson.loads((own_home / "runs/away/summary.json").read_bytes())
+    assert (summary["stopped"], summary["unanswered"]) == ("Interrupted.", 0)
+
+
+_ON_TERMINAL = """
+import fcntl, runpy, termios
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+runpy.run_module("imagemill", run_name="__main__", alter_sys=True)
+"""
 
 
 @pytest.fixture

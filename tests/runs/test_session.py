@@ -27,6 +27,7 @@ from imagemill.bucket.manifest import OWN_COLUMNS
 from imagemill.cli.interrupts import InterruptedCaller
 from imagemill.emulator import Emulator
 from imagemill.engine.job_log import JobLog
+from imagemill.engine.recorder import Progress
 from imagemill.errors import InputError
 from imagemill.runs.caller import Caller, called_by, current_caller
 from imagemill.runs.planning import newer_than, plan_run, refuse_other_run
@@ -224,7 +225,7 @@ def test_an_interrupt_while_a_server_does_not_answer_ends_the_opening(
 @pytest.fixture
 def own_handlers() -> Iterator[None]:
     """Whatever a test does to the handlers of signals, the next test has those that were there before."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
@@ -258,6 +259,39 @@ def test_a_second_signal_while_a_run_ends_ends_it_no_sooner_and_a_fourth_kills()
         with pytest.raises(KeyboardInterrupt), caller.interrupting(lambda _: None):
             os.kill(os.getpid(), signal.SIGINT)
         assert signal.getsignal(signal.SIGINT) is signal.SIG_DFL
+
+
+@pytest.mark.usefixtures("own_handlers")
+def test_a_third_signal_names_the_run_and_its_cost() -> None:
+    caller = InterruptedCaller()
+    with caller.interrupting(lambda _: None):
+        assert caller.show is not None
+        caller.show(Progress("mine", 9, 1, 0, 1.0, None, 0, 0, {}, 5, 5, 0.25))
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt, match=r"kept: \$0\.25 so far; .*imagemill resume mine$"):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.mark.usefixtures("own_handlers")
+def test_the_end_of_the_terminal_stops_a_run_once() -> None:
+    """Shell and kernel both say so, perhaps after a Ctrl-C: requests in flight still come home."""
+    caller, reasons = InterruptedCaller(), list[str]()
+    with caller.interrupting(reasons.append):
+        for number in (signal.SIGHUP, signal.SIGHUP):
+            os.kill(os.getpid(), number)
+            assert reasons == ["Interrupted."]
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert len(reasons) == 2
+
+
+@pytest.mark.usefixtures("own_handlers")
+def test_a_run_under_nohup_outlives_its_terminal() -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    reasons: list[str] = []
+    with InterruptedCaller().interrupting(reasons.append):
+        os.kill(os.getpid(), signal.SIGHUP)
+    assert (reasons, signal.getsignal(signal.SIGHUP)) == ([], signal.SIG_IGN)
 
 
 def test_a_caller_stops_only_what_can_be_stopped() -> None:
