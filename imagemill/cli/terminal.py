@@ -17,7 +17,7 @@ from rich.progress import (
     TextColumn,
     TimeElapsedColumn,
 )
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from imagemill.engine.job_log import JsonLines, jobs_logger
@@ -33,6 +33,9 @@ if TYPE_CHECKING:  # these load Prefect, which listing runs does not need
     from imagemill.runs.summary import RunSummary
 
 _PLAIN_EVERY_S = 10.0
+_ROOM_FOR_WORDS = 60
+_SPINNER_AND_TIME = 13
+"""The characters of both on the line of progress, with a space after each of its columns."""
 
 stderr = Console(stderr=True, highlight=False)
 stdout = Console(highlight=False)
@@ -44,13 +47,14 @@ def progress_shown() -> Iterator[Callable[[RunProgress], None]]:
     if not stderr.is_terminal:
         yield _PlainLines().update
         return
+    whole = Column(no_wrap=True)  # only the bar gives way in a narrow terminal
     bar = Progress(
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
+        SpinnerColumn(table_column=whole),
+        TextColumn("{task.description}", table_column=whole),
         BarColumn(bar_width=30),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[pace]}"),
-        TimeElapsedColumn(),
+        MofNCompleteColumn(table_column=whole),
+        TextColumn("{task.fields[pace]}", table_column=whole),
+        TimeElapsedColumn(table_column=whole),
         console=stderr,
         refresh_per_second=5,
     )
@@ -58,12 +62,16 @@ def progress_shown() -> Iterator[Callable[[RunProgress], None]]:
 
     def update(progress: RunProgress) -> None:
         if progress.unique:
+            doing = "Generating" if progress.left else "Publishing"
+            description = doing if stderr.width >= _ROOM_FOR_WORDS else ""
+            counts = f"{progress.unique}/{progress.unique}"
+            others = len(description) + len(counts) + _SPINNER_AND_TIME
             bar.update(
                 task,
-                description="Generating" if progress.left else "Publishing",
+                description=description,
                 total=progress.unique,
-                completed=progress.done + progress.failed,
-                pace=pace_line(progress, seconds_left=True),
+                completed=progress.done,
+                pace=pace_line(progress, seconds_left=True, room=stderr.width - others),
             )
 
     with bar:
@@ -101,24 +109,30 @@ class _PlainLines:
         if now >= self._next_at or (ended and not self._ended):
             self._next_at = now + _PLAIN_EVERY_S
             self._ended = ended
-            finished = progress.done + progress.failed
-            stderr.print(f"{finished:,}/{progress.unique:,}  {pace_line(progress)}", soft_wrap=True)
+            stderr.print(f"{progress.done:,}/{progress.unique:,}  {pace_line(progress)}", soft_wrap=True)
 
 
-def pace_line(progress: RunProgress, *, seconds_left: bool = False) -> str:
-    """A run's progress in one short line."""
-    parts = [f"{progress.images_per_minute:,.0f}/min"]
+def pace_line(progress: RunProgress, *, seconds_left: bool = False, room: int | None = None) -> str:
+    """A run's progress in one short line; without the less important parts where ``room`` is short."""
+    parts = {"pace": f"{progress.images_per_minute:,.0f}/min"}
     if progress.p95_latency_s is not None:
-        parts.append(f"p95 {seconds(progress.p95_latency_s)}")
-    parts.append(f"{progress.in_flight}/{progress.concurrency} in flight")
+        parts["p95"] = f"p95 {seconds(progress.p95_latency_s)}"
+    if progress.in_flight > progress.concurrency:  # sent before the limit fell
+        parts["in flight"] = f"{progress.in_flight} in flight, limit now {progress.concurrency}"
+    else:
+        parts["in flight"] = f"{progress.in_flight}/{progress.concurrency} in flight"
     if progress.rate_limited:
-        parts.append(f"429s {progress.rate_limited:,}")
+        parts["429s"] = f"429s {progress.rate_limited:,}"
     if progress.failed:
-        parts.append(f"failed {progress.failed:,}")
-    parts.append(money(progress.cost_usd))
+        parts["failed"] = f"failed {progress.failed:,}"
+    parts["cost"] = money(progress.cost_usd)
     if seconds_left and progress.left and progress.images_per_minute:
-        parts.append(f"{duration(60 * progress.left / progress.images_per_minute)} left")
-    return " · ".join(parts)
+        parts["left"] = f"{duration(60 * progress.left / progress.images_per_minute)} left"
+    for least in ("p95", "429s", "in flight", "pace", "left", "cost", "failed"):
+        if room is None or len(" · ".join(parts.values())) <= room:
+            break
+        parts.pop(least, None)
+    return " · ".join(parts.values())
 
 
 def show_summary(summary: RunSummary, *, places: bool = True) -> None:
