@@ -28,6 +28,7 @@ from imagemill.runs.session import Session
 from imagemill.runs.summary import RouteTotals, RunSummary
 from imagemill.settings import RunSettings
 from imagemill.stores import JobTotals
+from imagemill.usd import plus
 
 _FAILURE = ["error_class", "error_code", "retryable", "id", "prompt", "error_message"]
 _TILES = 48
@@ -42,17 +43,19 @@ def publish_measurements(session: Session, counts: PlanCounts, changes: Changes)
     pq.write_table(metrics, folder / "metrics.parquet", compression="zstd")
     run = f"runs/{settings.run_id}"
     metrics_uri = bucket.upload(folder / "metrics.parquet", f"{run}/metrics.parquet", PARQUET)
+    saved = savings.usd(jobs)
     summary = summarize(session, counts, jobs, pace).model_copy(
         update={
             **asdict(changes),
             "routes": _routes(session),
+            "saved_usd": plus(*saved),
             "manifest": bucket.uri_of("manifest.parquet"),
             "metrics": metrics_uri,
             "report": bucket.uri_of(f"{run}/report.html"),
         }
     )
     report = folder / "report.html"
-    report.write_text(render_report(_report(session, summary, jobs, metrics)), encoding="utf-8")
+    report.write_text(render_report(_report(session, summary, jobs, metrics, saved)), encoding="utf-8")
     bucket.upload(report, f"{run}/report.html", HTML)
     pq.write_table(_run_table(settings, summary, jobs), folder / "run.parquet")
     bucket.upload(folder / "run.parquet", f"metrics/run_id={settings.run_id}/run.parquet", PARQUET)
@@ -209,7 +212,9 @@ def _arrow_type(value: object) -> pa.DataType:
     return pa.float64() if isinstance(value, float) else pa.string()
 
 
-def _report(session: Session, summary: RunSummary, jobs: MeasuredJobs, metrics: pa.Table) -> Report:
+def _report(
+    session: Session, summary: RunSummary, jobs: MeasuredJobs, metrics: pa.Table, saved: tuple[float, float]
+) -> Report:
     settings = session.settings
     shown = [field.name for field in fields(MetricsBucket)]
     rows = metrics.select(shown).to_pylist()
@@ -224,6 +229,10 @@ def _report(session: Session, summary: RunSummary, jobs: MeasuredJobs, metrics: 
         buckets=[MetricsBucket(**row) for row in rows],
         failures=_failures(session),
         tiles=_tiles(session, jobs, summary.variants),
+        generated_usd=jobs.paid(generated=True)[1],
+        charged_without_image=jobs.paid(generated=False),
+        reused_usd=saved[0],
+        duplicates_usd=saved[1],
     )
 
 

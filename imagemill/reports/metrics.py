@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 from imagemill.engine.job_log import lines_with
 from imagemill.parquet import read_batches
 from imagemill.takes import REJECTED
-from imagemill.usd import PICOS
+from imagemill.usd import PICOS, of_picos
 
 BUCKET_WIDTHS_S = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600)
 MOST_BUCKETS = 240
@@ -83,6 +83,7 @@ class MeasuredJobs:
     latency_s: Floats
     queued_s: Floats
     cost_usd: Floats
+    judge_usd: Floats
     started_ms: Whole
     finished_ms: Whole
     suspect: Flags
@@ -101,6 +102,7 @@ class MeasuredJobs:
             "latency_s",
             "queued_s",
             "cost_usd",
+            "judge_usd",
             "cost_source",
             "error_code",
             "started_at",
@@ -119,6 +121,7 @@ class MeasuredJobs:
             jobs.latency_s[rows] = batch["latency_s"].fill_null(np.nan)
             jobs.queued_s[rows] = batch["queued_s"].fill_null(np.nan)
             jobs.cost_usd[rows] = batch["cost_usd"]
+            jobs.judge_usd[rows] = batch["judge_usd"]
             jobs.cost_sources.update(pc.unique(batch["cost_source"]).drop_null().to_pylist())
             jobs.started_ms[rows] = batch["started_at"].cast(pa.int64()).fill_null(_NEVER)
             jobs.finished_ms[rows] = batch["finished_at"].cast(pa.int64()).fill_null(_NEVER)
@@ -140,6 +143,7 @@ class MeasuredJobs:
             latency_s=np.full(number, np.nan),
             queued_s=np.full(number, np.nan),
             cost_usd=np.zeros(number),
+            judge_usd=np.zeros(number),
             started_ms=np.full(number, _NEVER),
             finished_ms=np.full(number, _NEVER),
             suspect=np.zeros(number, bool),
@@ -147,6 +151,15 @@ class MeasuredJobs:
             unjudged=np.zeros(number, bool),
             quality={name: np.full(number, np.nan, np.float32) for name in QUALITY},
         )
+
+    def paid(self, *, generated: bool) -> tuple[int, float]:
+        """How many of the jobs with, or without, an image of this run were charged, and how much.
+
+        What the judge cost is not counted.
+        """
+        picos = np.rint(self.cost_usd * PICOS) - np.rint(self.judge_usd * PICOS)
+        of_these = picos[(self.done & ~self.reused) == generated]
+        return int(np.count_nonzero(of_these)), of_picos(int(of_these.sum()))
 
     def latency_quantile(self, share: float) -> float | None:
         """A quantile over all generated images; None if there are none."""
@@ -224,10 +237,11 @@ class Pace:
 
 @dataclass(frozen=True, slots=True)
 class Savings:
-    """For each job, by number: its duplicate rows, and what they would have cost, in USD."""
+    """For each job, by number: its duplicate rows, and what they and its image would have cost, in USD."""
 
     duplicates: Whole
     saved_usd: Floats
+    price_usd: Floats
 
     @classmethod
     def read(cls, plan: Path, jobs: int, price_usd: Callable[[int, int, int, str], float]) -> Savings:
@@ -252,7 +266,13 @@ class Savings:
             if numbers.size:
                 price[numbers] = np.array(prices)[which]
         duplicates = np.maximum(rows - 1, 0)
-        return cls(duplicates, duplicates * price)
+        return cls(duplicates, duplicates * price, price)
+
+    def usd(self, jobs: MeasuredJobs) -> tuple[float, float]:
+        """What images that were in the bucket would have cost, and what duplicate rows would have."""
+        reused = self.price_usd[jobs.done & jobs.reused]
+        of_reused, of_duplicates = (int(np.rint(usd * PICOS).sum()) for usd in (reused, self.saved_usd))
+        return of_picos(of_reused), of_picos(of_duplicates)
 
 
 def _kinds(*columns: Whole) -> tuple[Whole, Whole]:

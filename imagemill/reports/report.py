@@ -51,7 +51,11 @@ class FailureGroup:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """The content of a report."""
+    """The content of a report.
+
+    ``charged_without_image`` are the jobs that were charged and have no image of this run, and how much they
+    were charged.
+    """
 
     summary: RunSummary
     catalog: str
@@ -63,6 +67,10 @@ class Report:
     buckets: Sequence[MetricsBucket]
     failures: Sequence[FailureGroup]
     tiles: Sequence[Tile]
+    generated_usd: float
+    charged_without_image: tuple[int, float]
+    reused_usd: float
+    duplicates_usd: float
 
 
 def render_report(report: Report) -> str:
@@ -81,7 +89,6 @@ def render_report(report: Report) -> str:
             queued=any(bucket.p95_queued_s for bucket in report.buckets),
             period=_period(report),
             attempts=sorted(summary.errors.items(), key=lambda item: -item[1]),
-            savings=_savings(summary),
             run_uri=(summary.metrics or "").rpartition("/")[0]
             or f"{report.output.rstrip('/')}/runs/{summary.run_id}",
         )
@@ -133,25 +140,6 @@ def _period(report: Report) -> str:
     started, ended = utc(report.started), utc(report.ended or report.started)
     end = f"{ended:%H:%M:%S}" if started.date() == ended.date() else f"{ended:%-d %b %Y, %H:%M:%S}"
     return f"{started:%-d %b %Y, %H:%M:%S} \u2013 {end} UTC"
-
-
-@dataclass(frozen=True, slots=True)
-class _Saving:
-    """Images that cost nothing, and what they would have cost; ``about`` if that is an estimate."""
-
-    images: int
-    usd: float
-    about: bool
-
-
-def _savings(summary: RunSummary) -> dict[str, _Saving]:
-    """What reused images and duplicates saved: the exact total, split by their numbers."""
-    images = {"reused": summary.reused, "duplicates": summary.duplicates}
-    total = sum(images.values())
-    return {
-        kind: _Saving(number, summary.saved_usd * number / total if total else 0.0, 0 < number < total)
-        for kind, number in images.items()
-    }
 
 
 def _charts(axis: TimeAxis, buckets: Sequence[MetricsBucket]) -> list[Chart]:

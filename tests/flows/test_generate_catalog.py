@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import time
 from collections.abc import Callable
 from typing import Any
@@ -334,3 +335,30 @@ def test_products_in_two_styles(
     report = place.read("runs/two/report.html").decode()
     assert "2 · sketch" in report
     assert "sketch of a blue Vase" in report
+
+
+def test_the_reports_cost_table_has_each_amount_beside_what_it_was_for(
+    place: Place, emulator: Callable[..., Emulator], catalog: Callable[..., str]
+) -> None:
+    emulated = emulator()
+
+    def run(path: str, run_id: str) -> str:
+        generate_catalog(
+            catalog=path,
+            api={"provider": "together", "base_url": emulated.base_url},
+            output=place.settings(replace_manifest=True),
+            execution={"run_id": run_id},
+        )
+        report = place.read(f"runs/{run_id}/report.html").decode()
+        table = report.partition('<section id="cost">')[2].partition("</table>")[0]
+        return " ".join(re.sub("<[^>]+>", " ", table).split())
+
+    run(catalog(prompt=["large"], width=[1024], height=[1024]), "first")
+    prompts = ["large", *["small"] * 10, "x #fault:wrong_size", "y #fault:truncated"]
+    sides = [1024, *[256] * 12]
+    said = run(catalog(prompt=prompts, width=sides, height=sides), "second")
+    assert re.search(r"Generated \D* 1 \$0\.000177 ", said)
+    assert re.search(r"Without an image \D* 2 \$0\.000708 ", said)  # two pictures of each were paid for
+    assert re.search(r"Reused \D* 1 \$0\.00283 ", said)
+    assert re.search(r"Duplicates \D* 9 \$0\.00159 ", said)
+    assert said.endswith("Total $0.000885 $0.00442")

@@ -86,6 +86,7 @@ def report(
     *,
     failures: Sequence[FailureGroup] = (),
     tiles: Sequence[Tile] = (),
+    charged_without_image: tuple[int, float] = (0, 0.0),
     **given: Any,
 ) -> Report:
     return Report(
@@ -99,6 +100,10 @@ def report(
         buckets=buckets,
         failures=failures,
         tiles=tiles,
+        generated_usd=4.32 - charged_without_image[1],
+        charged_without_image=charged_without_image,
+        reused_usd=0.0864,
+        duplicates_usd=0.162,
     )
 
 
@@ -320,11 +325,16 @@ def test_without_errors_one_sentence() -> None:
 
 
 def test_what_was_saved_and_rejected() -> None:
-    text = page(report(reused=30, duplicates=60, saved_usd=0.9)).text
-    assert "≈ $0.30" in text
-    assert "≈ $0.60" in text
+    text = page(report(reused=30, duplicates=60, saved_usd=0.2484)).text
+    assert "already in the bucket30$0.0864" in text
+    assert "as another row60$0.16" in text
     assert "8 were rejected" in text
-    assert "≈" not in page(report(reused=0)).text
+
+
+def test_what_is_not_known_is_not_said_to_cost_nothing() -> None:
+    text = page(report(unanswered=2, unanswered_usd=0.0, cost_source="unknown")).text
+    assert "not part of the total2unknown" in text
+    assert "Images whose price is not known count as $0.00." in text
 
 
 def test_files_are_named() -> None:
