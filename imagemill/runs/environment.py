@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import tempfile
 from pathlib import Path
@@ -14,6 +15,9 @@ from imagemill.runs.folder import home
 
 PATIENCE_S = 5.0
 """How long Prefect's server may take to answer, in seconds."""
+
+_LEAST_ROOM = 2**20
+"""Bytes that must find room in a folder before anything is started: a run's first records need as much."""
 
 _PROXIES = ("ALL_PROXY", "HTTPS_PROXY", "HTTP_PROXY")
 
@@ -91,12 +95,13 @@ def refuse_prefect() -> str | None:
 def _refuse_folder(variable: str, folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(bytes(_LEAST_ROOM))
     except OSError as error:
         reason = error.strerror or type(error).__name__
+        room = "make room there, or " if error.errno in {errno.ENOSPC, errno.EDQUOT} else ""
         raise InputError(
-            f"{folder} cannot be written ({reason}): set {variable} to another folder."
+            f"{folder} cannot be written ({reason}): {room}set {variable} to another folder."
         ) from error
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -75,3 +77,11 @@ def test_prefect_that_does_not_answer_or_cannot_write_is_named_at_once(tmp_path:
     ):
         refuse_prefect()
     assert time.monotonic() - begun < 10
+
+
+def test_a_full_disk_is_named_before_anything_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("IMAGEMILL_HOME", str(tmp_path))
+    monkeypatch.setattr(tempfile, "TemporaryFile", lambda **_: open("/dev/full", "wb"))  # noqa: SIM115, PTH123
+    said = f"{tmp_path} cannot be written (No space left on device): make room there, or set IMAGEMILL_HOME"
+    with pytest.raises(InputError, match=re.escape(said)):
+        refuse_environment()
