@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -40,6 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     run = _COMMANDS[chosen.command]
     try:
+        if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # imagemill.__main__
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         if chosen.command not in _FLOWS or getattr(chosen, "dry_run", False):
             collect()
             return run(chosen)
