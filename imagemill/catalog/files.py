@@ -196,6 +196,10 @@ def open_catalog(
                 digest.update(_footer(source))
             except PermissionError as error:
                 raise InputError(f"No permission to read the catalog file {place.path!r}.") from error
+            except UnicodeEncodeError as error:
+                raise InputError(
+                    f"The name of the catalog file {place.path!r} is not UTF-8: rename it."
+                ) from error
             except (pa.ArrowException, OSError, UnicodeError) as error:
                 raise InputError(
                     f"The catalog file {place.path!r} is not a Parquet file ({_first_line(error)})."

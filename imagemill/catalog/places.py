@@ -21,6 +21,7 @@ from imagemill.s3.filesystem import s3_filesystem
 SUFFIXES = (".parquet", ".parq", ".pq")
 """How a Parquet file's name ends, ignoring case."""
 
+_SCHEME = re.compile("[A-Za-z][A-Za-z0-9+.-]+:/")
 _WILDCARD = re.compile(r"[*?\[]")
 _ICEBERG = re.compile(r"metadata/[^/]+\.metadata\.json")
 _NO_PARTITION = "__HIVE_DEFAULT_PARTITION__"
@@ -62,6 +63,10 @@ def find_places(
             return files, _found(_S3(files), path, key)
         except OSError as error:
             raise InputError(f"The catalog {path!r} cannot be reached: {cut(str(error), 200)}") from error
+    if _SCHEME.match(path) and not path.startswith("file://") and not Path(path).exists():
+        raise InputError(
+            f"The catalog {path!r} is neither a path on this machine nor of the form s3://BUCKET/PATH."
+        )
     local = unquote(urlsplit(path).path) if path.startswith("file://") else path
     return pyarrow.fs.LocalFileSystem(), _found(_Disk(), path, str(Path(local).expanduser()))
 

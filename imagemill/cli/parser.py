@@ -7,6 +7,8 @@ load.
 from __future__ import annotations
 
 import argparse
+import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
@@ -44,6 +46,8 @@ def parser(given: Sequence[str]) -> Parser:
     for name, command in COMMANDS.items():
         one = parsers.add_parser(name, help=command.help, description=command.description, allow_abbrev=False)
         if name in given:
+            one.register("type", None, _text)
+            one.register("type", Path, _local_path)
             command.options(one)
             if name in _WITH_PROGRESS:
                 one.add_argument(
@@ -54,6 +58,24 @@ def parser(given: Sequence[str]) -> Parser:
             one.add_argument("--json", action="store_true", help="print one JSON object on stdout")
     parsers.add_parser("emulator", help="vendors' image APIs on this machine; see emulator --help")
     return made
+
+
+def _text(given: str) -> str:
+    """An argument; it can be stored, and sent to an API."""
+    try:
+        given.encode()
+    except UnicodeEncodeError:
+        shown = os.fsencode(given).decode(errors="backslashreplace")
+        raise argparse.ArgumentTypeError(
+            f"'{shown}' is not UTF-8: check the terminal's encoding, or rename the file"
+        ) from None
+    return given
+
+
+def _local_path(given: str) -> Path:
+    if re.match("s3[an]?:/", given, re.IGNORECASE):
+        raise argparse.ArgumentTypeError(f"{given!r} is on S3, where a path on this machine is asked for")
+    return Path(_text(given))
 
 
 def _run(run: argparse.ArgumentParser) -> None:

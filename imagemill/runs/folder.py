@@ -32,8 +32,20 @@ _DISK_TROUBLE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS})
 
 
 def home() -> Path:
-    """The folder of all runs' folders: IMAGEMILL_HOME, or ~/.imagemill."""
-    return Path(os.environ.get("IMAGEMILL_HOME", "~/.imagemill")).expanduser()
+    """The folder of all runs' folders: IMAGEMILL_HOME, or ~/.imagemill.
+
+    Raises:
+        InputError: it is on S3, or a name in it is not UTF-8, which libraries cannot open.
+    """
+    given = os.environ.get("IMAGEMILL_HOME", "~/.imagemill")
+    path = Path(given).expanduser()
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"The folder {str(path)!r} is not UTF-8: set IMAGEMILL_HOME to another.") from error
+    if given.lower().startswith("s3:/"):
+        raise InputError(f"IMAGEMILL_HOME {given!r} is on S3: set it to a folder on this machine.")
+    return path
 
 
 class RunFolder:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -96,6 +97,16 @@ def test_an_estimate_asks_nothing_of_the_api(
 BAD_INPUT: dict[str, tuple[dict[str, Any], str]] = {
     # what is wrong: (changes, what the sentence says)
     "missing file": ({"catalog": "nowhere.parquet"}, "'nowhere.parquet' does not exist"),
+    "one slash after s3:": ({"catalog": "s3:/bucket/x"}, "is neither a path on this machine nor"),
+    "capital S3": ({"catalog": "S3://bucket/x"}, "nor of the form s3://BUCKET/PATH"),
+    "catalog elsewhere": ({"catalog": "https://x/y.parquet"}, "nor of the form s3://BUCKET/PATH"),
+    "home on S3": ({"environment": {"IMAGEMILL_HOME": "s3://b/home"}}, "'s3://b/home' is on S3"),
+    "home not UTF-8": ({"environment": {"IMAGEMILL_HOME": "x\udce9"}}, "is not UTF-8: set IMAGEMILL_HOME"),
+    "catalog not UTF-8": ({"catalog": "caf\udce9.parquet"}, r"CATALOG: 'caf\xe9.parquet' is not UTF-8"),
+    "option not UTF-8": (
+        {"more": ["--prompt-template", "caf\udce9 {{ prompt }}"]},
+        r"--prompt-template: 'caf\xe9 {{ prompt }}' is not UTF-8",
+    ),
     "not Parquet": ({"catalog": "TEXT"}, "is not a Parquet file"),
     "no prompt column": ({"catalog": "CAPTIONS"}, "no column 'prompt'; the closest is 'caption'"),
     "column names nothing": ({"more": ["--column", "id=skuu"]}, "no column 'skuu'"),
@@ -184,6 +195,26 @@ def test_a_run_id_is_no_path(given: list[str], capsys: pytest.CaptureFixture[str
     assert "There is no run '../" in said
 
 
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        (["runs", "r", "--id", "\udcff"], r"--id: '\xff' is not UTF-8"),
+        (["calibrate", "--plot", "\udcff"], r"--plot: '\xff' is not UTF-8"),
+        (["calibrate", "--plot", "s3://b/plot.html"], "--plot: 's3://b/plot.html' is on S3"),
+        (["demo", "--folder", "S3:/b"], "--folder: 'S3:/b' is on S3"),
+    ],
+    ids=str,
+)
+def test_an_argument_that_cannot_be_used_is_named(
+    given: list[str], sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(given)
+    said = capsys.readouterr().err
+    assert said.startswith("imagemill: argument --")
+    assert sentence in said
+
+
 def test_a_disk_that_is_only_to_be_read_is_one_sentence(
     place: Place,
     emulator: Callable[..., Emulator],
@@ -269,6 +300,24 @@ def test_a_run_id_stands_for_one_run(
     unknown = command("resume", "yours")
     assert unknown.code == 2
     assert "There is no run 'yours' on this machine" in unknown.err
+
+
+@pytest.mark.parametrize("loaded", ["argparse", "rich.table"])
+def test_ctrl_c_while_the_command_loads_ends_it_without_a_traceback(loaded: str) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-X", "importtime", "-m", "imagemill", "models"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        pipesize=4096,  # soon full of modules' names: it loads no further while nobody reads them
+    ) as process:
+        assert process.stderr is not None
+        while loaded not in (line := process.stderr.readline()):
+            assert line
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == -signal.SIGINT  # for a shell, 130
+    assert "Traceback" not in err
 
 
 @pytest.mark.slow
