@@ -71,7 +71,7 @@ def test_a_catalog_on_s3(place: Place, catalog: Callable[..., str]) -> None:
 def test_a_file_whose_name_is_not_utf_8_is_to_be_renamed(catalog: Callable[..., str], tmp_path: Path) -> None:
     Path(catalog(prompt=["p"])).rename(tmp_path / "caf\udce9.parquet")
     with pytest.raises(InputError, match=r"caf\\udce9\.parquet' is not UTF-8: rename it"):
-        open_catalog(str(tmp_path))
+        open_catalog(CatalogSettings(path=str(tmp_path)))
 
 
 def test_bad_rows_are_rejected_with_a_reason_and_the_rest_goes_on(catalog: Callable[..., str]) -> None:
