@@ -6,6 +6,7 @@ httpx's own pool asks the operating system about every idle connection whenever 
 
 from __future__ import annotations
 
+import re
 import urllib.request
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
@@ -17,6 +18,9 @@ from yarl import URL
 _CONNECT_S = 10.0
 _LONGEST_HEADER = 64 * 1024
 """A signed link in a header may be longer than aiohttp's 8 KB."""
+
+_AIOHTTPS_TLS = re.compile(r" ssl:(<[^>]*>|\S+)")
+"""Its setting for TLS, which its errors name whether or not the address is one of TLS."""
 
 _ERRORS: tuple[tuple[type[Exception], type[httpx.TransportError]], ...] = (
     (aiohttp.ConnectionTimeoutError, httpx.ConnectTimeout),
@@ -107,4 +111,5 @@ def _as_httpx(request: httpx.Request) -> Iterator[None]:
         yield
     except (aiohttp.ClientError, OSError, ValueError) as error:
         kind = next(ours for theirs, ours in _ERRORS if isinstance(error, theirs))
-        raise kind(str(error) or type(error).__name__, request=request) from error
+        words = _AIOHTTPS_TLS.sub("", str(error))
+        raise kind(words or type(error).__name__, request=request) from error
