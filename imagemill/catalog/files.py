@@ -200,9 +200,15 @@ def open_catalog(
                 raise InputError(
                     f"The name of the catalog file {place.path!r} is not UTF-8: rename it."
                 ) from error
-            except (pa.ArrowException, OSError, UnicodeError) as error:
+            except FileNotFoundError as error:
                 raise InputError(
-                    f"The catalog file {place.path!r} is not a Parquet file ({_first_line(error)})."
+                    f"The catalog file {place.path!r} was removed, or is a link to a file that is not there."
+                ) from error
+            except (pa.ArrowException, OSError, UnicodeError) as error:
+                reason = _first_line(error).rstrip(".")
+                raise InputError(
+                    f"The catalog file {place.path!r} is not a Parquet file ({reason}):"
+                    " write it again, or take it out of the catalog."
                 ) from error
             for name in place.partitions:
                 if name not in schema.names:

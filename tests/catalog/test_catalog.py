@@ -68,6 +68,19 @@ def test_a_catalog_on_s3(place: Place, catalog: Callable[..., str]) -> None:
         )  # fmt: skip
 
 
+def test_a_folder_with_a_damaged_or_missing_file_names_it(
+    catalog: Callable[..., str], tmp_path: Path
+) -> None:
+    whole = Path(catalog(prompt=["p"])).read_bytes()
+    (other := tmp_path / "other.parquet").write_bytes(whole[:-8])
+    with pytest.raises(InputError, match=r"other\.parquet' is not a Parquet file \(.*[^.]\): write it again"):
+        open_catalog(CatalogSettings(path=str(tmp_path)))
+    other.unlink()
+    other.symlink_to("nowhere")
+    with pytest.raises(InputError, match=r"other\.parquet' was removed, or is a link to a file that"):
+        open_catalog(CatalogSettings(path=str(tmp_path)))
+
+
 def test_a_file_whose_name_is_not_utf_8_is_to_be_renamed(catalog: Callable[..., str], tmp_path: Path) -> None:
     Path(catalog(prompt=["p"])).rename(tmp_path / "caf\udce9.parquet")
     with pytest.raises(InputError, match=r"caf\\udce9\.parquet' is not UTF-8: rename it"):
