@@ -1,8 +1,9 @@
 """Tells a run that is set up wrongly from rows that are bad: a pure object fed with what requests brought.
 
 A wrong model name, a size that the model does not make or an image link that is not followed fails each row
-in the same way, and may buy each image before it does. Ten such rows and not one image, or too large a share
-of the latest requests, is a fault of the setup: the run stops, resumably, instead of failing row after row.
+in the same way, and may buy each image before it does. Ten such rows and not one image (one row, where the
+API knows no such model), or too large a share of the latest requests, is a fault of the setup: the run stops,
+resumably, instead of failing row after row.
 """
 
 from __future__ import annotations
@@ -35,12 +36,17 @@ _BLANK = "blank_image"
 _OF_THE_ROW = frozenset({"prompt_too_long", "size"})
 """What an API's own module refuses of a row before anything is sent."""
 
+_UNKNOWN_MODEL = frozenset({"http_404", "invalidModel", "model_not_found", "not_found"})
+"""An API that knows no such model, or has nothing at this address, would say so of every row."""
+
 _WRONG_ADDRESS = "Check that --base-url leads to an API that speaks as this provider does."
 _ADVICE = {
     "redirected": "Set --base-url to the address that it redirects to.",
     "image_host_refused": "",
     "wrong_size": "Ask for a size that the model makes, by --width and --height.",
     "http_404": f"Check --model. {_WRONG_ADDRESS}",
+    "invalidModel": "Check --model.",
+    "model_not_found": "Check --model.",
     _BLANK: "Look at what the model makes of other prompts.",
     UNKNOWN_ANSWER: _WRONG_ADDRESS,
     "bad_base64": _WRONG_ADDRESS,
@@ -119,7 +125,14 @@ class SetupFault:
     @property
     def is_in_doubt(self) -> bool:
         """Whether the requests on their way must show first whether the run is set up rightly."""
-        return self._is_undecided(self._most_alike(), ALIKE) or self._is_undecided(self._rows(), ANYHOW)
+        return self._is_undecided(self._most_alike(), self._enough) or self._is_undecided(
+            self._rows(), ANYHOW
+        )
+
+    @property
+    def _enough(self) -> int:
+        """How many rows that failed alike are a fault of the setup."""
+        return 1 if all(failure.error.code in _UNKNOWN_MODEL for failure in self._failures) else ALIKE
 
     def _is_undecided(self, failed: int, enough: int) -> bool:
         """Whether those on their way decide if as many rows fail as are a fault of the setup."""
@@ -147,8 +160,9 @@ class SetupFault:
 
     def _none_but_failures(self) -> str | None:
         alike, every = self._most_alike(), self._rows()
-        if alike >= ALIKE:
-            return self._sentence(f"The first {alike} rows failed in the same way", self._failures[-1].error)
+        if alike >= self._enough:
+            how = f"The first {alike} rows failed in the same way" if alike > 1 else "The first row failed"
+            return self._sentence(how, self._failures[-1].error)
         if every >= ANYHOW:
             return self._sentence(f"The first {every} rows failed, the latest so", self._failures[-1].error)
         return None

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from imagemill.blocks.apis import PROVIDERS, ImageApi
+from imagemill.emulator import Emulator
 from imagemill.engine.engine import StopKind
 from imagemill.errors import ErrorClass
 from imagemill.jobs import Job, JobStatus
@@ -92,6 +93,21 @@ def test_rows_that_fail_alike_from_the_start_stop_the_run(
     assert way_out in stopped.reason
     assert server.count("POST") <= MOST_ASKED
     # Nothing is given up: a resume with the right setup makes them all.
+    assert {outcome.job.status for outcome in ended} == {JobStatus.PENDING}
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize("provider", ["together", "runware", "bfl", "replicate"])
+def test_a_wrong_model_stops_a_run_of_few_rows_too(
+    provider: str, rows: int, emulator: Emulator, work_all: WorkAll
+) -> None:
+    api = PROVIDERS[provider](api_key="a long key", base_url=emulator.base_url, model="acme/no-such")
+    ended = work_all(api, jobs_of(api, rows))
+    stopped = ended[0].stopped
+    assert stopped is not None
+    assert stopped.kind is StopKind.SETUP
+    assert stopped.reason.startswith("The first row failed" if rows == 1 else "The first 3 rows failed")
+    assert "Check --model." in stopped.reason
     assert {outcome.job.status for outcome in ended} == {JobStatus.PENDING}
 
 
