@@ -34,7 +34,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.execv(sys.executable, [sys.executable, "-m", "imagemill.emulator", *given[1:]])  # noqa: S606
     keep_little()
     _prepare_prefect()
-    chosen = parser(given).parse_args(given)
+    made = parser(given)
+    chosen, unknown = made.parse_known_args(given)
+    if unknown:
+        made.prog += f" {chosen.command}"  # whose --help lists its options
+        made.error(f"unrecognized arguments: {' '.join(unknown)}")
     from imagemill.cli.terminal import complain
     from imagemill.errors import InputError, StoreUnavailableError
     from imagemill.secrets import without_secrets
@@ -197,6 +201,7 @@ def _retry_failed(arguments: argparse.Namespace) -> int:
             choices=choices,
             base_url=getattr(arguments, "api.base_url"),
             judge=getattr(arguments, "quality.judge"),
+            api=settings["api"],
         ),
         as_json=arguments.json,
         log_format=arguments.log_format,

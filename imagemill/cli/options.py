@@ -120,6 +120,8 @@ RESUME_OPTIONS = (
     "--scheduler",
     "--grace",
     "--give-up",
+    "--request-timeout",
+    "--queue-timeout",
 )
 """The options that a resume can override."""
 

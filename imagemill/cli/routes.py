@@ -46,10 +46,14 @@ def changed_apis(
         InputError: the routes of a run cannot be changed so.
     """
     if isinstance(known, list):
-        if getattr(arguments, "api.base_url", None) is not None:
+        changes = settings_of(arguments, "api").model_dump(exclude_unset=True)
+        if "base_url" in changes:
             raise InputError("--base-url cannot be changed in a run over several routes.")
-        more = getattr(arguments, "api.image_hosts", None) or []
-        return [route.model_copy(update={"image_hosts": [*route.image_hosts, *more]}) for route in known]
+        more = changes.pop("image_hosts", [])
+        return [
+            route.model_copy(update={**changes, "image_hosts": [*route.image_hosts, *more]})
+            for route in known
+        ]
     api: ApiSettings = settings_of(arguments, "api", **known.model_dump())
     return api
 

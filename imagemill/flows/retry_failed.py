@@ -10,7 +10,7 @@ from imagemill.runs.recorded_settings import settings_to_go_on
 from imagemill.runs.review_choices import ReviewChoices
 from imagemill.runs.summary import RunSummary
 from imagemill.runs.user_errors import one_sentence
-from imagemill.settings import ExecutionSettings, LimitSettings, Output
+from imagemill.settings import Api, ExecutionSettings, LimitSettings, Output
 from imagemill.tasks.apply_choices import apply_choices, choices_in_use
 from imagemill.tasks.approval import ask_approval, ask_loss_approval
 from imagemill.tasks.prepare import left_to_do, prepare
@@ -28,6 +28,8 @@ def retry_failed(
     choices: ReviewChoices | None = None,
     base_url: str | None = None,
     judge: str | None = None,
+    *,
+    api: Api | None = None,
 ) -> RunSummary:
     """Retry the failed jobs of a run, or make suspect pictures anew. Earlier attempts and their cost stay.
 
@@ -42,6 +44,7 @@ def retry_failed(
             to make anew are retried.
         base_url: The API's address, where it is not the vendor's own and another machine began the run.
         judge: The judge, where there is one and another machine began the run.
+        api: Which image API and model to use; those of the run, perhaps with other time limits.
 
     Returns:
         The run's summary.
@@ -56,6 +59,9 @@ def retry_failed(
     settings = settings_to_go_on(run_id, output, base_url=base_url, judge=judge, named=named).model_copy(
         update={name: value for name, value in changed.items() if value is not None}
     )
+    if api is not None:
+        several = api if isinstance(api, list) else []
+        settings = settings.model_copy(update={"api": several[0] if several else api, "routes": several})
     plan = {"run_id": run_id, "keep_plan": True}
     settings = settings.model_copy(update={"execution": settings.execution.model_copy(update=plan)})
     if choices is not None:

@@ -137,7 +137,7 @@ BAD_INPUT: dict[str, tuple[dict[str, Any], str]] = {
         {"more": ["--give-up", "nobody"], "endpoint": "http://127.0.0.1:9"},
         "The run has no route 'nobody' to give up: it is over one API.",
     ),
-    "unknown option": ({"more": ["--speed", "9"]}, "unrecognized arguments: --speed 9"),
+    "unknown option": ({"more": ["--speed", "9"]}, "--speed 9. See imagemill run --help."),
 }  # fmt: skip
 
 

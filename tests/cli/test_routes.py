@@ -18,7 +18,7 @@ import pytest
 from imagemill.catalog.makers import makers_of
 from imagemill.cli.options import settings_of
 from imagemill.cli.parser import parser
-from imagemill.cli.routes import apis_of, limits_to_change
+from imagemill.cli.routes import apis_of, changed_apis, limits_to_change
 from imagemill.emulator import Emulator
 from imagemill.errors import InputError
 from imagemill.runs.accounts import accounts_of, named_routes, named_settings
@@ -167,6 +167,17 @@ def test_routes_that_cannot_be_used_are_refused_in_a_sentence(given: list[str], 
         makers_of(*named_routes(apis_of(arguments)), mix=False)  # type: ignore[arg-type] # they are several
     assert words in str(refused.value)
     assert "tgp-1" not in str(refused.value)
+
+
+def test_a_resume_may_change_how_long_each_route_is_waited_for() -> None:
+    given = ["resume", "r", "--request-timeout", "9", "--queue-timeout", "99"]
+    known = [RouteSettings(provider="together", image_hosts=["a.test"]), RouteSettings(provider="fal")]
+    changed = changed_apis(parser(given).parse_args(given), known)
+    times = {"request_timeout_s": 9.0, "queue_timeout_s": 99.0}
+    assert changed == [route.model_copy(update=times) for route in known]
+    given = ["resume", "r", "--request-timeout", "0"]
+    with pytest.raises(InputError, match=r"^--request-timeout '0': Input should be greater than 0"):
+        changed_apis(parser(given).parse_args(given), known)
 
 
 def test_a_route_and_the_options_of_one_api_exclude_each_other() -> None:

@@ -56,6 +56,22 @@ def test_retryable_failures_first_and_permanent_ones_when_asked(
 
 
 @pytest.mark.slow
+def test_a_time_limit_that_was_too_short_can_be_raised(
+    place: Place,
+    emulator: Callable[..., Emulator],
+    catalog: Callable[..., str],
+    command: Callable[..., Command],
+) -> None:
+    emulated = emulator(latency_s=1.0)
+    out = ("--output", place.uri, "--s3-endpoint-url", place.s3.endpoint_url)
+    api = ("--provider", "together", "--base-url", emulated.base_url, "--request-timeout", "0.1")
+    failed = command("run", catalog(prompt=["a"]), *out, *api, "--run-id", "hasty")
+    assert failed.code == 1, failed.err
+    done = command("retry-failed", "hasty", "--request-timeout", "30")
+    assert done.code == 0, done.err
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("log", ["with its log", "without its log"])
 def test_another_machine_finds_the_run_by_its_output(
     log: str,
