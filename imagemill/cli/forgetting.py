@@ -9,7 +9,7 @@ from datetime import timedelta
 
 from imagemill.bucket.access import open_bucket
 from imagemill.bucket.image_bucket import ImageBucket
-from imagemill.cli.exit_codes import DONE, FAILURES
+from imagemill.cli.exit_codes import DONE, UNUSABLE
 from imagemill.cli.options import output_of
 from imagemill.cli.terminal import complain, say
 from imagemill.errors import InputError
@@ -43,20 +43,20 @@ def forget_runs(arguments: argparse.Namespace) -> int:
     if arguments.json:
         ids = [run.run_id for run in forgotten]
         print(json.dumps({"forgotten": ids if is_meant else [], "found": ids, "kept": kept}))
-        return FAILURES if arguments.run_ids and kept else DONE
+        return UNUSABLE if arguments.run_ids and kept else DONE
     if not found:
         say(f"No run is older than {arguments.older_than}.")
     for run_id, why in kept.items():
         complain(f"Run {run_id} is kept: {why}.")
     if forgotten and not is_meant:
         say(f"Nothing was deleted. Add --yes to forget {counted(len(forgotten), 'run', 'runs')}.")
-    return FAILURES if arguments.run_ids and kept else DONE
+    return UNUSABLE if arguments.run_ids and kept else DONE
 
 
 def _found(arguments: argparse.Namespace, bucket: ImageBucket | None) -> list[Forgettable]:
     wanted: list[str] = arguments.run_ids
     if bool(wanted) == (arguments.older_than is not None):
-        raise InputError("Name the runs to forget, or their age: --older-than 90d.")
+        raise InputError("Name either the runs to forget or their age, as in: --older-than 90d.")
     older_than = _age(arguments.older_than)
     found = forgettable(bucket, run_ids=wanted, older_than=older_than, unfinished=arguments.unfinished)
     if missing := set(wanted) - {each.run.run_id for each in found}:
@@ -69,5 +69,5 @@ def _age(text: str | None) -> timedelta | None:
         return None
     found = _AGE.fullmatch(text)
     if found is None:
-        raise InputError(f"--older-than {text!r} is no age: use hours, days or weeks, as in 12h, 90d or 26w.")
+        raise InputError(f"--older-than {text!r} is not an age: use hours, days or weeks, as in 12h or 90d.")
     return timedelta(**{_UNITS[found[2]]: int(found[1])})

@@ -31,6 +31,8 @@ def show_models(arguments: argparse.Namespace) -> int:
         InputError: the model is unknown, and no vendor was given that publishes schemas.
     """
     vendor, name = arguments.provider, arguments.name
+    if vendor is None and name in VENDORS:
+        vendor, name = name, None
     if vendor is not None and vendor not in VENDORS:
         raise InputError(f"There is no provider {vendor!r}. Choose one of {', '.join(VENDORS)}.")
     profiles = [

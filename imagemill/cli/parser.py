@@ -160,7 +160,7 @@ def _runs(runs: argparse.ArgumentParser) -> None:
 
 
 def _models(models: argparse.ArgumentParser) -> None:
-    models.add_argument("name", metavar="NAME", nargs="?", help="a model, or a part of its name")
+    models.add_argument("name", metavar="NAME", nargs="?", help="a model, a part of its name, or a vendor")
     models.add_argument("--provider", metavar="NAME", help="only this vendor's")
     models.add_argument(
         "--base-url", metavar="URL", help="the address of fal or Replicate, if not the vendor's own"

@@ -55,11 +55,11 @@ def forgettable(
             states = {run.state, here[run.run_id].state} if is_here else {run.state}
             kept = None
             if "running" in states or run.run_id == working:
-                kept = "it is being worked on"
+                kept = "it is in progress; stop it first"
             elif is_here and RunFolder(run.run_id).unsaved_images:
-                kept = "images that are paid for have not been uploaded: resume it"
+                kept = "images that are paid for have not been uploaded; imagemill resume uploads them"
             elif not states <= _FINISHED and not unfinished:
-                kept = "it has not finished (--unfinished forgets it all the same)"
+                kept = "it can still be resumed; --unfinished forgets it all the same"
             found.append(Forgettable(run, kept))
     return found
 

@@ -87,18 +87,19 @@ def test_old_runs_are_forgotten_and_nothing_else(
             said = json.loads(capsys.readouterr().out)
             assert (said["found"], said["forgotten"]) == (["old"], forgotten)
             assert said["kept"].keys() == {"stopped", "busy"}
-        assert main(["forget", "busy", "--unfinished", *where]) == 1  # never while it is being worked on
+        assert main(["forget", "busy", "--unfinished", *where]) == 2  # never while it is being worked on
     assert [folder.path.exists() for folder in (old, young, stopped, busy)] == [False, True, True, True]
     assert {name.split("/")[1] for name in place.objects() if name.startswith("runs/")} == {
         *("young", "stopped", "busy")
     }
 
     capsys.readouterr()
-    assert main(["forget", "stopped", *where]) == 1
+    assert main(["forget", "stopped", *where[:-1]]) == 2
+    assert "imagemill: Run stopped is kept: it can still be resumed; --unf" in capsys.readouterr().err
     unsaved = stopped.unsaved / "ab.png"
     unsaved.parent.mkdir()
     unsaved.write_bytes(b"paid for")
-    assert main(["forget", "stopped", "--unfinished", *where]) == 1
+    assert main(["forget", "stopped", "--unfinished", *where]) == 2
     unsaved.unlink()
     assert main(["forget", "stopped", "young", "--unfinished", *where]) == 0
     assert sorted(name for name in place.objects() if not name.startswith("runs/busy/")) == sorted(PICTURES)

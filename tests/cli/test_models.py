@@ -39,7 +39,10 @@ def test_json_has_exact_prices_and_all_fields(capsys: pytest.CaptureFixture[str]
     assert found["price"]["usd"] == "0.05"
     assert found["params"]["guidance_scale"]["minimum"] == 1.5
     assert (found["confirmed"], found["noted"], found["origin"]) == (True, "2026-11-25", "listed")
-    assert len(json.loads(show(capsys, "--provider", "openai", "--json"))) > 5
+    listed: list[dict[str, Any]] = json.loads(show(capsys, "bfl", "--json"))
+    assert len(listed) > 5
+    assert {model["provider"] for model in listed} == {"bfl"}
+    assert json.loads(show(capsys, "--provider", "bfl", "--json")) == listed
 
 
 @pytest.mark.parametrize(
