@@ -36,6 +36,7 @@ from imagemill.runs.summary import RunSummary
 
 _STYLES = {"done": "green", "failures": "yellow", "stopped": "yellow", "unfinished": "red", "running": "cyan"}
 _TITLES = ("RUN", "STATE", "WHEN (UTC)", "DONE", "FAILED", "LEFT", "COST", "API", "CATALOG")
+_BY_IMPORTANCE = ("RUN", "STATE", "DONE", "FAILED", "LEFT", "COST", "CATALOG", "WHEN (UTC)", "API")
 _NUMBERS = range(3, 7)
 _MOST_SHOWN = 50
 
@@ -125,14 +126,29 @@ def _show_table(runs: Sequence[KnownRun]) -> None:
     ]
     # Not rich's Table, which shortens ids in a narrow terminal: people copy them.
     widths = [max(map(len, column)) for column in zip(_TITLES, *rows, strict=True)]
-    _print_row(_TITLES, widths, "dim")
+    shown = _fitting(widths)
+    _print_row(_TITLES, widths, shown, "dim")
     for row in rows:
-        _print_row(row, widths, "")
+        _print_row(row, widths, shown, "")
+    if hidden := [title for place, title in enumerate(_TITLES) if place not in shown]:
+        say(f"A wider terminal or --json also shows {', '.join(hidden)}.")
 
 
-def _print_row(cells: Sequence[str], widths: Sequence[int], style: str) -> None:
+def _fitting(widths: Sequence[int]) -> list[int]:
+    """The columns that a terminal has room for, the most important ones first; anything else takes all."""
+    if not stdout.is_terminal:
+        return list(range(len(widths)))
+    shown: list[int] = []
+    for place in map(_TITLES.index, _BY_IMPORTANCE):
+        if not shown or sum(widths[each] + 2 for each in [*shown, place]) - 2 <= stdout.width:
+            shown.append(place)
+    return sorted(shown)
+
+
+def _print_row(cells: Sequence[str], widths: Sequence[int], shown: Sequence[int], style: str) -> None:
     line = Text(style=style)
-    for place, (cell, width) in enumerate(zip(cells, widths, strict=True)):
+    for place in shown:
+        cell, width = cells[place], widths[place]
         padded = cell.rjust(width) if place in _NUMBERS else cell.ljust(width)
         line.append(padded + "  ", style=_STYLES.get(cell, "") if place == 1 else "")
     line.rstrip()

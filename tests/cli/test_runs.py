@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from imagemill.cli.command import main
 from imagemill.emulator import Emulator
@@ -177,3 +178,30 @@ def test_a_listing_loads_no_prefect() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, "There are no runs.\n")
+
+
+@pytest.mark.parametrize(
+    ("width", "hidden"),
+    [(40, ["CATALOG", "WHEN", "API", "COST"]), (80, ["CATALOG", "API"]), (200, []), (None, [])],
+)
+def test_the_list_fits_a_narrow_terminal(
+    width: int | None,
+    hidden: list[str],
+    runs: Callable[..., str],
+    own_home: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    folder = own_home / "runs" / "20261128-072956-a1b2c3"
+    folder.mkdir(parents=True)
+    settings = {"catalog": {"path": "spring/shop.parquet"}, "api": {"provider": "together"}}
+    record = {"settings": settings, "plan": {"unique": 10}, "planned_at": "2026-11-28T07:29:56"}
+    (folder / "run.json").write_text(json.dumps(record))
+    if width is not None:
+        console = Console(force_terminal=True, color_system=None, width=width)
+        monkeypatch.setattr("imagemill.cli.listing.stdout", console)
+    title, run, *hint = runs().splitlines()
+    assert folder.name in run
+    assert [name for name in (*hidden, "DONE") if name in title] == ["DONE"]
+    assert [name for name in hidden if name not in "".join(hint)] == []
+    assert bool(hint) == bool(hidden)
+    assert width is None or max(len(title), len(run)) <= width
