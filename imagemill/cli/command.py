@@ -61,7 +61,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         complain(f"{error} Run the same command again: finished images are kept.")
         return STOPPED
     except KeyboardInterrupt as interrupt:
-        complain(str(interrupt) or "Interrupted before anything was sent to the API.")
+        complain(
+            str(interrupt)
+            or _INTERRUPTED.get(chosen.command, "Interrupted before anything was sent to the API.")
+        )
         return STOPPED
     except Exception as error:
         if (shown := without_secrets(error)) is not error:
@@ -311,6 +314,12 @@ def _demo(arguments: argparse.Namespace) -> int:
 
 _FLOWS = ("run", "refresh", "preview", "resume", "retry-failed", "dashboard", "demo")
 """The commands that run a flow, for which Prefect needs a server."""
+
+_INTERRUPTED = {
+    "calibrate": "Interrupted: no limit was stored. Images that were asked for may be charged.",
+    "check": "Interrupted. If --image had asked for its image, that may be charged.",
+}
+"""What to say of commands that send requests, and are no runs."""
 
 _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "run": _run,

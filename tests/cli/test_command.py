@@ -321,6 +321,20 @@ def test_ctrl_c_while_the_command_loads_ends_it_without_a_traceback(loaded: str)
 
 
 @pytest.mark.slow
+def test_ctrl_c_in_a_calibration_says_that_it_may_have_cost(
+    emulator: Callable[..., Emulator], start_command: Callable[..., subprocess.Popen[str]]
+) -> None:
+    emulated = emulator(latency_s=0.2)
+    asked = ("--provider", "together", "--base-url", emulated.base_url, "--images", "5000")
+    process = start_command("calibrate", *asked)
+    wait_for(lambda: emulated.bill()["images"] >= 5, process)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=PATIENCE_S)
+    said = "imagemill: Interrupted: no limit was stored. Images that were asked for may be charged.\n"
+    assert (process.returncode, out, err) == (3, "", said)
+
+
+@pytest.mark.slow
 def test_ctrl_c_keeps_what_is_finished_and_says_how_to_resume(
     place: Place,
     emulator: Callable[..., Emulator],
