@@ -176,8 +176,9 @@ def show_summary(summary: RunSummary, *, places: bool = True) -> None:
         say(summary.judged_in_words)
     if summary.unanswered:
         say(
-            f"Requests that were never answered: {summary.unanswered:,}. The API may have charged"
+            f"Requests without an answer: {summary.unanswered:,}. The API may have charged"
             f" {money(summary.unanswered_usd)} for them, which is not part of the total."
+            + (" A resume first asks for those that the API keeps." if summary.stopped else "")
         )
     if summary.errors:
         classes = ", ".join(f"{name} {number:,}" for name, number in sorted(summary.errors.items()))

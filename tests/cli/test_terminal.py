@@ -8,8 +8,9 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from imagemill.cli.terminal import pace_line, progress_shown
+from imagemill.cli.terminal import pace_line, progress_shown, show_summary
 from imagemill.engine.recorder import Progress
+from tests.cli.test_forget import summary
 
 PROGRESS = Progress(
     run_id="r",
@@ -50,3 +51,12 @@ def test_a_narrow_terminal_shows_what_matters_most(
 def test_what_is_in_flight_is_a_part_of_the_limit_until_that_falls() -> None:
     assert "60 in flight, limit now 18 " in pace_line(PROGRESS)
     assert "17/18 in flight" in pace_line(replace(PROGRESS, in_flight=17))
+
+
+def test_requests_without_an_answer_may_yet_be_found_by_a_resume(capsys: pytest.CaptureFixture[str]) -> None:
+    ended = summary("r", "s3://tests/x", unanswered=2)
+    for stopped, found in ((None, False), ("Interrupted.", True)):
+        show_summary(ended.model_copy(update={"stopped": stopped}))
+        shown = capsys.readouterr().out
+        assert "Requests without an answer: 2." in shown
+        assert ("A resume first asks for those that the API keeps." in shown) is found
