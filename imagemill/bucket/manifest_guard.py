@@ -6,10 +6,10 @@ A refresh of an empty, truncated or wrong catalog would retire the rows of the r
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -51,7 +51,8 @@ class Standing:
     repaired rejected.parquet all that were rejected, as their ids may be what was repaired. Of the
     manifest's ``images``, no row of the plan uses ``unused``. ``by`` is what identifies a row: its id, or its
     prompt if the catalog has no ids. ``changed`` rows of the manifest would get another image.
-    ``newly_used`` are the catalog's columns, by imagemill's names, that the manifest only carries.
+    ``newly_used`` are the catalog's columns, by imagemill's names, that the manifest only carries. ``taken``
+    are ids in a rejected.parquet that still are those of other rows, whose images would be replaced.
     """
 
     uri: str
@@ -66,6 +67,7 @@ class Standing:
     by: str
     changed: int
     newly_used: Mapping[str, str]
+    taken: Sequence[str] = ()
 
     def is_of_other_catalog(self, path: str) -> bool:
         """Whether the manifest is another catalog's, which may have moved, and may have no ids."""
@@ -147,6 +149,7 @@ def _standing(
 ) -> Standing | None:
     rows = shared = retired = rejected = changed = 0
     images, unused = DigestIndex(), DigestIndex()
+    replaced, repeated = set[tuple[Any, ...]](), set[tuple[Any, ...]]()
     schema = manifest.schema_arrow
     columns = [*identity_columns(schema), "key", "status", "uri", "prompt"]
     for batch in manifest.iter_batches(columns=columns, use_threads=False):
@@ -169,6 +172,9 @@ def _standing(
         gone = planned.keys.places(keys) < 0
         changed += int((usable & gone).sum())
         made, words = some["uri"].is_valid().to_numpy(zero_copy_only=False), np.frombuffer(keys, "V16")
+        if repaired and not planned.numbered:
+            replaced.update(_named(some.filter(pa.array(usable & gone))))
+            repeated.update(_named(without_image))
         images.number(words[made].tobytes())
         unused.number(words[made & gone].tobytes())
     if not rows:
@@ -190,15 +196,27 @@ def _standing(
             for own, name in matched.items()
             if name in schema.names and name not in OWN_COLUMNS and used_columns(schema).get(own) != name
         },
+        taken=sorted({row[0] for row in replaced & repeated}),
     )
+
+
+def _named(rows: pa.RecordBatch) -> Iterator[tuple[Any, ...]]:
+    """The ids, and variants, of a manifest's rows."""
+    return zip(*[rows[name].to_pylist() for name in identity_columns(rows.schema)], strict=True)
 
 
 def refuse_other_catalog(found: Standing, path: str) -> None:
     """Check that the manifest is not another catalog's.
 
     Raises:
-        InputError: it is.
+        InputError: it is, or rows of a rejected.parquet would replace other rows of its catalog.
     """
+    if found.taken:
+        raise InputError(
+            f"{len(found.taken):,} of the ids in the catalog {path!r}, such as {found.taken[0]!r}, are still"
+            " those of other rows, whose images would be replaced in the manifest. Give these rows ids"
+            " of their own, or leave them out."
+        )
     if found.usable and found.is_of_other_catalog(path):
         raise InputError(
             f"The manifest in {found.uri} is that of the catalog {found.known_as!r}, not of {path!r}:"

@@ -145,6 +145,9 @@ def test_rejected_rows_are_repaired_whatever_was_wrong_with_them(
     assert [row["id"] for row in before] == ["1", None, "a", "a", None]
 
     repaired = tmp_path / "repaired.parquet"
+    rejected.assign(id=["b", "a", "c"]).to_parquet(repaired)
+    with pytest.raises(InputError, match=r"1 of the ids .* such as 'a', are still those of other rows"):
+        run(place, emulated, str(repaired))
     rejected.assign(id=["b", "", "c"]).to_parquet(repaired)
     summary = run(place, emulated, str(repaired))
     assert (summary.done, summary.rejected) == (2, 1)
