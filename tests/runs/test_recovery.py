@@ -437,6 +437,30 @@ def test_a_request_without_an_answer_and_what_lost_machines_may_have_sent_since_
         assert [resumed(session).unanswered for _ in range(2)] == [3, 3]
 
 
+@pytest.mark.parametrize("said", ["sent", "timed out"])
+def test_a_request_that_another_machine_found_is_asked_about_by_the_one_that_was_thought_lost(
+    place: Place, catalog: Callable[..., str], said: str
+) -> None:
+    """Seed 728783: what the first machine's own log says was sent, the store knows as found in the list."""
+    with open_session(settings(place, catalog(prompt=["a"]))) as session:
+        job = killed_at_work(session, status=JobStatus.PENDING, attempts=0)
+        session.recorder.event("up_next", jobs=[0])
+        session.recorder.sent(sent := replace(job, attempts=1))
+        if said == "timed out":
+            sent.lose_answer(PRICE_USD)
+            session.recorder.attempt_failed(sent, ApiError(ErrorClass.TIMEOUT, "timed out"), 0.0)
+        job.note_lost(["2026-11-28T00:00:00+00:00"])
+        job.find_request("found", PRICE_USD, listed=True)
+        saved(session, job)
+        job = resumed(session)
+        assert (job.status, job.request_id, job.attempts) == (JobStatus.PENDING, "found", 1)
+        job.start(5.0)
+        session.recorder.sent(job)  # it is asked about, and brings nothing that can be used
+        job.drop_request()
+        session.recorder.attempt_failed(job, ApiError(ErrorClass.INVALID_IMAGE, "cut"), None)
+        assert resumed(session).request_id is None
+
+
 @pytest.mark.parametrize("killed_after", ["attempt_failed", "failed"])
 def test_a_job_that_failed_is_not_bought_again_where_only_the_log_knows(
     place: Place, catalog: Callable[..., str], killed_after: str
