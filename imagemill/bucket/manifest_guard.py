@@ -47,8 +47,8 @@ class Standing:
 
     ``usable`` are the plan's rows that can become images, ``rows`` those of the manifest. Of these,
     ``retired`` have left the catalog, and ``rejected`` are in it but cannot be used. ``shared`` are the rows
-    of the manifest that the plan can use, also those that were rejected before and are repaired now: for a
-    repaired rejected.parquet all that were rejected, as their ids may be what was repaired. Of the
+    of the manifest that the plan can use, also those that were rejected before and are repaired now: in a
+    rejected.parquet those of a rejected prompt, too, as their ids may be what was repaired. Of the
     manifest's ``images``, no row of the plan uses ``unused``. ``by`` is what identifies a row: its id, or its
     prompt if the catalog has no ids. ``changed`` rows of the manifest would get another image.
     ``newly_used`` are the catalog's columns, by imagemill's names, that the manifest only carries. ``taken``
@@ -97,7 +97,7 @@ def standing(
     with bucket.open(MANIFEST) as file:
         if file is None:
             return None
-        planned = _Planned(plan)
+        planned = _Planned(plan, repaired=repaired)
         try:
             # A refusal ends the process, which pyarrow's own threads would abort at its exit.
             return _standing(
@@ -108,9 +108,9 @@ def standing(
 
 
 class _Planned:
-    """The ids, the keys and, if its ids are row numbers, the prompts of a plan."""
+    """The ids and the keys of a plan, and its prompts if its ids are row numbers, or may be repaired ones."""
 
-    def __init__(self, plan: Path) -> None:
+    def __init__(self, plan: Path, *, repaired: bool) -> None:
         names = identity_columns(pq.read_schema(plan))
         self._ids, self.keys, self.prompts = DigestIndex(), DigestIndex(), DigestIndex()
         self.usable = 0
@@ -124,7 +124,7 @@ class _Planned:
             usable = batch.filter(is_usable)
             numbers.append(self._ids.number(identities(batch))[is_usable.to_numpy(zero_copy_only=False)])
             self.keys.number(text_digests(usable["key"]))
-            if self.numbered:
+            if self.numbered or repaired:
                 self.prompts.number(text_digests(usable["prompt"]))
             self.usable += usable.num_rows
         self._is_usable = np.zeros(
@@ -163,10 +163,12 @@ def _standing(
         without_image = batch.filter(pc.and_(active, batch["key"].is_null()))
         if planned.numbered:
             usable = planned.prompts.places(text_digests(some["prompt"])) >= 0
+        mended = np.zeros(without_image.num_rows, bool)
+        if not planned.numbered:
+            mended |= planned.known(identities(without_image))[1]
         if repaired:
-            shared += without_image.num_rows
-        elif not planned.numbered:
-            shared += int(planned.known(identities(without_image))[1].sum())
+            mended |= planned.prompts.places(text_digests(without_image["prompt"])) >= 0
+        shared += int(mended.sum())
         shared += int(usable.sum())
         keys = text_digests(some["key"])
         gone = planned.keys.places(keys) < 0

@@ -235,7 +235,23 @@ def _merge(now: Comparison, before: Path, manifest: Path, merged: Path) -> Chang
         for batch in read_batches(manifest):
             writer.write(finished.kept(_fitted(batch, schema)))
         changes = now.changes(before, lambda kept: writer.write(_fitted(kept, schema)))
+        for rows in _without_ids(before, manifest):
+            writer.write(_fitted(rows, schema))
     return replace(changes, retired=0)
+
+
+def _without_ids(before: Path, manifest: Path) -> Iterator[pa.RecordBatch]:
+    """The previous manifest's rows without ids, but for those whose prompt a manifest has."""
+    prompts: DigestIndex | None = None
+    for batch in read_batches(before):
+        rows = batch.filter(batch["id"].is_null())
+        if not rows.num_rows:
+            continue
+        if prompts is None:
+            prompts = DigestIndex()
+            for some in read_batches(manifest, ["prompt"]):
+                prompts.number(text_digests(some["prompt"]))
+        yield rows.filter(pa.array(prompts.places(text_digests(rows["prompt"])) < 0))
 
 
 def _retire(

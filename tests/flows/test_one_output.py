@@ -157,6 +157,15 @@ def test_rejected_rows_are_repaired_whatever_was_wrong_with_them(
     assert pictures == {"1": "one", "a": "first", "b": "none", "c": "long", "d": "other"}
     assert None not in [row["id"] for row in place.table("manifest.parquet")]
 
+    run(place, emulated, catalog(id=["1", ""], prompt=["one", "none"]), output={"replace_manifest": True})
+    others = rejected.assign(id=["k1", "k2", "k3"], prompt=["foreign 1", "foreign 2", "foreign 3"])
+    others.to_parquet(tmp_path / "others.parquet")
+    with pytest.raises(InputError, match="0 of its 1 ids are in this catalog"):
+        run(place, emulated, str(tmp_path / "others.parquet"))
+    run(place, emulated, str(tmp_path / "others.parquet"), output={"merge_manifest": True})
+    left = [row["prompt"] for row in place.table("manifest.parquet") if row["id"] is None]
+    assert left == ["none"]  # of which no row that was merged is a repair
+
     elsewhere = {"uri": f"{place.uri}/elsewhere"}
     run(place, emulated, catalog("whole.parquet", prompt=["p", "q"]), output=elsewhere)
     with pytest.raises(InputError, match="0 of its 2 ids are in this catalog"):  # none was rejected there
