@@ -82,10 +82,12 @@ def _stopped(summary: RunSummary, *, as_json: bool, where: str = "") -> int:
         print(summary.model_dump_json())
     else:
         show_summary(summary)
+    resume = f" Resume with: {resume_command(summary.run_id, summary.stopped, where)}"
+    if "max_cost_usd" in (summary.stopped or ""):  # a route's, which a resume cannot raise
+        resume = ""
     complain(
         f"{summary.stopped} {summary.done:,} of {summary.unique:,} images are done and kept,"
-        f" {summary.pending:,} are pending{summary.unanswered_in_words}."
-        f" Resume with: {resume_command(summary.run_id, summary.stopped, where)}"
+        f" {summary.pending:,} are pending{summary.unanswered_in_words}.{resume}"
     )
     return STOPPED
 

@@ -199,7 +199,7 @@ class Admission:
 
     def _close_spent(self, route: Route) -> None:
         if route.share is not None:
-            self.close(route, StopKind.OUT_OF_BUDGET, route.share.sentence)
+            self.close(route, StopKind.OUT_OF_BUDGET, route.share.sentence_of_route)
 
     def _give_up(self, work: Work) -> None:
         """All routes that the job may take have been down for too long."""

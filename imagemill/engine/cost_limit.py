@@ -59,11 +59,22 @@ class CostLimit:
     @property
     def sentence(self) -> str:
         """Why nothing more is bought, and what is spent; one process of several does not know that."""
+        return f"The next image would exceed the limit of {self._amounts}: raise --max-cost to go on."
+
+    @property
+    def sentence_of_route(self) -> str:
+        """The same of a route's part of the budget, which a resume takes as it was."""
+        return (
+            f"The next image would exceed the route's max_cost_usd of {self._amounts}: repeat the run's"
+            " command with a higher one and its run id to go on."
+        )
+
+    @property
+    def _amounts(self) -> str:
         spent = "" if self._set_aside else f"{money(self.spent_usd)} is spent"
         if spent and self.doubtful_usd > 1e-9:
             spent += f", and {money(self.doubtful_usd)} may have been charged for requests without an answer"
-        limit = f"{money(self.limit_usd or 0.0)}{spent and f' ({spent})'}"
-        return f"The next image would exceed the limit of {limit}: raise --max-cost to go on."
+        return f"{money(self.limit_usd or 0.0)}{spent and f' ({spent})'}"
 
     @property
     def stopped(self) -> bool:

@@ -77,6 +77,31 @@ def test_a_run_over_two_accounts_is_recorded_by_route_and_found_again_by_either(
     assert (alone.json["generated"], alone.json["reused"]) == (3, 0)  # a run over one keeps its vendor's keys
 
 
+def test_a_route_that_has_spent_its_part_says_how_to_raise_it(
+    place: Place,
+    emulator: Callable[..., Emulator],
+    catalog: Callable[..., str],
+    command: Callable[..., Command],
+) -> None:
+    emulated = emulator()
+    given = ["run", catalog(prompt=["a", "b", "c", "d"]), *output(place), "--run-id", "r"]
+
+    def over_both(usd: float) -> list[str]:
+        routes = [route(vendor, emulated, max_cost_usd=usd) for vendor in ("together", "fal")]
+        return ["--route", routes[0], "--route", routes[1]]
+
+    stopped = command(*given, *over_both(0.003))
+    assert stopped.code == 3, stopped.err
+    assert (
+        "fal: The next image would exceed the route's max_cost_usd of $0.003 ($0.002 is spent): repeat"
+        " the run's command with a higher one and its run id to go on." in stopped.err
+    )
+    assert "imagemill resume" not in stopped.err  # which would stop again
+    done = command(*given, *over_both(1), "--json")
+    assert (done.code, done.json["done"]) == (0, 4), done.err
+    assert emulated.bill()["images"] == 4
+
+
 @pytest.mark.slow
 def test_a_killed_run_over_two_accounts_goes_on_with_another_deadline_and_agrees_with_the_bill(
     place: Place,
