@@ -245,7 +245,8 @@ def test_a_task_that_is_not_done_yet_is_waited_for(work: Work) -> None:
     [
         (error("invalidApiKey", "Invalid API key", 401), StopKind.UNAUTHORIZED, None),
         (error("insufficientCredits", "No credits", 402), StopKind.OUT_OF_BUDGET, None),
-        (error("invalidModel", "No such model", 400), None, ErrorClass.BAD_REQUEST),
+        (error("invalidModel", "No such model", 400), StopKind.SETUP, None),
+        (error("invalidPositivePrompt", "Too long", 400), None, ErrorClass.BAD_REQUEST),
     ],
 )
 def test_refusals(
