@@ -165,7 +165,7 @@ def _estimate(arguments: argparse.Namespace) -> int:
 
 
 def _resume(arguments: argparse.Namespace) -> int:
-    from imagemill.cli.options import bucket_options
+    from imagemill.cli.options import BUCKET_OPTIONS, given_options
     from imagemill.cli.running import check, run_and_show
     from imagemill.flows.generate_catalog import generate_catalog
     from imagemill.flows.refresh_catalog import refresh_catalog
@@ -176,12 +176,13 @@ def _resume(arguments: argparse.Namespace) -> int:
         lambda: refresh_catalog(**settings) if "refresh" in settings else generate_catalog(**settings),
         as_json=arguments.json,
         log_format=arguments.log_format,
-        where=bucket_options(arguments),
+        where=given_options(arguments, BUCKET_OPTIONS),
+        again=given_options(arguments),
     )
 
 
 def _retry_failed(arguments: argparse.Namespace) -> int:
-    from imagemill.cli.options import bucket_options
+    from imagemill.cli.options import BUCKET_OPTIONS, given_options
     from imagemill.cli.running import check, run_and_show, say_what_is_left
     from imagemill.flows.retry_failed import retry_failed
     from imagemill.runs.folder import RunFolder
@@ -208,7 +209,8 @@ def _retry_failed(arguments: argparse.Namespace) -> int:
         ),
         as_json=arguments.json,
         log_format=arguments.log_format,
-        where=bucket_options(arguments),
+        where=given_options(arguments, BUCKET_OPTIONS),
+        again=given_options(arguments),
     )
 
 

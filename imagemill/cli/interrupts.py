@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 
@@ -25,11 +25,13 @@ class InterruptedCaller(Caller):
 
     A second one lets go of the requests in flight, so that the run ends at once, with its summary. A third
     ends the process, and so does the first while there is nothing to stop; a next one kills it. SIGHUP
-    counts only as the first: shell and kernel both send it, and nobody is there to be impatient.
+    counts only as the first: shell and kernel both send it, and nobody is there to be impatient. ``again``
+    has the options with which a resume goes on.
     """
 
-    def __init__(self, show: Callable[[Progress], None] | None = None) -> None:
+    def __init__(self, show: Callable[[Progress], None] | None = None, again: Sequence[str] = ()) -> None:
         super().__init__(self._keep)
+        self._again = again
         self._shown = show
         self._progress: Progress | None = None
         self._signals = 0
@@ -80,7 +82,8 @@ class InterruptedCaller(Caller):
     def _after_run(self) -> str:
         if self._progress is None:
             return "Interrupted. Finished images are kept. imagemill runs shows how to go on."
+        resume = " ".join(["imagemill resume", self._progress.run_id, *self._again])
         return (
             f"Interrupted. Finished images are kept: {money(self._progress.cost_usd)} so far; requests in"
-            f" flight may be charged, too. Go on with: imagemill resume {self._progress.run_id}"
+            f" flight may be charged, too. Go on with: {resume}"
         )

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from rich.text import Text
 
 from imagemill.cli.exit_codes import DONE
-from imagemill.cli.options import bucket_options, settings_of
+from imagemill.cli.options import BUCKET_OPTIONS, given_options, settings_of
 from imagemill.cli.terminal import (
-    resume_command,
+    how_to_resume,
     say,
     show_failures,
     show_summary,
@@ -82,24 +82,24 @@ def _show(arguments: argparse.Namespace, records: RunRecords) -> int:
     elif arguments.json:
         _print_json({**run.model_dump(), "summary": summary and summary.model_dump()})
     else:
-        _show_run(run, summary, bucket_options(arguments))
+        _show_run(run, summary, given_options(arguments, BUCKET_OPTIONS))
     return DONE
 
 
-def _show_run(run: KnownRun, summary: RunSummary | None, where: str) -> None:
+def _show_run(run: KnownRun, summary: RunSummary | None, where: Sequence[str]) -> None:
     if summary is None:
         _show_table([run])
         if run.state == "unfinished":
-            say(f"The run did not finish. Resume it with: {resume_command(run.run_id, where=where)}")
+            say(f"The run did not finish.{how_to_resume(run.run_id, again=where)}")
         return
     show_summary(summary)
     if summary.stopped:
-        command = resume_command(run.run_id, summary.stopped, where)
-        say(f"Stopped: {spelled_out(summary.stopped)} Resume it with: {command}")
+        resume = how_to_resume(run.run_id, summary.stopped, where)
+        say(f"Stopped: {spelled_out(summary.stopped)}{resume}")
     if summary.suspect:
         say(suspects_in_words(summary, where))
     if summary.failed:
-        show_failures(summary, where)
+        show_failures(summary, where, where)
 
 
 def _print_json(document: object) -> None:

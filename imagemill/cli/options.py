@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from imagemill.errors import InputError
 from imagemill.settings import GROUPS, OutputSettings, input_error, read_template
+from imagemill.store_address import split_password
 
 OPTIONS: tuple[tuple[str, str, str, str], ...] = (
     # option, metavar, group of settings, field
@@ -188,14 +189,17 @@ def output_of(arguments: argparse.Namespace) -> OutputSettings | None:
     return output
 
 
-def bucket_options(arguments: argparse.Namespace) -> str:
-    """The options that located a bucket, as they were given, to repeat in another command."""
-    given = [
-        (option, getattr(arguments, f"{group}.{name}"))
-        for option, _, group, name in OPTIONS
-        if option in BUCKET_OPTIONS
-    ]
-    return "".join(f" {option} {quote(value)}" for option, value in given if value is not None)
+def given_options(arguments: argparse.Namespace, only: Sequence[str] | None = None) -> list[str]:
+    """The options of settings as they were given, or only some of them, to repeat in another command."""
+    given: list[str] = []
+    for option, _, group, name in OPTIONS:
+        value = getattr(arguments, f"{group}.{name}", None)
+        if value is None or (only is not None and option not in only):
+            continue
+        values = value if isinstance(value, list) else [value]
+        # The address of a store may hold a password, which is shown nowhere.
+        given += [f"{option} {quote(split_password(each)[0])}" for each in values]
+    return given
 
 
 def settings_of(arguments: argparse.Namespace, group: str, **given: object) -> Any:  # noqa: ANN401

@@ -134,7 +134,7 @@ def _retry_failed(retry: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="instead, apply the choices of a review: make pictures anew, keep or reject them",
     )
-    add_options(retry, (*RESUME_OPTIONS, *BUCKET_OPTIONS, "--base-url", "--judge"))
+    add_options(retry, (*RESUME_OPTIONS, *BUCKET_OPTIONS, "--base-url", "--image-host", "--judge"))
 
 
 def _calibrate(calibrate: argparse.ArgumentParser) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, TypeVar
 
 from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
@@ -17,9 +17,9 @@ from imagemill.cli.prefect_server import wait_for_server
 from imagemill.cli.spared_imports import spare_pandas
 from imagemill.cli.terminal import (
     complain,
+    how_to_resume,
     job_lines_shown,
     progress_shown,
-    resume_command,
     say,
     show_dashboard,
     show_failures,
@@ -49,15 +49,21 @@ R = TypeVar("R", RunSummary, Preview)
 
 
 def run_and_show(
-    flow: Callable[[], RunSummary], *, as_json: bool, log_format: str | None = None, where: str = ""
+    flow: Callable[[], RunSummary],
+    *,
+    as_json: bool,
+    log_format: str | None = None,
+    where: Sequence[str] = (),
+    again: Sequence[str] = (),
 ) -> int:
     """Run a flow that ends in a summary; print it; the exit code.
 
-    ``where`` has the options of the bucket that further commands need, too.
+    ``where`` has the options of the bucket that further commands need, too; ``again`` all that those need
+    which go on with the run.
     """
-    outcome = run(flow, log_format)
+    outcome = run(flow, log_format, again)
     if isinstance(outcome, RunStoppedError):
-        return _stopped(outcome.summary, as_json=as_json, where=where)
+        return _stopped(outcome.summary, as_json=as_json, again=again)
     summary = outcome
     if as_json:
         print(summary.model_dump_json())
@@ -71,23 +77,21 @@ def run_and_show(
         if summary.suspect:
             say(suspects_in_words(summary, where))
         if summary.failed:
-            show_failures(summary, where)
+            show_failures(summary, where, again)
     if summary.failed or (summary.rejected and not summary.unique):
         return FAILURES
     return DONE
 
 
-def _stopped(summary: RunSummary, *, as_json: bool, where: str = "") -> int:
+def _stopped(summary: RunSummary, *, as_json: bool, again: Sequence[str] = ()) -> int:
     if as_json:
         print(summary.model_dump_json())
     else:
         show_summary(summary)
-    resume = f" Resume with: {resume_command(summary.run_id, summary.stopped, where)}"
-    if "max_cost_usd" in (summary.stopped or ""):  # a route's, which a resume cannot raise
-        resume = ""
     complain(
         f"{summary.stopped} {summary.done:,} of {summary.unique:,} images are done and kept,"
-        f" {summary.pending:,} are pending{summary.unanswered_in_words}.{resume}"
+        f" {summary.pending:,} are pending{summary.unanswered_in_words}."
+        f"{how_to_resume(summary.run_id, summary.stopped, again)}"
     )
     return STOPPED
 
@@ -104,10 +108,12 @@ def preview_and_show(flow: Callable[[], Preview], *, as_json: bool, log_format: 
     return FAILURES if found.failed or (found.rejected and not found.unique) else DONE
 
 
-def run(flow: Callable[[], R], log_format: str | None = None) -> R | RunStoppedError:
+def run(
+    flow: Callable[[], R], log_format: str | None = None, again: Sequence[str] = ()
+) -> R | RunStoppedError:
     """Run a flow with its progress, or one line per job, on stderr. A stop is returned, not raised."""
     showing = job_lines_shown(log_format) if log_format else progress_shown()
-    with showing as show, called_by(caller := InterruptedCaller(show)), caller.signals():
+    with showing as show, called_by(caller := InterruptedCaller(show, again)), caller.signals():
         wait_for_server()
         collect()
         try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -199,27 +199,30 @@ def _say_routes(summary: RunSummary) -> None:
             say(f"{route.route} takes no more jobs in this run. {route.stopped}")
 
 
-def suspects_in_words(summary: RunSummary, where: str = "") -> str:
+def suspects_in_words(summary: RunSummary, where: Sequence[str] = ()) -> str:
     """How many pictures look wrong, and how to see them; ``where`` has the options of the run's bucket."""
     pictures = counted(summary.suspect, "picture looks", "pictures look")
     them = "it" if summary.suspect == 1 else "them"
-    return f"{pictures} wrong. Look at {them}: imagemill review {summary.run_id}{where}"
+    return f"{pictures} wrong. Look at {them}: {' '.join(['imagemill review', summary.run_id, *where])}"
 
 
-def show_failures(summary: RunSummary, where: str = "") -> None:
-    """Print how many images failed, how to see why, and how to retry them."""
+def show_failures(summary: RunSummary, where: Sequence[str] = (), again: Sequence[str] = ()) -> None:
+    """Print how many images failed, how to see why, and how to retry them with the options ``again``."""
     failed = counted(summary.failed, "image", "images")
-    say(f"{failed} failed. See why: imagemill runs {summary.run_id} --failed{where}")
+    say(f"{failed} failed. See why: {' '.join(['imagemill runs', summary.run_id, '--failed', *where])}")
     say(
-        f"Retry them: imagemill retry-failed {summary.run_id}{where}"
+        f"Retry them: {' '.join(['imagemill retry-failed', summary.run_id, *again])}"
         " (--permanent includes those that would fail again with the same input)"
     )
 
 
-def resume_command(run_id: str, stopped: str | None = None, where: str = "") -> str:
-    """The command that resumes a run, which ``stopped`` for this reason."""
-    raised = " --max-cost MORE" if stopped and "raise --max-cost" in stopped else ""
-    return f"imagemill resume {run_id}{where}{raised}"
+def how_to_resume(run_id: str, stopped: str | None = None, again: Sequence[str] = ()) -> str:
+    """The command that resumes a run, which ``stopped`` for this reason, with the options ``again``."""
+    if stopped and "max_cost_usd" in stopped:  # a route's, which no resume raises
+        return ""
+    if stopped and "raise --max-cost" in stopped:
+        again = [*(each for each in again if not each.startswith("--max-cost ")), "--max-cost MORE"]
+    return f" Resume with: {' '.join(['imagemill resume', run_id, *again])}"
 
 
 def show_estimate(estimate: Estimate) -> None:

@@ -271,17 +271,20 @@ def test_a_command_that_a_run_prints_goes_on_with_it(
     elsewhere = {"IMAGEMILL_HOME": str(tmp_path / "elsewhere")}
     where = f" --output {place.uri} --s3-endpoint-url {place.s3.endpoint_url}"
     shown = command("runs", "r", *where.split(), **elsewhere).out
-    resume = f"imagemill resume r{where} --max-cost MORE"
-    assert f"Resume it with: {resume}\n" in shown
-    named = ("--base-url", emulated.base_url)
-    done = command(*resume.replace("MORE", "1").split()[1:], *named, **elsewhere)
+    assert f"Resume with: imagemill resume r{where} --max-cost MORE\n" in shown
+    more = ("--max-cost", "0.0004", "--base-url", emulated.base_url, "--concurrency", "1")
+    stopped = command("resume", "r", *where.split(), *more, **elsewhere)
+    again = f" --base-url {emulated.base_url}{where} --concurrency 1 --max-cost"
+    assert (stopped.code, f"Resume with: imagemill resume r{again} MORE\n" in stopped.err) == (3, True)
+    done = command("resume", "r", *again.split(), "1", **elsewhere)
     assert done.code == 1, done.err
-    retry = f"imagemill retry-failed r{where}"
+    retry = f"imagemill retry-failed r --base-url {emulated.base_url}{where} --concurrency 1 --max-cost 1"
     assert f"Retry them: {retry} (--permanent" in done.out
     assert f"See why: imagemill runs r --failed{where}\n" in done.out
-    again = [*retry.split()[1:], *named, "--max-cost", "1"]
-    assert command(*again, **elsewhere).code == 0
-    assert "No image of run r has failed: there is nothing to retry." in command(*again, **elsewhere).err
+    assert command(*retry.split()[1:], **elsewhere).code == 0
+    assert "No image of run r has failed: there is nothing to retry." in (
+        command(*retry.split()[1:], **elsewhere).err
+    )
 
 
 @pytest.mark.slow

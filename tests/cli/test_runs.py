@@ -134,7 +134,7 @@ def test_a_run_that_is_worked_on_and_one_that_was_killed(
     (listed,) = json.loads(runs("--json"))["runs"]
     assert (listed["state"], listed["done"], listed["failed"]) == ("unfinished", 1, 1)
     assert listed["cost_usd"] > 0
-    assert "Resume it with: imagemill resume mine" in runs("mine")
+    assert "Resume with: imagemill resume mine" in runs("mine")
 
     log = JobLog("mine", folder / "log.jsonl")
     assert json.loads(runs("mine", "--json"))["state"] == "running"
