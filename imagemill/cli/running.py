@@ -30,6 +30,7 @@ from imagemill.cli.terminal import (
 )
 from imagemill.cluster.dask import check_cluster
 from imagemill.engine.limits.pacer import Pacer
+from imagemill.errors import InputError
 from imagemill.flows.build_dashboard import build_dashboard
 from imagemill.formatting import counted
 from imagemill.prefect_address import lasting_server
@@ -40,7 +41,7 @@ from imagemill.runs.accounts import named_routes, refuse_given_up
 from imagemill.runs.caller import called_by
 from imagemill.runs.environment import refuse_environment
 from imagemill.runs.folder import RunFolder
-from imagemill.runs.known_runs import LocalRecords, failed_jobs
+from imagemill.runs.known_runs import LocalRecords, failed_jobs, known_run
 from imagemill.runs.recorded_settings import settings_to_go_on
 from imagemill.runs.summary import RunStoppedError, RunSummary
 from imagemill.settings import OutputSettings, RegressionSettings
@@ -170,15 +171,20 @@ def check(settings: dict[str, Any]) -> None:
 
 
 def say_what_is_left(run_id: str, *, permanent: bool) -> None:
-    """Say it if no failed job of a run is to be retried."""
-    failed = failed_jobs(LocalRecords(), run_id)
+    """Say it if no failed job of a run is to be retried, and what is done instead."""
+    try:
+        failed = failed_jobs(LocalRecords(), run_id)
+        pending = known_run(LocalRecords(), run_id)[0].pending
+    except InputError:  # a damaged file, which the run itself does not read
+        return
+    going_on = f"this goes on with the {pending:,} that are pending" if pending else ""
     if not failed:
-        complain(f"No image of run {run_id} has failed: there is nothing to retry.")
+        complain(f"No image of run {run_id} has failed: {going_on or 'there is nothing to retry'}.")
     elif not permanent and not any(story.retryable for story in failed):
         images = counted(len(failed), "failed image", "failed images")
         complain(
             f"The {images} of run {run_id} would fail again with the same input: only --permanent retries"
-            " them."
+            f" them{going_on and f'; {going_on}'}."
         )
 
 

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from imagemill.engine.job_log import is_worked_on
 from imagemill.errors import InputError
+from imagemill.formatting import cut
 from imagemill.runs.folder import RunFolder, home
 from imagemill.runs.summary import RunSummary
 from imagemill.settings import RUN_ID
@@ -160,13 +161,17 @@ def known_run(records: RunRecords, run_id: str) -> tuple[KnownRun, RunSummary | 
 
 
 def failed_jobs(records: RunRecords, run_id: str) -> list[JobStory]:
-    """The failed jobs of a run and their errors, in the catalog's order."""
+    """The failed jobs of a run and their errors, in the catalog's order.
+
+    Raises:
+        InputError: a file of the run is damaged.
+    """
     events = (b"attempt_failed", b"failed", b"reopened")
     stories = _stories(_events(records.lines(run_id), events), lambda _: True)
     failed = {number: story for number, story in stories.items() if story.status == "failed"}
     if _summary(records, run_id) is not None:
         # Failures on other machines are not in our log, but in failed.parquet.
-        for row in _rows(records.read(run_id, "failed.parquet")):
+        for row in _rows(records, run_id, "failed.parquet"):
             if row["number"] not in failed:
                 failed[row["number"]] = _failed(row)
     return [failed[number] for number in sorted(failed)]
@@ -176,9 +181,9 @@ def job_story(records: RunRecords, run_id: str, row_id: str) -> JobStory:
     """What happened to the catalog row with this id.
 
     Raises:
-        InputError: the catalog had no such row.
+        InputError: the catalog had no such row, or a file of the run is damaged.
     """
-    planned = _rows(records.read(run_id, "plan.parquet"), ("id", "=", row_id))
+    planned = _rows(records, run_id, "plan.parquet", ("id", "=", row_id))
     if not planned:
         raise InputError(f"The catalog of run {run_id!r} had no row with the id {row_id!r}.")
     row = planned[0]
@@ -190,8 +195,8 @@ def job_story(records: RunRecords, run_id: str, row_id: str) -> JobStory:
     stories = _stories(_events(records.lines(run_id), events), lambda event: event["job"] == number)
     story = stories.get(number)
     if story is None:
-        failures = _rows(records.read(run_id, "failed.parquet"), ("number", "=", number))
-        jobs = _rows(records.read(run_id, "jobs.parquet"), ("number", "=", number))
+        failures = _rows(records, run_id, "failed.parquet", ("number", "=", number))
+        jobs = _rows(records, run_id, "jobs.parquet", ("number", "=", number))
         story = _failed(failures[0]) if failures else _ended(jobs[0]) if jobs else JobStory(id=row_id)
     return story.model_copy(update={"id": row_id, "key": row["key"], "prompt": row["prompt"]})
 
@@ -284,14 +289,27 @@ def _stories(
     return stories
 
 
-def _rows(content: bytes | None, row: tuple[str, str, object] | None = None) -> list[dict[str, Any]]:
-    """The rows of a Parquet file, or those that match a filter."""
+def _rows(
+    records: RunRecords, run_id: str, name: str, row: tuple[str, str, object] | None = None
+) -> list[dict[str, Any]]:
+    """The rows of a run's Parquet file, or those that match a filter.
+
+    Raises:
+        InputError: the file is damaged.
+    """
+    content = records.read(run_id, name)
     if content is None:
         return []
     import pyarrow.parquet as pq  # noqa: PLC0415 - listing runs does not need it
 
     # In this thread: pyarrow's own, begun just before the command ends, abort the process at its exit.
-    table = pq.read_table(io.BytesIO(content), filters=row and [row], use_threads=False, pre_buffer=False)
+    try:
+        table = pq.read_table(io.BytesIO(content), filters=row and [row], use_threads=False, pre_buffer=False)
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"The file {name} of run {run_id!r} is damaged ({cut(str(error), 200)}). A copy of it is in the"
+            " bucket (with --output), or on the run's machine (without)."
+        ) from error
     found: list[dict[str, Any]] = table.to_pylist()
     return found
 

@@ -268,6 +268,9 @@ def test_a_command_that_a_run_prints_goes_on_with_it(
     assert stopped.code == 3
     assert "Resume with: imagemill resume r --max-cost MORE\n" in stopped.err
 
+    retried = command("retry-failed", "r", "--max-cost", "0.0003")
+    assert "No image of run r has failed: this goes on with the 3 that are pending." in retried.err
+
     elsewhere = {"IMAGEMILL_HOME": str(tmp_path / "elsewhere")}
     where = f" --output {place.uri} --s3-endpoint-url {place.s3.endpoint_url}"
     shown = command("runs", "r", *where.split(), **elsewhere).out
@@ -281,7 +284,11 @@ def test_a_command_that_a_run_prints_goes_on_with_it(
     retry = f"imagemill retry-failed r --base-url {emulated.base_url}{where} --concurrency 1 --max-cost 1"
     assert f"Retry them: {retry} (--permanent" in done.out
     assert f"See why: imagemill runs r --failed{where}\n" in done.out
-    assert command(*retry.split()[1:], **elsewhere).code == 0
+    (tmp_path / "elsewhere/runs/r/failed.parquet").write_bytes(b"PAR1")
+    damaged = command("runs", "r", "--failed", **elsewhere)
+    assert (damaged.code, "The file failed.parquet of run 'r' is damaged (" in damaged.err) == (2, True)
+    retried = command(*retry.split()[1:], **elsewhere)
+    assert (retried.code, "imagemill:" in retried.err) == (0, False)
     assert "No image of run r has failed: there is nothing to retry." in (
         command(*retry.split()[1:], **elsewhere).err
     )
