@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from types import FrameType
 from typing import Any
 
 from imagemill.cli.exit_codes import DONE, STOPPED, UNUSABLE
@@ -45,8 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     run = _COMMANDS[chosen.command]
     try:
-        if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # imagemill.__main__
-            signal.signal(signal.SIGINT, signal.default_int_handler)
+        _let_signals_interrupt()
         if chosen.command not in _FLOWS or getattr(chosen, "dry_run", False):
             collect()
             return run(chosen)
@@ -70,6 +70,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if (shown := without_secrets(error)) is not error:
             raise shown from None
         raise
+
+
+def _let_signals_interrupt() -> None:
+    """Raise KeyboardInterrupt at Ctrl-C and SIGHUP, unless they are ignored, as under nohup."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # imagemill.__main__
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    hangup = getattr(signal, "SIGHUP", None)  # Windows has none
+    if hangup and signal.getsignal(hangup) is signal.SIG_DFL:
+        signal.signal(hangup, _hang_up)
+
+
+def _hang_up(number: int, _frame: FrameType | None) -> None:
+    """Interrupt the command only once: shell and kernel both send this signal."""
+    signal.signal(number, signal.SIG_IGN)
+    raise KeyboardInterrupt
 
 
 def _prepare_prefect() -> None:

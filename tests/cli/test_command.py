@@ -330,6 +330,19 @@ def test_ctrl_c_while_the_command_loads_ends_it_without_a_traceback(loaded: str)
     assert "Traceback" not in err
 
 
+def test_a_demo_whose_terminal_is_closed_leaves_nothing_behind(
+    start_command: Callable[..., subprocess.Popen[str]], tmp_path: Path
+) -> None:
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    process = start_command("demo", TMPDIR=str(temporary))
+    wait_for(lambda: any(temporary.glob("imagemill-demo-*")), process)
+    process.send_signal(signal.SIGHUP)
+    _, err = process.communicate(timeout=PATIENCE_S)
+    assert (process.returncode, "Traceback" in err) == (3, False)
+    assert not list(temporary.glob("imagemill-demo-*"))
+
+
 @pytest.mark.slow
 def test_ctrl_c_in_a_calibration_says_that_it_may_have_cost(
     emulator: Callable[..., Emulator], start_command: Callable[..., subprocess.Popen[str]]
