@@ -205,8 +205,10 @@ def test_throttled(replicate: Ask, emulator: Emulator) -> None:
 
 
 def test_a_task(bfl: Ask, ended: Ended, client: httpx.Client, emulator: Emulator, decode: Decode) -> None:
-    submit = bfl(model="flux-pro-1.1").json()
-    assert submit["polling_url"] == f"{emulator.base_url}/v1/get_result?id={submit['id']}"
+    submit = bfl(model="flux-pro-1.1")
+    name = submit.json()["id"]
+    assert submit.json()["polling_url"] == f"{emulator.base_url}/v1/get_result?id={name}"
+    assert ended(submit)["status"] == "Ready"
     task = ended(bfl())
     assert (task["status"], task["result"]["seed"]) == ("Ready", 7)
     link = task["result"]["sample"]
