@@ -52,7 +52,7 @@ class Comparison:
         """The number of each row's id."""
 
     def changes(self, before: Path, lost: Callable[[pa.RecordBatch], None] | None = None) -> Changes:
-        """Compare with the previous manifest; ``lost`` is called with its rows whose ids are gone.
+        """Compare with the previous manifest; ``lost`` is called with its rows whose ids are gone, or null.
 
         Of several rows with the same id, the last one counts. Retired rows do not count, nor rejected ones
         without an id: whether one of the new rows is such a row, repaired, cannot be known.
@@ -61,12 +61,13 @@ class Comparison:
         keys = np.zeros(len(self._ids), np.int64)
         gone = DigestIndex()
         columns = [*identity_columns(pq.read_schema(before)), "key", "status"]
-        for rows in read_batches(before, None if lost else columns):
-            batch = rows.filter(rows["id"].is_valid())
+        for batch in read_batches(before, None if lost else columns):
             digests = identities(batch)
             numbers = self._ids.places(digests)
+            has_id = batch["id"].is_valid()
+            numbers[~has_id.to_numpy(zero_copy_only=False)] = -1
             active = pc.fill_null(pc.not_equal(batch["status"], RETIRED), fill_value=False)
-            active = active.to_numpy(zero_copy_only=False)
+            active = pc.and_(active, has_id).to_numpy(zero_copy_only=False)
             here = active & (numbers >= 0)
             known[numbers[here]] = True
             keys[numbers[here]] = _halves(batch)[here]

@@ -231,27 +231,19 @@ def _merge(now: Comparison, before: Path, manifest: Path, merged: Path) -> Chang
     finished = FinishedRows(before, manifest)
     if finished.is_newer:  # than this run, whose rows do not make the manifest its own
         schema = schema.with_metadata(finished.schema.metadata)
+    prompts = DigestIndex()
     with RowWriter(merged, schema) as writer:
         for batch in read_batches(manifest):
+            prompts.number(text_digests(batch["prompt"]))
             writer.write(finished.kept(_fitted(batch, schema)))
-        changes = now.changes(before, lambda kept: writer.write(_fitted(kept, schema)))
-        for rows in _without_ids(before, manifest):
-            writer.write(_fitted(rows, schema))
+
+        def keep(rows: pa.RecordBatch) -> None:
+            is_repaired = pa.array(prompts.places(text_digests(rows["prompt"])) >= 0)
+            others = rows.filter(pc.or_(rows["id"].is_valid(), pc.invert(is_repaired)))
+            writer.write(_fitted(others, schema))
+
+        changes = now.changes(before, keep)
     return replace(changes, retired=0)
-
-
-def _without_ids(before: Path, manifest: Path) -> Iterator[pa.RecordBatch]:
-    """The previous manifest's rows without ids, but for those whose prompt a manifest has."""
-    prompts: DigestIndex | None = None
-    for batch in read_batches(before):
-        rows = batch.filter(batch["id"].is_null())
-        if not rows.num_rows:
-            continue
-        if prompts is None:
-            prompts = DigestIndex()
-            for some in read_batches(manifest, ["prompt"]):
-                prompts.number(text_digests(some["prompt"]))
-        yield rows.filter(pa.array(prompts.places(text_digests(rows["prompt"])) < 0))
 
 
 def _retire(
@@ -277,7 +269,7 @@ def _retire(
     with RowWriter(joined, schema) as writer:
         for batch in read_batches(manifest):
             writer.write(_fitted(batch, schema))
-        return now.changes(before, lambda lost: writer.write(retired(lost)))
+        return now.changes(before, lambda lost: writer.write(retired(lost.filter(lost["id"].is_valid()))))
 
 
 def _with_columns_of(schema: pa.Schema, before: pa.Schema) -> pa.Schema:
