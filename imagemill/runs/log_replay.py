@@ -231,10 +231,9 @@ def catch_up(job: Job, line: LastLine | None) -> bool:
     if line.attempt == job.attempts and job.status is not JobStatus.RUNNING:
         return False  # the store is up to date
     answered = line.event in {"attempt_failed", "failed", "given_up"}  # whether the API still has it
-    is_over = answered if line.attempt == job.attempts else True
-    if job.is_listed and job.request_id not in line.request_ids:
-        is_over = False  # found by another machine, which took this one for lost
-    kept = None if is_over else job.request_id
+    # Another machine, which took this one for lost, has found it in the API's list.
+    is_anothers = job.is_listed and job.request_id not in line.request_ids
+    kept = job.request_id if is_anothers or (line.attempt == job.attempts and not answered) else None
     request_id = line.request_id or kept
     if kept is not None and kept == f"{PAID}{request_id}":
         request_id = kept  # booked already: a power cut has taken the line that said so
