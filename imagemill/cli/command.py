@@ -76,9 +76,8 @@ def _let_signals_interrupt() -> None:
     """Raise KeyboardInterrupt at Ctrl-C and SIGHUP, unless they are ignored, as under nohup."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # imagemill.__main__
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    hangup = getattr(signal, "SIGHUP", None)  # Windows has none
-    if hangup and signal.getsignal(hangup) is signal.SIG_DFL:
-        signal.signal(hangup, _hang_up)
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:
+        signal.signal(signal.SIGHUP, _hang_up)
 
 
 def _hang_up(number: int, _frame: FrameType | None) -> None:

@@ -12,8 +12,7 @@ from imagemill.engine.recorder import Progress
 from imagemill.formatting import money
 from imagemill.runs.caller import Caller
 
-_HANGUP = getattr(signal, "SIGHUP", None)  # Windows has none
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, *([_HANGUP] if _HANGUP else []))
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _SAID = (
     "Stopping: requests in flight may finish; Ctrl-C again to leave them.",
     "Leaving the requests in flight; Ctrl-C again ends the process as it is.",
@@ -50,7 +49,7 @@ class InterruptedCaller(Caller):
         before = {
             number: signal.signal(number, self._stop)
             for number in _SIGNALS
-            if number != _HANGUP or signal.getsignal(number) is not signal.SIG_IGN  # as under nohup
+            if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN  # as under nohup
         }
         try:
             yield
@@ -64,7 +63,7 @@ class InterruptedCaller(Caller):
             self._shown(progress)
 
     def _stop(self, number: int, _frame: FrameType | None) -> None:
-        if number == _HANGUP and self._signals:
+        if number == signal.SIGHUP and self._signals:
             return
         self._signals += 1
         is_first = self._signals == 1  # after it the run is ending, be it between two blocks
