@@ -12,13 +12,14 @@ import anyio
 
 from imagemill.engine.breaker import OutageError
 from imagemill.engine.cost_limit import BudgetSpentError, CostLimit
+from imagemill.engine.earlier_requests import EarlierRequests
 from imagemill.engine.limits.pacer import Slot, StoppedError
 from imagemill.engine.recorder import Recorder
 from imagemill.engine.route import Route
 from imagemill.engine.routes import NoRouteError, RouteDownError, Routes
 from imagemill.engine.stops import Stop, StopKind
 from imagemill.engine.work import Work
-from imagemill.errors import StoreUnavailableError
+from imagemill.errors import ApiError, ErrorClass, StoreUnavailableError
 from imagemill.formatting import counted
 from imagemill.jobs import Job
 from imagemill.stores import JobStore
@@ -34,6 +35,7 @@ class Admission:
     def __init__(
         self,
         routes: Routes,
+        earlier: EarlierRequests,
         cost: CostLimit,
         store: JobStore,
         recorder: Recorder,
@@ -41,6 +43,7 @@ class Admission:
         stop: Callable[[StopKind, str], None],
     ) -> None:
         self._routes = routes
+        self._earlier = earlier
         self._cost = cost
         self._store = store
         self._recorder = recorder
@@ -87,6 +90,40 @@ class Admission:
             work.purchase.leave()
             return None
 
+    def is_in_question(self, work: Work) -> bool:
+        """Whether the job's request may never have arrived, and would exceed a limit if it were sent now.
+
+        An earlier process named it. Where it was refused, and the line that says so is lost, its money may be
+        in others.
+        """
+        is_named = work.purchase.is_expected and work.route.api.name_of(work.job) is not None
+        limits = (self._cost, work.route.share)
+        return is_named and any(limit is not None and not limit.fits(0.0) for limit in limits)
+
+    async def _ask_first(self, work: Work) -> None:
+        """Find out whether the job's request arrived, and has not failed; else a new one is bought.
+
+        Raises:
+            BudgetSpentError: that cannot be found out.
+        """
+        job, route = work.job, work.route
+        has_arrived = await self._earlier.has_arrived(route, job, self._stopping)
+        has_failed = has_arrived and await self._earlier.has_failed(route, job)
+        if has_failed is None:
+            raise BudgetSpentError
+        if has_failed:
+            job.drop_request()
+            error = ApiError(ErrorClass.SERVER_ERROR, "the request has failed", code="request_failed")
+        elif not has_arrived:  # the next one has the same name
+            job.request_id = None
+            route.api.was_refused_further(job, 1)
+            error = ApiError(ErrorClass.TIMEOUT, "the API never got the request", code="connection")
+        else:
+            return
+        work.purchase.free(route.share)
+        self._recorder.attempt_failed(job, error, 0.0)
+        self._store.save(job)
+
     async def _slot(self, work: Work) -> Slot | None:
         """A place at a route; None where the route closed while the job waited for it.
 
@@ -127,6 +164,8 @@ class Admission:
             BudgetSpentError: it does not fit under the run's limit.
             NoRouteError: no route is left that the job may take.
         """
+        if self.is_in_question(work):
+            await self._ask_first(work)
         while self._routes.are_several and work.job.request_id is None:
             routes = self._routes.candidates(work)
             if not routes:

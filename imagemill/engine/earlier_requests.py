@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 import anyio
 import httpx
@@ -21,6 +22,9 @@ _NAMES_AT_ONCE = 10
 _NAMES_S = 60.0
 """How long they are asked about in all, in seconds: an API may not answer, and there may be thousands."""
 
+_ARRIVED_S = 120.0
+"""No picture takes longer, in seconds, unless more is allowed: an API knows by then what it ever got."""
+
 _PASSING = frozenset({ErrorClass.RATE_LIMITED, ErrorClass.SERVER_ERROR})
 _ASK_AGAIN_S = 1.0
 """A question with such an answer is asked again, after so many seconds where the API names no other time."""
@@ -31,6 +35,7 @@ class EarlierRequests:
 
     def __init__(self, routes: Routes) -> None:
         self._routes = routes
+        self._at_once = anyio.CapacityLimiter(_NAMES_AT_ONCE)
 
     async def find_lost(self, jobs: Sequence[Job]) -> None:
         """Look for unanswered requests in the APIs' lists; a job whose request is there gets its id."""
@@ -46,16 +51,14 @@ class EarlierRequests:
                         job.find_request(request_id, route.price(job), listed=True)
                         self._routes.place(job, route)
 
-    async def find_named(self, jobs: Sequence[Job], unwritten: Mapping[int, int]) -> set[int]:
+    async def find_named(self, jobs: Sequence[Job], unwritten: Mapping[int, int]) -> None:
         """Ask about requests that may have been sent under the names that these jobs have as their next.
 
         A job whose request an API has gets its id, and counts that attempt: where it failed, the next needs a
-        name of its own. The numbers of the jobs whose request is in doubt no more: an API may not know yet
-        what it is working on, and sent again only to the same one it is the same. ``unwritten`` is how many
-        attempts of a job no line tells of: an API may have refused them, and left their names to the next.
+        name of its own. So does one whose request the only API does not know: it may be at work on it, and
+        sent again under this name it is the same. ``unwritten`` is how many attempts of a job no line tells
+        of: an API may have refused them, and left their names to the next.
         """
-        asked: set[int] = set()
-        at_once = anyio.CapacityLimiter(_NAMES_AT_ONCE)
 
         async def ask(job: Job) -> None:
             said = list[bool | None]()
@@ -67,7 +70,7 @@ class EarlierRequests:
             for route in self._routes:
                 names = [name for one in nexts if (name := route.api.name_of(one))]
                 names = names[:1] + [name for name in names[1:] if name not in answered]
-                known = {name: await _knows(route, name, at_once) for name in names}
+                known = {name: await self._ask(route, partial(route.api.knows, name=name)) for name in names}
                 name = next((name for name in names if known[name]), None)
                 if not any(known.values()) and self._routes.of(job) is route:
                     # It never took those attempts, be it that it is at work on the last one under their name.
@@ -81,27 +84,51 @@ class EarlierRequests:
                 else:
                     job.request_id, job.attempts = name, next_one
                     self._routes.place(job, route)
-                    asked.add(job.number)
                 found.add(task)
             if said == [False]:
-                asked.add(job.number)
+                job.attempts = next_one
+                job.request_id = self._routes.first.api.name_of(job)
 
         with anyio.move_on_after(_NAMES_S):
             async with anyio.create_task_group() as group:
                 for job in jobs:
                     group.start_soon(ask, job)
-        return asked
 
+    async def has_arrived(self, route: Route, job: Job, stopping: anyio.Event) -> bool | None:
+        """Whether the API got the request that an earlier process named: it may know it only once it is done.
 
-async def _knows(route: Route, name: str, at_once: anyio.CapacityLimiter) -> bool | None:
-    """Whether a route's API has a request of this name; None where it could not be asked."""
-    async with at_once:
-        with contextlib.suppress(httpx.HTTPError, TimeoutError), anyio.fail_after(PATIENCE_S):
-            while True:
-                try:
-                    return await route.api.knows(route.http, name)
-                except ApiError as error:
-                    if error.error_class not in _PASSING:
-                        return None
-                    await anyio.sleep(error.retry_after_s or _ASK_AGAIN_S)
-    return None
+        It never got what it does not know two minutes later. None where it could not be asked then, for as
+        long again, or everything stops.
+        """
+        known_after_s = max(_ARRIVED_S, route.api.request_timeout_s)
+        question = partial(route.api.knows, name=job.request_id or "")
+        asked_from = anyio.current_time()
+        pause_s = _ASK_AGAIN_S
+        while not stopping.is_set():
+            knows = await self._ask(route, question)
+            asked_s = anyio.current_time() - asked_from
+            if knows or asked_s >= (2 if knows is None else 1) * known_after_s:
+                return knows
+            with anyio.move_on_after(pause_s):
+                await stopping.wait()
+            pause_s = min(2 * pause_s, PATIENCE_S)
+        return None
+
+    async def has_failed(self, route: Route, job: Job) -> bool | None:
+        """Whether that request, which the API has, has failed; None where it could not be asked."""
+        return await self._ask(route, partial(route.api.has_failed, name=job.request_id or ""))
+
+    async def _ask(
+        self, route: Route, question: Callable[[httpx.AsyncClient], Awaitable[bool]]
+    ) -> bool | None:
+        """What a route's API answers to a question about a request; None where it could not be asked."""
+        async with self._at_once:
+            with contextlib.suppress(httpx.HTTPError, TimeoutError), anyio.fail_after(PATIENCE_S):
+                while True:
+                    try:
+                        return await question(route.http)
+                    except ApiError as error:
+                        if error.error_class not in _PASSING:
+                            return None
+                        await anyio.sleep(error.retry_after_s or _ASK_AGAIN_S)
+        return None

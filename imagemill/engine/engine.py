@@ -134,7 +134,7 @@ class Engine:
         self._let_go = anyio.Event()
         self._shards: list[anyio.CancelScope] = []
         self.stopped: Stop | None = None
-        self._admission = Admission(routes, cost, store, recorder, self._stopping, self.stop)
+        self._admission = Admission(routes, self.earlier, cost, store, recorder, self._stopping, self.stop)
 
     @property
     def fence(self) -> Callable[[Job], Awaitable[bool]] | None:
@@ -224,7 +224,11 @@ class Engine:
         if self._admission.is_spent and job.request_id is None:
             return True
         # These must hold up no other job: until a route is free, or the log safe.
-        waits_apart = is_forgotten or (self.routes.are_several and not self.routes.is_free(job))
+        waits_apart = (
+            is_forgotten
+            or self._admission.is_in_question(work)
+            or (self.routes.are_several and not self.routes.is_free(job))
+        )
         if waits_apart or (work.is_lost and any(route.can_look for route in self.routes)):
             group.start_soon(self._work, work, None)
             return True

@@ -44,6 +44,11 @@ class Purchase:
         """Whether the API charged for the request, and that is booked."""
         return self._charged
 
+    @property
+    def is_expected(self) -> bool:
+        """Whether it counts as sent by an earlier process, or before a pause, and nobody has asked yet."""
+        return self._expected and not self._charged
+
     def move(self, price_usd: float, share: CostLimit | None = None) -> None:
         """The request goes to a route with this price; ``share`` is the route's part of the budget.
 
@@ -66,6 +71,13 @@ class Purchase:
             if self._share is not None and share_usd:
                 self._share.recover(expected_usd=share_usd)
                 self._is_in_share = True
+
+    def free(self, share: CostLimit | None) -> None:
+        """The request that was expected never arrived; ``share`` is its route's part of the budget."""
+        self._cost.recover(expected_usd=-self._price_usd)
+        if share is not None and self._is_in_share:
+            share.recover(expected_usd=-self._price_usd)
+        self._expected = self._is_in_share = False
 
     async def promise(self) -> None:
         """Set the price aside; at once where the request is sent already, or paid.

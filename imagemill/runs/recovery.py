@@ -195,8 +195,9 @@ def _find_named(
 ) -> list[Job]:
     """Ask about requests of these jobs that this client named; the jobs that it asked about.
 
-    What an API has told of leaves ``perhaps``. The others that lost machines may have sent stay in doubt
-    where they may have gone to a route that cannot be asked.
+    What an API has leaves ``perhaps``. So does what the only one does not know: it is asked about once more,
+    and sent again under its name, which is the same purchase if the API was at work on it. Until then its
+    price is expected. What else lost machines may have sent stays in doubt.
     """
     named = [job for job in jobs if _may_be_known_by_name(session, job, perhaps)]
     missed: dict[int, int] = {}
@@ -210,16 +211,15 @@ def _find_named(
             counted = 1 if elsewhere else len(perhaps[job.number]) - len(new)
             missed[job.number] = -max(0, min(counted, job.unanswered - _in_doubt(line)))
     unwritten = {job.number: _only_in_store(job, lines.get(job.number)) for job in named}
-    asked = session.wait(session.engine.earlier.find_named, named, unwritten) if named else ()
+    if named:
+        session.wait(session.engine.earlier.find_named, named, unwritten)
     for job in named:
         if job.request_id is not None:
             for _ in range(-missed[job.number]):
                 job.find_request(job.request_id, _highest_price(session, job))
             for _ in range(missed[job.number]):
                 job.lose_answer(_highest_price(session, job))
-            job.note_lost(machine.isoformat() for machine in perhaps[job.number])
-    for number in asked:
-        del perhaps[number]
+            job.note_lost(machine.isoformat() for machine in perhaps.pop(job.number))
     return named
 
 

@@ -227,3 +227,83 @@ def test_a_request_that_was_cancelled_at_the_vendor_may_be_billed(tmp_path: Path
     (job,) = ended.jobs
     assert (job.status, job.cost_usd) == (JobStatus.DONE, 0.003)
     assert len(account.charged) == 1 + job.unanswered == 2
+
+
+@pytest.mark.parametrize(("limited", "made"), [("the run", 3), ("the route", 1)])
+def test_what_an_earlier_process_may_have_sent_exceeds_no_limit_and_what_it_sent_is_fetched(
+    tmp_path: Path, limited: str, made: int
+) -> None:
+    """Five were named, one of them was sent, and the limit has room for three (seeds 837283 and 10078622).
+
+    Runware knew nothing yet of the one that it was at work on: its charge was in no sum, or was one too many.
+    """
+    api = Runware(api_key="k", base_url="http://first.test", usd_per_megapixel=0.0013)
+    accounts = {"first": Account(api, latency_s=30.0, latency_sigma=0.0)}
+    jobs = jobs_of(6, api.model)
+    price_usd = api.price_usd(jobs[0].width, jobs[0].height, jobs[0].steps)
+    for job in jobs[:5]:
+        job.attempts, job.route = 1, "first"
+        job.request_id = api.name_of(job)
+
+    async def was_sent() -> None:
+        async with httpx.AsyncClient(transport=accounts["first"], timeout=60.0) as http:
+            await http.post(api.endpoint(jobs[3]), headers=api.headers, json=api.payload(jobs[3]))
+
+    limits: dict[str, Any] = {"limit_usd": 3.1 * price_usd}
+    if limited == "the route":
+        limits = {"shares": {"first": 3.1 * price_usd}}
+        accounts["second"] = Account(Together(api_key="k", base_url="http://second.test"))
+        accounts["second"].refuses = 401
+    ended = run(lambda: run_over(tmp_path, accounts, jobs, meanwhile=was_sent, **limits))
+    assert ended.stopped is not None
+    assert len({prompt for _, prompt in accounts["first"].charged}) == len(accounts["first"].charged) == made
+    assert ended.cost.committed_usd == pytest.approx(ended.cost.spent_usd)
+    assert ended.cost.spent_usd == pytest.approx(made * price_usd)
+    assert (ended.statuses["done"], ended.jobs[3].status) == (made, JobStatus.DONE)
+    assert not any(job.request_id for job in ended.jobs if job.status is JobStatus.PENDING)
+
+
+def test_where_an_api_does_not_say_whether_it_has_a_request_no_limit_is_exceeded_by_it(
+    tmp_path: Path,
+) -> None:
+    """The questions got lost, and it was sent again as if it had been taken before (seed 10145588)."""
+    api = Runware(api_key="k", base_url="http://first.test", usd_per_megapixel=0.0013)
+    account = Account(api)
+    jobs = jobs_of(2, api.model)
+    for job in jobs:
+        job.attempts = 1
+        job.request_id = api.name_of(job)
+    names = [job.request_id for job in jobs]
+    price_usd = api.price_usd(jobs[0].width, jobs[0].height, jobs[0].steps)
+    account.refuses = 503
+    ended = run(lambda: run_over(tmp_path, {"only": account}, jobs, limit_usd=1.5 * price_usd))
+    assert ended.stopped is not None
+    assert ended.stopped.kind is StopKind.OUT_OF_BUDGET
+    assert [(job.status, job.request_id) for job in ended.jobs] == [(JobStatus.PENDING, n) for n in names]
+    assert 240.0 <= ended.seconds < 260.0
+
+
+def test_a_failed_requests_money_that_another_has_is_not_spent_twice(tmp_path: Path) -> None:
+    """The lines that said that it had failed, and that another was sent in place of it, were lost."""
+    api = Runware(api_key="k", base_url="http://first.test", usd_per_megapixel=0.0013)
+    account = Account(api)
+    jobs = jobs_of(2, api.model)
+    jobs[0].prompt = "Fox #fault:fail*1"
+    for job in jobs:
+        job.attempts = 1
+        job.request_id = api.name_of(job)
+    price_usd = api.price_usd(jobs[0].width, jobs[0].height, jobs[0].steps)
+
+    async def twice() -> Ended:
+        account.open()
+        async with httpx.AsyncClient(transport=account, timeout=60.0) as http:
+            for job in jobs:
+                await http.post(api.endpoint(job), headers=api.headers, json=api.payload(job))
+        return await run_over(tmp_path, {"only": account}, jobs, limit_usd=1.5 * price_usd)
+
+    ended = run(twice)
+    assert ended.stopped is not None
+    assert ended.stopped.kind is StopKind.OUT_OF_BUDGET
+    assert [job.status for job in ended.jobs] == [JobStatus.PENDING, JobStatus.DONE]
+    assert len(account.charged) == 1
+    assert ended.cost.committed_usd == pytest.approx(price_usd)

@@ -315,7 +315,7 @@ def asked_by_name(folder: Path, answer: Callable[..., Awaitable[httpx.Response]]
     """The jobs about whose next requests Runware answers, which it has, and after how many seconds."""
     api = Runware(api_key="k")
 
-    async def ask() -> tuple[set[int], list[bool], float]:
+    async def ask() -> tuple[list[bool], float]:
         pacer = Pacer(1)
         log = JobLog("run", folder / "log")
         recorder = Recorder("run", log, pacer, Telemetry("run", api.provider, api.model))
@@ -333,9 +333,9 @@ def asked_by_name(folder: Path, answer: Callable[..., Awaitable[httpx.Response]]
                 unsaved=folder,
             )
             begun, lost = anyio.current_time(), [make_job(api, number=number) for number in range(jobs)]
-            asked = await engine.earlier.find_named(lost, {})
+            assert not await engine.earlier.find_named(lost, {})
             recorder.close()
-            return asked, [job.request_id is not None for job in lost], anyio.current_time() - begun
+            return [job.request_id is not None for job in lost], anyio.current_time() - begun
 
     return run(ask)
 
@@ -347,7 +347,7 @@ def test_an_api_that_does_not_answer_is_not_asked_about_every_request_by_its_nam
         await anyio.sleep_forever()
         raise AssertionError
 
-    assert asked_by_name(tmp_path, silent, 1_000) == (set(), [False] * 1_000, 60.0)
+    assert asked_by_name(tmp_path, silent, 1_000) == ([False] * 1_000, 60.0)
 
 
 @pytest.mark.parametrize(
@@ -366,7 +366,7 @@ def test_a_refused_question_about_a_request_is_asked_again(
         (task,) = orjson.loads(request.content)
         return httpx.Response(200, json={"data": [{**task, "response": {}}]})
 
-    assert asked_by_name(tmp_path, answer, 1) == ({0} if found else set(), [found], after_s)
+    assert asked_by_name(tmp_path, answer, 1) == ([found], after_s)
 
 
 def named_by(
@@ -415,4 +415,4 @@ def test_no_task_is_taken_up_that_has_ended(tmp_path: Path) -> None:
     first, second = (api.name_of(replace(job, attempts=number)) or "" for number in (1, 2))
     job.note_ended([first, second])
     named_by(tmp_path, job, {"a": api}, 2, {"a": {first, second}})
-    assert job.request_id is None
+    assert job.request_id not in {first, second}

@@ -128,6 +128,14 @@ class ImageApi(ImageFetcher):
         """
         raise NotImplementedError
 
+    async def has_failed(self, http: httpx.AsyncClient, name: str) -> bool:
+        """Whether a request of this name, which the API knows, has failed, and another may be sent.
+
+        Raises:
+            ApiError, httpx.HTTPError: it could not be asked.
+        """
+        raise NotImplementedError
+
     def is_paid(self, request_id: str | None) -> bool:
         """Whether this names a request whose image was made, and booked, when the id became known."""
         return request_id is not None and (_is_link(request_id) or request_id.startswith(PAID))

@@ -116,6 +116,15 @@ class Runware(ImageApi):
     async def knows(self, http: httpx.AsyncClient, name: str) -> bool:
         return bool(await self._details(http, name))
 
+    async def has_failed(self, http: httpx.AsyncClient, name: str) -> bool:
+        try:
+            await self._past(http, name)
+        except ApiError as error:
+            if error.keep_request:
+                raise
+            return True
+        return False
+
     def body(self, job: Job) -> dict[str, Any]:
         return {
             "taskType": "imageInference",
