@@ -19,7 +19,7 @@ from imagemill.engine.route import Route
 from imagemill.engine.routes import NoRouteError, RouteDownError, Routes
 from imagemill.engine.stops import Stop, StopKind
 from imagemill.engine.work import Work
-from imagemill.errors import ApiError, ErrorClass, StoreUnavailableError
+from imagemill.errors import StoreUnavailableError
 from imagemill.formatting import counted
 from imagemill.jobs import Job
 from imagemill.stores import JobStore
@@ -93,36 +93,33 @@ class Admission:
     def is_in_question(self, work: Work) -> bool:
         """Whether the job's request may never have arrived, and would exceed a limit if it were sent now.
 
-        An earlier process named it. Where it was refused, and the line that says so is lost, its money may be
-        in others.
+        An earlier process named it. Where it was refused or has failed, and the line that says so is lost,
+        its money may be in others.
         """
         is_named = work.purchase.is_expected and work.route.api.name_of(work.job) is not None
-        limits = (self._cost, work.route.share)
-        return is_named and any(limit is not None and not limit.fits(0.0) for limit in limits)
+        return is_named and (self._cost.is_exceeded or self._is_share_exceeded(work.route))
+
+    @staticmethod
+    def _is_share_exceeded(route: Route) -> bool:
+        return route.share is not None and route.share.is_exceeded
 
     async def _ask_first(self, work: Work) -> None:
-        """Find out whether the job's request arrived, and has not failed; else a new one is bought.
+        """Find out whether the job's request arrived; if not, it is not sent as long as that exceeds a limit.
 
         Raises:
-            BudgetSpentError: that cannot be found out.
+            BudgetSpentError: it exceeds the run's.
+            NoRouteError: it exceeds its route's part.
         """
-        job, route = work.job, work.route
-        has_arrived = await self._earlier.has_arrived(route, job, self._stopping)
-        has_failed = has_arrived and await self._earlier.has_failed(route, job)
-        if has_failed is None:
-            raise BudgetSpentError
-        if has_failed:
-            job.drop_request()
-            error = ApiError(ErrorClass.SERVER_ERROR, "the request has failed", code="request_failed")
-        elif not has_arrived:  # the next one has the same name
-            job.request_id = None
-            route.api.was_refused_further(job, 1)
-            error = ApiError(ErrorClass.TIMEOUT, "the API never got the request", code="connection")
-        else:
+        has_arrived = await self._earlier.has_arrived(work.route, work.job, self._stopping)
+        if has_arrived or not self.is_in_question(work):
             return
-        work.purchase.free(route.share)
-        self._recorder.attempt_failed(job, error, 0.0)
-        self._store.save(job)
+        is_routes = not self._cost.is_exceeded
+        if has_arrived is False:
+            work.purchase.free(work.route.share)
+        if is_routes:
+            self._close_spent(work.route)
+            raise NoRouteError
+        raise BudgetSpentError
 
     async def _slot(self, work: Work) -> Slot | None:
         """A place at a route; None where the route closed while the job waited for it.

@@ -158,6 +158,11 @@ class CostLimit:
                 self._allowed_usd += usd
         return True
 
+    @property
+    def is_exceeded(self) -> bool:
+        """Whether all that is or may yet be charged exceeds the limit; one process of several cannot tell."""
+        return self._set_aside is None and not self.fits(0.0)
+
     def fits(self, price_usd: float) -> bool:
         """Whether an image of this price fits as of now."""
         if self._allowed_usd is None:

@@ -36,6 +36,7 @@ class EarlierRequests:
     def __init__(self, routes: Routes) -> None:
         self._routes = routes
         self._at_once = anyio.CapacityLimiter(_NAMES_AT_ONCE)
+        self._asked_from: float | None = None
 
     async def find_lost(self, jobs: Sequence[Job]) -> None:
         """Look for unanswered requests in the APIs' lists; a job whose request is there gets its id."""
@@ -97,26 +98,39 @@ class EarlierRequests:
     async def has_arrived(self, route: Route, job: Job, stopping: anyio.Event) -> bool | None:
         """Whether the API got the request that an earlier process named: it may know it only once it is done.
 
-        It never got what it does not know two minutes later. None where it could not be asked then, for as
-        long again, or everything stops.
+        Or, where that has failed, the one that was sent in place of it. It never got what it does not know
+        two minutes after the first such question. None where it could not be asked then, for as long again,
+        or everything stops.
         """
-        known_after_s = max(_ARRIVED_S, route.api.request_timeout_s)
-        question = partial(route.api.knows, name=job.request_id or "")
-        asked_from = anyio.current_time()
-        pause_s = _ASK_AGAIN_S
-        while not stopping.is_set():
-            knows = await self._ask(route, question)
-            asked_s = anyio.current_time() - asked_from
-            if knows or asked_s >= (2 if knows is None else 1) * known_after_s:
-                return knows
-            with anyio.move_on_after(pause_s):
-                await stopping.wait()
-            pause_s = min(2 * pause_s, PATIENCE_S)
-        return None
+        asked_from = self._asked_from = self._asked_from or anyio.current_time()
+        known_at = asked_from + max(_ARRIVED_S, route.api.request_timeout_s)
+        give_up_at = max(2 * known_at - asked_from, anyio.current_time() + _NAMES_S)
+        found: bool | None = None
 
-    async def has_failed(self, route: Route, job: Job) -> bool | None:
-        """Whether that request, which the API has, has failed; None where it could not be asked."""
-        return await self._ask(route, partial(route.api.has_failed, name=job.request_id or ""))
+        async def ask() -> None:
+            nonlocal found
+            one, pause_s = job, _ASK_AGAIN_S
+            while True:
+                name = one.request_id or ""
+                knows = await self._ask(route, partial(route.api.knows, name=name))
+                has_failed = knows and await self._ask(route, partial(route.api.has_failed, name=name))
+                if has_failed:
+                    one = replace(one, attempts=one.attempts + 1)
+                    one.request_id = route.api.name_of(one)
+                    continue
+                if has_failed is False and (knows or anyio.current_time() >= known_at):
+                    found = knows
+                    break
+                await anyio.sleep(pause_s)
+                pause_s = min(2 * pause_s, PATIENCE_S)
+            group.cancel_scope.cancel()
+
+        with anyio.move_on_after(give_up_at - anyio.current_time()):
+            async with anyio.create_task_group() as group:
+                group.start_soon(ask)
+                await stopping.wait()
+                group.cancel_scope.cancel()
+        return found
 
     async def _ask(
         self, route: Route, question: Callable[[httpx.AsyncClient], Awaitable[bool]]

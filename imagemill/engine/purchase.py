@@ -73,7 +73,7 @@ class Purchase:
                 self._is_in_share = True
 
     def free(self, share: CostLimit | None) -> None:
-        """The request that was expected never arrived; ``share`` is its route's part of the budget."""
+        """The expected request never arrived, and is not sent now; ``share`` is its route's part."""
         self._cost.recover(expected_usd=-self._price_usd)
         if share is not None and self._is_in_share:
             share.recover(expected_usd=-self._price_usd)

@@ -153,7 +153,7 @@ def find_images(
         for job in jobs:  # what the store had missed
             costs = costs_of(job, lines.get(job.number))
             count_in_shares(session.engine.routes, job, costs, known[job.number])
-        _expect(session, jobs, lines)
+        _expect(session, jobs)
         if to_save := {job.number: job for job in (*changed, *doubted, *named, *lost, *ended)}:
             session.wait(save, list(to_save.values()))
     return session.wait(store.unfinished_numbers) if images or lines else numbers
@@ -277,12 +277,9 @@ def _is_lost(job: Job) -> bool:
     return job.status is JobStatus.PENDING and job.unanswered > 0 and job.request_id is None
 
 
-def _expect(session: Session, jobs: Sequence[Job], lines: Mapping[int, LastLine]) -> None:
-    """Count what the requests that the APIs have may cost, and say when they were last heard of."""
+def _expect(session: Session, jobs: Sequence[Job]) -> None:
+    """Count what the requests that the APIs have may cost."""
     asked = [job for job in jobs if job.status is JobStatus.PENDING and job.request_id is not None]
-    for job in asked:
-        if job.number in lines:
-            session.api_of(job).heard_of(job.request_id or "", lines[job.number].at.timestamp())
     session.portal.call(session.engine.expect, asked)
 
 

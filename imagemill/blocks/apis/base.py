@@ -8,7 +8,6 @@ polling. What the class builds on, from the bottom: :mod:`.account`, :mod:`.pric
 
 from __future__ import annotations
 
-import time
 from abc import abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
@@ -47,10 +46,8 @@ _LATE_TIMES, _LATE_S = 3, 1.0
 class ImageApi(ImageFetcher):
     """An account at a vendor of images. One instance serves a whole run, from one event loop."""
 
-    # Links and request ids of this process, and when they became known, in Unix seconds.
+    # Links and request ids of this process, and when they became known, on the clock of anyio.
     _known_here: dict[str, float] = PrivateAttr(default_factory=dict)
-    # Request ids of earlier processes, and of lost answers; when the API last knew them, in Unix seconds.
-    _heard_of: dict[str, float] = PrivateAttr(default_factory=dict)
 
     @property
     def queues(self) -> bool:
@@ -77,11 +74,6 @@ class ImageApi(ImageFetcher):
 
     def was_refused_further(self, job: Job, times: int) -> None:
         """Nor so often besides, as the API says: no line tells of these attempts."""
-
-    def heard_of(self, request_id: str, at: float) -> None:
-        """The API knew a request, of which this process has no answer, at this time, in Unix seconds."""
-        request_id = request_id.removeprefix(PAID)
-        self._heard_of[request_id] = max(at, self._heard_of.get(request_id, at))
 
     @abstractmethod
     def read(self, answer: dict[str, Any]) -> ImageSource | None:
@@ -177,7 +169,7 @@ class ImageApi(ImageFetcher):
                     code="bad_link",
                     charged=True,
                 )
-            self._known_here[link] = time.time()
+            self._known_here[link] = anyio.current_time()
             charged = self.charge(job)
             await accepted(link, charged.usd)
         content = await self._behind(http, link)

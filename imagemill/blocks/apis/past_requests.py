@@ -112,7 +112,6 @@ class ListingApi(ImageApi):
             if past.failed:
                 failed.append(past)
             elif (job := wanted.take(past.asked)) is not None:
-                self.heard_of(past.handle, time.time())
                 yield job, past.handle
             if not wanted:
                 return

@@ -9,7 +9,6 @@ its own (``queue_timeout_s``), and ``request_timeout_s`` runs from the moment th
 
 from __future__ import annotations
 
-import time
 from abc import abstractmethod
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -39,7 +38,10 @@ _CANCEL_S = 5.0
 _LONGEST_S = 86_400.0
 
 _UNHEARD_OF_S = 10.0
-"""A queue may not know a request yet that it has just taken: so many seconds after, a 404 is not believed."""
+"""A queue may not know a request yet that it has just taken: so many seconds long, a 404 is not believed.
+
+They begin when this process first asks about it: how long ago another sent it, only clocks could say.
+"""
 
 
 class OnState(Protocol):
@@ -63,6 +65,8 @@ class QueuedApi(ListingApi):
     )
 
     _times: CompletionTimes = PrivateAttr()
+    # Request ids of earlier processes, and when they were first asked about, on the clock of anyio.
+    _asked_from: dict[str, float] = PrivateAttr(default_factory=dict)
 
     def model_post_init(self, context: object, /) -> None:
         """Start with a guess on the early side: a look too early costs less than one too late."""
@@ -104,7 +108,7 @@ class QueuedApi(ListingApi):
                 error.doubtful = error.doubtful or error.code == UNKNOWN_ANSWER
                 raise
             self.look_url(handle)  # refuses what must not be asked before it is stored
-            self._known_here[handle] = time.time()
+            self._known_here[handle] = submitted_at
             await watch(handle)
             first = None if source else self.state_of(answer)
         else:
@@ -114,7 +118,7 @@ class QueuedApi(ListingApi):
                 on_state(first)
             if source is None:
                 try:
-                    source = await self._completed(http, handle, job, submitted_at, watch, on_state)
+                    source = await self._completed(http, handle, submitted_at, watch, on_state)
                 except ApiError as error:
                     if error.code != REQUEST_GONE:
                         raise
@@ -236,7 +240,6 @@ class QueuedApi(ListingApi):
         self,
         http: httpx.AsyncClient,
         handle: str,
-        job: Job,
         submitted_at: float | None,
         watch: RequestWatch,
         on_state: OnState,
@@ -246,12 +249,11 @@ class QueuedApi(ListingApi):
         A request from earlier, whose time of submission is not known, is looked at at once, and says nothing
         about how long images take.
         """
-        begun, age_s = submitted_at, 0.0
+        begun = submitted_at
         if look_at_once := begun is None:
             begun = anyio.current_time()
-            heard_of = self._known_here.get(handle) or self._heard_of.get(handle) or job.started_at or 0.0
-            age_s = max(0.0, time.time() - heard_of)
-        known_by = begun + _UNHEARD_OF_S - age_s
+        known_from = self._known_here.get(handle) or self._asked_from.setdefault(handle, begun)
+        known_by = known_from + _UNHEARD_OF_S
         over = blind = False
         seen_s = pause_s = 0.0
         while True:

@@ -14,7 +14,6 @@ how long past tasks are kept, what is said of a task that is not known, and the 
 
 from __future__ import annotations
 
-import time
 import uuid
 from collections.abc import Mapping
 from functools import partial
@@ -160,7 +159,7 @@ class Runware(ImageApi):
                 message = "Runware does not know the task any more"
                 raise ApiError(ErrorClass.TIMEOUT, message, code=REQUEST_GONE)
             if answer is None:
-                self._known_here[task] = time.time()
+                self._known_here[task] = anyio.current_time()
                 answer = await self._new(http, job, task, in_doubt=task == in_doubt)
             self._note_charge(job, self.told_usd({}, answer, job))
             source = self.source_in(answer)

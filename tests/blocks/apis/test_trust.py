@@ -204,12 +204,21 @@ def test_what_an_error_means(
 )
 def test_states_of_a_task(task: dict[str, object], error_class: ErrorClass, code: str) -> None:
     api = BlackForestLabs(api_key="bfl-test-key")
-    _, _, error = ask(api, answer(**task), request_id="https://api.bfl.ai/v1/get_result?id=1")
+    _, _, error = ask(api, *[answer(**task)] * 9, request_id="https://api.bfl.ai/v1/get_result?id=1")
     assert error is not None
     assert (error.error_class, error.code) == (error_class, code)
     assert error.keep_request is (code == "unknown_answer")
     assert "bfl-test-key" not in error.message
     assert "\x1b" not in error.message
+
+
+def test_a_request_of_an_earlier_process_is_not_gone_at_once_whatever_clocks_say() -> None:
+    """Seed 897901: a clock that had jumped made it old, and it was bought again."""
+    api = BlackForestLabs(api_key="k")
+    gone, made = answer(status="Task not found"), ready("https://delivery-eu1.bfl.ai/a.png?sig=1")
+    earlier = "https://api.bfl.ai/v1/get_result?id=1"
+    asked, _, error = ask(api, gone, gone, made, httpx.Response(200, content=PICTURE), request_id=earlier)
+    assert (len(asked), error) == (4, None)
 
 
 def test_an_answer_to_a_submit_without_an_id_is_not_an_id() -> None:
