@@ -113,13 +113,12 @@ class Admission:
         has_arrived = await self._earlier.has_arrived(work.route, work.job, self._stopping)
         if has_arrived or not self.is_in_question(work):
             return
-        is_routes = not self._cost.is_exceeded
+        why = BudgetSpentError if self._cost.is_exceeded else NoRouteError
         if has_arrived is False:
             work.purchase.free(work.route.share)
-        if is_routes:
+        if why is NoRouteError:
             self._close_spent(work.route)
-            raise NoRouteError
-        raise BudgetSpentError
+        raise why
 
     async def _slot(self, work: Work) -> Slot | None:
         """A place at a route; None where the route closed while the job waited for it.

@@ -337,6 +337,7 @@ class Simulation:
             elif self._is_over(ending):
                 return machine
             death = None
+            retries = retries and ending.stopped is None  # else it said that a resume goes on
             await asyncio.sleep(30.0)
         self._does_not_end()
         return machine
