@@ -24,6 +24,10 @@ from imagemill.formatting import counted
 from imagemill.jobs import Job
 from imagemill.stores import JobStore
 
+_DOES_NOT_SAY = (
+    "The API does not answer whether it has requests of before, and sent again they could exceed the limit."
+)
+
 
 class Admission:
     """Lets the jobs of one process go, one request after another.
@@ -108,9 +112,20 @@ class Admission:
 
         Raises:
             BudgetSpentError: it exceeds the run's.
-            NoRouteError: it exceeds its route's part.
+            NoRouteError: it exceeds its route's part, or that is closed.
+            RouteDownError: its route does not say, and is asked at the end.
+            StoppedError: the run is stopping.
         """
+        if not work.route.can_be_asked:
+            raise NoRouteError
         has_arrived = await self._earlier.has_arrived(work.route, work.job, self._stopping)
+        if has_arrived is None and not self._stopping.is_set():
+            if self._routes.parks:
+                raise RouteDownError
+            if not self._routes.are_several:
+                self._stop(StopKind.UNAVAILABLE, _DOES_NOT_SAY)
+        if self._stopping.is_set():
+            raise StoppedError
         if has_arrived or not self.is_in_question(work):
             return
         why = BudgetSpentError if self._cost.is_exceeded else NoRouteError

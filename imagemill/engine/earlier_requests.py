@@ -36,7 +36,7 @@ class EarlierRequests:
     def __init__(self, routes: Routes) -> None:
         self._routes = routes
         self._at_once = anyio.CapacityLimiter(_NAMES_AT_ONCE)
-        self._asked_from: float | None = None
+        self._asked_from: dict[str, float] = {}
 
     async def find_lost(self, jobs: Sequence[Job]) -> None:
         """Look for unanswered requests in the APIs' lists; a job whose request is there gets its id."""
@@ -99,10 +99,10 @@ class EarlierRequests:
         """Whether the API got the request that an earlier process named: it may know it only once it is done.
 
         Or, where that has failed, the one that was sent in place of it. It never got what it does not know
-        two minutes after the first such question. None where it could not be asked then, for as long again,
-        or everything stops.
+        two minutes after the first question. None where it could not be asked then, for as long again, or
+        everything stops.
         """
-        asked_from = self._asked_from = self._asked_from or anyio.current_time()
+        asked_from = self._asked_from.setdefault(job.request_id or "", anyio.current_time())
         known_at = asked_from + max(_ARRIVED_S, route.api.request_timeout_s)
         give_up_at = max(2 * known_at - asked_from, anyio.current_time() + _NAMES_S)
         found: bool | None = None

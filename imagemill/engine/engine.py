@@ -297,7 +297,8 @@ class Engine:
         """
         doubtful_usd, route, why = job.unanswered_usd, self.routes.of(job), (job.error_class, job.error_code)
         job.reopen(None if route.api.is_paid(job.request_id) else route.price(job))
-        self._cost.doubtful_usd += job.unanswered_usd - doubtful_usd
+        for limit in filter(None, (self._cost, route.share)):
+            limit.doubtful_usd += job.unanswered_usd - doubtful_usd
         if is_new:
             self._recorder.reopened(job, *why)
 

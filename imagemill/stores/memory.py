@@ -96,6 +96,7 @@ class MemoryStore(JobStore):
             StoreVersion(document["version"], document.get("made_by")).check(f"The checkpoint {self._path}")
             jobs = [_JOB.validate_python(job) for job in document["jobs"]]
             array("q", (job.number for job in jobs))  # a number that no store holds is damage too
+            JobTotals.of(jobs)  # and an amount that cannot be added
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             aside = self._path.with_suffix(f".damaged-{time.time():.0f}")
             self._path.rename(aside)

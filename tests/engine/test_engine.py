@@ -279,7 +279,7 @@ def test_where_an_api_does_not_say_whether_it_has_a_request_no_limit_is_exceeded
     account.refuses = 503
     ended = run(lambda: run_over(tmp_path, {"only": account}, jobs, limit_usd=1.5 * price_usd))
     assert ended.stopped is not None
-    assert ended.stopped.kind is StopKind.OUT_OF_BUDGET
+    assert ended.stopped.kind is StopKind.UNAVAILABLE
     assert [(job.status, job.request_id) for job in ended.jobs] == [(JobStatus.PENDING, n) for n in names]
     assert 240.0 <= ended.seconds < 260.0
 

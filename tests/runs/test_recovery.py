@@ -626,6 +626,25 @@ def test_a_request_without_a_price_that_is_asked_about_again_is_in_doubt_no_more
         assert (job.status, job.unanswered) == (JobStatus.PENDING, 0)
 
 
+def test_a_request_that_is_asked_about_again_counts_once_in_its_routes_share(
+    on_runware: RunSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TOGETHER_API_KEY", "k")
+    runware = {"provider": "runware", "usd_per_image": PRICE_USD, "max_cost_usd": 1.0}
+    described = on_runware.model_dump(exclude_unset=True)
+    both = RunSettings.model_validate({**described, "routes": [runware, {"provider": "together"}]})
+    with open_session(both) as session:
+        route = session.engine.routes.first
+        job = killed_at_work(session, request_id="X", route=route.name)
+        job.lose_answer(PRICE_USD)
+        job.fail(2.0, error_class="timeout", code="timeout", message="late", retryable=True)
+        assert route.share is not None
+        route.share.recover(doubtful_usd=PRICE_USD)
+        session.portal.call(session.engine.reopen, job)
+        session.portal.call(session.engine.expect, [job])
+        assert route.share.committed_usd == pytest.approx(PRICE_USD)
+
+
 @pytest.mark.parametrize(
     "why",
     [

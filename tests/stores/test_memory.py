@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import socket
 import time
 from dataclasses import replace
@@ -49,8 +50,9 @@ async def write(path: Path) -> None:
         lambda _: b"[]",
         lambda _: b'{"version": 1, "jobs": [{"number": 0}]}',
         lambda _: b'{"version": 1, "jobs": [{"number": 0, "status": "lost"}]}',
+        lambda raw: re.sub(rb'"cost_usd":[^,]+', b'"cost_usd":1e300', raw),
     ],
-    ids=["truncated", "empty", "zeros", "no object", "fields missing", "unknown status"],
+    ids=["truncated", "empty", "zeros", "no object", "fields missing", "unknown status", "too dear"],
 )
 async def test_a_damaged_checkpoint_is_set_aside(path: Path, damage: object) -> None:
     await write(path)

@@ -275,6 +275,8 @@ class QueuedApi(ListingApi):
                 if not unheard_of and not too_often:
                     raise
                 pause_s = error.retry_after_s or max(_BUSY_S, 2 * pause_s)
+                if unheard_of:  # and no longer than it may be
+                    pause_s = min(pause_s, max(_BUSY_S, known_by - anyio.current_time()))
                 look_at_once, over = True, False
                 continue
             pause_s = 0.0
