@@ -322,8 +322,9 @@ class LeaderLog(LogParts):
                 self._file.write_bytes(b"")
         if last is not None:
             self._part, self._sent = last, held
-            self._send()
-            found = self._found()
+            if self._size > held:  # else there may be no log: a power cut took its name
+                self._send()
+                found = self._found()
             self._known.have[last.series] = sum(part.size for part in found.get(last.series, ()))
             self._known.own = None
         self._append(found)

@@ -247,6 +247,22 @@ def test_lines_that_a_power_cut_took_come_back_from_the_bucket(machine: Callable
     assert only.events == ["a", "b", "c", "log_cut"]
 
 
+def test_a_log_whose_name_a_power_cut_took_is_begun_anew(
+    machine: Callable[[str], Machine], bucket: ImageBucket
+) -> None:
+    """Seed 968169: the part was noted as begun, and the bucket never got it."""
+    only = machine("only")
+    only.start()
+    only.write("a")
+    only.send()
+    bucket.try_delete([part.name for part in bucket.objects("runs/r/parts")])
+    only.folder.log.unlink()
+    only.start()
+    only.write("b")
+    only.send()
+    assert events_of(list(published_lines(bucket, "r"))) == ["b"]
+
+
 def test_another_machines_lines_that_a_power_cut_took_come_back_too(
     machine: Callable[[str], Machine],
 ) -> None:
