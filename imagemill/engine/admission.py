@@ -25,7 +25,7 @@ from imagemill.jobs import Job
 from imagemill.stores import JobStore
 
 _DOES_NOT_SAY = (
-    "The API does not answer whether it has requests of before, and sent again they could exceed the limit."
+    "{} does not answer whether it has requests of before, and sent again they could exceed the limit."
 )
 
 
@@ -100,12 +100,9 @@ class Admission:
         An earlier process named it. Where it was refused or has failed, and the line that says so is lost,
         its money may be in others.
         """
+        share = work.route.share
         is_named = work.purchase.is_expected and work.route.api.name_of(work.job) is not None
-        return is_named and (self._cost.is_exceeded or self._is_share_exceeded(work.route))
-
-    @staticmethod
-    def _is_share_exceeded(route: Route) -> bool:
-        return route.share is not None and route.share.is_exceeded
+        return is_named and (self._cost.is_exceeded or (share is not None and share.is_exceeded))
 
     async def _ask_first(self, work: Work) -> None:
         """Find out whether the job's request arrived; if not, it is not sent as long as that exceeds a limit.
@@ -119,18 +116,17 @@ class Admission:
         if not work.route.can_be_asked:
             raise NoRouteError
         has_arrived = await self._earlier.has_arrived(work.route, work.job, self._stopping)
-        if has_arrived is None and not self._stopping.is_set():
-            if self._routes.parks:
-                raise RouteDownError
-            if not self._routes.are_several:
-                self._stop(StopKind.UNAVAILABLE, _DOES_NOT_SAY)
         if self._stopping.is_set():
             raise StoppedError
         if has_arrived or not self.is_in_question(work):
             return
+        if has_arrived is None:
+            if self._routes.parks:
+                raise RouteDownError
+            self._stop(StopKind.UNAVAILABLE, _DOES_NOT_SAY.format(work.route.api.base_url))
+            raise StoppedError
         why = BudgetSpentError if self._cost.is_exceeded else NoRouteError
-        if has_arrived is False:
-            work.purchase.free(work.route.share)
+        work.purchase.free(work.route.share)
         if why is NoRouteError:
             self._close_spent(work.route)
         raise why

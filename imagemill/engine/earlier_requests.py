@@ -37,6 +37,7 @@ class EarlierRequests:
         self._routes = routes
         self._at_once = anyio.CapacityLimiter(_NAMES_AT_ONCE)
         self._asked_from: dict[str, float] = {}
+        self._answered_at: dict[Route, float] = {}
 
     async def find_lost(self, jobs: Sequence[Job]) -> None:
         """Look for unanswered requests in the APIs' lists; a job whose request is there gets its id."""
@@ -99,12 +100,13 @@ class EarlierRequests:
         """Whether the API got the request that an earlier process named: it may know it only once it is done.
 
         Or, where that has failed, the one that was sent in place of it. It never got what it does not know
-        two minutes after the first question. None where it could not be asked then, for as long again, or
-        everything stops.
+        two minutes after the first question. None where it has answered no question then, of this request or
+        another, for as long again; or everything stops.
         """
         asked_from = self._asked_from.setdefault(job.request_id or "", anyio.current_time())
-        known_at = asked_from + max(_ARRIVED_S, route.api.request_timeout_s)
-        give_up_at = max(2 * known_at - asked_from, anyio.current_time() + _NAMES_S)
+        patience_s = max(_ARRIVED_S, route.api.request_timeout_s)
+        known_at = asked_from + patience_s
+        give_up_at = max(known_at + patience_s, anyio.current_time() + _NAMES_S)
         found: bool | None = None
 
         async def ask() -> None:
@@ -118,18 +120,20 @@ class EarlierRequests:
                     one = replace(one, attempts=one.attempts + 1)
                     one.request_id = route.api.name_of(one)
                     continue
-                if has_failed is False and (knows or anyio.current_time() >= known_at):
+                now = anyio.current_time()
+                if has_failed is False and (knows or now >= known_at):
                     found = knows
+                    break
+                if now >= max(give_up_at, self._answered_at.get(route, 0.0) + patience_s):
                     break
                 await anyio.sleep(pause_s)
                 pause_s = min(2 * pause_s, PATIENCE_S)
             group.cancel_scope.cancel()
 
-        with anyio.move_on_after(give_up_at - anyio.current_time()):
-            async with anyio.create_task_group() as group:
-                group.start_soon(ask)
-                await stopping.wait()
-                group.cancel_scope.cancel()
+        async with anyio.create_task_group() as group:
+            group.start_soon(ask)
+            await stopping.wait()
+            group.cancel_scope.cancel()
         return found
 
     async def _ask(
@@ -140,9 +144,13 @@ class EarlierRequests:
             with contextlib.suppress(httpx.HTTPError, TimeoutError), anyio.fail_after(PATIENCE_S):
                 while True:
                     try:
-                        return await question(route.http)
+                        answer = await question(route.http)
                     except ApiError as error:
                         if error.error_class not in _PASSING:
                             return None
                         await anyio.sleep(error.retry_after_s or _ASK_AGAIN_S)
+                    else:
+                        route.breaker.accepted()  # refusals of minutes ago are no outage
+                        self._answered_at[route] = anyio.current_time()
+                        return answer
         return None

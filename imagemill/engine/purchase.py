@@ -122,7 +122,7 @@ class Purchase:
     def end(self) -> None:
         """The request is over; a next one is a purchase of its own."""
         self._settle()
-        self._charged = self._is_in_share = False
+        self._charged = self._expected = self._is_in_share = False
 
     def leave(self) -> None:
         """The job stays pending: a request that the API keeps may be charged for until a resume asks."""

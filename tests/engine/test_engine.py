@@ -284,6 +284,111 @@ def test_where_an_api_does_not_say_whether_it_has_a_request_no_limit_is_exceeded
     assert 240.0 <= ended.seconds < 260.0
 
 
+class RefusingTwice(Account):
+    """An account that refuses all in its first minute, and one request after it was asked for two minutes."""
+
+    asked_late = 0
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        self.asked_late += anyio.current_time() > 120.0
+        early = self.posted >= 5 and anyio.current_time() < 60.0
+        self.refuses = 429 if early or self.asked_late == 3 else None
+        return await super().handle_async_request(request)
+
+
+def test_an_api_that_answers_questions_between_two_refusals_has_not_refused_everything(
+    tmp_path: Path,
+) -> None:
+    """Seeds 975592 and 989006: two requests minutes apart were refused, and each resume stopped the run."""
+    api = Runware(api_key="k", base_url="http://first.test", usd_per_megapixel=0.0013)
+    api.begin("run")
+    account = RefusingTwice(api)
+    jobs = jobs_of(3, api.model)
+    for job in jobs:
+        job.attempts = 1
+        job.request_id = api.name_of(job)
+    price_usd = api.price_usd(jobs[0].width, jobs[0].height, jobs[0].steps)
+
+    async def once() -> Ended:
+        account.open()
+        async with httpx.AsyncClient(transport=account, timeout=60.0) as http:
+            await http.post(api.endpoint(jobs[0]), headers=api.headers, json=api.payload(jobs[0]))
+        return await run_over(tmp_path, {"only": account}, jobs, limit_usd=2.1 * price_usd, patience_s=60.0)
+
+    ended = run(once)
+    assert ended.stopped is not None
+    assert ended.stopped.kind is StopKind.OUT_OF_BUDGET
+    assert ended.cost.committed_usd == pytest.approx(2 * price_usd)
+    assert [job.status for job in ended.jobs].count(JobStatus.PENDING) == 1
+
+
+class Slow(Account):
+    """An account that takes three and a half seconds for each answer."""
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        await anyio.sleep(3.5)
+        return await super().handle_async_request(request)
+
+
+def test_an_api_that_answers_slowly_about_many_requests_answers(tmp_path: Path) -> None:
+    """Four hundred may have been sent, none was: each resume stopped at the first without an answer."""
+    api = Runware(api_key="k", base_url="http://first.test", usd_per_megapixel=0.0013)
+    api.begin("run")
+    jobs = jobs_of(400, api.model)
+    for job in jobs:
+        job.attempts = 1
+        job.request_id = api.name_of(job)
+    price_usd = api.price_usd(jobs[0].width, jobs[0].height, jobs[0].steps)
+    ended = run(lambda: run_over(tmp_path, {"only": Slow(api)}, jobs, limit_usd=20.5 * price_usd))
+    assert ended.stopped is not None
+    assert (ended.stopped.kind, ended.statuses["done"]) == (StopKind.OUT_OF_BUDGET, 20)
+
+
+class Mute(Account):
+    """An account that answers nothing about one request."""
+
+    muted = ""
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        if self.muted.encode() in await request.aread():
+            return httpx.Response(500, json={"errors": []}, request=request)
+        return await super().handle_async_request(request)
+
+
+def test_an_unanswered_question_matters_only_while_its_request_exceeds_the_limit(tmp_path: Path) -> None:
+    api = Runware(api_key="k", base_url="http://first.test", usd_per_megapixel=0.0013)
+    api.begin("run")
+    account, jobs = Mute(api), jobs_of(2, api.model)
+    for job in jobs:
+        job.attempts = 1
+        job.request_id = api.name_of(job)
+    account.muted = str(jobs[1].request_id)
+    price_usd = api.price_usd(jobs[0].width, jobs[0].height, jobs[0].steps)
+    ended = run(lambda: run_over(tmp_path, {"only": account}, jobs, limit_usd=1.5 * price_usd))
+    assert ended.stopped is not None
+    assert ended.stopped.kind is StopKind.OUT_OF_BUDGET
+    assert [job.status for job in ended.jobs] == [JobStatus.PENDING, JobStatus.FAILED]
+
+
+def test_where_a_route_does_not_say_what_it_has_the_limit_is_not_said_to_be_reached(tmp_path: Path) -> None:
+    api = Runware(api_key="k", base_url="http://first.test", usd_per_megapixel=0.0013)
+    api.begin("run")
+    accounts = {
+        "first": Account(api),
+        "second": Account(Together(api_key="k", base_url="http://second.test")),
+    }
+    accounts["first"].refuses = 503
+    jobs = jobs_of(3, api.model)
+    for job in jobs[:2]:
+        job.attempts, job.route = 1, "first"
+        job.request_id = api.name_of(job)
+    price_usd = api.price_usd(jobs[0].width, jobs[0].height, jobs[0].steps)
+    ended = run(lambda: run_over(tmp_path, accounts, jobs, limit_usd=1.5 * price_usd))
+    assert ended.stopped is not None
+    assert ended.stopped.kind is StopKind.UNAVAILABLE
+    assert "http://first.test" in ended.stopped.reason
+
+
 def test_a_failed_requests_money_that_another_has_is_not_spent_twice(tmp_path: Path) -> None:
     """The lines that said that it had failed, and that another was sent in place of it, were lost."""
     api = Runware(api_key="k", base_url="http://first.test", usd_per_megapixel=0.0013)
