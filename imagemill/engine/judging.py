@@ -14,7 +14,7 @@ from imagemill.engine.recorder import Recorder
 from imagemill.errors import StoreUnavailableError
 from imagemill.jobs import INPUT_FIELDS, Job
 from imagemill.quality.inspection import Finding
-from imagemill.quality.judge import Answer, Candidate, Judge, failure_of
+from imagemill.quality.judge import UNANSWERED, Answer, Candidate, Judge, failure_of
 from imagemill.usd import plus
 
 
@@ -43,9 +43,6 @@ class Judging:
     async def look(self, job: Job, content: bytes, found: Finding) -> Finding:
         """What was found in the picture, with the judge's opinion if it gives one."""
         answer = await self._ask(job, content)
-        if answer.usd:
-            job.judge_usd = plus(job.judge_usd, answer.usd)
-            self._recorder.charged(answer.usd)
         self._recorder.judged(job, answer)
         return found.judged(answer, self._threshold)
 
@@ -69,12 +66,20 @@ class Judging:
         except Exception as error:  # noqa: BLE001 - a judge may fail in any way: no job fails with it
             answer = Answer(failure=failure_of(error), doubtful_usd=price_usd)
         except BaseException:
-            self._cost.settle(price_usd, doubtful_usd=price_usd)  # cancelled: it may be charged for
+            self._book(job, price_usd, price_usd)
+            self._recorder.judged(job, Answer(failure=UNANSWERED))
             raise
-        # Apart: what is promised for images does not become dearer by what the judge costs.
-        self._cost.settle(price_usd)
-        self._cost.settle(0.0, charged_usd=answer.usd, doubtful_usd=answer.doubtful_usd)
+        self._book(job, price_usd, plus(answer.usd, answer.doubtful_usd))
         return answer
+
+    def _book(self, job: Job, promised_usd: float, usd: float) -> None:
+        """What the judge charged, or may have: nobody can ask it later about a request without an answer."""
+        # Apart: what is promised for images does not become dearer by what the judge costs.
+        self._cost.settle(promised_usd)
+        if usd:
+            self._cost.settle(0.0, charged_usd=usd)
+            job.judge_usd = plus(job.judge_usd, usd)
+            self._recorder.charged(usd)
 
     async def _row(self, job: Job) -> dict[str, Any]:
         """The job's input with this take's seed, and the catalog's other columns if the plan is here."""
