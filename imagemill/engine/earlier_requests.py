@@ -116,15 +116,16 @@ class EarlierRequests:
                 name = one.request_id or ""
                 knows = await self._ask(route, partial(route.api.knows, name=name))
                 has_failed = knows and await self._ask(route, partial(route.api.has_failed, name=name))
-                if has_failed:
+                now, until = anyio.current_time(), give_up_at
+                if has_failed:  # as all may have, where an API calls so what it does not know
                     one = replace(one, attempts=one.attempts + 1)
                     one.request_id = route.api.name_of(one)
-                    continue
-                now = anyio.current_time()
-                if has_failed is False and (knows or now >= known_at):
+                elif has_failed is False and (knows or now >= known_at):
                     found = knows
                     break
-                if now >= max(give_up_at, self._answered_at.get(route, 0.0) + patience_s):
+                else:
+                    until = max(until, self._answered_at.get(route, 0.0) + patience_s)
+                if now >= until:
                     break
                 await anyio.sleep(pause_s)
                 pause_s = min(2 * pause_s, PATIENCE_S)
@@ -150,7 +151,8 @@ class EarlierRequests:
                             return None
                         await anyio.sleep(error.retry_after_s or _ASK_AGAIN_S)
                     else:
-                        route.breaker.accepted()  # refusals of minutes ago are no outage
+                        if not route.is_down:
+                            route.breaker.accepted()  # refusals of minutes ago are no outage
                         self._answered_at[route] = anyio.current_time()
                         return answer
         return None

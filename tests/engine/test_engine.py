@@ -355,6 +355,30 @@ class Mute(Account):
         return await super().handle_async_request(request)
 
 
+class Failing(Account):
+    """An account that says of each task that it is asked about that it has failed."""
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        if b"getTaskDetails" in await request.aread():
+            await anyio.sleep(5.0)
+            return httpx.Response(200, json={"data": [{"response": {"errors": [{"code": "gone"}]}}]})
+        return await super().handle_async_request(request)
+
+
+def test_an_api_by_which_every_request_has_failed_is_not_asked_for_ever(tmp_path: Path) -> None:
+    api = Runware(api_key="k", base_url="http://first.test", usd_per_megapixel=0.0013)
+    api.begin("run")
+    jobs = jobs_of(2, api.model)
+    for job in jobs:
+        job.attempts = 1
+        job.request_id = api.name_of(job)
+    price_usd = api.price_usd(jobs[0].width, jobs[0].height, jobs[0].steps)
+    ended = run(lambda: run_over(tmp_path, {"only": Failing(api)}, jobs, limit_usd=1.5 * price_usd))
+    assert ended.stopped is not None
+    assert ended.stopped.kind is StopKind.UNAVAILABLE
+    assert 240.0 <= ended.seconds < 270.0
+
+
 def test_an_unanswered_question_matters_only_while_its_request_exceeds_the_limit(tmp_path: Path) -> None:
     api = Runware(api_key="k", base_url="http://first.test", usd_per_megapixel=0.0013)
     api.begin("run")
