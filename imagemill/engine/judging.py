@@ -14,7 +14,7 @@ from imagemill.engine.recorder import Recorder
 from imagemill.errors import StoreUnavailableError
 from imagemill.jobs import INPUT_FIELDS, Job
 from imagemill.quality.inspection import Finding
-from imagemill.quality.judge import UNANSWERED, Answer, Candidate, Judge, failure_of
+from imagemill.quality.judge import Answer, Candidate, Judge, failure_of
 from imagemill.usd import plus
 
 
@@ -66,8 +66,7 @@ class Judging:
         except Exception as error:  # noqa: BLE001 - a judge may fail in any way: no job fails with it
             answer = Answer(failure=failure_of(error), doubtful_usd=price_usd)
         except BaseException:
-            self._book(job, price_usd, price_usd)
-            self._recorder.judged(job, Answer(failure=UNANSWERED))
+            self._cost.settle(price_usd, doubtful_usd=price_usd)  # cancelled: it may be charged for
             raise
         self._book(job, price_usd, plus(answer.usd, answer.doubtful_usd))
         return answer

@@ -28,7 +28,7 @@ import orjson
 from PIL import Image
 from pydantic import SecretStr
 
-from imagemill.blocks.apis.exchange import fetch, text_at, words_of
+from imagemill.blocks.apis.exchange import NEVER_SENT, fetch, text_at, words_of
 from imagemill.errors import RETRY_RULES, ApiError, ErrorClass, InputError, class_of_status, printable
 from imagemill.formatting import cut
 from imagemill.quality.judge import Answer, Candidate, Judge, Opinion, OpinionError, opinion_of
@@ -176,7 +176,7 @@ class VisionJudge(Judge):
             try:
                 return replace(await self._once(body), doubtful_usd=doubtful_usd)
             except ApiError as error:
-                doubtful_usd += self.price_usd if error.doubtful else 0.0
+                doubtful_usd += self.price_usd if error.doubtful or error.charged else 0.0
                 retries[error.error_class] += 1
                 retry, rule = retries[error.error_class], RETRY_RULES[error.error_class]
                 stops = error.error_class in {ErrorClass.UNAUTHORIZED, ErrorClass.OUT_OF_BUDGET}
@@ -213,9 +213,9 @@ class VisionJudge(Judge):
             raise ApiError(error_class, f"HTTP {status}: {words}", retry_after_s=retry_after_s)
         except (httpx.HTTPError, TimeoutError) as error:
             self._silence += 1
-            raise ApiError(
-                ErrorClass.SERVER_ERROR, f"no answer ({type(error).__name__})", doubtful=True
-            ) from error
+            sent = not isinstance(error, NEVER_SENT)
+            words = f"no answer ({type(error).__name__})"
+            raise ApiError(ErrorClass.SERVER_ERROR, words, doubtful=sent) from error
         finally:
             self._limiter.release(slot)
 

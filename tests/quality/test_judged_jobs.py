@@ -15,7 +15,7 @@ from imagemill.engine.engine import StopKind
 from imagemill.jobs import Job, JobStatus
 from imagemill.quality.function_judge import FunctionJudge
 from imagemill.quality.inspection import OnSuspect
-from imagemill.quality.judge import UNANSWERED, Answer, Candidate, Judge, Opinion
+from imagemill.quality.judge import Answer, Candidate, Judge, Opinion
 from imagemill.takes import seed_of
 from tests.blocks.apis.variants import VARIANTS
 from tests.conftest import Place
@@ -40,20 +40,6 @@ class Late(Judge):
     async def ask(self, candidate: Candidate) -> Answer:
         del candidate
         return Answer(Opinion(0.9), usd=self.price_usd, doubtful_usd=2 * self.price_usd)
-
-
-class Silent(Judge):
-    """Never answers."""
-
-    price_usd = 0.01
-
-    def __init__(self, asked: threading.Event) -> None:
-        self._asked = asked
-
-    async def ask(self, candidate: Candidate) -> Answer:
-        del candidate
-        self._asked.set()
-        return await anyio.sleep_forever()
 
 
 class Broken(Judge):
@@ -158,15 +144,6 @@ def test_what_one_may_have_charged_without_an_answer_is_in_its_cost(ended: Calla
     """It counted towards the limit of this process only: each resume could spend it once more."""
     job = ended(Late(), OnSuspect.KEEP)
     assert (job.status, job.judge_usd) == (JobStatus.DONE, pytest.approx(0.03))
-
-
-def test_what_one_may_charge_for_an_opinion_that_is_interrupted_is_in_its_cost(
-    ended: Callable[..., Job],
-) -> None:
-    asked = threading.Event()
-    job = ended(Silent(asked), OnSuspect.KEEP, asked)
-    assert (job.status, job.judge_usd) == (JobStatus.DONE, pytest.approx(0.01))
-    assert json.loads(job.quality)["judge_failure"] == UNANSWERED
 
 
 def test_one_that_does_not_fit_under_the_limit_is_not_asked(ended: Callable[..., Job]) -> None:

@@ -30,7 +30,9 @@ def candidate(prompt: str = "A lighthouse", flaw: str | None = None) -> Candidat
     return Candidate(draw(Shot(prompt, 1024, 512, 4, 1, "png", flaw)), prompt, {})
 
 
-def answers(base_url: str, *candidates: Candidate, key: str = KEY, timeout_s: float = 200.0) -> list[Answer]:
+def answers(
+    base_url: str, *candidates: Candidate | Callable[[], Candidate], key: str = KEY, timeout_s: float = 200.0
+) -> list[Answer]:
     async def ask() -> list[Answer]:
         judge = VisionJudge(
             base_url,
@@ -42,7 +44,7 @@ def answers(base_url: str, *candidates: Candidate, key: str = KEY, timeout_s: fl
             limiter=Pacer(4),
         )
         async with judge:
-            return [await judge.ask(candidate) for candidate in candidates]
+            return [await judge.ask(shown() if callable(shown) else shown) for shown in candidates]
 
     return run_fast(ask)
 
@@ -75,6 +77,17 @@ def test_tokens_that_are_not_credible_cost_what_an_opinion_usually_does(
     (answer,) = answers(f"{emulator().base_url}/judge", candidate("x #score:absurd"))
     assert answer.opinion is not None
     assert answer.usd == pytest.approx(2000 * 2.5e-6 + 200 * 10e-6)
+
+
+def test_one_that_cannot_be_reached_costs_nothing(emulator: Callable[..., Emulator]) -> None:
+    started = emulator()
+
+    def leaving() -> Candidate:
+        started.stop()
+        return candidate()
+
+    (answer,) = answers(f"{started.base_url}/judge", leaving)
+    assert answer == Answer(failure="no answer (ConnectError)")
 
 
 def test_one_that_does_not_answer_is_given_up(emulator: Callable[..., Emulator]) -> None:
