@@ -154,7 +154,9 @@ def _may_be_bought_again(simulation: Simulation, last: dict[str, object]) -> Cou
     # A link expires before it is followed only where a process dies or stops, the network is slow, or the
     # request took longer than it was waited for.
     met = simulation.world.met
-    slowed = any(what.startswith(("death", "network", "interrupt", "API: hang")) for what in met)
+    slowed = any(
+        what.startswith(("death", "network", "interrupt", "API: hang", "API: timeout")) for what in met
+    )
     again: Counter[str] = Counter()
     unlisted: Counter[str] = Counter()
     for vendor in simulation.vendors:
