@@ -30,6 +30,7 @@ from imagemill.runs.route_costs import RouteCosts
 _NUMBER = re.compile(rb'"job":([0-9]{1,18})\b')
 _PLACEHOLDER = b'"event":"placeholder"'
 _ATTEMPT_FAILED = b'"event":"attempt_failed"'
+_REOPENED = b'"event":"reopened"'
 _CUT, _UP_NEXT = (f'"event":"{name}"'.encode() for name in (CUT, UP_NEXT))
 _DIGEST = re.compile(rb'"digest":"([0-9a-f]{32})"')
 _NOT_SENT = {"connection", "timeout"}
@@ -185,7 +186,7 @@ def perhaps_sent(log: Path) -> dict[int, list[datetime]]:
 
     Each has a time for each process: the one since when. They are those that it had named as the next ones
     and of which it wrote no line since, and those whose retry was due. A job that a later process has taken
-    up is not among them: its lines count what was in doubt.
+    up is not among them: its lines count what was in doubt, but for the one that reopens it.
     """
     found: dict[int, list[datetime]] = {}
     if not holds(log, _CUT):
@@ -203,7 +204,7 @@ def perhaps_sent(log: Path) -> dict[int, list[datetime]]:
                 up_next = dict.fromkeys(named.jobs, named.at)
         elif number := _NUMBER.search(text):
             job = int(number[1])
-            for since in (found, retries, up_next):
+            for since in (found, retries, up_next) if _REOPENED not in text else ():
                 since.pop(job, None)
             if _ATTEMPT_FAILED in text:
                 with contextlib.suppress(ValidationError):

@@ -134,6 +134,7 @@ def find_images(
         tell_refusals(session, jobs, lines)
         doubtful_usd = sum(job.unanswered_usd for job in jobs)
         known = {job.number: costs_of(job, lines.get(job.number)) for job in jobs}
+        perhaps = _unwritten_retries(jobs, {} if on_dask else lines) | perhaps
         found = {job.number: image for job in jobs if (image := _image_of(job, images)) is not None}
         receipts = _receipts(session, [image.name for image in found.values()] if begun else [])
         changed = [
@@ -223,6 +224,12 @@ def _find_named(
     return named
 
 
+def _unwritten_retries(jobs: Sequence[Job], lines: Mapping[int, LastLine]) -> dict[int, list[datetime]]:
+    """The jobs whose retry a machine may have sent that was lost with the line that tells of its reason."""
+    pairs = [(job, line) for job in jobs if (line := lines.get(job.number)) is not None and line.is_cut]
+    return {job.number: [line.at] for job, line in pairs if _went_on(job, line)}
+
+
 def _uncounted(job: Job, perhaps: Mapping[int, Sequence[datetime]]) -> list[datetime]:
     """The lost machines whose request of a job is not counted yet."""
     counted = job.lost_machines
@@ -242,9 +249,22 @@ def _only_in_store(job: Job, line: LastLine | None) -> int:
 
 
 def _is_known_to_store(job: Job, line: LastLine | None) -> bool:
-    """Whether the store knows what one lost machine sent that was not counted before, and what it came to."""
+    """Whether the store knows all that one lost machine sent that was not counted before, and its outcome."""
     counted = max(job.lost_machines.values(), default=0)
-    return job.attempts > max(counted, 0 if line is None else line.attempt)
+    return job.attempts > max(counted, 0 if line is None else line.attempt) and not _went_on(job, line)
+
+
+def _went_on(job: Job, line: LastLine | None) -> bool:
+    """Whether the store alone knows that an attempt brought nothing: a retry may have left since.
+
+    A retry waits until its log is safe only where the attempt before it may be charged.
+    """
+    told, sums = 0, (0, 0.0)
+    if line is not None:
+        told = line.attempt - (line.event in {"sent", "accepted", "judged"})
+        sums = line.unanswered or 0, line.cost_usd or 0.0
+    is_free = (job.unanswered, job.cost_usd) == sums
+    return job.status is JobStatus.PENDING and job.request_id is None and is_free and job.attempts > told
 
 
 def _in_doubt(line: LastLine | None) -> int:

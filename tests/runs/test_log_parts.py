@@ -361,5 +361,7 @@ def test_what_a_lost_machine_may_have_sent_is_what_it_had_named_and_the_retries_
     assert perhaps_sent(log).keys() == {1, 2, 3}
     jobs[2].start(0.0)
     recorder.sent(jobs[2])
+    assert perhaps_sent(log).keys() == {1, 3}
+    recorder.reopened(jobs[1], "timeout", "connection")  # by a retry of a retry (seed 1019384)
     recorder.close()
     assert perhaps_sent(log).keys() == {1, 3}

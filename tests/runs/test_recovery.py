@@ -262,8 +262,9 @@ def test_a_request_whose_outcome_only_the_store_knows_is_not_in_doubt(
     [
         ({"status": JobStatus.PENDING, "attempts": 0}, 1),
         ({}, 1),  # the store knows that it was sent
-        ({"status": JobStatus.PENDING}, 0),  # that it was refused
-        ({"status": JobStatus.PENDING, "attempts": 2}, 0),  # twice
+        ({"status": JobStatus.PENDING}, 1),  # that it was refused: the next may have left at once
+        ({"status": JobStatus.PENDING, "attempts": 2}, 1),  # twice
+        ({"status": JobStatus.PENDING, "cost_usd": PRICE_USD}, 0),  # that it was charged: the next waits
         ({"status": JobStatus.PENDING, "attempts": 2, "unanswered": 1}, 1),  # that nobody answered once
     ],
 )
@@ -288,6 +289,19 @@ def test_what_a_lost_machine_has_made_is_not_in_doubt(place: Place, catalog: Cal
         session.wait(session.bucket.put_image, name, picture(), image_metadata(job, receipt))
         job = resumed(session)
         assert (job.status, job.cost_usd, job.unanswered) == (JobStatus.DONE, receipt.cost_usd, 0)
+
+
+def test_a_retry_that_only_a_lost_machine_knew_of_is_in_doubt(
+    place: Place, catalog: Callable[..., str]
+) -> None:
+    """Seed 1019192: the log had that it was sent, the store that it was not taken, and nobody the retry."""
+    with open_session(settings(place, catalog(prompt=["a"]))) as session:
+        job = killed_at_work(session, status=JobStatus.PENDING)
+        session.recorder.up_next([0])
+        session.recorder.sent(job)
+        session.recorder.event("log_cut")
+        for _ in range(2):
+            assert resumed(session).unanswered == 1
 
 
 def test_a_doubt_is_counted_once_though_another_run_makes_the_picture(
@@ -323,6 +337,7 @@ def test_a_doubt_is_counted_once_though_a_second_lost_machine_made_a_picture_and
 def test_a_lost_machine_whose_request_the_store_knew_is_in_no_doubt_later(
     place: Place, catalog: Callable[..., str]
 ) -> None:
+    """What the second one may have sent after its failure is."""
     with open_session(settings(place, catalog(prompt=["a"]))) as session:
         killed_at_work(session, status=JobStatus.PENDING, attempts=1, request_id="X")
         lose_a_machine(session)
@@ -334,7 +349,7 @@ def test_a_lost_machine_whose_request_the_store_knew_is_in_no_doubt_later(
         job.requeue()
         saved(session, job)
         session.recorder.event("log_cut")
-        assert resumed(session).unanswered == 0
+        assert resumed(session).unanswered == 1
 
 
 def test_a_task_that_was_in_doubt_for_two_lost_machines_is_found_for_both(
