@@ -17,7 +17,7 @@ from imagemill.blocks.apis import Fal, ImageApi, Runware, Together
 from imagemill.engine.engine import Engine, StopKind
 from imagemill.engine.recorder import Recorder
 from imagemill.errors import StoreUnavailableError
-from imagemill.jobs import JobStatus
+from imagemill.jobs import Job, JobStatus
 from tests.engine.accounts import Account, Ended, Images, Jobs, jobs_of, run_over
 from tests.virtual_time import run
 
@@ -229,6 +229,17 @@ def test_a_request_that_was_cancelled_at_the_vendor_may_be_billed(tmp_path: Path
     assert len(account.charged) == 1 + job.unanswered == 2
 
 
+def named_at_runware(named: int, *, unnamed: int = 0, route: str = "") -> tuple[Runware, list[Job], float]:
+    """An API, jobs whose requests an earlier process named there, and their price in USD."""
+    api = Runware(api_key="k", base_url="http://first.test", usd_per_megapixel=0.0013)
+    api.begin("run")
+    jobs = jobs_of(named + unnamed, api.model)
+    for job in jobs[:named]:
+        job.attempts, job.route = 1, route
+        job.request_id = api.name_of(job)
+    return api, jobs, api.price_usd(jobs[0].width, jobs[0].height, jobs[0].steps)
+
+
 @pytest.mark.parametrize("limited", ["the run", "the route"])
 def test_what_an_earlier_process_may_have_sent_exceeds_no_limit_and_what_it_sent_is_fetched(
     tmp_path: Path, limited: str
@@ -237,14 +248,8 @@ def test_what_an_earlier_process_may_have_sent_exceeds_no_limit_and_what_it_sent
 
     Runware knew nothing yet of the one that it was at work on: its charge was in no sum, or was one too many.
     """
-    api = Runware(api_key="k", base_url="http://first.test", usd_per_megapixel=0.0013)
-    api.begin("run")
+    api, jobs, price_usd = named_at_runware(5, unnamed=1, route="first")
     accounts = {"first": Account(api, latency_s=30.0, latency_sigma=0.0)}
-    jobs = jobs_of(6, api.model)
-    price_usd = api.price_usd(jobs[0].width, jobs[0].height, jobs[0].steps)
-    for job in jobs[:5]:
-        job.attempts, job.route = 1, "first"
-        job.request_id = api.name_of(job)
 
     async def was_sent() -> None:
         async with httpx.AsyncClient(transport=accounts["first"], timeout=60.0) as http:
@@ -267,15 +272,9 @@ def test_where_an_api_does_not_say_whether_it_has_a_request_no_limit_is_exceeded
     tmp_path: Path,
 ) -> None:
     """The questions got lost, and it was sent again as if it had been taken before (seed 10145588)."""
-    api = Runware(api_key="k", base_url="http://first.test", usd_per_megapixel=0.0013)
-    api.begin("run")
+    api, jobs, price_usd = named_at_runware(2)
     account = Account(api)
-    jobs = jobs_of(2, api.model)
-    for job in jobs:
-        job.attempts = 1
-        job.request_id = api.name_of(job)
     names = [job.request_id for job in jobs]
-    price_usd = api.price_usd(jobs[0].width, jobs[0].height, jobs[0].steps)
     account.refuses = 503
     ended = run(lambda: run_over(tmp_path, {"only": account}, jobs, limit_usd=1.5 * price_usd))
     assert ended.stopped is not None
@@ -300,14 +299,8 @@ def test_an_api_that_answers_questions_between_two_refusals_has_not_refused_ever
     tmp_path: Path,
 ) -> None:
     """Seeds 975592 and 989006: two requests minutes apart were refused, and each resume stopped the run."""
-    api = Runware(api_key="k", base_url="http://first.test", usd_per_megapixel=0.0013)
-    api.begin("run")
+    api, jobs, price_usd = named_at_runware(3)
     account = RefusingTwice(api)
-    jobs = jobs_of(3, api.model)
-    for job in jobs:
-        job.attempts = 1
-        job.request_id = api.name_of(job)
-    price_usd = api.price_usd(jobs[0].width, jobs[0].height, jobs[0].steps)
 
     async def once() -> Ended:
         account.open()
@@ -332,13 +325,7 @@ class Slow(Account):
 
 def test_an_api_that_answers_slowly_about_many_requests_answers(tmp_path: Path) -> None:
     """Four hundred may have been sent, none was: each resume stopped at the first without an answer."""
-    api = Runware(api_key="k", base_url="http://first.test", usd_per_megapixel=0.0013)
-    api.begin("run")
-    jobs = jobs_of(400, api.model)
-    for job in jobs:
-        job.attempts = 1
-        job.request_id = api.name_of(job)
-    price_usd = api.price_usd(jobs[0].width, jobs[0].height, jobs[0].steps)
+    api, jobs, price_usd = named_at_runware(400)
     ended = run(lambda: run_over(tmp_path, {"only": Slow(api)}, jobs, limit_usd=20.5 * price_usd))
     assert ended.stopped is not None
     assert (ended.stopped.kind, ended.statuses["done"]) == (StopKind.OUT_OF_BUDGET, 20)
@@ -366,13 +353,7 @@ class Failing(Account):
 
 
 def test_an_api_by_which_every_request_has_failed_is_not_asked_for_ever(tmp_path: Path) -> None:
-    api = Runware(api_key="k", base_url="http://first.test", usd_per_megapixel=0.0013)
-    api.begin("run")
-    jobs = jobs_of(2, api.model)
-    for job in jobs:
-        job.attempts = 1
-        job.request_id = api.name_of(job)
-    price_usd = api.price_usd(jobs[0].width, jobs[0].height, jobs[0].steps)
+    api, jobs, price_usd = named_at_runware(2)
     ended = run(lambda: run_over(tmp_path, {"only": Failing(api)}, jobs, limit_usd=1.5 * price_usd))
     assert ended.stopped is not None
     assert ended.stopped.kind is StopKind.UNAVAILABLE
@@ -380,14 +361,9 @@ def test_an_api_by_which_every_request_has_failed_is_not_asked_for_ever(tmp_path
 
 
 def test_an_unanswered_question_matters_only_while_its_request_exceeds_the_limit(tmp_path: Path) -> None:
-    api = Runware(api_key="k", base_url="http://first.test", usd_per_megapixel=0.0013)
-    api.begin("run")
-    account, jobs = Mute(api), jobs_of(2, api.model)
-    for job in jobs:
-        job.attempts = 1
-        job.request_id = api.name_of(job)
+    api, jobs, price_usd = named_at_runware(2)
+    account = Mute(api)
     account.muted = str(jobs[1].request_id)
-    price_usd = api.price_usd(jobs[0].width, jobs[0].height, jobs[0].steps)
     ended = run(lambda: run_over(tmp_path, {"only": account}, jobs, limit_usd=1.5 * price_usd))
     assert ended.stopped is not None
     assert ended.stopped.kind is StopKind.OUT_OF_BUDGET
@@ -395,18 +371,12 @@ def test_an_unanswered_question_matters_only_while_its_request_exceeds_the_limit
 
 
 def test_where_a_route_does_not_say_what_it_has_the_limit_is_not_said_to_be_reached(tmp_path: Path) -> None:
-    api = Runware(api_key="k", base_url="http://first.test", usd_per_megapixel=0.0013)
-    api.begin("run")
+    api, jobs, price_usd = named_at_runware(2, unnamed=1, route="first")
     accounts = {
         "first": Account(api),
         "second": Account(Together(api_key="k", base_url="http://second.test")),
     }
     accounts["first"].refuses = 503
-    jobs = jobs_of(3, api.model)
-    for job in jobs[:2]:
-        job.attempts, job.route = 1, "first"
-        job.request_id = api.name_of(job)
-    price_usd = api.price_usd(jobs[0].width, jobs[0].height, jobs[0].steps)
     ended = run(lambda: run_over(tmp_path, accounts, jobs, limit_usd=1.5 * price_usd))
     assert ended.stopped is not None
     assert ended.stopped.kind is StopKind.UNAVAILABLE
@@ -415,15 +385,9 @@ def test_where_a_route_does_not_say_what_it_has_the_limit_is_not_said_to_be_reac
 
 def test_a_failed_requests_money_that_another_has_is_not_spent_twice(tmp_path: Path) -> None:
     """The lines that said that it had failed, and that another was sent in place of it, were lost."""
-    api = Runware(api_key="k", base_url="http://first.test", usd_per_megapixel=0.0013)
-    api.begin("run")
+    api, jobs, price_usd = named_at_runware(2)
     account = Account(api)
-    jobs = jobs_of(2, api.model)
     jobs[0].prompt = "Fox #fault:fail*1"
-    for job in jobs:
-        job.attempts = 1
-        job.request_id = api.name_of(job)
-    price_usd = api.price_usd(jobs[0].width, jobs[0].height, jobs[0].steps)
 
     async def twice() -> Ended:
         account.open()
