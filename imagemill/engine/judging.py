@@ -68,17 +68,14 @@ class Judging:
         except BaseException:
             self._cost.settle(price_usd, doubtful_usd=price_usd)  # cancelled: it may be charged for
             raise
-        self._book(job, price_usd, plus(answer.usd, answer.doubtful_usd))
-        return answer
-
-    def _book(self, job: Job, promised_usd: float, usd: float) -> None:
-        """What the judge charged, or may have: nobody can ask it later about a request without an answer."""
         # Apart: what is promised for images does not become dearer by what the judge costs.
-        self._cost.settle(promised_usd)
-        if usd:
+        self._cost.settle(price_usd)
+        # Nobody can ask it later about a request without an answer: what it may have charged is booked, too.
+        if usd := plus(answer.usd, answer.doubtful_usd):
             self._cost.settle(0.0, charged_usd=usd)
             job.judge_usd = plus(job.judge_usd, usd)
             self._recorder.charged(usd)
+        return answer
 
     async def _row(self, job: Job) -> dict[str, Any]:
         """The job's input with this take's seed, and the catalog's other columns if the plan is here."""

@@ -202,9 +202,9 @@ def perhaps_sent(log: Path) -> dict[int, list[datetime]]:
             with contextlib.suppress(ValidationError):
                 named = _NAMED.validate_json(text)
                 up_next = dict.fromkeys(named.jobs, named.at)
-        elif number := _NUMBER.search(text):
+        elif _REOPENED not in text and (number := _NUMBER.search(text)):
             job = int(number[1])
-            for since in (found, retries, up_next) if _REOPENED not in text else ():
+            for since in (found, retries, up_next):
                 since.pop(job, None)
             if _ATTEMPT_FAILED in text:
                 with contextlib.suppress(ValidationError):
